@@ -1,0 +1,412 @@
+//! The layouts that cross the kernel boundary.
+//!
+//! Every type here is `repr(C)` without padding, so that no uninitialised byte leaves the kernel.
+//! Numbers are in host byte order unless their name or comment says otherwise.
+
+use crate::flow::{Address, Class, Family, Flow};
+
+/// The version of everything in this module. A change of any layout, map or program name raises it;
+/// pins of another version are never touched by this one.
+pub const ABI_VERSION: u32 = 1;
+
+/// How many instances the maps can hold. Index 0 means "no instance".
+pub const MAX_INSTANCES: u32 = 2048;
+
+/// Two policy slots for an instance: the current one, and the one that the next change fills.
+pub const MAX_POLICIES: u32 = MAX_INSTANCES * 2;
+
+/// How many listeners one policy can have.
+pub const MAX_LISTENERS: usize = 16;
+
+/// Verdicts that one cgroup remembers. With [`Scope::instance`] they stay below a page, which is what
+/// Linux before 5.11 allows for a cgroup storage value.
+pub const CACHE_SLOTS: usize = 256;
+
+/// Room for drop reasons in [`Denied`]; reasons' numbers are below it.
+pub const REASON_SLOTS: usize = 32;
+
+/// Destinations whose repeats are folded, over all instances.
+pub const SEEN_ENTRIES: u32 = 8192;
+
+/// Size of the ring buffer, in bytes.
+pub const RING_BYTES: u32 = 256 * 1024;
+
+/// A key of a policy's trie: an address of a family, or a port of a port set.
+///
+/// The `space` comes first in the prefix, so the families and the port sets are separate subtrees.
+/// The kernel wants `prefix_len` in host byte order and the rest as bytes in order of significance:
+/// <https://docs.kernel.org/bpf/map_lpm_trie.html>.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct TrieKey {
+    /// Significant bits of `space` and `data` together.
+    pub prefix_len: u32,
+    /// Family number, or [`PORT_SPACE`] and the set's number; network byte order.
+    pub space: u32,
+    /// The address, or the port in the first two bytes; network byte order.
+    pub data: [u32; 4],
+}
+
+/// Set in [`TrieKey::space`] for a port set.
+pub const PORT_SPACE: u32 = 0x1_0000;
+
+const SPACE_BITS: u32 = 32;
+
+impl TrieKey {
+    /// The key of the first `len` bits of an address.
+    #[inline(always)]
+    pub const fn prefix(address: &Address, len: u8) -> Self {
+        Self {
+            prefix_len: SPACE_BITS + len as u32,
+            space: (address.family() as u32).to_be(),
+            data: address.words(),
+        }
+    }
+
+    /// The key that looks up an address.
+    #[inline(always)]
+    pub const fn address(address: &Address) -> Self {
+        let bits = match address.family() {
+            Family::V4 => 32,
+            Family::V6 => 128,
+        };
+        Self::prefix(address, bits)
+    }
+
+    /// The key of the first `len` bits of a port in a port set.
+    #[inline(always)]
+    pub const fn port_prefix(set: Grant, port: u16, len: u8) -> Self {
+        Self {
+            prefix_len: SPACE_BITS + len as u32,
+            space: (PORT_SPACE | set.0 as u32).to_be(),
+            data: [((port as u32) << 16).to_be(), 0, 0, 0],
+        }
+    }
+
+    /// The key that looks up a port in a port set.
+    #[inline(always)]
+    pub const fn port(set: Grant, port: u16) -> Self {
+        Self::port_prefix(set, port, 16)
+    }
+}
+
+/// What the rules that cover a prefix say to one class of flows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+#[repr(transparent)]
+pub struct Grant(pub u16);
+
+impl Grant {
+    /// Nothing: no rule speaks of this class here.
+    pub const NONE: Self = Self(0);
+    /// Allowed, on every port.
+    pub const ALLOW: Self = Self(1);
+    /// Denied by a rule, on every port.
+    pub const DENY: Self = Self(2);
+    /// The first number that names a port set.
+    pub const FIRST_SET: u16 = 3;
+}
+
+/// The value at a prefix: one [`Grant`] for each [`Class`], with everything that the covering
+/// prefixes say already merged in, so that one lookup answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+#[repr(C, align(8))]
+pub struct Entry {
+    /// Indexed by [`Class`].
+    pub grants: [Grant; 4],
+}
+
+impl Entry {
+    /// The same grant for every class; what the entries of a port set have.
+    pub const fn uniform(grant: Grant) -> Self {
+        Self { grants: [grant; 4] }
+    }
+
+    /// The grant for a class.
+    #[inline(always)]
+    pub const fn grant(&self, class: Class) -> Grant {
+        self.grants[class as usize]
+    }
+}
+
+/// Whether a verdict is enforced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Mode {
+    /// A `Deny` refuses.
+    Enforce = 0,
+    /// A `Deny` is reported and passes.
+    Audit = 1,
+}
+
+/// A listener of the policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[repr(C)]
+pub struct Listener {
+    /// The address, normalised; network byte order; all zeros is the family's wildcard.
+    pub address: [u32; 4],
+    /// 4 or 6.
+    pub family: u16,
+    /// The port.
+    pub port: u16,
+    /// 1 where peers beyond loopback may connect.
+    pub open: u32,
+}
+
+/// The part of a compiled policy that is not in its trie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Head {
+    /// A [`Mode`].
+    pub mode: u32,
+    /// Some rule lets ICMPv6 pass: 1. Otherwise such sockets are refused at creation.
+    pub icmpv6_can_speak: u32,
+    /// Some rule lets [`Class::Other`] pass: 1. Otherwise such sockets are refused at creation.
+    pub other_can_speak: u32,
+    /// How many of `listeners` count.
+    pub listener_count: u32,
+    /// The listeners.
+    pub listeners: [Listener; MAX_LISTENERS],
+}
+
+impl Default for Head {
+    fn default() -> Self {
+        Self {
+            mode: Mode::Enforce as u32,
+            icmpv6_can_speak: 0,
+            other_can_speak: 0,
+            listener_count: 0,
+            listeners: [Listener::default(); MAX_LISTENERS],
+        }
+    }
+}
+
+/// Which policy is in force for an instance: one 64-bit word, so that a change is one store and a
+/// reader sees the old policy or the new one, whole.
+///
+/// Upper half: the generation. Lower half: the policy slot, 0 for none. All zeros: no policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[repr(transparent)]
+pub struct Current(pub u64);
+
+impl Current {
+    /// `generation` is in force, from `slot`.
+    pub const fn new(generation: u32, slot: u32) -> Self {
+        Self((generation as u64) << 32 | slot as u64)
+    }
+
+    /// The generation.
+    #[inline(always)]
+    pub const fn generation(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
+    /// The policy slot; 0 when there is no policy.
+    #[inline(always)]
+    pub const fn slot(self) -> u32 {
+        #[expect(clippy::cast_possible_truncation, reason = "the lower half is the slot")]
+        let slot = self.0 as u32;
+        slot
+    }
+}
+
+/// What one confined cgroup has: its instance and the verdicts it remembers.
+///
+/// A new one is all zeros, which is "no instance": everything is denied.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Scope {
+    /// Index into the instances; 0 is none.
+    pub instance: u32,
+    /// Keeps the layout free of padding.
+    pub reserved: u32,
+    /// [`crate::cache`] tags; 0 is empty.
+    pub cache: [u64; CACHE_SLOTS],
+}
+
+impl Scope {
+    /// The scope of a cgroup of `instance`, with nothing remembered.
+    pub const fn new(instance: u32) -> Self {
+        Self { instance, reserved: 0, cache: [0; CACHE_SLOTS] }
+    }
+}
+
+/// Packets (or refused operations) and bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[repr(C)]
+pub struct Counter {
+    /// How many.
+    pub packets: u64,
+    /// Their IP length; 0 for refused operations, which never became packets.
+    pub bytes: u64,
+}
+
+/// What was refused to an instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Denied {
+    /// By drop reason's number.
+    pub reasons: [Counter; REASON_SLOTS],
+    /// Events that found no room in the ring buffer.
+    pub lost: u64,
+    /// Denials folded into an earlier event of the same destination.
+    pub folded: u64,
+    /// Denials left out by the rate limit.
+    pub limited: u64,
+    /// Rate limiter's state: the time at which the bucket is full again, monotonic ns.
+    pub bucket: u64,
+}
+
+impl Default for Denied {
+    fn default() -> Self {
+        Self { reasons: [Counter::default(); REASON_SLOTS], lost: 0, folded: 0, limited: 0, bucket: 0 }
+    }
+}
+
+/// How events are limited, the same for all instances.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Limits {
+    /// Repeats of a destination within this time are folded; ns.
+    pub interval: u64,
+    /// Time in which one event's worth of the rate comes back; ns.
+    pub per_event: u64,
+    /// `per_event` times the burst; ns.
+    pub burst: u64,
+}
+
+/// What makes two denials the same for folding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct SeenKey {
+    /// The destination; network byte order.
+    pub address: [u32; 4],
+    /// The instance.
+    pub instance: u32,
+    /// The destination port.
+    pub port: u16,
+    /// The IP protocol.
+    pub protocol: u8,
+    /// 4 or 6.
+    pub family: u8,
+}
+
+impl SeenKey {
+    /// The key of a flow of an instance.
+    #[inline(always)]
+    pub const fn new(instance: u32, flow: &Flow) -> Self {
+        Self {
+            address: flow.address.words(),
+            instance,
+            port: flow.port,
+            protocol: flow.protocol.0,
+            family: flow.address.family() as u8,
+        }
+    }
+}
+
+/// A destination that was denied before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Seen {
+    /// When its last event was due; monotonic ns.
+    pub reported: u64,
+    /// Denials of this destination so far. It only grows, so a reader needs no reset.
+    pub attempts: u64,
+}
+
+/// A ring-buffer record of a denied flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Event {
+    /// The destination (for binds: the local address; inbound: the peer); network byte order.
+    pub address: [u32; 4],
+    /// [`Seen::attempts`] of this destination, this one included.
+    pub attempts: u64,
+    /// The instance.
+    pub instance: u32,
+    /// The generation that judged.
+    pub generation: u32,
+    /// The process, in the root PID namespace; 0 where the hook cannot know.
+    pub pid: u32,
+    /// The user, in the root user namespace.
+    pub uid: u32,
+    /// The thread's name, NUL-padded; empty where the hook cannot know.
+    pub comm: [u8; 16],
+    /// The port.
+    pub port: u16,
+    /// The IP protocol.
+    pub protocol: u8,
+    /// 4 or 6.
+    pub family: u8,
+    /// A [`crate::reason::Hook`].
+    pub hook: u8,
+    /// A [`crate::reason::DropReason`].
+    pub reason: u8,
+    /// 1 where the mode let it pass.
+    pub audit: u16,
+}
+
+#[cfg(feature = "user")]
+mod pod {
+    use super::*;
+
+    // SAFETY (of each line): the type is `repr(C)` or transparent, has no padding and no pointers,
+    // and every bit pattern is a value of it; the sizes below would change if padding crept in.
+    #[rustfmt::skip]
+    mod impls {
+        use super::*;
+        // SAFETY: see above.
+        unsafe impl aya::Pod for TrieKey {}
+        // SAFETY: see above.
+        unsafe impl aya::Pod for Entry {}
+        // SAFETY: see above.
+        unsafe impl aya::Pod for Head {}
+        // SAFETY: see above.
+        unsafe impl aya::Pod for Scope {}
+        // SAFETY: see above.
+        unsafe impl aya::Pod for Counter {}
+        // SAFETY: see above.
+        unsafe impl aya::Pod for Denied {}
+        // SAFETY: see above.
+        unsafe impl aya::Pod for Limits {}
+        // SAFETY: see above.
+        unsafe impl aya::Pod for SeenKey {}
+        // SAFETY: see above.
+        unsafe impl aya::Pod for Seen {}
+        // SAFETY: see above.
+        unsafe impl aya::Pod for Event {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A size that is the sum of the fields' sizes has no padding.
+    #[test]
+    fn layouts_have_no_padding() {
+        assert_eq!(size_of::<TrieKey>(), 4 + 4 + 16);
+        assert_eq!(size_of::<Entry>(), 8);
+        assert_eq!(size_of::<Listener>(), 16 + 2 + 2 + 4);
+        assert_eq!(size_of::<Head>(), 16 + MAX_LISTENERS * size_of::<Listener>());
+        assert_eq!(size_of::<Scope>(), 8 + CACHE_SLOTS * 8);
+        assert_eq!(size_of::<Counter>(), 16);
+        assert_eq!(size_of::<Denied>(), REASON_SLOTS * 16 + 32);
+        assert_eq!(size_of::<Limits>(), 24);
+        assert_eq!(size_of::<SeenKey>(), 16 + 4 + 2 + 1 + 1);
+        assert_eq!(size_of::<Seen>(), 16);
+        assert_eq!(size_of::<Event>(), 16 + 8 + 4 * 4 + 16 + 2 + 4 + 2);
+    }
+
+    #[test]
+    fn a_scope_fits_a_page() {
+        assert!(size_of::<Scope>() <= 4096);
+    }
+
+    #[test]
+    fn the_current_word_holds_both_halves() {
+        let current = Current::new(7, 4095);
+        assert_eq!((current.generation(), current.slot()), (7, 4095));
+        assert_eq!(Current::default().slot(), 0);
+    }
+}

@@ -1,0 +1,18 @@
+//! What the kernel side and the user side of opencode-egress share.
+//!
+//! - [`flow`]: what is judged, and [`reason`]: why it was refused;
+//! - [`packet`]: from the bytes of an IP packet to a flow, refusing what cannot be read safely;
+//! - [`decide`]: the one decision function, a pure function over [`decide::Rules`];
+//! - [`cache`]: the tags that remember an `Allow`;
+//! - [`abi`]: the layouts that cross the kernel boundary in maps and in the ring buffer.
+//!
+//! Nothing here touches the kernel: all of it is tested on the host.
+
+#![no_std]
+
+pub mod abi;
+pub mod cache;
+pub mod decide;
+pub mod flow;
+pub mod packet;
+pub mod reason;

@@ -1,0 +1,115 @@
+//! Drop reasons and hooks: the numbers that events and counters carry.
+//!
+//! A number is never reused: dashboards and journals outlive the code that wrote them.
+
+macro_rules! numbered {
+    ($(#[$doc:meta])* $name:ident { $($(#[$item_doc:meta])* $item:ident = $number:literal, $text:literal;)+ }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        #[repr(u8)]
+        pub enum $name {
+            $($(#[$item_doc])* $item = $number,)+
+        }
+
+        impl $name {
+            /// Every one, in the order of their numbers.
+            pub const ALL: &'static [Self] = &[$(Self::$item),+];
+
+            /// The name used in logs and metrics.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$item => $text,)+ }
+            }
+
+            /// The one with this number, if there is one.
+            pub const fn from_number(number: u8) -> Option<Self> {
+                match number { $($number => Some(Self::$item),)+ _ => None }
+            }
+        }
+    };
+}
+
+numbered! {
+    /// Why a flow was refused.
+    DropReason {
+        /// The cgroup is confined but has no policy (yet, or any more).
+        NoPolicy = 1, "no-policy";
+        /// No rule covers the destination address.
+        NotAllowed = 2, "not-allowed";
+        /// A deny rule covers the flow; deny wins over allow.
+        DenyRule = 3, "deny-rule";
+        /// Rules cover the address, but none for this protocol.
+        ProtocolNotAllowed = 4, "protocol-not-allowed";
+        /// Rules cover the address and the protocol, but not this port.
+        PortNotAllowed = 5, "port-not-allowed";
+        /// The headers are truncated, inconsistent, or of another version.
+        UnreadableHeader = 6, "unreadable-header";
+        /// An IPv4 option that redirects the packet (source routing), or that is not known.
+        Ipv4Option = 7, "ipv4-option";
+        /// An IPv6 routing header: the packet's last hop is not its destination address.
+        RoutingHeader = 8, "routing-header";
+        /// An IPv6 extension header that cannot be looked behind.
+        ExtensionHeader = 9, "extension-header";
+        /// A fragment made by the sender itself; it hides the ports, or rewrites them.
+        Fragment = 10, "fragment";
+        /// A connection out from the port of one of the instance's listeners.
+        ListenerPort = 11, "listener-port";
+        /// A bind to an address and port that the policy does not list under `listen`.
+        BindNotListed = 12, "bind-not-listed";
+        /// A new inbound connection to a port that is no listener of the policy.
+        NotAListener = 13, "not-a-listener";
+        /// A new inbound connection from beyond loopback to a listener that is not open.
+        ListenerNotOpen = 14, "listener-not-open";
+        /// A socket of a protocol that no rule of the policy lets speak.
+        SocketNotAllowed = 15, "socket-not-allowed";
+        /// A socket or option by which the sender would write the IP header itself.
+        HeaderIncluded = 16, "header-included";
+        /// A socket option that adds a source route or a routing header.
+        RoutingOption = 17, "routing-option";
+        /// An inbound datagram from a peer that the instance may not send to.
+        PeerNotAllowed = 18, "peer-not-allowed";
+    }
+}
+
+numbered! {
+    /// The place in the kernel where a flow was judged.
+    Hook {
+        /// `cgroup/connect4`.
+        Connect4 = 1, "connect4";
+        /// `cgroup/connect6`.
+        Connect6 = 2, "connect6";
+        /// `cgroup/sendmsg4`.
+        Sendmsg4 = 3, "sendmsg4";
+        /// `cgroup/sendmsg6`.
+        Sendmsg6 = 4, "sendmsg6";
+        /// `cgroup_skb/egress`.
+        Egress = 5, "egress";
+        /// `cgroup_skb/ingress`.
+        Ingress = 6, "ingress";
+        /// `cgroup/bind4`.
+        Bind4 = 7, "bind4";
+        /// `cgroup/bind6`.
+        Bind6 = 8, "bind6";
+        /// `cgroup/sock_create`.
+        SockCreate = 9, "sock_create";
+        /// `cgroup/setsockopt`.
+        Setsockopt = 10, "setsockopt";
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::abi::REASON_SLOTS;
+
+    #[test]
+    fn numbers_lead_back_and_fit_the_counters() {
+        for &reason in DropReason::ALL {
+            assert_eq!(DropReason::from_number(reason as u8), Some(reason));
+            assert!((reason as usize) < REASON_SLOTS);
+        }
+        for &hook in Hook::ALL {
+            assert_eq!(Hook::from_number(hook as u8), Some(hook));
+        }
+        assert_eq!(DropReason::from_number(0), None);
+    }
+}

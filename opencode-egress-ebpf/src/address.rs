@@ -1,0 +1,132 @@
+//! `cgroup/connect4`, `connect6`, `sendmsg4`, `sendmsg6`, `bind4`, `bind6`: the quick, clear `EPERM`,
+//! with the process that asked.
+
+use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
+use opencode_egress_common::{
+    decide::Verdict,
+    flow::{Address, Flow, Protocol},
+    reason::{DropReason, Hook},
+};
+
+use crate::{
+    judge::Instance,
+    report::{Caller, Denial, denied},
+};
+
+const SOCK_STREAM: u32 = 1;
+/// `IPPROTO_MPTCP`, whose packets are TCP.
+const MPTCP: u32 = 262;
+
+#[cgroup_sock_addr(connect4)]
+pub(crate) fn connect4(ctx: SockAddrContext) -> i32 {
+    connect(&ctx, Hook::Connect4, v4(&ctx))
+}
+
+#[cgroup_sock_addr(connect6)]
+pub(crate) fn connect6(ctx: SockAddrContext) -> i32 {
+    connect(&ctx, Hook::Connect6, v6(&ctx))
+}
+
+#[cgroup_sock_addr(sendmsg4)]
+pub(crate) fn sendmsg4(ctx: SockAddrContext) -> i32 {
+    sendmsg(&ctx, Hook::Sendmsg4, v4(&ctx))
+}
+
+#[cgroup_sock_addr(sendmsg6)]
+pub(crate) fn sendmsg6(ctx: SockAddrContext) -> i32 {
+    sendmsg(&ctx, Hook::Sendmsg6, v6(&ctx))
+}
+
+#[cgroup_sock_addr(bind4)]
+pub(crate) fn bind4(ctx: SockAddrContext) -> i32 {
+    bind(&ctx, Hook::Bind4, v4(&ctx))
+}
+
+#[cgroup_sock_addr(bind6)]
+pub(crate) fn bind6(ctx: SockAddrContext) -> i32 {
+    bind(&ctx, Hook::Bind6, v6(&ctx))
+}
+
+#[inline(always)]
+fn v4(ctx: &SockAddrContext) -> Address {
+    // SAFETY: the kernel's context, valid while the program runs; this field is IPv4's.
+    Address::v4(unsafe { (*ctx.sock_addr).user_ip4 })
+}
+
+#[inline(always)]
+fn v6(ctx: &SockAddrContext) -> Address {
+    // SAFETY: the kernel's context, valid while the program runs; this field is IPv6's.
+    Address::v6(unsafe { (*ctx.sock_addr).user_ip6 })
+}
+
+/// The socket call's type, protocol and port.
+#[inline(always)]
+fn call(ctx: &SockAddrContext) -> (u32, Protocol, u16) {
+    // SAFETY: the kernel's context, valid while the program runs. `user_port` is in network byte
+    // order in the lower half of its word.
+    let (kind, protocol, port) =
+        unsafe { ((*ctx.sock_addr).type_, (*ctx.sock_addr).protocol, (*ctx.sock_addr).user_port) };
+    let protocol = match protocol {
+        MPTCP => Protocol::TCP,
+        number => Protocol(number as u8),
+    };
+    (kind, protocol, u16::from_be(port as u16))
+}
+
+/// A connect of a stream socket. A datagram socket's connect sends nothing: its datagrams are judged.
+#[inline(always)]
+fn connect(ctx: &SockAddrContext, hook: Hook, address: Address) -> i32 {
+    let (kind, protocol, port) = call(ctx);
+    if kind != SOCK_STREAM {
+        return 1;
+    }
+    let instance = Instance::get();
+    let flow = Flow { address, protocol, port };
+    let verdict = match local_port(ctx) {
+        // Packets from a listener's port pass as replies, so nothing may connect from there.
+        port if port != 0 && instance.head().is_some_and(|head| head.listens_on(port)) => {
+            Verdict::Deny(DropReason::ListenerPort)
+        }
+        _ => instance.verdict(&flow),
+    };
+    conclude(&instance, hook, flow, verdict)
+}
+
+#[inline(always)]
+fn local_port(ctx: &SockAddrContext) -> u16 {
+    // SAFETY: the context's socket is never null in these hooks and the verifier knows its type;
+    // `src_port` is in host byte order.
+    unsafe { (*(*ctx.sock_addr).__bindgen_anon_1.sk).src_port as u16 }
+}
+
+/// A datagram with an address of its own.
+#[inline(always)]
+fn sendmsg(ctx: &SockAddrContext, hook: Hook, address: Address) -> i32 {
+    let (_, protocol, port) = call(ctx);
+    let instance = Instance::get();
+    let flow = Flow { address, protocol, port };
+    let verdict = instance.verdict(&flow);
+    conclude(&instance, hook, flow, verdict)
+}
+
+/// A bind. Port 0 asks the kernel for an ephemeral port, on which nothing inbound is accepted.
+#[inline(always)]
+fn bind(ctx: &SockAddrContext, hook: Hook, address: Address) -> i32 {
+    let (_, protocol, port) = call(ctx);
+    if port == 0 {
+        return 1;
+    }
+    let instance = Instance::get();
+    let verdict = match instance.head() {
+        Some(head) => head.judge_bind(&address, port),
+        None => Verdict::Deny(DropReason::NoPolicy),
+    };
+    conclude(&instance, hook, Flow { address, protocol, port }, verdict)
+}
+
+#[inline(always)]
+fn conclude(instance: &Instance, hook: Hook, flow: Flow, verdict: Verdict) -> i32 {
+    let Verdict::Deny(reason) = verdict else { return 1 };
+    let denial = Denial { hook, reason, flow, bytes: None, caller: Caller::current() };
+    i32::from(denied(instance, &denial))
+}

@@ -1,0 +1,103 @@
+//! The confined instance, and its verdict on a flow.
+
+use opencode_egress_common::{
+    abi::{Counter, Current, Head, Scope},
+    cache,
+    decide::{Verdict, decide},
+    flow::Flow,
+    reason::DropReason,
+};
+
+use crate::maps;
+
+/// The instance that the running program confines, with the policy that is in force for it now.
+pub(crate) struct Instance {
+    pub(crate) index: u32,
+    pub(crate) current: Current,
+    scope: *mut Scope,
+}
+
+impl Instance {
+    /// The instance of the cgroup that the program is attached to.
+    #[inline(always)]
+    pub(crate) fn get() -> Self {
+        let scope = maps::scope();
+        // SAFETY: the storage is a whole Scope and lives as long as the program runs. User space
+        // replaces it only while it attaches.
+        let index = unsafe { (*scope).instance };
+        Self { index, current: maps::current(index), scope }
+    }
+
+    /// The policy without its rules.
+    #[inline(always)]
+    pub(crate) fn head(&self) -> Option<&'static Head> {
+        match self.current.slot() {
+            0 => None,
+            slot => maps::HEADS.get(slot),
+        }
+    }
+
+    /// The verdict on a flow: from the cache, or from the rules.
+    #[inline(always)]
+    pub(crate) fn verdict(&self, flow: &Flow) -> Verdict {
+        let tag = cache::tag(flow, self.current.generation(), maps::tag_key);
+        let slot = self.cache_slot(flow);
+        // SAFETY: the slot is inside the scope's cache; one aligned 64-bit load, so it is a tag that
+        // was stored whole.
+        if tag != 0 && unsafe { slot.read_volatile() } == tag {
+            return Verdict::Allow;
+        }
+        let verdict = match self.current.slot() {
+            0 => Verdict::Deny(DropReason::NoPolicy),
+            policy => match maps::trie(policy) {
+                Some(trie) => decide(&trie, flow),
+                None => Verdict::Deny(DropReason::NoPolicy),
+            },
+        };
+        if let (Verdict::Allow, true) = (verdict, tag != 0) {
+            // SAFETY: as above; one aligned 64-bit store. The tag carries the generation that judged,
+            // so a store that comes late is a miss for the next generation.
+            unsafe { slot.write_volatile(tag) };
+        }
+        verdict
+    }
+
+    #[inline(always)]
+    fn cache_slot(&self, flow: &Flow) -> *mut u64 {
+        // SAFETY: `cache::slot` is below CACHE_SLOTS by a mask that the verifier sees too.
+        unsafe { (&raw mut (*self.scope).cache).cast::<u64>().add(cache::slot(flow)) }
+    }
+
+    /// Counts a packet that passes.
+    #[inline(always)]
+    pub(crate) fn count_allowed(&self, bytes: u32) {
+        if let Some(counter) = maps::ALLOWED.get_ptr_mut(self.index) {
+            count(counter, bytes);
+        }
+    }
+}
+
+/// Adds a packet to a counter, exactly, whoever else counts in it: a program can be interrupted or
+/// preempted by another one even on its own CPU.
+#[inline(always)]
+pub(crate) fn count(counter: *mut Counter, bytes: u32) {
+    // SAFETY: the pointer is into a map value, aligned, and alive while the program runs.
+    unsafe {
+        add(&raw mut (*counter).packets, 1);
+        add(&raw mut (*counter).bytes, u64::from(bytes));
+    }
+}
+
+/// Adds atomically.
+///
+/// # Safety
+///
+/// `number` points to an aligned u64 in a map value.
+#[inline(always)]
+pub(crate) unsafe fn add(number: *mut u64, amount: u64) {
+    // SAFETY: the caller's promise. This is BPF_XADD, which every supported kernel has; core has no
+    // `fetch_add` for this target.
+    unsafe {
+        core::arch::asm!("lock *(u64 *)({number} + 0) += {amount}", number = in(reg) number, amount = in(reg) amount);
+    }
+}

@@ -1,0 +1,36 @@
+//! The kernel side of opencode-egress: the programs attached to a confined cgroup.
+//!
+//! One thin file a hook family turns its context into a flow; [`judge`] decides, [`report`] counts and
+//! tells user space. The decision itself is `opencode_egress_common::decide`.
+//!
+//! | file | hooks |
+//! |---|---|
+//! | `address` | `cgroup/connect4`, `connect6`, `sendmsg4`, `sendmsg6`, `bind4`, `bind6`: before a socket call does anything |
+//! | `packet` | `cgroup_skb/egress`, `cgroup_skb/ingress`: every IP packet of the cgroup's sockets |
+//! | `socket` | `cgroup/sock_create`, `cgroup/setsockopt`: sockets and options that nothing later could judge |
+//!
+//! Every path that ends in an error, a missing map entry or an unreadable header ends in a refusal.
+
+#![no_std]
+#![no_main]
+// For the atomic addition; core has none for this target.
+#![feature(asm_experimental_arch)]
+
+mod address;
+mod judge;
+mod maps;
+mod packet;
+mod report;
+mod socket;
+
+/// The licence that the kernel asks for. Only GPL-compatible programs may use some of the helpers.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "license")]
+static LICENSE: [u8; 4] = *b"GPL\0";
+
+/// A panic that could be reached is a program that the verifier rejects: it sees an endless loop.
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    #[expect(clippy::empty_loop, reason = "the verifier refuses a program that can get here")]
+    loop {}
+}

@@ -1,0 +1,136 @@
+//! The maps. Layouts are `opencode_egress_common::abi`'s.
+
+use aya_ebpf::{
+    bindings::bpf_map_type::BPF_MAP_TYPE_CGROUP_STORAGE_DEPRECATED,
+    btf_maps::{Array, ArrayOfMaps, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
+    helpers::{bpf_get_local_storage, bpf_map_lookup_elem},
+    macros::btf_map,
+};
+use opencode_egress_common::{
+    abi::{
+        Counter, Current, Denied, Entry, Event, Head, Limits, MAX_INSTANCES, MAX_POLICIES, RING_BYTES,
+        SEEN_ENTRIES, Scope, Seen, SeenKey, TrieKey,
+    },
+    cache::TAG_KEYS,
+    decide::Rules,
+};
+
+/// `BPF_F_MMAPABLE`: user space stores a [`Current`] as one atomic word.
+const MMAPABLE: usize = 1 << 10;
+
+/// The policy in force, by instance.
+#[btf_map]
+pub(crate) static CURRENT: Array<u64, { MAX_INSTANCES as usize }, MMAPABLE> = Array::new();
+
+/// Policies without their rules, by policy slot.
+#[btf_map]
+pub(crate) static HEADS: Array<Head, { MAX_POLICIES as usize }> = Array::new();
+
+/// The data of a [`TrieKey`] behind its prefix length.
+type TrieData = [u32; 5];
+
+/// Policies' rules, by policy slot.
+#[btf_map]
+static TRIES: ArrayOfMaps<LpmTrie<TrieData, Entry, 1>, { MAX_POLICIES as usize }> = ArrayOfMaps::new();
+
+/// What passed, by instance. One copy a CPU, so that counting stays cheap.
+#[btf_map]
+pub(crate) static ALLOWED: PerCpuArray<Counter, { MAX_INSTANCES as usize }> = PerCpuArray::new();
+
+/// What was refused, by instance.
+#[btf_map]
+pub(crate) static DENIED: Array<Denied, { MAX_INSTANCES as usize }> = Array::new();
+
+/// Destinations refused lately, so that repeats are folded.
+#[btf_map]
+pub(crate) static SEEN: LruHashMap<SeenKey, Seen, { SEEN_ENTRIES as usize }> = LruHashMap::new();
+
+/// The limits on events, at index 0.
+#[btf_map]
+pub(crate) static LIMITS: Array<Limits, 1> = Array::new();
+
+/// Denied flows for user space.
+#[btf_map]
+pub(crate) static EVENTS: RingBuf<Event, { RING_BYTES as usize }> = RingBuf::new();
+
+/// Keys of the verdict cache, random, set by the loader. All zeros turns the cache off.
+#[unsafe(no_mangle)]
+static VERDICT_TAG_KEYS: [u64; TAG_KEYS] = [0; TAG_KEYS];
+
+/// One of the verdict cache's keys.
+#[inline(always)]
+pub(crate) fn tag_key(index: usize) -> u64 {
+    // SAFETY: every caller's index is a constant below TAG_KEYS, and `get` would refuse another one.
+    // Volatile, because the compiler must not take the zeros above for the values at run time.
+    match VERDICT_TAG_KEYS.get(index) {
+        Some(key) => unsafe { core::ptr::read_volatile(key) },
+        None => 0,
+    }
+}
+
+/// A cgroup storage keyed by the cgroup alone, so that all attach types share one value.
+///
+/// aya's own definition has the older key, with the attach type in it. A key of 8 bytes makes the
+/// storage shared since Linux 5.9:
+/// <https://docs.kernel.org/bpf/map_cgroup_storage.html>.
+#[repr(C)]
+struct ScopeMap {
+    r#type: *const [i32; BPF_MAP_TYPE_CGROUP_STORAGE_DEPRECATED as usize],
+    key: *const u64,
+    value: *const Scope,
+    max_entries: *const [i32; 0],
+    map_flags: *const [i32; 0],
+}
+
+// SAFETY: the pointers only carry types to the loader through BTF; nothing ever follows them.
+unsafe impl Sync for ScopeMap {}
+
+/// The confined cgroups.
+#[btf_map]
+static SCOPES: ScopeMap = ScopeMap {
+    r#type: core::ptr::null(),
+    key: core::ptr::null(),
+    value: core::ptr::null(),
+    max_entries: core::ptr::null(),
+    map_flags: core::ptr::null(),
+};
+
+/// The scope of the cgroup that the running program is attached to; a child cgroup's sockets get
+/// their confined ancestor's.
+#[inline(always)]
+pub(crate) fn scope() -> *mut Scope {
+    // SAFETY: SCOPES is a cgroup storage map, flags must be 0, and the helper never fails: the kernel
+    // made the storage when it attached the program.
+    unsafe { bpf_get_local_storage((&raw const SCOPES).cast_mut().cast(), 0) }.cast()
+}
+
+/// The policy in force for an instance.
+#[inline(always)]
+pub(crate) fn current(instance: u32) -> Current {
+    match CURRENT.get_ptr(instance) {
+        // SAFETY: the map's value is an aligned u64. Volatile: one load, never repeated, so that the
+        // program works with one generation from beginning to end.
+        Some(word) => Current(unsafe { core::ptr::read_volatile(word) }),
+        None => Current::default(),
+    }
+}
+
+/// The rules of one policy, in the kernel's trie.
+pub(crate) struct Trie(*mut core::ffi::c_void);
+
+/// The rules of a policy slot, if they are there.
+#[inline(always)]
+pub(crate) fn trie(slot: u32) -> Option<Trie> {
+    TRIES.get(slot).map(|inner| Trie(core::ptr::from_ref(inner).cast_mut().cast()))
+}
+
+impl Rules for Trie {
+    #[inline(always)]
+    fn entry(&self, key: &TrieKey) -> Option<Entry> {
+        // SAFETY: the pointer is an inner map of TRIES, whose key is `TrieKey`'s bytes.
+        let entry = unsafe { bpf_map_lookup_elem(self.0, core::ptr::from_ref(key).cast()) };
+        // SAFETY: a value that was found is a whole, 8-byte aligned Entry that lives as long as the
+        // program runs (RCU); entries are replaced, not written in place, while a policy is in force.
+        (!entry.is_null()).then(|| unsafe { *entry.cast::<Entry>() })
+    }
+}

@@ -1,0 +1,167 @@
+//! What happens at a denial: it is counted, always; and told to user space, within limits.
+//!
+//! ```text
+//! denied -> counter by reason -> seen within the interval? folded
+//!                             -> beyond the instance's rate? limited
+//!                             -> no room in the ring? lost
+//!                             -> event
+//! ```
+
+use aya_ebpf::helpers::{
+    bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid, bpf_ktime_get_ns,
+};
+use opencode_egress_common::{
+    abi::{Counter, Denied, Event, Mode, REASON_SLOTS, Seen, SeenKey},
+    flow::Flow,
+    reason::{DropReason, Hook},
+};
+
+use crate::{
+    judge::{Instance, add, count},
+    maps,
+};
+
+/// A denied flow and where it was denied.
+pub(crate) struct Denial {
+    pub(crate) hook: Hook,
+    pub(crate) reason: DropReason,
+    pub(crate) flow: Flow,
+    /// IP length of the packet; `None` for a call that never became one.
+    pub(crate) bytes: Option<u32>,
+    pub(crate) caller: Caller,
+}
+
+/// Who asked, as far as the hook can know.
+#[derive(Clone, Copy)]
+pub(crate) struct Caller {
+    pub(crate) pid: u32,
+    pub(crate) uid: u32,
+    pub(crate) comm: [u8; 16],
+}
+
+impl Caller {
+    /// The process in whose system call the program runs.
+    #[inline(always)]
+    pub(crate) fn current() -> Self {
+        Self {
+            pid: (bpf_get_current_pid_tgid() >> 32) as u32,
+            uid: bpf_get_current_uid_gid() as u32,
+            comm: bpf_get_current_comm().unwrap_or_default(),
+        }
+    }
+
+    /// A packet's: another process, or none, may be running when the kernel sends it, so only the
+    /// socket's user is known.
+    #[inline(always)]
+    pub(crate) fn unknown(uid: u32) -> Self {
+        Self { pid: 0, uid, comm: [0; 16] }
+    }
+}
+
+/// Ends a denial. Returns whether the flow passes all the same, which only audit mode makes it do.
+#[inline(always)]
+pub(crate) fn denied(instance: &Instance, denial: &Denial) -> bool {
+    let audit = match instance.head() {
+        Some(head) => head.mode == Mode::Audit as u32,
+        None => false,
+    };
+    record(instance.index, instance.current.generation(), denial, u16::from(audit));
+    audit
+}
+
+#[inline(never)]
+fn record(instance: u32, generation: u32, denial: &Denial, audit: u16) {
+    let Some(denied) = maps::DENIED.get_ptr_mut(instance) else { return };
+    // A call that audit mode lets pass becomes a packet, and that is what is counted.
+    if denial.bytes.is_some() || audit == 0 || !becomes_packet(denial.hook) {
+        let slot = counter_slot(denial.reason);
+        // SAFETY: the map value is alive and has REASON_SLOTS counters.
+        let counter = unsafe { (&raw mut (*denied).reasons).cast::<Counter>().add(slot) };
+        count(counter, denial.bytes.unwrap_or(0));
+    }
+    // SAFETY: the helper has no arguments and cannot fail.
+    let now = unsafe { bpf_ktime_get_ns() };
+    let Some(attempts) = due(denied, instance, &denial.flow, now) else { return };
+    // SAFETY: the map value is alive; both numbers are only ever added to.
+    if !within_rate(denied, now) {
+        unsafe { add(&raw mut (*denied).limited, 1) };
+        return;
+    }
+    let Some(mut slot) = maps::EVENTS.reserve(0) else {
+        // SAFETY: as above.
+        unsafe { add(&raw mut (*denied).lost, 1) };
+        return;
+    };
+    let Denial { hook, reason, flow, caller, .. } = denial;
+    slot.write(Event {
+        address: flow.address.words(),
+        attempts,
+        instance,
+        generation,
+        pid: caller.pid,
+        uid: caller.uid,
+        comm: caller.comm,
+        port: flow.port,
+        protocol: flow.protocol.0,
+        family: flow.address.family() as u8,
+        hook: *hook as u8,
+        reason: *reason as u8,
+        audit,
+    });
+    slot.submit(0);
+}
+
+/// The place of a reason's counter. Reasons' numbers are below REASON_SLOTS (a test in -common), but the
+/// verifier sees only a byte, and the compiler drops a mask that it knows to be idle, so this is one that
+/// the compiler does not see.
+#[inline(always)]
+fn counter_slot(reason: DropReason) -> usize {
+    let mut slot = reason as u64;
+    // SAFETY: one instruction on the named register.
+    unsafe { core::arch::asm!("{slot} &= {mask}", slot = inout(reg) slot, mask = const REASON_SLOTS - 1) };
+    slot as usize
+}
+
+#[inline(always)]
+fn becomes_packet(hook: Hook) -> bool {
+    matches!(hook, Hook::Connect4 | Hook::Connect6 | Hook::Sendmsg4 | Hook::Sendmsg6)
+}
+
+/// How often this destination was denied, if that is due to be told; otherwise it is folded.
+#[inline(always)]
+fn due(denied: *mut Denied, instance: u32, flow: &Flow, now: u64) -> Option<u64> {
+    let key = SeenKey::new(instance, flow);
+    let Some(seen) = maps::SEEN.get_ptr_mut(key) else {
+        // A full table evicts the oldest; a failed insert only means that the next one is told too.
+        let _ = maps::SEEN.insert(key, Seen { reported: now, attempts: 1 }, 0);
+        return Some(1);
+    };
+    // SAFETY: the value is alive; an evicted entry may be reused for another destination meanwhile,
+    // which can misplace one attempt but not write outside the value.
+    unsafe {
+        add(&raw mut (*seen).attempts, 1);
+        let interval = maps::LIMITS.get(0).map_or(0, |limits| limits.interval);
+        if now.wrapping_sub((*seen).reported) < interval {
+            add(&raw mut (*denied).folded, 1);
+            return None;
+        }
+        (*seen).reported = now;
+        Some((&raw const (*seen).attempts).read_volatile())
+    }
+}
+
+/// The instance's token bucket, as the time at which it will be full again (GCRA): one word. Two CPUs
+/// that read it at once can let one event more through; the ring and the journal bear that.
+#[inline(always)]
+fn within_rate(denied: *mut Denied, now: u64) -> bool {
+    let Some(limits) = maps::LIMITS.get(0) else { return true };
+    // SAFETY: the map value is alive and the word aligned.
+    let bucket = unsafe { (&raw mut (*denied).bucket).read_volatile() };
+    let bucket = if bucket > now { bucket } else { now };
+    if bucket + limits.per_event > now + limits.burst {
+        return false;
+    }
+    // SAFETY: as above.
+    unsafe { (&raw mut (*denied).bucket).write_volatile(bucket + limits.per_event) };
+    true
+}

@@ -1,0 +1,14 @@
+//! Egress control for headless opencode servers. ARCHITECTURE.md has the way of a packet and of a policy.
+
+pub mod cgroup;
+pub mod cli;
+pub mod commands;
+pub mod compile;
+pub mod config;
+pub mod confine;
+pub mod events;
+pub mod explain;
+pub mod links;
+pub mod loader;
+pub mod maps;
+pub mod policy;

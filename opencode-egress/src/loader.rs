@@ -1,0 +1,231 @@
+//! From the eBPF object to loaded programs and maps, in memory or pinned.
+
+use std::{
+    fs, io,
+    os::fd::{AsFd as _, BorrowedFd},
+    path::{Path, PathBuf},
+};
+
+use aya::{
+    Ebpf, EbpfError, EbpfLoader, include_bytes_aligned,
+    maps::{MapData, RingBuf},
+    programs::{Program, ProgramError},
+    util::KernelVersion,
+};
+use opencode_egress_common::{
+    abi::{MAX_INSTANCES, MAX_POLICIES},
+    cache::TAG_KEYS,
+    reason::Hook,
+};
+
+use crate::{
+    cgroup::Cgroup,
+    links::{CgroupLink, attach_for_good},
+    maps::{Maps, MapsError, take_events},
+};
+
+/// The oldest kernel on which everything works: shared cgroup storage is of 5.9, inner maps of any size
+/// and the checks on them of 5.10.
+const OLDEST_KERNEL: KernelVersion = KernelVersion::new(5, 10, 0);
+
+/// The maps that outlive the daemon. The others belong to one load of the programs.
+const PINNED_MAPS: [&str; 9] =
+    ["CURRENT", "HEADS", "TRIES", "ALLOWED", "DENIED", "SEEN", "LIMITS", "EVENTS", "SCOPES"];
+
+/// Why the kernel side could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The kernel is too old.
+    #[error("this kernel is {found}; opencode-egress needs 5.10 or newer and does not run in a weaker mode")]
+    OldKernel {
+        /// The running kernel.
+        found: String,
+    },
+    /// The object, its maps, or the permission to make them.
+    #[error(
+        "cannot create the eBPF maps; this takes root (CAP_BPF, CAP_NET_ADMIN) and a kernel with CONFIG_BPF_SYSCALL and CONFIG_CGROUP_BPF"
+    )]
+    Object(#[source] Box<EbpfError>),
+    /// A program.
+    #[error("the kernel refuses the program for {}", hook.name())]
+    Program {
+        /// The hook whose program it is.
+        hook: Hook,
+        /// What it said.
+        #[source]
+        source: Box<ProgramError>,
+    },
+    /// A program is not in the object.
+    #[error("the eBPF object has no program for {}; it was built from other sources, build both again", .0.name())]
+    MissingProgram(Hook),
+    /// A map is not in the object, or is another one.
+    #[error(transparent)]
+    Maps(#[from] MapsError),
+    /// No pins here.
+    #[error("cannot use {path} for pins")]
+    PinDirectory {
+        /// The directory.
+        path: PathBuf,
+        /// What is wrong and what to do.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Why a link was not made.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot attach {} to {cgroup}", hook.name())]
+pub struct AttachError {
+    hook: Hook,
+    cgroup: PathBuf,
+    #[source]
+    source: io::Error,
+}
+
+/// Loaded programs; dropping it unloads those that no link holds.
+pub struct Programs(Ebpf);
+
+/// The order in which links are made. `sock_create` lets nearly everything pass whatever the policy is,
+/// so it can come before the scope is written, and its link makes the scope's storage.
+pub const ATTACH_ORDER: [Hook; 10] = [
+    Hook::SockCreate,
+    Hook::Egress,
+    Hook::Ingress,
+    Hook::Connect4,
+    Hook::Connect6,
+    Hook::Sendmsg4,
+    Hook::Sendmsg6,
+    Hook::Bind4,
+    Hook::Bind6,
+    Hook::Setsockopt,
+];
+
+/// The kernel side, loaded.
+pub struct Loaded {
+    /// The programs.
+    pub programs: Programs,
+    /// The maps.
+    pub maps: Maps,
+    /// The ring buffer of denied flows.
+    pub events: RingBuf<MapData>,
+}
+
+/// How the kernel side is loaded.
+pub enum Lifetime<'a> {
+    /// It goes with the process; room for one instance.
+    Process,
+    /// Maps are pinned in this directory of a bpffs, and reused where they are there already.
+    Pinned(&'a Path),
+}
+
+/// Loads the programs and opens the maps.
+///
+/// # Errors
+///
+/// When the kernel lacks something or refuses; nothing is left half made but pinned maps without links.
+pub fn load(lifetime: &Lifetime<'_>) -> Result<Loaded, LoadError> {
+    if KernelVersion::current().is_ok_and(|version| version < OLDEST_KERNEL) {
+        let found = rustix::system::uname().release().to_string_lossy().into_owned();
+        return Err(LoadError::OldKernel { found });
+    }
+    let mut keys = [0_u64; TAG_KEYS];
+    fill_random(&mut keys);
+    let paths;
+    let mut loader = EbpfLoader::new();
+    loader.override_global("VERDICT_TAG_KEYS", &keys, true);
+    match lifetime {
+        Lifetime::Process => {
+            for name in ["CURRENT", "ALLOWED", "DENIED"] {
+                loader.map_max_entries(name, 2);
+            }
+            for name in ["HEADS", "TRIES"] {
+                loader.map_max_entries(name, 4);
+            }
+        }
+        Lifetime::Pinned(directory) => {
+            prepare_pins(directory)
+                .map_err(|source| LoadError::PinDirectory { path: (*directory).to_owned(), source })?;
+            paths = PINNED_MAPS.map(|name| (name, directory.join(name)));
+            for (name, path) in &paths {
+                loader.map_pin_path(name, path.as_path());
+            }
+        }
+    }
+    const { assert!(MAX_POLICIES == 2 * MAX_INSTANCES) };
+    let mut ebpf = loader.load(OBJECT).map_err(|error| LoadError::Object(Box::new(error)))?;
+    for hook in ATTACH_ORDER {
+        let program = ebpf.program_mut(hook.name()).ok_or(LoadError::MissingProgram(hook))?;
+        load_program(program).map_err(|error| LoadError::Program { hook, source: Box::new(error) })?;
+    }
+    let events = take_events(&mut ebpf)?;
+    let maps = Maps::open(&mut ebpf)?;
+    Ok(Loaded { programs: Programs(ebpf), maps, events })
+}
+
+static OBJECT: &[u8] = include_bytes_aligned!(env!("OPENCODE_EGRESS_EBPF_OBJECT"));
+
+fn fill_random(keys: &mut [u64]) {
+    for key in keys {
+        let mut bytes = [0; 8];
+        // Asking for up to 256 bytes is neither interrupted nor cut short (getrandom(2)). Should it fail,
+        // zeros turn the cache off, which costs time and nothing else.
+        if rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).is_ok() {
+            *key = u64::from_ne_bytes(bytes);
+        }
+    }
+}
+
+fn prepare_pins(directory: &Path) -> io::Result<()> {
+    const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
+    let existing = directory.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+    if rustix::fs::statfs(existing)?.f_type as i64 != BPF_FS_MAGIC {
+        return Err(io::Error::other(format!(
+            "{} is not on a BPF file system; mount one: mount -t bpf bpf /sys/fs/bpf",
+            existing.display()
+        )));
+    }
+    fs::create_dir_all(directory)
+}
+
+fn load_program(program: &mut Program) -> Result<(), ProgramError> {
+    match program {
+        Program::CgroupSockAddr(program) => program.load(),
+        Program::CgroupSkb(program) => program.load(),
+        Program::CgroupSock(program) => program.load(),
+        Program::CgroupSockopt(program) => program.load(),
+        _ => Err(ProgramError::UnexpectedProgramType),
+    }
+}
+
+impl Programs {
+    /// Attaches one hook to a cgroup. Children of the cgroup are judged too, whatever they attach.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn attach(&self, hook: Hook, cgroup: &Cgroup) -> Result<CgroupLink, AttachError> {
+        self.with(hook, cgroup, CgroupLink::create)
+    }
+
+    /// Attaches one hook to a cgroup until the cgroup is removed, whatever becomes of this process.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn attach_for_good(&self, hook: Hook, cgroup: &Cgroup) -> Result<(), AttachError> {
+        self.with(hook, cgroup, attach_for_good)
+    }
+
+    fn with<T>(
+        &self,
+        hook: Hook,
+        cgroup: &Cgroup,
+        attach: fn(BorrowedFd<'_>, BorrowedFd<'_>, Hook) -> io::Result<T>,
+    ) -> Result<T, AttachError> {
+        let error = |source| AttachError { hook, cgroup: cgroup.path().to_owned(), source };
+        let Some(Ok(program)) = self.0.program(hook.name()).map(Program::fd) else {
+            return Err(error(io::Error::other("the program is not loaded")));
+        };
+        attach(program.as_fd(), cgroup.as_fd(), hook).map_err(error)
+    }
+}

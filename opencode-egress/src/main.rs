@@ -1,0 +1,21 @@
+//! The `opencode-egress` command. What it does is in the library.
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use opencode_egress::{
+    cli::{Cli, Command},
+    commands,
+};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match commands::run(&cli.command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("opencode-egress: {error:#}");
+            // `exec` passes its command's status on, so its own failure is what env(1) and others use.
+            ExitCode::from(if matches!(cli.command, Command::Exec(_)) { 125 } else { 1 })
+        }
+    }
+}

@@ -1,0 +1,342 @@
+//! The maps, typed: filling policies, putting them in force, reading counters.
+
+use std::{
+    io,
+    os::fd::AsFd as _,
+    ptr::NonNull,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use aya::{
+    Ebpf,
+    maps::{
+        Array, ArrayOfMaps, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, RingBuf, lpm_trie::Key,
+    },
+};
+use opencode_egress_common::{
+    abi::{Counter, Current, Denied, Entry, Head, Limits, MAX_INSTANCES, Scope, Seen, SeenKey, TrieKey},
+    decide::Rules,
+};
+
+use crate::{compile::CompiledPolicy, policy::LogLimits};
+
+/// What can go wrong with a map.
+#[derive(Debug, thiserror::Error)]
+pub enum MapsError {
+    /// It is not in the object.
+    #[error("the eBPF object has no map {0}; it was built from other sources, build both again")]
+    Missing(&'static str),
+    /// It is there but of another kind: the object, or a pin, of another version.
+    #[error(
+        "the map {name} is of another kind than this program's; a pin of another version, or not ours: remove it, or its directory"
+    )]
+    Other {
+        /// The map.
+        name: &'static str,
+        /// What differs.
+        #[source]
+        source: Box<MapError>,
+    },
+    /// The kernel refused an operation.
+    #[error("cannot {action} the map {name}")]
+    Operation {
+        /// What was tried.
+        action: &'static str,
+        /// The map.
+        name: &'static str,
+        /// What the kernel said.
+        #[source]
+        source: Box<MapError>,
+    },
+    /// The kernel does not let the map be mapped into memory.
+    #[error("cannot map CURRENT into memory")]
+    Mmap(#[source] io::Error),
+}
+
+impl MapsError {
+    fn operation(action: &'static str, name: &'static str) -> impl FnOnce(MapError) -> Self {
+        move |source| Self::Operation { action, name, source: Box::new(source) }
+    }
+}
+
+/// An instance's number in the maps, not 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct InstanceIndex(u32);
+
+impl InstanceIndex {
+    /// The first instance.
+    pub const FIRST: Self = Self(1);
+
+    /// The index with this number, if it is one.
+    pub fn new(number: u32) -> Option<Self> {
+        (1..MAX_INSTANCES).contains(&number).then_some(Self(number))
+    }
+
+    /// The number.
+    pub fn number(self) -> u32 {
+        self.0
+    }
+}
+
+type TrieData = [u32; 5];
+type Trie = LpmTrie<MapData, TrieData, Entry>;
+
+/// `BPF_F_NO_PREALLOC`, which tries must have.
+const NO_PREALLOC: u32 = 1;
+
+fn trie_key(key: &TrieKey) -> Key<TrieData> {
+    let [a, b, c, d] = key.data;
+    Key::new(key.prefix_len, [key.space, a, b, c, d])
+}
+
+/// The kernel's maps.
+pub struct Maps {
+    current: CurrentWords,
+    heads: Array<MapData, Head>,
+    tries: ArrayOfMaps<MapData, Trie>,
+    allowed: PerCpuArray<MapData, Counter>,
+    denied: Array<MapData, Denied>,
+    seen: HashMap<MapData, SeenKey, Seen>,
+    limits: Array<MapData, Limits>,
+    scopes: HashMap<MapData, u64, Scope>,
+    /// Takes the place of a trie that is no longer in force, so that its memory is freed.
+    empty: Trie,
+}
+
+/// What an instance sent and what was refused to it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counters {
+    /// What passed.
+    pub allowed: Counter,
+    /// What did not.
+    pub denied: Denied,
+}
+
+fn take<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, MapsError> {
+    let map = ebpf.take_map(name).ok_or(MapsError::Missing(name))?;
+    T::try_from(map).map_err(|source| MapsError::Other { name, source: Box::new(source) })
+}
+
+impl Maps {
+    pub(crate) fn open(ebpf: &mut Ebpf) -> Result<Self, MapsError> {
+        let scopes = match ebpf.take_map("SCOPES").ok_or(MapsError::Missing("SCOPES"))? {
+            // aya's own type for this map knows only the key of before Linux 5.9. Lookup and update are
+            // the same system calls for both.
+            Map::CgroupStorage(data) => Map::HashMap(data),
+            other => other,
+        };
+        let scopes = HashMap::try_from(scopes)
+            .map_err(|source| MapsError::Other { name: "SCOPES", source: Box::new(source) })?;
+        Ok(Self {
+            current: CurrentWords::map(ebpf.take_map("CURRENT").ok_or(MapsError::Missing("CURRENT"))?)?,
+            heads: take(ebpf, "HEADS")?,
+            tries: take(ebpf, "TRIES")?,
+            allowed: take(ebpf, "ALLOWED")?,
+            denied: take(ebpf, "DENIED")?,
+            seen: take(ebpf, "SEEN")?,
+            limits: take(ebpf, "LIMITS")?,
+            scopes,
+            empty: new_trie(1)?,
+        })
+    }
+
+    /// Puts a policy in force, and returns its generation.
+    ///
+    /// Every packet is judged by the old policy or by the new one: the new one is filled where no reader
+    /// looks, one 64-bit store puts it in force, and the old one stays until no reader can have it.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses; then the old policy is in force, whole.
+    pub fn install(&mut self, instance: InstanceIndex, policy: &CompiledPolicy) -> Result<u32, MapsError> {
+        let trie = fill_trie(&policy.entries)?;
+        let before = self.current.load(instance);
+        let first = instance.number() * 2;
+        let slot = if before.slot() == first { first + 1 } else { first };
+        self.heads.set(slot, policy.head, 0).map_err(MapsError::operation("write to", "HEADS"))?;
+        self.set_trie(slot, &trie)?;
+        let generation = before.generation().wrapping_add(1).max(1);
+        self.current.store(instance, Current::new(generation, slot));
+        // An update of a map of maps returns when every program that was running has ended
+        // (`maybe_wait_bpf_programs`, https://github.com/torvalds/linux/blob/v6.12/kernel/bpf/syscall.c#L150),
+        // so after this one no reader has the old word, and its policy can go.
+        self.set_trie(slot, &trie)?;
+        if before.slot() != 0 {
+            let empty = &self.empty;
+            self.tries.set(before.slot(), empty, 0).map_err(MapsError::operation("clear", "TRIES"))?;
+        }
+        Ok(generation)
+    }
+
+    fn set_trie(&mut self, slot: u32, trie: &Trie) -> Result<(), MapsError> {
+        self.tries.set(slot, trie, 0).map_err(MapsError::operation("write to", "TRIES"))
+    }
+
+    /// Takes an instance's policy out of force: everything is denied to it. Its generation stays, so that
+    /// no later one repeats it.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses to free the old policy, which is out of force all the same.
+    pub fn retire(&mut self, instance: InstanceIndex) -> Result<(), MapsError> {
+        let before = self.current.load(instance);
+        self.current.store(instance, Current::new(before.generation(), 0));
+        for slot in [instance.number() * 2, instance.number() * 2 + 1] {
+            let empty = &self.empty;
+            self.tries.set(slot, empty, 0).map_err(MapsError::operation("clear", "TRIES"))?;
+        }
+        Ok(())
+    }
+
+    /// The policy in force for an instance.
+    pub fn current(&self, instance: InstanceIndex) -> Current {
+        self.current.load(instance)
+    }
+
+    /// The part outside the trie of the policy in force, and its rules, read from the kernel. `None`: the
+    /// instance has no policy.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn policy(&self, instance: InstanceIndex) -> Result<Option<(Head, KernelRules)>, MapsError> {
+        match self.current.load(instance).slot() {
+            0 => Ok(None),
+            slot => {
+                let head = self.heads.get(&slot, 0).map_err(MapsError::operation("read", "HEADS"))?;
+                let trie = self.tries.get(&slot, 0).map_err(MapsError::operation("read", "TRIES"))?;
+                Ok(Some((head, KernelRules(trie))))
+            }
+        }
+    }
+
+    /// Sets how events are limited.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn set_limits(&mut self, log: &LogLimits) -> Result<(), MapsError> {
+        let per_event = 1_000_000_000 / u64::from(log.per_sec.max(1));
+        let interval = u64::try_from(log.interval.as_nanos()).unwrap_or(u64::MAX);
+        let limits = Limits { interval, per_event, burst: per_event * u64::from(log.burst) };
+        self.limits.set(0, limits, 0).map_err(MapsError::operation("write to", "LIMITS"))
+    }
+
+    /// An instance's counters.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn counters(&self, instance: InstanceIndex) -> Result<Counters, MapsError> {
+        let index = instance.number();
+        let allowed = self.allowed.get(&index, 0).map_err(MapsError::operation("read", "ALLOWED"))?;
+        let allowed = allowed.iter().fold(Counter::default(), |sum, cpu| Counter {
+            packets: sum.packets + cpu.packets,
+            bytes: sum.bytes + cpu.bytes,
+        });
+        let denied = self.denied.get(&index, 0).map_err(MapsError::operation("read", "DENIED"))?;
+        Ok(Counters { allowed, denied })
+    }
+
+    /// How often a destination was denied so far; `None` when it was long ago.
+    pub fn attempts(&self, key: &SeenKey) -> Option<u64> {
+        self.seen.get(key, 0).ok().map(|seen| seen.attempts)
+    }
+
+    /// The instance whose scope a cgroup has. `None`: no link was ever made to it.
+    pub fn scope_instance(&self, cgroup: u64) -> Option<InstanceIndex> {
+        self.scopes.get(&cgroup, 0).ok().and_then(|scope| InstanceIndex::new(scope.instance))
+    }
+
+    /// Says whose a cgroup is. Its storage must be there: the first link makes it.
+    ///
+    /// # Errors
+    ///
+    /// When there is no link yet, or the cgroup is gone.
+    pub fn set_scope(&mut self, cgroup: u64, instance: InstanceIndex) -> Result<(), MapsError> {
+        let scope = Scope::new(instance.number());
+        self.scopes.insert(cgroup, scope, 0).map_err(MapsError::operation("write to", "SCOPES"))
+    }
+}
+
+/// A policy's rules as they are in the kernel.
+pub struct KernelRules(Trie);
+
+impl Rules for KernelRules {
+    fn entry(&self, key: &TrieKey) -> Option<Entry> {
+        self.0.get(&trie_key(key), 0).ok()
+    }
+}
+
+fn new_trie(entries: usize) -> Result<Trie, MapsError> {
+    let entries = u32::try_from(entries.max(1)).unwrap_or(u32::MAX);
+    Trie::create(entries, NO_PREALLOC).map_err(MapsError::operation("create", "TRIES"))
+}
+
+fn fill_trie(entries: &[(TrieKey, Entry)]) -> Result<Trie, MapsError> {
+    let mut trie = new_trie(entries.len())?;
+    for (key, entry) in entries {
+        trie.insert(&trie_key(key), entry, 0).map_err(MapsError::operation("write to", "TRIES"))?;
+    }
+    Ok(trie)
+}
+
+/// The map CURRENT in this process' memory, where one word can be stored at once. The map update call copies
+/// bytes, which no one promises to be atomic.
+struct CurrentWords {
+    words: NonNull<AtomicU64>,
+    len: usize,
+}
+
+// SAFETY: the mapping belongs to the process, not to a thread, and is only used through atomics.
+unsafe impl Send for CurrentWords {}
+
+impl CurrentWords {
+    fn map(map: Map) -> Result<Self, MapsError> {
+        use rustix::mm::{MapFlags, ProtFlags, mmap};
+        let Map::Array(data) = map else { return Err(MapsError::Missing("CURRENT")) };
+        let info = data.info().map_err(MapsError::operation("inspect", "CURRENT"))?;
+        if info.value_size() != 8 {
+            return Err(MapsError::Missing("CURRENT"));
+        }
+        let len = info.max_entries() as usize;
+        let flags = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a fresh mapping at an address of the kernel's choice; the map is an array of u64 made with
+        // BPF_F_MMAPABLE, whose values lie one behind the other from the first byte.
+        let address =
+            unsafe { mmap(std::ptr::null_mut(), len * 8, flags, MapFlags::SHARED, data.fd().as_fd(), 0) };
+        let address = address.map_err(|errno| MapsError::Mmap(errno.into()))?;
+        let words =
+            NonNull::new(address.cast()).ok_or_else(|| MapsError::Mmap(io::ErrorKind::Other.into()))?;
+        Ok(Self { words, len })
+    }
+
+    fn word(&self, instance: InstanceIndex) -> &AtomicU64 {
+        let index = instance.number() as usize;
+        assert!(index < self.len, "instance {index} of {}", self.len);
+        // SAFETY: inside the mapping, which lives as long as self; kernel and user space access the word
+        // only as a whole.
+        unsafe { self.words.add(index).as_ref() }
+    }
+
+    fn load(&self, instance: InstanceIndex) -> Current {
+        Current(self.word(instance).load(Ordering::Acquire))
+    }
+
+    fn store(&self, instance: InstanceIndex, current: Current) {
+        self.word(instance).store(current.0, Ordering::Release);
+    }
+}
+
+impl Drop for CurrentWords {
+    fn drop(&mut self) {
+        // SAFETY: the mapping that `map` made, and nothing borrows from it any more. An error would mean
+        // that it is not one, and there is nothing left to do about that.
+        let _ = unsafe { rustix::mm::munmap(self.words.as_ptr().cast(), self.len * 8) };
+    }
+}
+
+/// Takes the ring buffer of denied flows.
+pub(crate) fn take_events(ebpf: &mut Ebpf) -> Result<RingBuf<MapData>, MapsError> {
+    take(ebpf, "EVENTS")
+}
