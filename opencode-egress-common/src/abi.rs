@@ -312,6 +312,8 @@ pub struct Seen {
     pub reported: u64,
     /// Denials of this destination so far. It only grows, so a reader needs no reset.
     pub attempts: u64,
+    /// `attempts` at that event.
+    pub told: u64,
 }
 
 /// A ring-buffer record of a denied flow.
@@ -322,6 +324,8 @@ pub struct Event {
     pub address: [u32; 4],
     /// [`Seen::attempts`] of this destination, this one included.
     pub attempts: u64,
+    /// Denials of this destination that were folded since its last event.
+    pub suppressed: u64,
     /// The instance.
     pub instance: u32,
     /// The generation that judged.
@@ -394,8 +398,8 @@ mod tests {
         assert_eq!(size_of::<Denied>(), REASON_SLOTS * 16 + 32);
         assert_eq!(size_of::<Limits>(), 24);
         assert_eq!(size_of::<SeenKey>(), 16 + 4 + 2 + 1 + 1);
-        assert_eq!(size_of::<Seen>(), 16);
-        assert_eq!(size_of::<Event>(), 16 + 8 + 4 * 4 + 16 + 2 + 4 + 2);
+        assert_eq!(size_of::<Seen>(), 24);
+        assert_eq!(size_of::<Event>(), 16 + 2 * 8 + 4 * 4 + 16 + 2 + 4 + 2);
     }
 
     #[test]

@@ -81,7 +81,7 @@ fn record(instance: u32, generation: u32, denial: &Denial, audit: u16) {
     }
     // SAFETY: the helper has no arguments and cannot fail.
     let now = unsafe { bpf_ktime_get_ns() };
-    let Some(attempts) = due(denied, instance, &denial.flow, now) else { return };
+    let Some(Due { attempts, suppressed }) = due(denied, instance, &denial.flow, now) else { return };
     // SAFETY: the map value is alive; both numbers are only ever added to.
     if !within_rate(denied, now) {
         unsafe { add(&raw mut (*denied).limited, 1) };
@@ -96,6 +96,7 @@ fn record(instance: u32, generation: u32, denial: &Denial, audit: u16) {
     slot.write(Event {
         address: flow.address.words(),
         attempts,
+        suppressed,
         instance,
         generation,
         pid: caller.pid,
@@ -127,26 +128,35 @@ fn becomes_packet(hook: Hook) -> bool {
     matches!(hook, Hook::Connect4 | Hook::Connect6 | Hook::Sendmsg4 | Hook::Sendmsg6)
 }
 
-/// How often this destination was denied, if that is due to be told; otherwise it is folded.
+/// What is to be told of a destination.
+struct Due {
+    attempts: u64,
+    suppressed: u64,
+}
+
+/// Counts a denial of a destination. `None` when it is folded into the destination's last event.
 #[inline(always)]
-fn due(denied: *mut Denied, instance: u32, flow: &Flow, now: u64) -> Option<u64> {
+fn due(denied: *mut Denied, instance: u32, flow: &Flow, now: u64) -> Option<Due> {
     let key = SeenKey::new(instance, flow);
     let Some(seen) = maps::SEEN.get_ptr_mut(key) else {
         // A full table evicts the oldest; a failed insert only means that the next one is told too.
-        let _ = maps::SEEN.insert(key, Seen { reported: now, attempts: 1 }, 0);
-        return Some(1);
+        let _ = maps::SEEN.insert(key, Seen { reported: now, attempts: 1, told: 1 }, 0);
+        return Some(Due { attempts: 1, suppressed: 0 });
     };
+    let interval = maps::LIMITS.get(0).map_or(0, |limits| limits.interval);
     // SAFETY: the value is alive; an evicted entry may be reused for another destination meanwhile,
     // which can misplace one attempt but not write outside the value.
     unsafe {
         add(&raw mut (*seen).attempts, 1);
-        let interval = maps::LIMITS.get(0).map_or(0, |limits| limits.interval);
         if now.wrapping_sub((*seen).reported) < interval {
             add(&raw mut (*denied).folded, 1);
             return None;
         }
         (*seen).reported = now;
-        Some((&raw const (*seen).attempts).read_volatile())
+        let attempts = (&raw const (*seen).attempts).read_volatile();
+        let suppressed = attempts.wrapping_sub((*seen).told).wrapping_sub(1);
+        (*seen).told = attempts;
+        Some(Due { attempts, suppressed })
     }
 }
 

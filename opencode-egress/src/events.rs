@@ -153,6 +153,7 @@ mod tests {
         Event {
             address: Address::from(IpAddr::from([203, 0, 113, 9])).words(),
             attempts: 1,
+            suppressed: 0,
             instance: 1,
             generation: 3,
             pid: 4242,

@@ -6,6 +6,7 @@ use opencode_egress_common::{
     abi::{Head, Mode},
     decide::{Rules, Verdict, decide},
     flow::{Flow, Protocol},
+    reason::DropReason,
 };
 use serde::{Deserialize, Serialize};
 
@@ -142,6 +143,14 @@ fn covers(rule: &Rule, flow: &Flow) -> bool {
     };
     let in_ports = |range: &crate::policy::PortRange| (range.first()..=range.last()).contains(&flow.port);
     protocol && (rule.ports().is_empty() || rule.ports().iter().any(in_ports))
+}
+
+impl Explanation {
+    /// The verdict on everything where no policy is in force.
+    pub fn without_policy(destination: Destination) -> Self {
+        let reason = Some(DropReason::NoPolicy.name().to_owned());
+        Self { destination, allowed: false, reason, rules: vec![], audit: false }
+    }
 }
 
 impl fmt::Display for Explanation {

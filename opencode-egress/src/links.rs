@@ -33,7 +33,7 @@ pub struct CgroupLinkInfo {
 
 /// The kernel's attach type of a hook (`enum bpf_attach_type`,
 /// <https://github.com/torvalds/linux/blob/v6.12/include/uapi/linux/bpf.h#L1042>).
-const fn attach_type(hook: Hook) -> u32 {
+pub const fn attach_type(hook: Hook) -> u32 {
     match hook {
         Hook::Ingress => 0,
         Hook::Egress => 1,

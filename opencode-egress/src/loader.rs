@@ -17,6 +17,7 @@ use opencode_egress_common::{
     cache::TAG_KEYS,
     reason::Hook,
 };
+use rustix::process::{Resource, Rlimit, setrlimit};
 
 use crate::{
     cgroup::Cgroup,
@@ -128,6 +129,8 @@ pub fn load(lifetime: &Lifetime<'_>) -> Result<Loaded, LoadError> {
         let found = rustix::system::uname().release().to_string_lossy().into_owned();
         return Err(LoadError::OldKernel { found });
     }
+    // Before Linux 5.11 maps count as locked memory. Where it matters and this fails, creating them fails.
+    let _ = setrlimit(Resource::Memlock, Rlimit { current: None, maximum: None });
     let mut keys = [0_u64; TAG_KEYS];
     fill_random(&mut keys);
     let paths;

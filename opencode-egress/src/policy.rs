@@ -6,6 +6,14 @@ use std::{collections::BTreeMap, fmt, net::IpAddr, str::FromStr, time::Duration}
 use ipnet::{IpNet, Ipv4Net};
 pub use opencode_egress_common::abi::Mode;
 
+/// The name of a mode in policies and reports.
+pub fn mode_name(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Enforce => "enforce",
+        Mode::Audit => "audit",
+    }
+}
+
 /// Why a text is not a value of one of this module's types, with what to write instead.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("{0}")]

@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 
-use crate::{cli::CheckArgs, compile::compile, config, policy::Mode};
+use crate::{cli::CheckArgs, compile::compile, config, policy::mode_name};
 
 #[derive(Serialize)]
 struct Checked {
@@ -30,7 +30,7 @@ pub(super) fn check(args: &CheckArgs) -> Result<()> {
         instances.push(Checked {
             instance: name.to_string(),
             units: policy.units.iter().map(ToString::to_string).collect(),
-            mode: if policy.mode == Mode::Audit { "audit" } else { "enforce" },
+            mode: mode_name(policy.mode),
             allow: policy.allow.iter().map(ToString::to_string).collect(),
             deny: policy.deny.iter().map(ToString::to_string).collect(),
             listen: policy.listen.iter().map(ToString::to_string).collect(),

@@ -259,7 +259,9 @@ fn ignore_interrupts() {
 fn report(loaded: &mut Loaded) {
     for record in drain(&mut loaded.events) {
         match record {
-            Ok(record) => eprintln!("opencode-egress: refused: {}", record.denied_flow(0)),
+            Ok(record) => {
+                eprintln!("opencode-egress: refused: {}", record.denied_flow(record.event.suppressed))
+            }
             Err(error) => eprintln!("opencode-egress: {error}"),
         }
     }

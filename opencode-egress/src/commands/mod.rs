@@ -1,7 +1,9 @@
-//! One file a subcommand.
+//! The subcommands.
 
 mod check;
+mod client;
 mod exec;
+mod run;
 
 use std::process::ExitCode;
 
@@ -17,8 +19,14 @@ use crate::cli::Command;
 pub fn run(command: &Command) -> Result<ExitCode> {
     match command {
         Command::Exec(args) => return exec::exec(args),
+        Command::Run(args) => run::run(args)?,
+        Command::Attach(args) => client::attach(args)?,
         Command::Check(args) => check::check(args)?,
-        _ => anyhow::bail!("not built yet"),
+        Command::Status(args) => client::status(args)?,
+        Command::Explain(args) => client::explain(args)?,
+        Command::Events(args) => client::events(args)?,
+        Command::Reload(args) => client::reload(args)?,
+        Command::Detach(args) => client::detach(args)?,
     }
     Ok(ExitCode::SUCCESS)
 }

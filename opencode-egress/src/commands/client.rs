@@ -1,0 +1,95 @@
+//! The commands that ask the daemon.
+
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+
+use crate::{
+    cli::{AttachArgs, ControlArgs, DetachArgs, EventsArgs, ExplainArgs, ReadArgs},
+    control::{Client, Reply, Request},
+};
+
+/// How long the daemon may take for an answer; a reload of large policies takes the longest.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn ask(control: &ControlArgs, request: &Request) -> Result<Reply> {
+    Ok(Client::ask(&control.socket, request, Duration::ZERO)?.reply(Some(PATIENCE))?)
+}
+
+fn unexpected(reply: &Reply) -> anyhow::Error {
+    anyhow::anyhow!("the daemon gave another answer than was asked for, it is of another version: {reply:?}")
+}
+
+/// `attach`.
+pub(super) fn attach(args: &AttachArgs) -> Result<()> {
+    let timeout = Duration::from_secs(args.timeout);
+    let request = Request::Attach { instance: args.name.to_string() };
+    match Client::ask(&args.control.socket, &request, timeout)?.reply(Some(timeout))? {
+        Reply::Attached { unit, generation } => {
+            println!("{unit} is confined, generation {generation}");
+            Ok(())
+        }
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// `status`.
+pub(super) fn status(args: &ReadArgs) -> Result<()> {
+    match ask(&args.control, &Request::Status)? {
+        Reply::Status(status) if args.json => println!("{}", serde_json::to_string_pretty(&status)?),
+        Reply::Status(status) => print!("{status}"),
+        other => return Err(unexpected(&other)),
+    }
+    Ok(())
+}
+
+/// `explain`.
+pub(super) fn explain(args: &ExplainArgs) -> Result<()> {
+    let request = Request::Explain { instance: args.name.to_string(), destination: args.destination };
+    match ask(&args.read.control, &request)? {
+        Reply::Explained(explanation) if args.read.json => {
+            println!("{}", serde_json::to_string_pretty(&explanation)?);
+        }
+        Reply::Explained(explanation) => println!("{explanation}"),
+        other => return Err(unexpected(&other)),
+    }
+    Ok(())
+}
+
+/// `events`.
+pub(super) fn events(args: &EventsArgs) -> Result<()> {
+    let instance = args.name.as_ref().map(ToString::to_string);
+    let request = Request::Events { instance, follow: args.follow };
+    let mut client = Client::ask(&args.read.control.socket, &request, Duration::ZERO)?;
+    let timeout = (!args.follow).then_some(PATIENCE);
+    loop {
+        match client.reply(timeout)? {
+            Reply::Event(event) if args.read.json => println!("{}", serde_json::to_string(&event)?),
+            Reply::Event(event) => println!("{} {}: {}", event.time, event.instance, event.flow),
+            Reply::End => return Ok(()),
+            other => return Err(unexpected(&other)),
+        }
+    }
+}
+
+/// `reload`.
+pub(super) fn reload(args: &ControlArgs) -> Result<()> {
+    match ask(args, &Request::Reload)? {
+        Reply::Reloaded { changes } if changes.is_empty() => println!("nothing changed"),
+        Reply::Reloaded { changes } => changes.iter().for_each(|change| println!("{change}")),
+        other => return Err(unexpected(&other)),
+    }
+    Ok(())
+}
+
+/// `detach`.
+pub(super) fn detach(args: &DetachArgs) -> Result<()> {
+    match ask(&args.control, &Request::Detach { instance: args.name.to_string() })? {
+        Reply::Detached { units } if units.is_empty() => {
+            bail!("no unit of `{}` is confined; nothing to detach", args.name)
+        }
+        Reply::Detached { units } => units.iter().for_each(|unit| println!("{unit} is no longer confined")),
+        other => return Err(unexpected(&other)),
+    }
+    Ok(())
+}

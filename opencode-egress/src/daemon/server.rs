@@ -1,0 +1,202 @@
+//! Running the daemon: the control socket, the ring buffer, signals, time.
+
+use std::{
+    cell::RefCell,
+    fs, io,
+    os::{fd::AsFd as _, unix::fs::PermissionsExt as _},
+    path::Path,
+    rc::Rc,
+    time::Duration,
+};
+
+use libsystemd::daemon::{NotifyState, notify};
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, Interest, unix::AsyncFd},
+    net::{UnixListener, UnixStream},
+    signal::unix::{SignalKind, signal},
+    sync::broadcast,
+    time::{interval, timeout},
+};
+use tracing::{info, warn};
+
+use super::{Daemon, error_chain};
+use crate::control::{LoggedEvent, MAX_REQUEST, Reply, Request};
+
+/// How long a client may take to say what it wants.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often time is looked at: folded lines, links that went missing.
+const TICK: Duration = Duration::from_secs(1);
+
+/// Serves until told to stop. Everything that is confined stays so afterwards.
+///
+/// # Errors
+///
+/// When the socket or a signal cannot be had.
+pub async fn serve(daemon: Daemon, socket: &Path) -> io::Result<()> {
+    let listener = listen(socket)?;
+    let (mut reload, mut stop) = (signal(SignalKind::hangup())?, signal(SignalKind::terminate())?);
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let ring = daemon.loaded.events.as_fd().try_clone_to_owned()?;
+    // SAFETY: the AsyncFd owns the descriptor, so it is open and the same one as long as that lives.
+    let ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE)? };
+    let (sender, _) = broadcast::channel(1024);
+    let server = Rc::new(Server { daemon: RefCell::new(daemon), events: sender });
+    let mut tick = interval(TICK);
+    let mut left_out = interval(server.daemon.borrow().interval());
+    // What an earlier daemon left in the ring.
+    server.publish(Daemon::take_events);
+    let _ = notify(false, &[NotifyState::Ready]);
+    info!("ready, listening on {}", socket.display());
+    loop {
+        tokio::select! {
+            connection = listener.accept() => {
+                let (stream, _) = connection?;
+                tokio::task::spawn_local(Rc::clone(&server).answer(stream));
+            }
+            ready = ring.readable() => {
+                ready?.clear_ready();
+                server.publish(Daemon::take_events);
+            }
+            _ = tick.tick() => server.publish(Daemon::take_folded),
+            _ = left_out.tick() => server.daemon.borrow_mut().log_left_out(),
+            _ = reload.recv() => {
+                let _ = notify(false, &[NotifyState::Reloading]);
+                // Success and failure are logged where they happen.
+                let _ = server.daemon.borrow_mut().reload();
+                let _ = notify(false, &[NotifyState::Ready]);
+            }
+            _ = stop.recv() => break,
+            _ = interrupt.recv() => break,
+        }
+    }
+    let _ = notify(false, &[NotifyState::Stopping]);
+    info!("stopping; what is confined stays confined");
+    fs::remove_file(socket)
+}
+
+fn listen(socket: &Path) -> io::Result<UnixListener> {
+    if let Some(directory) = socket.parent() {
+        fs::create_dir_all(directory)?;
+    }
+    if std::os::unix::net::UnixStream::connect(socket).is_ok() {
+        let message = format!("another daemon answers at {}; stop it first", socket.display());
+        return Err(io::Error::new(io::ErrorKind::AddrInUse, message));
+    }
+    match fs::remove_file(socket) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(socket)?;
+    fs::set_permissions(socket, fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+struct Server {
+    daemon: RefCell<Daemon>,
+    events: broadcast::Sender<LoggedEvent>,
+}
+
+impl Server {
+    fn publish(&self, take: fn(&mut Daemon) -> Vec<LoggedEvent>) {
+        for event in take(&mut self.daemon.borrow_mut()) {
+            // Nobody follows: nobody is told.
+            let _ = self.events.send(event);
+        }
+    }
+
+    async fn answer(self: Rc<Self>, mut stream: UnixStream) {
+        if let Err(error) = self.converse(&mut stream).await {
+            warn!("a client of the control socket went away: {error}");
+        }
+    }
+
+    async fn converse(&self, stream: &mut UnixStream) -> io::Result<()> {
+        let peer = stream.peer_cred()?;
+        let mut line = String::new();
+        let mut reader = BufReader::new((&mut *stream).take(MAX_REQUEST));
+        if timeout(REQUEST_TIMEOUT, reader.read_line(&mut line)).await.is_err() {
+            let reply = Reply::Error("no request came in time".to_owned());
+            return send(stream, &reply).await;
+        }
+        let pid = peer.pid().and_then(|pid| u32::try_from(pid).ok()).unwrap_or(0);
+        let request = match serde_json::from_str(&line) {
+            Ok(request) => request,
+            Err(error) => {
+                return send(stream, &Reply::Error(format!("this is no request: {error}"))).await;
+            }
+        };
+        if let Some(refusal) = self.refusal(peer.uid(), pid, &request) {
+            warn!("refused a request of process {pid}: {refusal}");
+            return send(stream, &Reply::Error(refusal)).await;
+        }
+        match request {
+            Request::Events { instance, follow } => self.stream_events(stream, instance, follow).await,
+            request => {
+                let reply = self.reply(request, pid);
+                send(stream, &reply).await
+            }
+        }
+    }
+
+    fn refusal(&self, uid: u32, pid: u32, request: &Request) -> Option<String> {
+        if uid != 0 {
+            return Some(format!("only root may ask; you are user {uid}"));
+        }
+        let own = matches!(request, Request::Attach { .. });
+        (!own && self.daemon.borrow().is_confined(pid))
+            .then(|| "a process of a confined unit may ask for nothing but `attach`".to_owned())
+    }
+
+    fn reply(&self, request: Request, pid: u32) -> Reply {
+        let mut daemon = self.daemon.borrow_mut();
+        let reply = match request {
+            Request::Attach { instance } => daemon
+                .attach(&instance, pid)
+                .map(|(unit, generation)| Reply::Attached { unit: unit.to_string(), generation }),
+            Request::Status => daemon.status().map(|status| Reply::Status(Box::new(status))),
+            Request::Explain { instance, destination } => {
+                daemon.explain(&instance, destination).map(Reply::Explained)
+            }
+            Request::Reload => daemon.reload().map(|changes| Reply::Reloaded { changes }),
+            Request::Detach { instance } => daemon
+                .detach(&instance)
+                .map(|units| Reply::Detached { units: units.iter().map(ToString::to_string).collect() }),
+            Request::Events { .. } => Ok(Reply::End),
+        };
+        reply.unwrap_or_else(|error| Reply::Error(error_chain(&error)))
+    }
+
+    async fn stream_events(
+        &self,
+        stream: &mut UnixStream,
+        instance: Option<String>,
+        follow: bool,
+    ) -> io::Result<()> {
+        let mut coming = self.events.subscribe();
+        let recent = self.daemon.borrow().recent(instance.as_deref());
+        let recent = match recent {
+            Ok(recent) => recent,
+            Err(error) => return send(stream, &Reply::Error(error_chain(&error))).await,
+        };
+        for event in recent {
+            send(stream, &Reply::Event(event)).await?;
+        }
+        while follow {
+            match coming.recv().await {
+                Ok(event) if instance.as_ref().is_none_or(|name| *name == event.instance) => {
+                    send(stream, &Reply::Event(event)).await?;
+                }
+                // A reader that is too slow misses some here; the journal has them.
+                Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
+                Err(broadcast::error::RecvError::Closed) => break,
+            }
+        }
+        send(stream, &Reply::End).await
+    }
+}
+
+async fn send(stream: &mut UnixStream, reply: &Reply) -> io::Result<()> {
+    let mut line = serde_json::to_vec(reply)?;
+    line.push(b'\n');
+    stream.write_all(&line).await
+}
