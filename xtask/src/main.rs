@@ -1,9 +1,19 @@
 //! The project's own tasks, one file each. `cargo xtask help` lists them.
 
 mod build_ebpf;
+mod daemon;
+mod demo;
+mod machine;
 mod process;
+mod scenarios;
+mod test;
+mod upstreams;
 
-use std::path::{Path, PathBuf};
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use anyhow::Result;
 use clap::Parser;
@@ -14,11 +24,31 @@ use clap::Parser;
 enum Task {
     /// Build the eBPF object, installing what that takes
     BuildEbpf(build_ebpf::Args),
+    /// Show the main job: two real opencode servers on a real systemd, each under its own list
+    Demo,
+    /// Run the tests, installing what they take
+    Test(test::Args),
+    /// Serve HTTP on the second host; the machine tests start it
+    #[command(hide = true)]
+    Upstreams { addresses: Vec<IpAddr> },
 }
 
-fn main() -> Result<()> {
-    match Task::parse() {
+fn main() -> ExitCode {
+    match run(Task::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: Task) -> Result<()> {
+    match task {
         Task::BuildEbpf(args) => build_ebpf::run(&args).map(drop),
+        Task::Demo => demo::run(),
+        Task::Test(args) => test::run(&args),
+        Task::Upstreams { addresses } => upstreams::run(&addresses),
     }
 }
 

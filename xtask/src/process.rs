@@ -25,6 +25,15 @@ fn shown(command: &Command) -> String {
     words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
 }
 
+/// Sees to it that programs are there, each given with the Debian package that has it.
+pub(crate) fn ensure(why: &str, programs: &[(&str, &str)]) -> Result<()> {
+    let missing = programs.iter().filter(|(program, _)| {
+        output(Command::new("sh").args(["-c", "command -v \"$1\"", "sh", program])).is_none()
+    });
+    let packages: Vec<_> = missing.map(|(_, package)| *package).collect();
+    if packages.is_empty() { Ok(()) } else { apt_install(why, &packages) }
+}
+
 /// Installs Debian packages that are missing, saying which.
 pub(crate) fn apt_install(why: &str, packages: &[&str]) -> Result<()> {
     let missing: Vec<_> = packages

@@ -1,0 +1,95 @@
+//! Boots a systemd for the measurement and waits for its result.
+
+use std::{
+    env,
+    fs::{self, File},
+    io::{Read as _, Seek as _, SeekFrom, Write as _},
+    os::unix::process::CommandExt as _,
+    path::Path,
+    process::{Command, Stdio},
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail};
+use opencode_egress::cgroup::Hierarchy;
+
+use crate::Args;
+
+/// Where the shared directory is under the booted systemd.
+const SHARED: &str = "/run/bench";
+/// This program in it.
+pub(crate) const PROGRAM: &str = "/run/bench/hotpath";
+/// The report in it.
+pub(crate) const RESULT: &str = "/run/bench/result";
+
+/// Boots, shows the progress, and prints the report.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        bail!("attaching eBPF programs and booting a systemd takes root");
+    }
+    let shared = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
+    fs::copy(env::current_exe()?, shared.path().join("hotpath"))?;
+    fs::write(shared.path().join("measure.service"), unit(args))?;
+    File::create(shared.path().join("log"))?;
+    boot(shared.path())?;
+    let report = fs::read_to_string(shared.path().join("result"))
+        .context("the measurement ended without a result; what it said is above")?;
+    match &args.report {
+        Some(path) => fs::write(path, report).with_context(|| format!("cannot write {}", path.display())),
+        None => Ok(print!("{report}")),
+    }
+}
+
+fn unit(args: &Args) -> String {
+    let Args { setups, rounds, only, no_scale, .. } = args;
+    let only = if only.is_empty() { String::new() } else { format!(" --only {}", only.join(",")) };
+    let no_scale = if *no_scale { " --no-scale" } else { "" };
+    format!(
+        "[Unit]\nDefaultDependencies=no\nSuccessAction=exit-force\nFailureAction=exit-force\n\
+         [Service]\nType=exec\nLimitNOFILE=65536\nLimitMEMLOCK=infinity\n\
+         StandardOutput=null\nStandardError=append:{SHARED}/log\n\
+         ExecStart={PROGRAM} --setups {setups} --rounds {rounds}{only}{no_scale} measure\n"
+    )
+}
+
+/// Runs systemd until it ends. It gets a cgroup of its own to be the root of what it sees.
+fn boot(shared: &Path) -> Result<()> {
+    let hierarchy = Hierarchy::find()?;
+    let own = hierarchy.of_process(std::process::id())?;
+    let cgroup = hierarchy.create(&own.join(format!("opencode-egress-bench-{}", std::process::id())))?;
+    let mut entrance = cgroup.entrance()?;
+    let mut command = Command::new("unshare");
+    command.args("--fork --kill-child --pid --mount --net --cgroup --uts --ipc".split(' '));
+    command.args(["sh", "-c", include_str!("boot.sh"), "boot"]).arg(shared);
+    command.stdin(Stdio::null()).stdout(Stdio::null());
+    // SAFETY: between fork and exec, one write to an open file.
+    unsafe { command.pre_exec(move || entrance.write_all(b"0")) };
+    let mut child = command.spawn().context("cannot run unshare (util-linux)")?;
+    let mut shown = 0;
+    loop {
+        let ended = child.try_wait()?.is_some();
+        shown += show(&shared.join("log"), shown)?;
+        if ended {
+            break;
+        }
+        thread::sleep(Duration::from_millis(200));
+    }
+    // Its processes went with it, but the kernel may still be at that.
+    for _ in 0..50 {
+        if cgroup.remove().is_ok() {
+            return Ok(());
+        }
+        thread::sleep(Duration::from_millis(100));
+    }
+    cgroup.remove().context("something of the measurement is still running")
+}
+
+fn show(log: &Path, from: u64) -> Result<u64> {
+    let mut text = String::new();
+    let mut file = File::open(log)?;
+    file.seek(SeekFrom::Start(from))?;
+    file.read_to_string(&mut text)?;
+    eprint!("{text}");
+    Ok(text.len() as u64)
+}

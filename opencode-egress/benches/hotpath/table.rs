@@ -1,0 +1,103 @@
+//! Medians, and the table of them.
+
+use std::fmt::Write as _;
+
+use crate::{
+    variant::{SIZES, Variant},
+    worker::Operation,
+};
+
+/// Nanoseconds by set-up, variant and operation.
+pub(crate) struct Table {
+    variants: Vec<Variant>,
+    setups: Vec<Vec<(Variant, Operation, f64)>>,
+}
+
+impl Table {
+    pub(crate) fn new(variants: &[Variant]) -> Self {
+        Self { variants: variants.to_vec(), setups: vec![] }
+    }
+
+    pub(crate) fn new_setup(&mut self) {
+        self.setups.push(vec![]);
+    }
+
+    pub(crate) fn add(&mut self, variant: Variant, operation: Operation, nanoseconds: f64) {
+        if let Some(setup) = self.setups.last_mut() {
+            setup.push((variant, operation, nanoseconds));
+        }
+    }
+
+    /// The median over set-ups of what `of` says of one.
+    fn over_setups(&self, of: impl Fn(&[(Variant, Operation, f64)]) -> Option<f64>) -> Option<f64> {
+        median(self.setups.iter().filter_map(|setup| of(setup)).collect())
+    }
+
+    fn nanoseconds(&self, variant: Variant, operation: Operation) -> Option<f64> {
+        self.over_setups(|setup| in_setup(setup, variant, operation))
+    }
+
+    /// Relative to no policy.
+    fn ratio(&self, variant: Variant, operation: Operation) -> Option<f64> {
+        self.over_setups(|setup| {
+            Some(in_setup(setup, variant, operation)? / in_setup(setup, Variant::None, operation)?)
+        })
+    }
+}
+
+fn in_setup(setup: &[(Variant, Operation, f64)], variant: Variant, operation: Operation) -> Option<f64> {
+    let of = setup.iter().filter(|one| one.0 == variant && one.1 == operation);
+    median(of.map(|one| one.2).collect())
+}
+
+pub(crate) fn median(mut values: Vec<f64>) -> Option<f64> {
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    match values.len() {
+        0 => None,
+        len if len % 2 == 1 => Some(values[middle]),
+        _ => Some((values[middle - 1] + values[middle]) / 2.0),
+    }
+}
+
+/// The report's first part.
+pub(crate) fn of(table: &Table) -> String {
+    let operations = [Operation::Connect, Operation::Sendto, Operation::Send];
+    let mut text = String::from(
+        "| | rules | TCP connect | UDP sendto, 64 B | UDP send, connected, 64 B | refused TCP connect |\n\
+         |---|---|---|---|---|---|\n",
+    );
+    for variant in &table.variants {
+        let (name, rules) = match variant {
+            Variant::None => ("no policy", None),
+            Variant::NoneAgain => ("no policy, again", None),
+            Variant::Floor => ("programs that return 1", None),
+            Variant::Ours(rules) => ("opencode-egress", Some(rules)),
+            Variant::Systemd(rules) => ("systemd `IPAddressAllow`", Some(rules)),
+            Variant::Nftables(rules) => ("nftables by cgroup", Some(rules)),
+        };
+        let rules = rules.map(ToString::to_string).unwrap_or_default();
+        let _ = write!(text, "| {name} | {rules} |");
+        for operation in operations {
+            let cell = match variant {
+                Variant::None => table.nanoseconds(*variant, operation).map(time),
+                _ => table.ratio(*variant, operation).map(|ratio| format!("{ratio:.3}")),
+            };
+            let _ = write!(text, " {} |", cell.unwrap_or_else(|| "skipped".into()));
+        }
+        let refused = table.nanoseconds(*variant, Operation::Refused).map(time).unwrap_or_default();
+        let _ = writeln!(text, " {refused} |");
+    }
+    let _ = SIZES;
+    text
+}
+
+/// A time with three digits.
+pub(crate) fn time(nanoseconds: f64) -> String {
+    match nanoseconds {
+        ns if ns < 1e4 => format!("{ns:.0} ns"),
+        ns if ns < 1e6 => format!("{:.1} us", ns / 1e3),
+        ns if ns < 1e9 => format!("{:.0} ms", ns / 1e6),
+        ns => format!("{:.2} s", ns / 1e9),
+    }
+}

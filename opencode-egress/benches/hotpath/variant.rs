@@ -1,0 +1,306 @@
+//! The variants: how each is set up, and the rounds in which they take turns.
+
+use std::{
+    fmt, fs,
+    io::{BufRead as _, BufReader, ErrorKind, Write as _},
+    net::{TcpListener, UdpSocket},
+    os::{
+        fd::AsRawFd as _,
+        unix::net::{UnixListener, UnixStream},
+    },
+    path::Path,
+    process::{Command, Stdio},
+    thread,
+};
+
+use anyhow::{Context as _, Result, bail};
+use opencode_egress::{
+    cgroup::{Cgroup, Hierarchy},
+    compile::compile,
+    loader::{Lifetime, Loaded, load},
+    maps::InstanceIndex,
+    policy::{LogLimits, Policy, Rule},
+};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use crate::{
+    Args, boot, floor,
+    networks::{destination, networks},
+    table::Table,
+    worker::{Operation, PORT, SOCKET},
+};
+
+/// What confines the measured process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Variant {
+    None,
+    /// The same as `None`: how far off its ratio is from 1 says how far the others may be.
+    NoneAgain,
+    Floor,
+    Ours(usize),
+    Systemd(usize),
+    Nftables(usize),
+}
+
+impl fmt::Display for Variant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => write!(f, "none"),
+            Self::NoneAgain => write!(f, "none-again"),
+            Self::Floor => write!(f, "floor"),
+            Self::Ours(rules) => write!(f, "ours-{rules}"),
+            Self::Systemd(rules) => write!(f, "systemd-{rules}"),
+            Self::Nftables(rules) => write!(f, "nftables-{rules}"),
+        }
+    }
+}
+
+/// Numbers of rules.
+pub(crate) const SIZES: [usize; 4] = [1, 1_000, 10_000, 100_000];
+
+impl Variant {
+    fn chosen(args: &Args) -> Vec<Self> {
+        let fixed = [Self::None, Self::NoneAgain, Self::Floor];
+        let sized = [Self::Ours, Self::Systemd, Self::Nftables].map(|kind| SIZES.map(kind));
+        let all = fixed.into_iter().chain(sized.into_iter().flatten());
+        let wanted = |variant: &Self| {
+            args.only.is_empty() || args.only.iter().any(|only| variant.to_string().starts_with(only))
+        };
+        all.filter(|variant| *variant == Self::None || wanted(variant)).collect()
+    }
+
+    fn rules(self) -> usize {
+        match self {
+            Self::Ours(rules) | Self::Systemd(rules) | Self::Nftables(rules) => rules,
+            _ => 1,
+        }
+    }
+}
+
+/// Measures every variant's operations.
+pub(crate) fn measure(args: &Args) -> Result<Table> {
+    let variants = Variant::chosen(args);
+    let listener = UnixListener::bind(SOCKET)?;
+    let mut table = Table::new(&variants);
+    for setup in 1..=args.setups {
+        eprintln!("set-up {setup} of {}", args.setups);
+        let mut running = vec![];
+        for variant in &variants {
+            match Running::start(*variant, &listener) {
+                Ok(one) => running.push(one),
+                Err(error) => eprintln!("SKIPPED: {variant}: {error:#}"),
+            }
+        }
+        table.new_setup();
+        for round in 0..args.rounds {
+            let first = round % running.len().max(1);
+            running.rotate_left(first);
+            for operation in Operation::ROUND {
+                for one in &mut running {
+                    // Only ours refuses with an error; the others are asked once.
+                    if operation == Operation::Refused && !matches!(one.variant, Variant::Ours(_)) {
+                        continue;
+                    }
+                    let nanoseconds = one.batch(operation)?;
+                    table.add(one.variant, operation, nanoseconds);
+                }
+            }
+            running.rotate_right(first);
+        }
+        for mut one in running {
+            if setup == 1 && matches!(one.variant, Variant::Systemd(_) | Variant::Nftables(_)) {
+                one.check_refusal(&mut table)?;
+            }
+            one.stop()?;
+        }
+    }
+    Ok(table)
+}
+
+/// A set-up variant.
+struct Running {
+    variant: Variant,
+    worker: BufReader<UnixStream>,
+    receiver: Receiver,
+    /// Holds the maps' descriptors.
+    _loaded: Option<Loaded>,
+}
+
+impl Running {
+    fn start(variant: Variant, listener: &UnixListener) -> Result<Self> {
+        let unit = Path::new("/run/systemd/system").join(format!("bench-{variant}.service"));
+        fs::write(&unit, unit_file(variant))?;
+        systemctl("start", variant)?;
+        let mut worker = BufReader::new(listener.accept()?.0);
+        let mut hello = String::new();
+        worker.read_line(&mut hello)?;
+        let pid = hello.split_whitespace().nth(1).context("a name and a process id")?;
+        let namespace = fs::File::open(format!("/proc/{pid}/ns/net"))?;
+        let ready = thread::spawn(move || {
+            move_into_link_name_space(
+                std::os::fd::AsFd::as_fd(&namespace),
+                Some(LinkNameSpaceType::Network),
+            )?;
+            // Closed connections go at once, so that ports do not run out.
+            fs::write("/proc/sys/net/ipv4/tcp_max_tw_buckets", "0")?;
+            if let Variant::Nftables(rules) = variant {
+                nft(&nft_rules(variant, rules))?;
+            }
+            Receiver::new()
+        });
+        let receiver = ready.join().map_err(|_| anyhow::anyhow!("the receiver's thread panicked"))??;
+        let hierarchy = Hierarchy::find()?;
+        let cgroup = hierarchy.open(&Path::new("bench.slice").join(format!("bench-{variant}.service")))?;
+        let loaded = match variant {
+            Variant::Floor => {
+                floor::confine(&cgroup)?;
+                None
+            }
+            Variant::Ours(rules) => Some(confine(&cgroup, rules)?),
+            _ => None,
+        };
+        Ok(Self { variant, worker, receiver, _loaded: loaded })
+    }
+
+    /// Nanoseconds of one operation, from one batch.
+    fn batch(&mut self, operation: Operation) -> Result<f64> {
+        let count = operation.batch();
+        let stream = self.worker.get_mut();
+        writeln!(stream, "{operation:?} {count}")?;
+        let mut answer = String::new();
+        self.worker.read_line(&mut answer)?;
+        self.receiver.drain()?;
+        let total: f64 = answer.trim().parse().with_context(|| {
+            format!("bench-{} gave up in the middle of {operation:?}", self.variant)
+        })?;
+        Ok(total / f64::from(count))
+    }
+
+    /// How a refused connect ends where it gives no error.
+    fn check_refusal(&mut self, table: &mut Table) -> Result<()> {
+        let nanoseconds = self.batch(Operation::GiveUp)?;
+        table.add(self.variant, Operation::Refused, nanoseconds);
+        Ok(())
+    }
+
+    fn stop(self) -> Result<()> {
+        drop(self.worker);
+        systemctl("stop", self.variant)
+    }
+}
+
+fn unit_file(variant: Variant) -> String {
+    let destination = destination(variant.rules());
+    let mut text = format!(
+        "[Unit]\nDefaultDependencies=no\n[Service]\nType=exec\nSlice=bench.slice\nPrivateNetwork=yes\n\
+         CPUAffinity=1\nNice=-10\nStandardOutput=null\nStandardError=append:/run/bench/log\n\
+         ExecStart={} worker {variant} {destination}\n",
+        boot::PROGRAM
+    );
+    if let Variant::Systemd(rules) = variant {
+        text += "IPAddressDeny=any\n";
+        for networks in networks(rules).chunks(1000) {
+            let list: Vec<_> = networks.iter().map(ToString::to_string).collect();
+            text += &format!("IPAddressAllow={}\n", list.join(" "));
+        }
+    }
+    text
+}
+
+fn systemctl(verb: &str, variant: Variant) -> Result<()> {
+    let output = Command::new("systemctl").args([verb, &format!("bench-{variant}.service")]).output()?;
+    if !output.status.success() {
+        bail!("systemctl {verb}: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(())
+}
+
+/// The policy with these many rules.
+pub(crate) fn policy(rules: usize) -> Policy {
+    let allow = networks(rules).into_iter().map(|net| net.to_string().parse().map(Rule::any));
+    Policy { allow: allow.collect::<Result<_, _>>().unwrap_or_default(), ..Policy::default() }
+}
+
+fn confine(cgroup: &Cgroup, rules: usize) -> Result<Loaded> {
+    let mut loaded = load(&Lifetime::Process)?;
+    loaded.maps.set_limits(&LogLimits::default())?;
+    loaded.maps.install(InstanceIndex::FIRST, &compile(&policy(rules))?)?;
+    loaded.confine(cgroup, InstanceIndex::FIRST, |loaded, hook, cgroup| {
+        loaded.programs.attach_for_good(hook, cgroup)
+    })?;
+    Ok(loaded)
+}
+
+pub(crate) fn nft_rules(variant: Variant, rules: usize) -> String {
+    let list: Vec<_> = networks(rules).iter().map(ToString::to_string).collect();
+    let list = list.join(", ");
+    format!(
+        "table inet bench {{\n\
+         set allowed {{\n type ipv4_addr\n flags interval\n elements = {{ {list} }}\n}}\n\
+         chain out {{\n type filter hook output priority 0\n\
+         socket cgroupv2 level 2 \"bench.slice/bench-{variant}.service\" ip daddr @allowed accept\n\
+         socket cgroupv2 level 2 \"bench.slice/bench-{variant}.service\" drop\n}}\n}}\n"
+    )
+}
+
+pub(crate) fn nft(rules: &str) -> Result<()> {
+    let mut child = Command::new("nft").args(["-f", "-"]).stdin(Stdio::piped()).spawn().context("no nft")?;
+    child.stdin.take().context("a pipe")?.write_all(rules.as_bytes())?;
+    let status = child.wait()?;
+    if !status.success() {
+        bail!("nft ended with {status}");
+    }
+    Ok(())
+}
+
+/// The other end: sockets in the worker's network namespace and this process' cgroup.
+struct Receiver {
+    tcp: TcpListener,
+    udp: UdpSocket,
+}
+
+impl Receiver {
+    fn new() -> Result<Self> {
+        let tcp = TcpListener::bind(("0.0.0.0", PORT))?;
+        tcp.set_nonblocking(true)?;
+        // SAFETY: listen(2) on an open, listening socket only changes its backlog.
+        unsafe { libc::listen(tcp.as_raw_fd(), 4096) };
+        let udp = UdpSocket::bind(("0.0.0.0", PORT))?;
+        udp.set_nonblocking(true)?;
+        let bytes: libc::c_int = 64 << 20;
+        // SAFETY: the value is an int that outlives the call.
+        let set = unsafe {
+            libc::setsockopt(
+                udp.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_RCVBUFFORCE,
+                (&raw const bytes).cast(),
+                size_of_val(&bytes) as libc::socklen_t,
+            )
+        };
+        if set != 0 {
+            return Err(std::io::Error::last_os_error()).context("cannot enlarge the receive buffer");
+        }
+        Ok(Self { tcp, udp })
+    }
+
+    /// Takes everything that arrived, between batches, so that receiving is not part of what is measured.
+    fn drain(&self) -> Result<()> {
+        let mut buffer = [0; 128];
+        loop {
+            match self.udp.recv(&mut buffer) {
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        loop {
+            match self.tcp.accept() {
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+

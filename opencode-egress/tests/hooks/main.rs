@@ -1,0 +1,13 @@
+//! Hook tests: real sockets in a confined cgroup, and a second host that witnesses what arrived.
+//!
+//! Each test makes its own world (`world`): two network namespaces joined by a wire, a cgroup and a policy.
+//! A probe (`probe`) tries a technique in that cgroup; the witness (`witness`) says what of it arrived.
+//! Every denial is paired with an allowed control, which proves that the technique itself works.
+//!
+//! They need root, iproute2 and tcpdump, and nothing they send leaves the namespaces.
+
+mod probe;
+mod sys;
+mod tcp;
+mod witness;
+mod world;

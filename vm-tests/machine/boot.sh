@@ -1,0 +1,53 @@
+#!/bin/sh
+# Becomes systemd, as pid 1 of fresh namespaces, over a throw-away copy of this machine's root.
+#
+#   unshare --fork --kill-child --pid --mount --net --cgroup --uts --ipc boot.sh DIRECTORY FILES [FILE=TARGET]…
+#
+# DIRECTORY is an empty one, for the mounts. What is below FILES is copied over the root; each FILE appears at TARGET.
+# Nothing outside the namespaces changes: the root is an overlay whose upper half is in memory, and /tmp and /run,
+# which systemd clears, are new ones.
+set -eu
+directory=$1 files=$2
+shift 2
+
+mount --make-rprivate /
+mount -t tmpfs tmpfs "$directory"
+mkdir "$directory/upper" "$directory/work" "$directory/root"
+mount -t overlay -o "lowerdir=/,upperdir=$directory/upper,workdir=$directory/work" overlay "$directory/root"
+
+root=$directory/root
+for pair in "$@"; do
+    target=$root/${pair#*=}
+    mkdir -p "$(dirname "$target")"
+    rm -f "$target"
+    touch "$target"
+    mount --bind "${pair%%=*}" "$target"
+done
+mount --rbind /dev "$root/dev"
+mount -t proc proc "$root/proc"
+mount -t sysfs sysfs "$root/sys"
+mount -t cgroup2 cgroup2 "$root/sys/fs/cgroup"
+mount -t bpf bpf "$root/sys/fs/bpf"
+mount -t tmpfs tmpfs "$root/run"
+mount -t tmpfs tmpfs "$root/tmp"
+
+# Only what the tests start: no unit that this machine has enabled, and none that would reach for its hardware.
+units=$root/etc/systemd/system
+rm -rf "$units"
+mkdir -p "$units"
+for unit in systemd-modules-load systemd-sysctl systemd-udevd systemd-udev-trigger systemd-tmpfiles-setup-dev \
+    systemd-binfmt systemd-timesyncd systemd-networkd systemd-resolved systemd-logind console-getty; do
+    ln -s /dev/null "$units/$unit.service"
+done
+ln -s /dev/null "$units/systemd-udevd-kernel.socket"
+ln -s /dev/null "$units/systemd-udevd-control.socket"
+ln -s /lib/systemd/system/multi-user.target "$units/default.target"
+rm -rf "$root/var/log/journal"
+cp -R "$files/." "$root/"
+
+cd "$root"
+mkdir -p .old-root
+pivot_root . .old-root
+umount -l /.old-root
+export container=opencode-egress-test
+exec /lib/systemd/systemd --system

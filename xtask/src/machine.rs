@@ -1,0 +1,359 @@
+//! A machine with real systemd: fresh namespaces over a throw-away root, and a second host behind a veth that
+//! witnesses what arrives.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader},
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    sync::mpsc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::{
+    process::{ensure, run as run_command},
+    root,
+};
+
+/// The version of the real server that the tests run.
+const OPENCODE_VERSION: &str = "1.18.33";
+
+/// Addresses of the machine and of the second host.
+const MACHINE_ADDRESSES: [&str; 2] = ["192.0.2.1/24", "2001:db8::1/64"];
+const HOST_ADDRESSES: [&str; 6] = [
+    "192.0.2.10/24",
+    "192.0.2.20/24",
+    "192.0.2.30/24",
+    "2001:db8::10/64",
+    "2001:db8::20/64",
+    "2001:db8::30/64",
+];
+
+/// How long anything on the machine may take.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A booted machine; it goes with this value.
+pub(crate) struct Machine {
+    name: String,
+    init: u32,
+    unshare: Child,
+    cgroup: PathBuf,
+    directory: PathBuf,
+    upstreams: Child,
+    witness: Witness,
+}
+
+/// The second host's interface, watched.
+struct Witness {
+    tcpdump: Child,
+    lines: mpsc::Receiver<String>,
+    markers: u32,
+}
+
+impl Machine {
+    /// Installs what a machine takes, and boots one with the daemon in `binary`.
+    pub(crate) fn boot(binary: &Path) -> Result<Self> {
+        ensure(
+            "the machine tests",
+            &[
+                ("ip", "iproute2"),
+                ("tcpdump", "tcpdump"),
+                ("curl", "curl"),
+                ("/lib/systemd/systemd", "systemd"),
+                ("dbus-daemon", "dbus"),
+                ("unshare", "util-linux"),
+            ],
+        )?;
+        let opencode = opencode()?;
+        let name = format!("egress-{}", std::process::id());
+        let directory = root().join("target/machine").join(&name);
+        fs::create_dir_all(&directory)?;
+        let cgroup = unified()?.join(&name);
+        fs::create_dir(&cgroup)
+            .with_context(|| format!("cannot create {}; run as root", cgroup.display()))?;
+        let mut command = Command::new("sh");
+        // In a cgroup of its own before the cgroup namespace is made, which is then rooted there.
+        command.args(["-c", "echo $$ > \"$1/cgroup.procs\" && shift && exec unshare --fork --kill-child --pid --mount --net --cgroup --uts --ipc sh \"$@\"", "sh"]);
+        command.arg(&cgroup).arg(root().join("vm-tests/machine/boot.sh")).arg(&directory);
+        command.arg(root().join("vm-tests/machine/files"));
+        command.arg(format!("{}=usr/local/bin/opencode-egress", binary.display()));
+        command.arg(format!("{}=usr/local/bin/opencode", opencode.display()));
+        let log = fs::File::create(root().join("target/machine").join(format!("{name}.log")))?;
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        let unshare = command.spawn().context("cannot run unshare")?;
+        let init = wait("systemd to start", || {
+            let pid = unshare.id();
+            let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
+            let init = children.split_whitespace().next()?.parse().ok()?;
+            let name = fs::read_to_string(format!("/proc/{init}/comm")).ok()?;
+            (name.trim() == "systemd").then_some(init)
+        })?;
+        connect(&name, init)?;
+        let addresses = HOST_ADDRESSES.map(|address| address.split('/').next().unwrap_or_default());
+        let upstreams = in_netns(&name, std::env::current_exe()?).arg("upstreams").args(addresses).spawn()?;
+        let witness = Witness::start(&name)?;
+        let machine = Self { name, init, unshare, cgroup, directory, upstreams, witness };
+        wait("the machine to boot", || {
+            let state = machine.run(&["systemctl", "is-system-running"]).ok()?;
+            matches!(state.trim(), "running" | "degraded").then_some(())
+        })?;
+        Ok(machine)
+    }
+
+    /// A command on the machine.
+    pub(crate) fn command(&self, words: &[&str]) -> Command {
+        // nsenter leaves the cgroup as it is, which is outside what the machine sees.
+        const JOIN: &str =
+            "mkdir -p /sys/fs/cgroup/tester && echo $$ > /sys/fs/cgroup/tester/cgroup.procs && exec \"$@\"";
+        let mut command = Command::new("nsenter");
+        command.args([
+            "-t",
+            &self.init.to_string(),
+            "-m",
+            "-p",
+            "-n",
+            "-u",
+            "-i",
+            "-C",
+            "--",
+            "sh",
+            "-c",
+            JOIN,
+            "sh",
+        ]);
+        command.args(["timeout", &PATIENCE.as_secs().to_string()]).args(words).stdin(Stdio::null());
+        command
+    }
+
+    /// Runs a command on the machine and returns what it prints on both streams, success or not.
+    pub(crate) fn run(&self, words: &[&str]) -> Result<String> {
+        Ok(text(&self.command(words).output()?))
+    }
+
+    /// Runs a command on the machine that must succeed.
+    pub(crate) fn succeed(&self, words: &[&str]) -> Result<String> {
+        let output = self.command(words).output()?;
+        if !output.status.success() {
+            bail!("`{}` failed on the machine:\n{}", words.join(" "), text(&output));
+        }
+        Ok(text(&output))
+    }
+
+    /// Runs a command on the machine that must fail, and returns what it prints.
+    pub(crate) fn fail(&self, words: &[&str]) -> Result<String> {
+        let output = self.command(words).output()?;
+        if output.status.success() {
+            bail!("`{}` succeeded on the machine and should not:\n{}", words.join(" "), text(&output));
+        }
+        Ok(text(&output))
+    }
+
+    /// Runs a command on the second host.
+    pub(crate) fn host(&self, words: &[&str]) -> Result<String> {
+        let output = in_netns(&self.name, "timeout").args(["20"]).args(words).output()?;
+        Ok(text(&output))
+    }
+
+    /// Writes a file on the machine.
+    pub(crate) fn write(&self, path: &str, content: &str) -> Result<()> {
+        fs::write(format!("/proc/{}/root{path}", self.init), content)
+            .with_context(|| format!("cannot write {path}"))
+    }
+
+    /// Reads a file on the machine.
+    pub(crate) fn read(&self, path: &str) -> Result<String> {
+        fs::read_to_string(format!("/proc/{}/root{path}", self.init))
+            .with_context(|| format!("cannot read {path}"))
+    }
+
+    /// Runs a shell command through an opencode server's own shell tool, so in its unit, as its user.
+    pub(crate) fn opencode_shell(&self, server: &str, command: &str) -> Result<String> {
+        let post = |path: &str, body: &serde_json::Value| -> Result<serde_json::Value> {
+            let url = format!("http://{server}{path}");
+            let header = "content-type: application/json";
+            let reply =
+                self.succeed(&["curl", "-sf", "-m", "40", "-H", header, "-d", &body.to_string(), &url])?;
+            serde_json::from_str(&reply).with_context(|| format!("{url} answered {reply}"))
+        };
+        let session = post("/session", &serde_json::json!({}))?;
+        let id = session["id"].as_str().with_context(|| format!("no session id in {session}"))?;
+        let body = serde_json::json!({ "agent": "build", "command": command });
+        let message = post(&format!("/session/{id}/shell"), &body)?;
+        let output = &message["parts"][0]["state"]["output"];
+        Ok(output.as_str().with_context(|| format!("no output in {message}"))?.to_owned())
+    }
+
+    /// What has arrived at the second host since it was last asked, a line a packet.
+    pub(crate) fn witnessed(&mut self) -> Result<Vec<String>> {
+        let marker = self.witness.next_marker();
+        // From the machine itself, outside every unit that is confined.
+        let send = format!("echo x > /dev/udp/192.0.2.10/{marker}");
+        self.succeed(&["bash", "-c", &send])?;
+        self.witness.until(marker)
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        for child in [&mut self.upstreams, &mut self.witness.tcpdump, &mut self.unshare] {
+            // Gone already is as good.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        let _ = Command::new("ip").args(["netns", "del", &self.name]).status();
+        let _ = wait("the machine's cgroups to go", || remove_cgroup(&self.cgroup).ok());
+        let _ = fs::remove_dir(&self.directory);
+    }
+}
+
+impl Witness {
+    fn start(netns: &str) -> Result<Self> {
+        let mut tcpdump = in_netns(netns, "tcpdump")
+            .args(["-n", "-l", "-U", "--immediate-mode", "-i", "veth", "-Q", "in", "ip or ip6"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("cannot run tcpdump")?;
+        let said = tcpdump.stderr.take().context("tcpdump has no stderr")?;
+        let mut said = BufReader::new(said);
+        let mut line = String::new();
+        while !line.contains("listening on") {
+            line.clear();
+            if said.read_line(&mut line)? == 0 {
+                bail!("tcpdump ended before it listened");
+            }
+        }
+        let (sender, lines) = mpsc::channel();
+        let printed = BufReader::new(tcpdump.stdout.take().context("tcpdump has no stdout")?);
+        std::thread::spawn(move || {
+            // Both errors mean that the machine is going.
+            printed.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)).ok();
+            // Nobody may block tcpdump by leaving its messages unread.
+            said.lines().for_each(drop);
+        });
+        Ok(Self { tcpdump, lines, markers: 40000 })
+    }
+
+    fn next_marker(&mut self) -> u32 {
+        self.markers += 1;
+        self.markers
+    }
+
+    fn until(&self, marker: u32) -> Result<Vec<String>> {
+        let end = format!("> 192.0.2.10.{marker}: UDP");
+        let mut seen = vec![];
+        loop {
+            let line = self.lines.recv_timeout(PATIENCE).context("the witness sees nothing any more")?;
+            if line.contains(&end) {
+                return Ok(seen);
+            }
+            seen.push(line);
+        }
+    }
+}
+
+/// Makes the second host and the cable between it and the machine.
+fn connect(name: &str, init: u32) -> Result<()> {
+    let ip = |words: &[&str]| {
+        let mut command = Command::new("ip");
+        command.args(words);
+        checked(command)
+    };
+    let inside = |words: &[&str]| {
+        let mut command = Command::new("nsenter");
+        command.args(["-t", &init.to_string(), "-n", "ip"]).args(words);
+        checked(command)
+    };
+    ip(&["netns", "add", name])?;
+    let init = init.to_string();
+    ip(&["link", "add", "veth", "netns", name, "type", "veth", "peer", "name", "eth0", "netns", &init])?;
+    for address in MACHINE_ADDRESSES {
+        inside(&[&["addr", "add", address, "dev", "eth0"][..], nodad(address)].concat())?;
+    }
+    inside(&["link", "set", "eth0", "up"])?;
+    inside(&["link", "set", "lo", "up"])?;
+    for address in HOST_ADDRESSES {
+        ip(&[&["-n", name, "addr", "add", address, "dev", "veth"][..], nodad(address)].concat())?;
+    }
+    ip(&["-n", name, "link", "set", "veth", "up"])?;
+    ip(&["-n", name, "link", "set", "lo", "up"])
+}
+
+/// An IPv6 address is usable at once without duplicate address detection.
+fn nodad(address: &str) -> &'static [&'static str] {
+    if address.contains(':') { &["nodad"] } else { &[] }
+}
+
+fn checked(mut command: Command) -> Result<()> {
+    let output = command.output().with_context(|| format!("cannot run {command:?}"))?;
+    if !output.status.success() {
+        bail!("{command:?} failed: {}", text(&output));
+    }
+    Ok(())
+}
+
+fn in_netns(name: &str, program: impl AsRef<std::ffi::OsStr>) -> Command {
+    let mut command = Command::new("ip");
+    command.args(["netns", "exec", name]).arg(program).stdin(Stdio::null());
+    command
+}
+
+/// The real server, from npm, under `target/`.
+fn opencode() -> Result<PathBuf> {
+    let package = match std::env::consts::ARCH {
+        "x86_64" => "opencode-linux-x64",
+        "aarch64" => "opencode-linux-arm64",
+        other => bail!("there is no opencode for {other}"),
+    };
+    let directory = root().join("target/tools/opencode").join(OPENCODE_VERSION);
+    let binary = directory.join("node_modules").join(package).join("bin/opencode");
+    if !binary.exists() {
+        ensure("the real opencode server", &[("npm", "npm")])?;
+        fs::create_dir_all(&directory)?;
+        let mut npm = Command::new("npm");
+        npm.args(["install", "--silent", "--no-save", "--ignore-scripts", "--prefix"]).arg(&directory);
+        npm.arg(format!("{package}@{OPENCODE_VERSION}")).stdout(Stdio::null());
+        run_command(
+            &format!("installing opencode {OPENCODE_VERSION} from npm under target/tools"),
+            &mut npm,
+        )?;
+    }
+    Ok(binary)
+}
+
+/// Where cgroup2 is mounted here.
+fn unified() -> Result<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mounts")?;
+    let mount = mounts
+        .lines()
+        .map(|line| line.split(' ').collect::<Vec<_>>())
+        .find(|fields| fields.get(2) == Some(&"cgroup2"));
+    Ok(mount.context("no cgroup2 mount here")?[1].into())
+}
+
+fn remove_cgroup(directory: &Path) -> std::io::Result<()> {
+    for entry in fs::read_dir(directory)?.flatten().filter(|entry| entry.path().is_dir()) {
+        remove_cgroup(&entry.path())?;
+    }
+    fs::remove_dir(directory)
+}
+
+/// Waits until `fact` gives something.
+pub(crate) fn wait<T>(what: &str, fact: impl Fn() -> Option<T>) -> Result<T> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(value) = fact() {
+            return Ok(value);
+        }
+        if Instant::now() > deadline {
+            bail!("waited {PATIENCE:?} in vain for {what}");
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn text(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}

@@ -1,0 +1,76 @@
+//! `test`: the test tiers that run on any Linux machine. docs/testing.md has what each shows.
+
+use std::{env, process::Command, time::Instant};
+
+use anyhow::{Result, bail};
+
+use crate::{
+    build_ebpf, daemon,
+    machine::Machine,
+    process::{ensure, run as run_command},
+    root,
+    scenarios::{MAIN_JOB, TROUBLE},
+};
+
+/// What to run.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Only this tier; all by default
+    #[arg(long, value_enum)]
+    tier: Option<Tier>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Tier {
+    /// The decision, the compiler, parsing: no kernel
+    Host,
+    /// Real sockets in a confined cgroup and network namespaces
+    Hooks,
+    /// Real systemd, the real server, a second host
+    Machine,
+}
+
+/// Runs the tiers.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let wanted = |tier| args.tier.is_none_or(|only| only == tier);
+    build_ebpf::run(&build_ebpf::Args::default())?;
+    if wanted(Tier::Host) {
+        cargo("tier 1, host", &["test", "--quiet", "--lib", "--bins"])?;
+    }
+    if wanted(Tier::Hooks) {
+        ensure("the hook tests", &[("ip", "iproute2"), ("tcpdump", "tcpdump")])?;
+        cargo("tier 2, hooks", &["test", "--package", "opencode-egress", "--test", "hooks"])?;
+    }
+    if wanted(Tier::Machine) {
+        machine()?;
+    }
+    Ok(())
+}
+
+fn cargo(what: &str, words: &[&str]) -> Result<()> {
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    run_command(what, cargo.current_dir(root()).args(words))
+}
+
+fn machine() -> Result<()> {
+    let binary = daemon::build()?;
+    eprintln!("xtask: tier 3, machine");
+    let mut machine = Machine::boot(&binary)?;
+    let mut failed = 0;
+    let scenarios = MAIN_JOB.iter().chain(TROUBLE);
+    let total = scenarios.clone().count();
+    for scenario in scenarios {
+        let begin = Instant::now();
+        let result = (scenario.run)(&mut machine, &|_| {});
+        let seconds = begin.elapsed().as_secs_f32();
+        match result {
+            Ok(()) => println!("ok     {:5.1} s  {}", seconds, scenario.title),
+            Err(error) => {
+                failed += 1;
+                println!("FAILED {:5.1} s  {}\n{error:#}", seconds, scenario.title);
+            }
+        }
+    }
+    println!("{} passed, {failed} failed", total - failed);
+    if failed > 0 { bail!("{failed} of {total} machine scenarios failed") } else { Ok(()) }
+}
