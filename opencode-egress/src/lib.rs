@@ -18,3 +18,4 @@ pub mod pins;
 pub mod policy;
 pub mod registry;
 pub mod status;
+mod tries;

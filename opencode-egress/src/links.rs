@@ -64,7 +64,7 @@ const LINK_TYPE_CGROUP: u32 = 3;
 ///
 /// `Attr` has the layout of the command's part of `union bpf_attr`, and what it points to is valid for
 /// what the command does with it.
-unsafe fn bpf<Attr>(command: i32, attr: &mut Attr) -> io::Result<i64> {
+pub(crate) unsafe fn bpf<Attr>(command: i32, attr: &mut Attr) -> io::Result<i64> {
     // SAFETY: the caller's promise; the kernel reads `size_of::<Attr>()` bytes and takes the rest of the
     // union as zeros.
     let result =
@@ -77,7 +77,7 @@ unsafe fn bpf<Attr>(command: i32, attr: &mut Attr) -> io::Result<i64> {
 /// # Safety
 ///
 /// `result` is a new descriptor that nothing else owns.
-unsafe fn owned(result: i64) -> io::Result<OwnedFd> {
+pub(crate) unsafe fn owned(result: i64) -> io::Result<OwnedFd> {
     let fd = i32::try_from(result).map_err(io::Error::other)?;
     // SAFETY: the caller's promise.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
@@ -88,7 +88,7 @@ fn c_path(path: &Path) -> io::Result<CString> {
 }
 
 #[expect(clippy::cast_sign_loss, reason = "open descriptors are not negative")]
-fn number(fd: BorrowedFd<'_>) -> u32 {
+pub(crate) fn number(fd: BorrowedFd<'_>) -> u32 {
     fd.as_raw_fd() as u32
 }
 

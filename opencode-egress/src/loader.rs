@@ -8,12 +8,15 @@ use std::{
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader, include_bytes_aligned,
-    maps::{MapData, RingBuf},
+    maps::{MapData, MapError, MapType, RingBuf},
     programs::{Program, ProgramError},
     util::KernelVersion,
 };
 use opencode_egress_common::{
-    abi::{MAX_INSTANCES, MAX_POLICIES},
+    abi::{
+        Counter, Denied, Head, Limits, MAX_INSTANCES, MAX_POLICIES, RING_BYTES, SEEN_ENTRIES, Scope, Seen,
+        SeenKey,
+    },
     cache::TAG_KEYS,
     reason::Hook,
 };
@@ -29,9 +32,41 @@ use crate::{
 /// and the checks on them of 5.10.
 const OLDEST_KERNEL: KernelVersion = KernelVersion::new(5, 10, 0);
 
-/// The maps that outlive the daemon. The others belong to one load of the programs.
-const PINNED_MAPS: [&str; 9] =
-    ["CURRENT", "HEADS", "TRIES", "ALLOWED", "DENIED", "SEEN", "LIMITS", "EVENTS", "SCOPES"];
+/// The maps that outlive the daemon, with what a pin must be to be one of them. The others belong to one
+/// load of the programs.
+#[rustfmt::skip]
+const PINNED_MAPS: [(&str, MapShape); 9] = [
+    ("CURRENT", MapShape::of::<u32, u64>(MapType::Array, MAX_INSTANCES)),
+    ("HEADS", MapShape::of::<u32, Head>(MapType::Array, MAX_POLICIES)),
+    ("TRIES", MapShape::of::<u32, u32>(MapType::ArrayOfMaps, MAX_POLICIES)),
+    ("ALLOWED", MapShape::of::<u32, Counter>(MapType::PerCpuArray, MAX_INSTANCES)),
+    ("DENIED", MapShape::of::<u32, Denied>(MapType::Array, MAX_INSTANCES)),
+    ("SEEN", MapShape::of::<SeenKey, Seen>(MapType::LruHash, SEEN_ENTRIES)),
+    ("LIMITS", MapShape::of::<u32, Limits>(MapType::Array, 1)),
+    ("EVENTS", MapShape::of::<(), ()>(MapType::RingBuf, RING_BYTES)),
+    ("SCOPES", MapShape::of::<u64, Scope>(MapType::CgroupStorage, 0)),
+];
+
+/// What the kernel says of a map.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct MapShape {
+    map_type: MapType,
+    key: usize,
+    value: usize,
+    entries: u32,
+}
+
+impl MapShape {
+    const fn of<K, V>(map_type: MapType, entries: u32) -> Self {
+        Self { map_type, key: size_of::<K>(), value: size_of::<V>(), entries }
+    }
+
+    fn of_pin(path: &Path) -> Result<Self, MapError> {
+        let info = MapData::from_pin(path)?.info()?;
+        let (key, value) = (info.key_size() as usize, info.value_size() as usize);
+        Ok(Self { map_type: info.map_type()?, key, value, entries: info.max_entries() })
+    }
+}
 
 /// Why the kernel side could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +97,14 @@ pub enum LoadError {
     /// A map is not in the object, or is another one.
     #[error(transparent)]
     Maps(#[from] MapsError),
+    /// A pin that is not ours.
+    #[error(
+        "{path} is pinned already and is not the map that this version of opencode-egress makes; find out who made it, then remove it"
+    )]
+    ForeignPin {
+        /// The pin.
+        path: PathBuf,
+    },
     /// No pins here.
     #[error("cannot use {path} for pins")]
     PinDirectory {
@@ -148,8 +191,11 @@ pub fn load(lifetime: &Lifetime<'_>) -> Result<Loaded, LoadError> {
         Lifetime::Pinned(directory) => {
             prepare_pins(directory)
                 .map_err(|source| LoadError::PinDirectory { path: (*directory).to_owned(), source })?;
-            paths = PINNED_MAPS.map(|name| (name, directory.join(name)));
-            for (name, path) in &paths {
+            paths = PINNED_MAPS.map(|(name, shape)| (name, shape, directory.join(name)));
+            for (name, shape, path) in &paths {
+                if path.exists() && MapShape::of_pin(path).ok() != Some(*shape) {
+                    return Err(LoadError::ForeignPin { path: path.clone() });
+                }
                 loader.map_pin_path(name, path.as_path());
             }
         }

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    os::fd::AsFd as _,
+    os::fd::{AsFd as _, OwnedFd},
     ptr::NonNull,
     sync::atomic::{AtomicU64, Ordering},
 };
@@ -18,7 +18,11 @@ use opencode_egress_common::{
     decide::Rules,
 };
 
-use crate::{compile::CompiledPolicy, policy::LogLimits};
+use crate::{
+    compile::CompiledPolicy,
+    policy::LogLimits,
+    tries::{self, NewTrie},
+};
 
 /// What can go wrong with a map.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +52,15 @@ pub enum MapsError {
         #[source]
         source: Box<MapError>,
     },
+    /// The kernel refused rules.
+    #[error("cannot {action} the map TRIES")]
+    Tries {
+        /// What was tried.
+        action: &'static str,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
     /// The kernel does not let the map be mapped into memory.
     #[error("cannot map CURRENT into memory")]
     Mmap(#[source] io::Error),
@@ -56,6 +69,10 @@ pub enum MapsError {
 impl MapsError {
     fn operation(action: &'static str, name: &'static str) -> impl FnOnce(MapError) -> Self {
         move |source| Self::Operation { action, name, source: Box::new(source) }
+    }
+
+    fn tries(action: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Tries { action, source }
     }
 }
 
@@ -81,8 +98,9 @@ impl InstanceIndex {
 type TrieData = [u32; 5];
 type Trie = LpmTrie<MapData, TrieData, Entry>;
 
-/// `BPF_F_NO_PREALLOC`, which tries must have.
-const NO_PREALLOC: u32 = 1;
+/// Policies that are made at once: each is an open descriptor until it is in the map, and a process may
+/// have 1024.
+const AT_ONCE: usize = 256;
 
 fn trie_key(key: &TrieKey) -> Key<TrieData> {
     let [a, b, c, d] = key.data;
@@ -94,13 +112,15 @@ pub struct Maps {
     current: CurrentWords,
     heads: Array<MapData, Head>,
     tries: ArrayOfMaps<MapData, Trie>,
+    /// The same map, for calls that aya does not have.
+    tries_fd: OwnedFd,
     allowed: PerCpuArray<MapData, Counter>,
     denied: Array<MapData, Denied>,
     seen: HashMap<MapData, SeenKey, Seen>,
     limits: Array<MapData, Limits>,
     scopes: HashMap<MapData, u64, Scope>,
     /// Takes the place of a trie that is no longer in force, so that its memory is freed.
-    empty: Trie,
+    empty: NewTrie,
 }
 
 /// What an instance sent and what was refused to it.
@@ -127,49 +147,81 @@ impl Maps {
         };
         let scopes = HashMap::try_from(scopes)
             .map_err(|source| MapsError::Other { name: "SCOPES", source: Box::new(source) })?;
+        let tries = ebpf.take_map("TRIES").ok_or(MapsError::Missing("TRIES"))?;
+        let Map::ArrayOfMaps(data) = &tries else { return Err(MapsError::Missing("TRIES")) };
+        let tries_fd = data.fd().as_fd().try_clone_to_owned().map_err(MapsError::tries("open"))?;
         Ok(Self {
             current: CurrentWords::map(ebpf.take_map("CURRENT").ok_or(MapsError::Missing("CURRENT"))?)?,
             heads: take(ebpf, "HEADS")?,
-            tries: take(ebpf, "TRIES")?,
+            tries: ArrayOfMaps::try_from(tries)
+                .map_err(|source| MapsError::Other { name: "TRIES", source: Box::new(source) })?,
+            tries_fd,
             allowed: take(ebpf, "ALLOWED")?,
             denied: take(ebpf, "DENIED")?,
             seen: take(ebpf, "SEEN")?,
             limits: take(ebpf, "LIMITS")?,
             scopes,
-            empty: new_trie(1)?,
+            empty: NewTrie::of(&[]).map_err(MapsError::tries("create"))?,
         })
     }
 
     /// Puts a policy in force, and returns its generation.
     ///
-    /// Every packet is judged by the old policy or by the new one: the new one is filled where no reader
-    /// looks, one 64-bit store puts it in force, and the old one stays until no reader can have it.
-    ///
     /// # Errors
     ///
     /// When the kernel refuses; then the old policy is in force, whole.
     pub fn install(&mut self, instance: InstanceIndex, policy: &CompiledPolicy) -> Result<u32, MapsError> {
-        let trie = fill_trie(&policy.entries)?;
-        let before = self.current.load(instance);
-        let first = instance.number() * 2;
-        let slot = if before.slot() == first { first + 1 } else { first };
-        self.heads.set(slot, policy.head, 0).map_err(MapsError::operation("write to", "HEADS"))?;
-        self.set_trie(slot, &trie)?;
-        let generation = before.generation().wrapping_add(1).max(1);
-        self.current.store(instance, Current::new(generation, slot));
-        // An update of a map of maps returns when every program that was running has ended
-        // (`maybe_wait_bpf_programs`, https://github.com/torvalds/linux/blob/v6.12/kernel/bpf/syscall.c#L150),
-        // so after this one no reader has the old word, and its policy can go.
-        self.set_trie(slot, &trie)?;
-        if before.slot() != 0 {
-            let empty = &self.empty;
-            self.tries.set(before.slot(), empty, 0).map_err(MapsError::operation("clear", "TRIES"))?;
-        }
-        Ok(generation)
+        self.install_all(&[(instance, policy)])?;
+        Ok(self.current(instance).generation())
     }
 
-    fn set_trie(&mut self, slot: u32, trie: &Trie) -> Result<(), MapsError> {
-        self.tries.set(slot, trie, 0).map_err(MapsError::operation("write to", "TRIES"))
+    /// Puts policies in force, each for another instance.
+    ///
+    /// Every packet is judged by the old policy or by the new one: the new one is filled where no reader
+    /// looks, one 64-bit store puts it in force, and the old one stays until no reader can have it. The
+    /// waiting for readers takes some hundredths of a second and is the same for one policy and for many.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses; then the old policies are in force, or the new ones, each whole.
+    pub fn install_all(&mut self, policies: &[(InstanceIndex, &CompiledPolicy)]) -> Result<(), MapsError> {
+        let next = |instance: InstanceIndex, before: Current| {
+            let first = instance.number() * 2;
+            let slot = if before.slot() == first { first + 1 } else { first };
+            Current::new(before.generation().wrapping_add(1).max(1), slot)
+        };
+        for policies in policies.chunks(AT_ONCE) {
+            let (mut slots, mut tries) = (vec![], vec![]);
+            for (instance, policy) in policies {
+                let slot = next(*instance, self.current(*instance)).slot();
+                self.heads.set(slot, policy.head, 0).map_err(MapsError::operation("write to", "HEADS"))?;
+                slots.push(slot);
+                tries.push(NewTrie::of(&policy.entries).map_err(MapsError::tries("fill an entry of"))?);
+            }
+            self.set_tries(&slots, &tries.iter().collect::<Vec<_>>())?;
+        }
+        let mut old = vec![];
+        for (instance, _) in policies {
+            let before = self.current(*instance);
+            self.current.store(*instance, next(*instance, before));
+            old.extend((before.slot() != 0).then_some(before.slot()));
+        }
+        self.free(&old)
+    }
+
+    /// Sets slots' tries. Returns when every program that was running before has ended.
+    fn set_tries(&self, slots: &[u32], tries: &[&NewTrie]) -> Result<(), MapsError> {
+        tries::set(self.tries_fd.as_fd(), slots, tries).map_err(MapsError::tries("write to"))
+    }
+
+    /// Frees the rules of slots that are out of force, once no reader can have them.
+    fn free(&self, slots: &[u32]) -> Result<(), MapsError> {
+        if slots.is_empty() {
+            return Ok(());
+        }
+        // Slot 0 is nobody's. Setting it is a way to wait.
+        self.set_tries(&[0], &[&self.empty])?;
+        self.set_tries(slots, &vec![&self.empty; slots.len()])
     }
 
     /// Takes an instance's policy out of force: everything is denied to it. Its generation stays, so that
@@ -181,11 +233,8 @@ impl Maps {
     pub fn retire(&mut self, instance: InstanceIndex) -> Result<(), MapsError> {
         let before = self.current.load(instance);
         self.current.store(instance, Current::new(before.generation(), 0));
-        for slot in [instance.number() * 2, instance.number() * 2 + 1] {
-            let empty = &self.empty;
-            self.tries.set(slot, empty, 0).map_err(MapsError::operation("clear", "TRIES"))?;
-        }
-        Ok(())
+        let slots = [instance.number() * 2, instance.number() * 2 + 1];
+        self.free(&slots)
     }
 
     /// The policy in force for an instance.
@@ -266,19 +315,6 @@ impl Rules for KernelRules {
     fn entry(&self, key: &TrieKey) -> Option<Entry> {
         self.0.get(&trie_key(key), 0).ok()
     }
-}
-
-fn new_trie(entries: usize) -> Result<Trie, MapsError> {
-    let entries = u32::try_from(entries.max(1)).unwrap_or(u32::MAX);
-    Trie::create(entries, NO_PREALLOC).map_err(MapsError::operation("create", "TRIES"))
-}
-
-fn fill_trie(entries: &[(TrieKey, Entry)]) -> Result<Trie, MapsError> {
-    let mut trie = new_trie(entries.len())?;
-    for (key, entry) in entries {
-        trie.insert(&trie_key(key), entry, 0).map_err(MapsError::operation("write to", "TRIES"))?;
-    }
-    Ok(trie)
 }
 
 /// The map CURRENT in this process' memory, where one word can be stored at once. The map update call copies

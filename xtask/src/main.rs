@@ -1,5 +1,6 @@
 //! The project's own tasks, one file each. `cargo xtask help` lists them.
 
+mod bench;
 mod build_ebpf;
 mod daemon;
 mod demo;
@@ -22,6 +23,8 @@ use clap::Parser;
 #[derive(Parser)]
 #[command(name = "cargo xtask", max_term_width = 100)]
 enum Task {
+    /// Measure what a policy costs, beside systemd and nftables, and write docs/performance.md
+    Bench(bench::Args),
     /// Build the eBPF object, installing what that takes
     BuildEbpf(build_ebpf::Args),
     /// Show the main job: two real opencode servers on a real systemd, each under its own list
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
 
 fn run(task: Task) -> Result<()> {
     match task {
+        Task::Bench(args) => bench::run(&args),
         Task::BuildEbpf(args) => build_ebpf::run(&args).map(drop),
         Task::Demo => demo::run(),
         Task::Test(args) => test::run(&args),

@@ -53,7 +53,7 @@ fn cargo(what: &str, words: &[&str]) -> Result<()> {
 }
 
 fn machine() -> Result<()> {
-    let binary = daemon::build()?;
+    let binary = daemon::with_object()?;
     eprintln!("xtask: tier 3, machine");
     let mut machine = Machine::boot(&binary)?;
     let mut failed = 0;
@@ -68,6 +68,17 @@ fn machine() -> Result<()> {
             Err(error) => {
                 failed += 1;
                 println!("FAILED {:5.1} s  {}\n{error:#}", seconds, scenario.title);
+                let journal = machine.run(&[
+                    "journalctl",
+                    "--no-pager",
+                    "-n",
+                    "30",
+                    "-o",
+                    "short-precise",
+                    "_TRANSPORT=stdout",
+                    "_TRANSPORT=journal",
+                ]);
+                println!("the machine's last words:\n{}", journal.unwrap_or_default());
             }
         }
     }

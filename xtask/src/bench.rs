@@ -1,0 +1,70 @@
+//! `bench`: what a policy costs, measured here and written into docs/performance.md.
+
+use std::{env, fs, process::Command};
+
+use anyhow::{Context as _, Result};
+
+use crate::{
+    build_ebpf,
+    process::{ensure, output, run as run_command},
+    root,
+};
+
+/// How much to measure.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// How often every variant is set up afresh
+    #[arg(long, default_value_t = 10)]
+    setups: usize,
+    /// Batches of each operation after each set-up
+    #[arg(long, default_value_t = 60)]
+    rounds: usize,
+    /// Print the tables and leave docs/performance.md alone
+    #[arg(long)]
+    print: bool,
+}
+
+const BEGIN: &str = "<!-- `cargo xtask bench` writes from here on -->\n";
+const END: &str = "<!-- to here -->\n";
+
+/// Measures.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    build_ebpf::run(&build_ebpf::Args::default())?;
+    let why = "comparing with nftables and systemd";
+    ensure(why, &[("nft", "nftables"), ("systemctl", "systemd"), ("unshare", "util-linux")])?;
+    let report = root().join("target/bench.md");
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(root()).args(["bench", "--quiet", "--package", "opencode-egress", "--bench", "hotpath"]);
+    if output(Command::new("id").arg("-u")).as_deref() != Some("0") {
+        cargo.args(["--config", "target.'cfg(unix)'.runner = 'sudo'"]);
+    }
+    cargo.args(["--", "--setups", &args.setups.to_string(), "--rounds", &args.rounds.to_string()]);
+    cargo.arg("--report").arg(&report);
+    run_command("building and measuring (some minutes)", &mut cargo)?;
+    let tables = fs::read_to_string(&report).with_context(|| format!("cannot read {}", report.display()))?;
+    let text = format!("{}\n{tables}", setting(args)?);
+    if args.print {
+        print!("{text}");
+        return Ok(());
+    }
+    let page = root().join("docs/performance.md");
+    let old = fs::read_to_string(&page).with_context(|| format!("cannot read {}", page.display()))?;
+    let (head, rest) = old.split_once(BEGIN).with_context(|| format!("no {BEGIN} in {}", page.display()))?;
+    let (_, tail) = rest.split_once(END).with_context(|| format!("no {END} in {}", page.display()))?;
+    fs::write(&page, format!("{head}{BEGIN}\n{text}\n{END}{tail}"))?;
+    eprintln!("xtask: {} is up to date", page.display());
+    Ok(())
+}
+
+/// On what, and how, it was measured.
+fn setting(args: &Args) -> Result<String> {
+    let kernel = output(Command::new("uname").arg("-sr")).context("no uname")?;
+    let cpus = fs::read_to_string("/proc/cpuinfo")?;
+    let mut models = cpus.lines().filter_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    let model = models.next().map_or("an unnamed CPU", |(_, model)| model).to_owned();
+    let count = models.count() + 1;
+    Ok(format!(
+        "`cargo xtask bench --setups {} --rounds {}`; {kernel}; {count} CPUs, {model}\n",
+        args.setups, args.rounds
+    ))
+}
