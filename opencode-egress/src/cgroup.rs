@@ -1,6 +1,7 @@
 //! Control groups: where the hierarchy is mounted, which unit a process belongs to, where a unit is.
 
 use std::{
+    collections::HashSet,
     fs::{self, File},
     io,
     os::{fd::AsFd, unix::fs::MetadataExt as _},
@@ -195,6 +196,21 @@ impl Cgroup {
         let mut pids = vec![];
         collect(&self.path, &mut pids);
         pids
+    }
+
+    /// The ids of this cgroup and of those below it.
+    pub fn ids(&self) -> HashSet<u64> {
+        fn collect(directory: &Path, ids: &mut HashSet<u64>) {
+            for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                    ids.extend(entry.metadata().map(|metadata| metadata.ino()));
+                    collect(&entry.path(), ids);
+                }
+            }
+        }
+        let mut ids = HashSet::from([self.id]);
+        collect(&self.path, &mut ids);
+        ids
     }
 
     /// Removes it and what is below it; it must have no processes.

@@ -6,6 +6,7 @@ pub mod commands;
 pub mod compile;
 pub mod config;
 pub mod confine;
+pub mod connections;
 pub mod control;
 pub mod daemon;
 pub mod events;

@@ -34,7 +34,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     ensure(why, &[("nft", "nftables"), ("systemctl", "systemd"), ("unshare", "util-linux")])?;
     let report = root().join("target/bench.md");
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(root()).args(["bench", "--quiet", "--package", "opencode-egress", "--bench", "hotpath"]);
+    cargo.current_dir(root()).args([
+        "bench",
+        "--quiet",
+        "--package",
+        "opencode-egress",
+        "--bench",
+        "hotpath",
+    ]);
     if output(Command::new("id").arg("-u")).as_deref() != Some("0") {
         cargo.args(["--config", "target.'cfg(unix)'.runner = 'sudo'"]);
     }

@@ -52,6 +52,10 @@ pub(crate) const TROUBLE: &[Scenario] = &[
         run: late_unit,
     },
     Scenario { title: "a daemon that finds a foreign pin says which", run: foreign_pin },
+    Scenario {
+        title: "a connection that a reload denies is reset at once, not left hanging",
+        run: open_connection_is_reset,
+    },
     Scenario { title: "detach takes the links away, and says so", run: detach },
 ];
 
@@ -341,6 +345,21 @@ fn foreign_pin(machine: &mut Machine, _tell: &dyn Fn(&str)) -> Result<()> {
     machine.succeed(&["rm", map])?;
     machine.succeed(&["mv", "/sys/fs/bpf/heads", map])?;
     machine.succeed(&["systemctl", "start", "opencode-egress", "opencode-a", "opencode-b"])?;
+    Ok(())
+}
+
+fn open_connection_is_reset(machine: &mut Machine, _tell: &dyn Fn(&str)) -> Result<()> {
+    let policy = machine.read(POLICY)?;
+    let agent = "(exec 3<>/dev/tcp/192.0.2.10/80; cat <&3) > ~/connection 2>&1 & true";
+    machine.opencode_shell(A, agent)?;
+    let connected = || machine.succeed(&["sh", "-c", "ss -Htn dst 192.0.2.10:80 | grep -q ESTAB"]).ok();
+    wait("the agent to connect", connected)?;
+    machine.write(POLICY, &policy.replace("192.0.2.10/32", "192.0.2.30/32"))?;
+    machine.succeed(&["opencode-egress", "reload"])?;
+    let said = machine.opencode_shell(A, "cat ~/connection")?;
+    machine.write(POLICY, &policy)?;
+    machine.succeed(&["opencode-egress", "reload"])?;
+    ensure!(said.contains("Software caused connection abort"), "the agent saw: {said}");
     Ok(())
 }
 

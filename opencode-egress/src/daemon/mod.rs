@@ -6,12 +6,15 @@ mod fold;
 mod server;
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, HashSet, VecDeque},
     path::{Path, PathBuf},
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
-use opencode_egress_common::reason::Hook;
+use opencode_egress_common::{
+    decide::{Verdict, decide},
+    reason::Hook,
+};
 pub use server::serve;
 use tracing::{error, info, warn};
 
@@ -20,6 +23,7 @@ use crate::{
     compile::{CompileError, CompiledPolicy, compile},
     config::{self, ConfigError},
     confine::ConfineError,
+    connections::{self, Connection},
     control::LoggedEvent,
     events::{Record, drain},
     explain::{Destination, Explanation, explain},
@@ -27,7 +31,7 @@ use crate::{
     loader::{ATTACH_ORDER, AttachError, Lifetime, LoadError, Loaded, load},
     maps::{InstanceIndex, MapsError},
     pins::{LinkDirectory, PinError, Pins},
-    policy::{InstanceName, Policy, PolicySet, UnitName, mode_name},
+    policy::{InstanceName, Mode, Policy, PolicySet, UnitName, mode_name},
     registry::{Registry, RegistryError},
     status::{InstanceStatus, Status, UnitStatus},
 };
@@ -68,6 +72,9 @@ pub enum DaemonError {
     /// A link.
     #[error(transparent)]
     Attach(#[from] AttachError),
+    /// The kernel's socket diagnosis.
+    #[error("cannot look at open connections")]
+    Connections(#[source] std::io::Error),
     /// Somebody asks for an instance that is not there.
     #[error("no instance `{name}` in {}; it has: {known}", config.display())]
     UnknownInstance {
@@ -191,12 +198,14 @@ impl Daemon {
                 self.instances.remove(&name);
             }
         }
+        let mut changed = vec![];
         for (name, compiled) in compiled {
             let policy = &set.instances[&name];
             let index = self.registry.claim(&name)?;
             let in_force = self.instances.get(&name).is_some_and(|instance| &instance.policy == policy);
             if !in_force {
                 self.loaded.maps.install(index, &compiled)?;
+                changed.push(name.clone());
             }
             let counters = self.loaded.maps.counters(index)?.denied;
             let instance = self.instances.entry(name).or_insert_with(|| Instance {
@@ -212,7 +221,34 @@ impl Daemon {
         }
         self.set = set;
         self.reconcile();
+        for name in changed {
+            if let Err(error) = self.reset_denied(&name) {
+                warn!("open connections of {name} are refused, but not reset: {}", error_chain(&error));
+            }
+        }
         Ok(changes)
+    }
+
+    /// Resets what an instance has open and its policy denies, so that no program waits for an answer.
+    fn reset_denied(&self, name: &InstanceName) -> Result<(), DaemonError> {
+        let instance = self.instance(name)?;
+        if instance.policy.mode == Mode::Audit {
+            return Ok(());
+        }
+        let cgroups = instance.policy.units.iter().filter_map(|unit| self.hierarchy.find_unit(unit));
+        let cgroups: HashSet<u64> = cgroups
+            .filter_map(|path| self.hierarchy.open(&path).ok())
+            .flat_map(|cgroup| cgroup.ids())
+            .collect();
+        let Some((head, rules)) = self.loaded.maps.policy(instance.index)? else { return Ok(()) };
+        let denied = |connection: &Connection| {
+            !head.listens_on(connection.local_port) && decide(&rules, &connection.flow) != Verdict::Allow
+        };
+        let reset = connections::reset(&cgroups, denied).map_err(DaemonError::Connections)?;
+        if !reset.is_empty() {
+            info!("{name}: reset {} open connections that its policy denies", reset.len());
+        }
+        Ok(())
     }
 
     /// Confines the listed units that run without all links, and removes the pins of cgroups that are gone.
@@ -243,7 +279,7 @@ impl Daemon {
         if let Some(instance) = self.instances.get_mut(name) {
             instance.late.push(unit.clone());
         }
-        Ok(())
+        self.reset_denied(name)
     }
 
     /// Confines a cgroup of a unit; false when it was already.
