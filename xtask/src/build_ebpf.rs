@@ -65,7 +65,7 @@ pub(crate) fn run(args: &Args) -> Result<PathBuf> {
 
 /// A compiler with the sources of its library: one that is named, one in a toolchain, the system's, or Debian's
 /// pair of packages.
-fn compiler(args: &Args) -> Result<PathBuf> {
+pub(crate) fn compiler(args: &Args) -> Result<PathBuf> {
     if let Some(rustc) = env::var_os("OPENCODE_EGRESS_RUSTC") {
         let rustc = PathBuf::from(rustc);
         if !has_sources(&rustc) {

@@ -5,6 +5,7 @@ mod build_ebpf;
 mod daemon;
 mod demo;
 mod machine;
+mod offline;
 mod process;
 mod scenarios;
 mod test;
@@ -31,6 +32,8 @@ enum Task {
     Demo,
     /// Run the tests, installing what they take
     Test(test::Args),
+    /// Build object and daemon from vendored sources, without a network
+    TestOffline,
     /// Serve HTTP on the second host; the machine tests start it
     #[command(hide = true)]
     Upstreams { addresses: Vec<IpAddr> },
@@ -52,6 +55,7 @@ fn run(task: Task) -> Result<()> {
         Task::BuildEbpf(args) => build_ebpf::run(&args).map(drop),
         Task::Demo => demo::run(),
         Task::Test(args) => test::run(&args),
+        Task::TestOffline => offline::run(),
         Task::Upstreams { addresses } => upstreams::run(&addresses),
     }
 }
