@@ -1,7 +1,7 @@
 //! Control groups: where the hierarchy is mounted, which unit a process belongs to, where a unit is.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeMap, HashSet},
     fs::{self, File},
     io,
     os::{fd::AsFd, unix::fs::MetadataExt as _},
@@ -110,20 +110,22 @@ impl Hierarchy {
         &self.mount
     }
 
-    /// Where a unit is now, if it has a cgroup: in the root slice or any slice below it.
-    pub fn find_unit(&self, unit: &UnitName) -> Option<PathBuf> {
+    /// Every service that has a cgroup, and where: in the root slice or any slice below it.
+    pub fn services(&self) -> BTreeMap<UnitName, PathBuf> {
+        let mut services = BTreeMap::new();
         let mut slices = vec![PathBuf::new()];
         while let Some(slice) = slices.pop() {
-            let here = slice.join(unit.as_str());
-            if self.mount.join(&here).is_dir() {
-                return Some(here);
+            for entry in fs::read_dir(self.mount.join(&slice)).into_iter().flatten().flatten() {
+                let name = entry.file_name();
+                let here = slice.join(&name);
+                if name.as_encoded_bytes().ends_with(b".slice") {
+                    slices.push(here);
+                } else if let Some(unit) = name.to_str().and_then(|name| name.parse().ok()) {
+                    services.insert(unit, here);
+                }
             }
-            let entries = fs::read_dir(self.mount.join(&slice)).into_iter().flatten().flatten();
-            let names = entries.map(|entry| entry.file_name());
-            let below = names.filter(|name| name.as_encoded_bytes().ends_with(b".slice"));
-            slices.extend(below.map(|name| slice.join(name)));
         }
-        None
+        services
     }
 }
 

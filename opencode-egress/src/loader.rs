@@ -12,6 +12,7 @@ use aya::{
     programs::{Program, ProgramError},
     util::KernelVersion,
 };
+use aya_log::EbpfLogger;
 use opencode_egress_common::{
     abi::{
         Counter, Denied, Head, Limits, MAX_INSTANCES, MAX_POLICIES, RING_BYTES, SEEN_ENTRIES, Scope, Seen,
@@ -144,8 +145,22 @@ pub const ATTACH_ORDER: [Hook; 10] = [
     Hook::Setsockopt,
 ];
 
+/// Debug messages of the programs, which only an object built with `cargo xtask build-ebpf --log` has.
+pub struct DebugLog(Option<EbpfLogger<&'static dyn log::Log>>);
+
+impl DebugLog {
+    /// Passes on what the programs said.
+    pub fn flush(&mut self) {
+        if let Some(logger) = &mut self.0 {
+            logger.flush();
+        }
+    }
+}
+
 /// The kernel side, loaded.
 pub struct Loaded {
+    /// Debug messages.
+    pub debug_log: DebugLog,
     /// The programs.
     pub programs: Programs,
     /// The maps.
@@ -208,7 +223,9 @@ pub fn load(lifetime: &Lifetime<'_>) -> Result<Loaded, LoadError> {
     }
     let events = take_events(&mut ebpf)?;
     let maps = Maps::open(&mut ebpf)?;
-    Ok(Loaded { programs: Programs(ebpf), maps, events })
+    // An object without messages has no map for them, which is an error here and the rule there.
+    let debug_log = DebugLog(EbpfLogger::init(&mut ebpf).ok());
+    Ok(Loaded { debug_log, programs: Programs(ebpf), maps, events })
 }
 
 static OBJECT: &[u8] = include_bytes_aligned!(env!("OPENCODE_EGRESS_EBPF_OBJECT"));

@@ -52,6 +52,7 @@ pub(crate) const TROUBLE: &[Scenario] = &[
         run: late_unit,
     },
     Scenario { title: "a daemon that finds a foreign pin says which", run: foreign_pin },
+    Scenario { title: "a link that somebody removed is put back, and reported", run: removed_link },
     Scenario {
         title: "a connection that a reload denies is reset at once, not left hanging",
         run: open_connection_is_reset,
@@ -345,6 +346,17 @@ fn foreign_pin(machine: &mut Machine, _tell: &dyn Fn(&str)) -> Result<()> {
     machine.succeed(&["rm", map])?;
     machine.succeed(&["mv", "/sys/fs/bpf/heads", map])?;
     machine.succeed(&["systemctl", "start", "opencode-egress", "opencode-a", "opencode-b"])?;
+    Ok(())
+}
+
+fn removed_link(machine: &mut Machine, _tell: &dyn Fn(&str)) -> Result<()> {
+    let cgroup = pinned(machine, "opencode-b.service")?.join("");
+    let link = format!("/sys/fs/bpf/opencode-egress/v1/links/opencode-b,service/{cgroup}/egress");
+    machine.succeed(&["rm", &link])?;
+    wait("the link to come back", || machine.succeed(&["test", "-e", &link]).ok())?;
+    let journal = machine.succeed(&["journalctl", "-u", "opencode-egress", "--no-pager", "-o", "cat"])?;
+    ensure!(journal.contains("1 links of opencode-b.service were gone"), "{journal}");
+    ensure!(get(machine, B, "192.0.2.10/from-b")?.contains("refused"), "b reaches what it may not");
     Ok(())
 }
 

@@ -24,8 +24,10 @@ use crate::control::{LoggedEvent, MAX_REQUEST, Reply, Request};
 
 /// How long a client may take to say what it wants.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
-/// How often time is looked at: folded lines, links that went missing.
+/// How often folded lines are looked for.
 const TICK: Duration = Duration::from_secs(1);
+/// How often units without links, and links without units, are looked for.
+const RECONCILE: Duration = Duration::from_secs(5);
 
 /// Serves until told to stop. Everything that is confined stays so afterwards.
 ///
@@ -42,6 +44,7 @@ pub async fn serve(daemon: Daemon, socket: &Path) -> io::Result<()> {
     let (sender, _) = broadcast::channel(1024);
     let server = Rc::new(Server { daemon: RefCell::new(daemon), events: sender });
     let mut tick = interval(TICK);
+    let mut reconcile = interval(RECONCILE);
     let mut left_out = interval(server.daemon.borrow().interval());
     // What an earlier daemon left in the ring.
     server.publish(Daemon::take_events);
@@ -57,7 +60,11 @@ pub async fn serve(daemon: Daemon, socket: &Path) -> io::Result<()> {
                 ready?.clear_ready();
                 server.publish(Daemon::take_events);
             }
-            _ = tick.tick() => server.publish(Daemon::take_folded),
+            _ = tick.tick() => {
+                server.publish(Daemon::take_folded);
+                server.daemon.borrow_mut().flush_debug_log();
+            }
+            _ = reconcile.tick() => server.daemon.borrow_mut().reconcile(),
             _ = left_out.tick() => server.daemon.borrow_mut().log_left_out(),
             _ = reload.recv() => {
                 let _ = notify(false, &[NotifyState::Reloading]);

@@ -1,0 +1,102 @@
+//! What can go wrong in the daemon.
+
+use std::path::PathBuf;
+
+use crate::{
+    cgroup::CgroupError,
+    compile::CompileError,
+    config::ConfigError,
+    confine::ConfineError,
+    loader::{AttachError, LoadError},
+    maps::MapsError,
+    pins::PinError,
+    policy::{InstanceName, UnitName},
+    registry::RegistryError,
+};
+
+/// Why the daemon did not do something.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// The policy file.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A policy does not fit.
+    #[error("instance `{name}` cannot be compiled")]
+    Compile {
+        /// Whose.
+        name: InstanceName,
+        /// Why.
+        #[source]
+        source: CompileError,
+    },
+    /// The kernel side.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// A map.
+    #[error(transparent)]
+    Maps(#[from] MapsError),
+    /// The instances' numbers.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// A pin.
+    #[error(transparent)]
+    Pin(#[from] PinError),
+    /// A cgroup.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// A link.
+    #[error(transparent)]
+    Attach(#[from] AttachError),
+    /// The kernel's socket diagnosis.
+    #[error("cannot look at open connections")]
+    Connections(#[source] std::io::Error),
+    /// Somebody asks for an instance that is not there.
+    #[error("no instance `{name}` in {}; it has: {known}", config.display())]
+    UnknownInstance {
+        /// The name asked for.
+        name: String,
+        /// The policy file.
+        config: PathBuf,
+        /// Those that are there.
+        known: String,
+    },
+    /// `attach` from outside a unit.
+    #[error("process {pid} is in {}, which is no service's cgroup; `attach` is for a unit's ExecStartPre=+", cgroup.display())]
+    NoUnit {
+        /// The caller.
+        pid: u32,
+        /// Its cgroup.
+        cgroup: PathBuf,
+    },
+    /// `attach` from a unit of something else.
+    #[error(
+        "{unit} asks for instance `{name}`, which does not list it; add it to `units` of `{name}` and reload"
+    )]
+    NotListed {
+        /// The caller's unit.
+        unit: UnitName,
+        /// The instance that it named.
+        name: InstanceName,
+    },
+}
+
+impl From<ConfineError> for DaemonError {
+    fn from(error: ConfineError) -> Self {
+        match error {
+            ConfineError::Attach(error) => error.into(),
+            ConfineError::Maps(error) => error.into(),
+        }
+    }
+}
+
+/// An error with everything behind it, on one line.
+pub fn error_chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
+}

@@ -1,0 +1,143 @@
+//! Policies: from the file into force.
+
+use std::{
+    collections::{BTreeMap, HashSet, VecDeque},
+    path::Path,
+};
+
+use opencode_egress_common::decide::{Verdict, decide};
+use tracing::{error, info, warn};
+
+use super::{Daemon, DaemonError, Instance, error_chain};
+use crate::{
+    compile::{CompiledPolicy, compile},
+    config,
+    connections::{self, Connection},
+    policy::{InstanceName, Mode, Policy, PolicySet, mode_name},
+};
+
+impl Daemon {
+    /// Applies the policy file again: all of it, or, when it has an error, nothing. Returns what changed.
+    ///
+    /// # Errors
+    ///
+    /// When the file has an error; the running policy stays.
+    pub fn reload(&mut self) -> Result<Vec<String>, DaemonError> {
+        let config = self.config.clone();
+        let result = read(&config).and_then(|(set, compiled)| self.apply(set, compiled));
+        self.reload_error = result.as_ref().err().map(|error| error_chain(error));
+        match &result {
+            Ok(changes) => info!("applied {}: {} changes", config.display(), changes.len()),
+            Err(error) => error!("the running policy stays: {}", error_chain(error)),
+        }
+        result
+    }
+
+    pub(super) fn apply(
+        &mut self,
+        set: PolicySet,
+        compiled: BTreeMap<InstanceName, CompiledPolicy>,
+    ) -> Result<Vec<String>, DaemonError> {
+        let changes = changes(&self.set, &set);
+        self.loaded.maps.set_limits(&set.log)?;
+        // No instance of the old file that the new one does not have keeps a policy.
+        let known: Vec<_> =
+            self.registry.known().iter().map(|(name, index)| (name.clone(), *index)).collect();
+        for (name, index) in known {
+            if !set.instances.contains_key(&name) && self.loaded.maps.current(index).slot() != 0 {
+                self.loaded.maps.retire(index)?;
+                self.instances.remove(&name);
+            }
+        }
+        let mut changed = vec![];
+        for (name, compiled) in compiled {
+            let policy = &set.instances[&name];
+            let index = self.registry.claim(&name)?;
+            let in_force = self.instances.get(&name).is_some_and(|instance| &instance.policy == policy);
+            if !in_force {
+                self.loaded.maps.install(index, &compiled)?;
+                changed.push(name.clone());
+            }
+            let counters = self.loaded.maps.counters(index)?.denied;
+            let instance = self.instances.entry(name).or_insert_with(|| Instance {
+                index,
+                policy: Policy::default(),
+                entries: 0,
+                late: vec![],
+                detached: false,
+                recent: VecDeque::new(),
+                left_out: (counters.limited, counters.lost),
+            });
+            instance.policy = policy.clone();
+            instance.entries = compiled.entries.len();
+            instance.detached = false;
+        }
+        self.set = set;
+        self.reconcile();
+        for name in changed {
+            if let Err(error) = self.reset_denied(&name) {
+                warn!("open connections of {name} are refused, but not reset: {}", error_chain(&error));
+            }
+        }
+        Ok(changes)
+    }
+
+    /// Resets what an instance has open and its policy denies, so that no program waits for an answer.
+    pub(super) fn reset_denied(&self, name: &InstanceName) -> Result<(), DaemonError> {
+        let instance = self.instance(name)?;
+        if instance.policy.mode == Mode::Audit {
+            return Ok(());
+        }
+        let services = self.hierarchy.services();
+        let cgroups = instance.policy.units.iter().filter_map(|unit| services.get(unit));
+        let cgroups: HashSet<u64> = cgroups
+            .filter_map(|path| self.hierarchy.open(path).ok())
+            .flat_map(|cgroup| cgroup.ids())
+            .collect();
+        let Some((head, rules)) = self.loaded.maps.policy(instance.index)? else { return Ok(()) };
+        let denied = |connection: &Connection| {
+            !head.listens_on(connection.local_port) && decide(&rules, &connection.flow) != Verdict::Allow
+        };
+        let reset = connections::reset(&cgroups, denied).map_err(DaemonError::Connections)?;
+        if !reset.is_empty() {
+            info!("{name}: reset {} open connections that its policy denies", reset.len());
+        }
+        Ok(())
+    }
+}
+
+/// A file's policies, and what each compiles to.
+type Read = (PolicySet, BTreeMap<InstanceName, CompiledPolicy>);
+
+pub(super) fn read(config: &Path) -> Result<Read, DaemonError> {
+    let set = config::load(config)?;
+    let mut compiled = BTreeMap::new();
+    for (name, policy) in &set.instances {
+        let policy = compile(policy).map_err(|source| DaemonError::Compile { name: name.clone(), source })?;
+        compiled.insert(name.clone(), policy);
+    }
+    Ok((set, compiled))
+}
+
+/// What differs between two policy sets, a line each.
+fn changes(old: &PolicySet, new: &PolicySet) -> Vec<String> {
+    fn lines(set: &PolicySet) -> std::collections::BTreeSet<(String, String)> {
+        let mut lines = std::collections::BTreeSet::new();
+        for (name, policy) in &set.instances {
+            let units = policy.units.iter().map(|unit| format!("unit {unit}"));
+            let allow = policy.allow.iter().map(|rule| format!("allow {rule}"));
+            let deny = policy.deny.iter().map(|rule| format!("deny {rule}"));
+            let listen = policy.listen.iter().map(|listen| format!("listen {listen}"));
+            let mode = [format!("mode {}", mode_name(policy.mode))];
+            let texts = units.chain(allow).chain(deny).chain(listen).chain(mode);
+            lines.extend(texts.map(|text| (name.to_string(), text)));
+        }
+        lines
+    }
+    let (old, new) = (lines(old), lines(new));
+    let removed = old.difference(&new).map(|(name, text)| (name, '-', text));
+    let added = new.difference(&old).map(|(name, text)| (name, '+', text));
+    let mut changes: Vec<_> = removed.chain(added).collect();
+    changes.sort_by_key(|(name, ..)| *name);
+    changes.into_iter().map(|(name, sign, text)| format!("{sign} {name}: {text}")).collect()
+}
