@@ -49,6 +49,16 @@ impl Address {
         self.words
     }
 
+    /// Where the kernel sends what is addressed here: the unspecified address stands for loopback.
+    #[inline(always)]
+    pub const fn reached(self) -> Self {
+        match self.family {
+            _ if !self.is_unspecified() => self,
+            Family::V4 => Self::v4(0x7f00_0001_u32.to_be()),
+            Family::V6 => Self::v6([0, 0, 0, 1_u32.to_be()]),
+        }
+    }
+
     /// Whether this is `0.0.0.0` or `::`.
     #[inline(always)]
     pub const fn is_unspecified(&self) -> bool {
@@ -179,6 +189,14 @@ mod tests {
         assert_eq!(address("::ffff:192.0.2.1"), address("192.0.2.1"));
         assert_eq!(address("::ffff:192.0.2.1").family(), Family::V4);
         assert_eq!(address("::fffe:c000:201").family(), Family::V6);
+    }
+
+    #[test]
+    fn the_unspecified_address_reaches_loopback() {
+        for (to, reached) in [("0.0.0.0", "127.0.0.1"), ("::", "::1"), ("::ffff:0.0.0.0", "127.0.0.1")] {
+            assert_eq!(address(to).reached(), address(reached));
+        }
+        assert_eq!(address("192.0.2.1").reached(), address("192.0.2.1"));
     }
 
     #[test]

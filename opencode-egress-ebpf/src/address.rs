@@ -81,15 +81,14 @@ fn connect(ctx: &SockAddrContext, hook: Hook, address: Address) -> i32 {
         return 1;
     }
     let instance = Instance::get();
-    let flow = Flow { address, protocol, port };
-    let verdict = match local_port(ctx) {
-        // Packets from a listener's port pass as replies, so nothing may connect from there.
-        port if port != 0 && instance.head().is_some_and(|head| head.listens_on(port)) => {
-            Verdict::Deny(DropReason::ListenerPort)
-        }
-        _ => instance.verdict(&flow),
-    };
-    conclude(&instance, hook, flow, verdict)
+    let flow = Flow { address: address.reached(), protocol, port };
+    let port = local_port(ctx);
+    // Packets from a listener's port pass as replies, so nothing may connect from there.
+    let from_listener = port != 0 && instance.head().is_some_and(|head| head.listens_on(port));
+    if !from_listener && instance.remembers(&flow) {
+        return 1;
+    }
+    judge(&instance, hook, &flow, from_listener)
 }
 
 #[inline(always)]
@@ -104,9 +103,18 @@ fn local_port(ctx: &SockAddrContext) -> u16 {
 fn sendmsg(ctx: &SockAddrContext, hook: Hook, address: Address) -> i32 {
     let (_, protocol, port) = call(ctx);
     let instance = Instance::get();
-    let flow = Flow { address, protocol, port };
-    let verdict = instance.verdict(&flow);
-    conclude(&instance, hook, flow, verdict)
+    let flow = Flow { address: address.reached(), protocol, port };
+    if instance.remembers(&flow) { 1 } else { judge(&instance, hook, &flow, false) }
+}
+
+/// What is not in the cache. Apart from the rest, so that a call that is there needs little code.
+#[inline(never)]
+fn judge(instance: &Instance, hook: Hook, flow: &Flow, from_listener: bool) -> i32 {
+    let verdict = match from_listener {
+        true => Verdict::Deny(DropReason::ListenerPort),
+        false => instance.judge(flow),
+    };
+    conclude(instance, hook, flow, verdict)
 }
 
 /// A bind. Port 0 asks the kernel for an ephemeral port, on which nothing inbound is accepted.
@@ -121,11 +129,11 @@ fn bind(ctx: &SockAddrContext, hook: Hook, address: Address) -> i32 {
         Some(head) => head.judge_bind(&address, port),
         None => Verdict::Deny(DropReason::NoPolicy),
     };
-    conclude(&instance, hook, Flow { address, protocol, port }, verdict)
+    conclude(&instance, hook, &Flow { address, protocol, port }, verdict)
 }
 
 #[inline(always)]
-fn conclude(instance: &Instance, hook: Hook, flow: Flow, verdict: Verdict) -> i32 {
+fn conclude(instance: &Instance, hook: Hook, flow: &Flow, verdict: Verdict) -> i32 {
     let Verdict::Deny(reason) = verdict else { return 1 };
     let denial = Denial { hook, reason, flow, bytes: None, caller: Caller::current() };
     i32::from(denied(instance, &denial))

@@ -37,16 +37,28 @@ impl Instance {
         }
     }
 
+    /// Whether the cache has it that the current policy allows a flow.
+    #[inline(always)]
+    pub(crate) fn remembers(&self, flow: &Flow) -> bool {
+        // A retired policy's generation stays, and so do the tags that carry it.
+        if self.current.slot() == 0 {
+            return false;
+        }
+        let tag = cache::tag(flow, self.current.generation(), maps::tag_key);
+        // SAFETY: the slot is inside the scope's cache; one aligned 64-bit load, so it is a tag that
+        // was stored whole.
+        tag != 0 && unsafe { self.cache_slot(flow).read_volatile() } == tag
+    }
+
     /// The verdict on a flow: from the cache, or from the rules.
     #[inline(always)]
     pub(crate) fn verdict(&self, flow: &Flow) -> Verdict {
-        let tag = cache::tag(flow, self.current.generation(), maps::tag_key);
-        let slot = self.cache_slot(flow);
-        // SAFETY: the slot is inside the scope's cache; one aligned 64-bit load, so it is a tag that
-        // was stored whole.
-        if tag != 0 && unsafe { slot.read_volatile() } == tag {
-            return Verdict::Allow;
-        }
+        if self.remembers(flow) { Verdict::Allow } else { self.judge(flow) }
+    }
+
+    /// The rules' verdict on a flow; an `Allow` is remembered.
+    #[inline(always)]
+    pub(crate) fn judge(&self, flow: &Flow) -> Verdict {
         let verdict = match self.current.slot() {
             0 => Verdict::Deny(DropReason::NoPolicy),
             policy => match maps::trie(policy) {
@@ -54,10 +66,11 @@ impl Instance {
                 None => Verdict::Deny(DropReason::NoPolicy),
             },
         };
+        let tag = cache::tag(flow, self.current.generation(), maps::tag_key);
         if let (Verdict::Allow, true) = (verdict, tag != 0) {
-            // SAFETY: as above; one aligned 64-bit store. The tag carries the generation that judged,
-            // so a store that comes late is a miss for the next generation.
-            unsafe { slot.write_volatile(tag) };
+            // SAFETY: the slot is inside the scope's cache; one aligned 64-bit store. The tag carries the
+            // generation that judged, so a store that comes late is a miss for the next generation.
+            unsafe { self.cache_slot(flow).write_volatile(tag) };
         }
         verdict
     }

@@ -22,10 +22,10 @@ use crate::{
 };
 
 /// A denied flow and where it was denied.
-pub(crate) struct Denial {
+pub(crate) struct Denial<'a> {
     pub(crate) hook: Hook,
     pub(crate) reason: DropReason,
-    pub(crate) flow: Flow,
+    pub(crate) flow: &'a Flow,
     /// IP length of the packet; `None` for a call that never became one.
     pub(crate) bytes: Option<u32>,
     pub(crate) caller: Caller,
@@ -60,17 +60,26 @@ impl Caller {
 
 /// Ends a denial. Returns whether the flow passes all the same, which only audit mode makes it do.
 #[inline(always)]
-pub(crate) fn denied(instance: &Instance, denial: &Denial) -> bool {
+pub(crate) fn denied(instance: &Instance, denial: &Denial<'_>) -> bool {
     let audit = match instance.head() {
         Some(head) => head.mode == Mode::Audit as u32,
         None => false,
     };
+    #[cfg(feature = "log")]
+    aya_log_ebpf::debug!(
+        instance,
+        "instance {} generation {}: denied at hook {} for reason {}",
+        instance.index,
+        instance.current.generation(),
+        denial.hook as u8,
+        denial.reason as u8
+    );
     record(instance.index, instance.current.generation(), denial, u16::from(audit));
     audit
 }
 
 #[inline(never)]
-fn record(instance: u32, generation: u32, denial: &Denial, audit: u16) {
+fn record(instance: u32, generation: u32, denial: &Denial<'_>, audit: u16) {
     let Some(denied) = maps::DENIED.get_ptr_mut(instance) else { return };
     // A call that audit mode lets pass becomes a packet, and that is what is counted.
     if denial.bytes.is_some() || audit == 0 || !becomes_packet(denial.hook) {
@@ -81,7 +90,7 @@ fn record(instance: u32, generation: u32, denial: &Denial, audit: u16) {
     }
     // SAFETY: the helper has no arguments and cannot fail.
     let now = unsafe { bpf_ktime_get_ns() };
-    let Some(Due { attempts, suppressed }) = due(denied, instance, &denial.flow, now) else { return };
+    let Some(Due { attempts, suppressed }) = due(denied, instance, denial.flow, now) else { return };
     // SAFETY: the map value is alive; both numbers are only ever added to.
     if !within_rate(denied, now) {
         unsafe { add(&raw mut (*denied).limited, 1) };

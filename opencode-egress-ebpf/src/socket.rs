@@ -54,6 +54,8 @@ pub(crate) fn sock_create(ctx: SockContext) -> i32 {
 
 const IPPROTO_IP: i32 = 0;
 const IPPROTO_IPV6: i32 = 41;
+/// A raw socket's own level, at which IPv6 takes the options on its headers too (`rawv6_setsockopt`).
+const SOL_RAW: i32 = 255;
 const IP_HDRINCL: i32 = 3;
 const IP_OPTIONS: i32 = 4;
 const IPV6_2292PKTOPTIONS: i32 = 6;
@@ -67,7 +69,7 @@ pub(crate) fn setsockopt(ctx: SockoptContext) -> i32 {
     // SAFETY: the kernel's context, valid while the program runs.
     let (level, name, len) = unsafe { ((*sockopt).level, (*sockopt).optname, (*sockopt).optlen) };
     let reason = match (level, name) {
-        (IPPROTO_IP, IP_HDRINCL) | (IPPROTO_IPV6, IPV6_HDRINCL) => DropReason::HeaderIncluded,
+        (IPPROTO_IP, IP_HDRINCL) | (IPPROTO_IPV6 | SOL_RAW, IPV6_HDRINCL) => DropReason::HeaderIncluded,
         // An empty value clears the option.
         (IPPROTO_IP, IP_OPTIONS) | (IPPROTO_IPV6, IPV6_RTHDR | IPV6_2292PKTOPTIONS | IPV6_NEXTHOP)
             if len > 0 =>
@@ -98,6 +100,6 @@ fn refuse(instance: &Instance, hook: Hook, reason: DropReason, sk: *const bpf_so
         _ => Address::v4(0),
     };
     let flow = Flow { address, protocol: Protocol(protocol as u8), port: 0 };
-    let denial = Denial { hook, reason, flow, bytes: None, caller: Caller::current() };
+    let denial = Denial { hook, reason, flow: &flow, bytes: None, caller: Caller::current() };
     i32::from(denied(instance, &denial))
 }

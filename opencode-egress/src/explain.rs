@@ -5,7 +5,7 @@ use std::{fmt, net::IpAddr, str::FromStr};
 use opencode_egress_common::{
     abi::{Head, Mode},
     decide::{Rules, Verdict, decide},
-    flow::{Flow, Protocol},
+    flow::{Address, Flow, Protocol},
     reason::DropReason,
 };
 use serde::{Deserialize, Serialize};
@@ -29,7 +29,11 @@ pub struct Destination {
 impl Destination {
     /// The flow to judge.
     pub fn flow(&self) -> Flow {
-        Flow { address: self.address.into(), protocol: Protocol(self.protocol), port: self.port }
+        Flow {
+            address: Address::from(self.address).reached(),
+            protocol: Protocol(self.protocol),
+            port: self.port,
+        }
     }
 }
 

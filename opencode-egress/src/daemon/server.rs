@@ -188,17 +188,19 @@ impl Server {
         for event in recent {
             send(stream, &Reply::Event(event)).await?;
         }
-        while follow {
+        if !follow {
+            return send(stream, &Reply::End).await;
+        }
+        loop {
             match coming.recv().await {
                 Ok(event) if instance.as_ref().is_none_or(|name| *name == event.instance) => {
                     send(stream, &Reply::Event(event)).await?;
                 }
                 // A reader that is too slow misses some here; the journal has them.
                 Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
-                Err(broadcast::error::RecvError::Closed) => break,
+                Err(broadcast::error::RecvError::Closed) => return send(stream, &Reply::End).await,
             }
         }
-        send(stream, &Reply::End).await
     }
 }
 

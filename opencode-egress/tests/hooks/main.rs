@@ -6,8 +6,19 @@
 //!
 //! They need root, iproute2 and tcpdump, and nothing they send leaves the namespaces.
 
+mod addresses;
+mod changes;
+mod children;
+mod events;
+mod listeners;
+mod network;
 mod probe;
+mod raw;
+mod routing;
+mod rules;
 mod sys;
 mod tcp;
+mod udp;
+mod uring;
 mod witness;
 mod world;

@@ -17,7 +17,7 @@ use rustix::{
     thread::{LinkNameSpaceType, move_into_link_name_space},
 };
 
-use crate::world::Namespace;
+use crate::network::Namespace;
 
 /// A probe that has not ended by then hangs.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -58,6 +58,11 @@ impl Steps {
     /// Waits until the test says to go on.
     pub(crate) fn wait(&mut self) -> io::Result<()> {
         self.wait_with(0)
+    }
+
+    fn fail(&mut self, why: &str) -> io::Result<()> {
+        self.say(FAILED, why.len() as u64)?;
+        self.0.write_all(why.as_bytes())
     }
 
     fn say(&mut self, kind: u8, number: u64) -> io::Result<()> {
@@ -106,9 +111,9 @@ impl Probe {
                     Ok(Ok(number)) => steps.say(DONE, number),
                     Ok(Err(error)) => match error.raw_os_error() {
                         Some(errno) => steps.say(ERRNO, u64::from(errno.unsigned_abs())),
-                        None => steps.say(FAILED, 0),
+                        None => steps.fail(&error.to_string()),
                     },
-                    Err(_) => steps.say(FAILED, 0),
+                    Err(_) => steps.fail("it panicked"),
                 };
                 // SAFETY: ends the child without running what the test process registered for its own end.
                 unsafe { libc::_exit(0) }
@@ -140,7 +145,12 @@ impl Probe {
             Ok((DONE, number)) => Outcome::Done(number),
             Ok((ERRNO, number)) => Outcome::Errno(i32::try_from(number).expect("an error number")),
             Ok((STEP, _)) => panic!("the probe's end was expected; it waits at a step"),
-            Ok(_) => Outcome::Failed,
+            Ok((_, length)) => {
+                let mut why = String::new();
+                let _ = (&self.channel).take(length).read_to_string(&mut why);
+                eprintln!("the probe failed: {why}");
+                Outcome::Failed
+            }
             Err(outcome) => outcome,
         }
     }

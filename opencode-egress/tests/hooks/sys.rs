@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::{IpAddr, SocketAddr},
+    net::{SocketAddr, TcpListener},
     os::fd::{AsRawFd, FromRawFd as _, OwnedFd},
 };
 
@@ -116,13 +116,19 @@ pub(crate) fn set_bytes(socket: &impl AsRawFd, level: c_int, name: c_int, value:
     check(result as isize).map(|_| ())
 }
 
+/// Lets a bound TCP socket accept connections.
+pub(crate) fn listening(socket: OwnedFd) -> io::Result<TcpListener> {
+    // SAFETY: takes numbers only.
+    check(unsafe { libc::listen(socket.as_raw_fd(), 8) } as isize)?;
+    Ok(socket.into())
+}
+
 /// The port that a socket has.
 pub(crate) fn local_port(socket: &impl AsRawFd) -> io::Result<u16> {
     let mut address = [0_u8; 28];
     let mut len: libc::socklen_t = 28;
     // SAFETY: the kernel writes at most `len` bytes.
-    let result =
-        unsafe { libc::getsockname(socket.as_raw_fd(), address.as_mut_ptr().cast(), &raw mut len) };
+    let result = unsafe { libc::getsockname(socket.as_raw_fd(), address.as_mut_ptr().cast(), &raw mut len) };
     check(result as isize)?;
     Ok(u16::from_be_bytes([address[2], address[3]]))
 }
@@ -184,23 +190,6 @@ impl Message {
     pub(crate) fn send(&self, socket: &impl AsRawFd, flags: c_int) -> io::Result<usize> {
         // SAFETY: everything that the header points to is in `parts`.
         check(unsafe { libc::sendmsg(socket.as_raw_fd(), self.as_ptr(), flags) })
-    }
-}
-
-/// The Internet checksum of some bytes: <https://www.rfc-editor.org/rfc/rfc1071>.
-pub(crate) fn checksum(bytes: &[u8]) -> u16 {
-    let words = bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0)));
-    let sum: u32 = words.sum();
-    let folded = (sum & 0xffff) + (sum >> 16);
-    let folded = (folded & 0xffff) + (folded >> 16);
-    !u16::try_from(folded).expect("16 bits")
-}
-
-/// The bytes of an address.
-pub(crate) fn octets(address: IpAddr) -> Vec<u8> {
-    match address {
-        IpAddr::V4(v4) => v4.octets().to_vec(),
-        IpAddr::V6(v6) => v6.octets().to_vec(),
     }
 }
 

@@ -3,15 +3,19 @@
 use std::{
     io::{BufRead as _, BufReader},
     net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
+    os::unix::process::CommandExt as _,
     process::{Child, Command, Stdio},
     sync::mpsc::{self, Receiver},
     thread,
     time::{Duration, Instant},
 };
 
-use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use rustix::{
+    process::{Signal, set_parent_process_death_signal},
+    thread::{CpuSet, sched_getaffinity, sched_setaffinity},
+};
 
-use crate::world::{INTERFACE, Namespace};
+use crate::network::{INTERFACE, Namespace};
 
 /// Where markers go. Nothing else does.
 const MARKER: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 254));
@@ -53,7 +57,11 @@ impl Witness {
     pub(crate) fn start(witness: &Namespace, unit: &Namespace) -> Self {
         let mut tcpdump = Command::new("ip");
         tcpdump.args(["netns", "exec", witness.name(), "tcpdump", "-i", INTERFACE, "-Q", "in"]);
-        tcpdump.args(["-l", "-n", "-t", "-U", "-Z", "root", "--immediate-mode"]);
+        tcpdump.args(["-l", "-n", "-t", "-U", "-s", "256", "-B", "8192", "-Z", "root", "--immediate-mode"]);
+        // SAFETY: between fork and exec only a system call.
+        unsafe {
+            tcpdump.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::KILL))?));
+        }
         let mut tcpdump = tcpdump
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -101,16 +109,14 @@ impl Witness {
     }
 
     fn send_markers(&mut self) -> Vec<String> {
-        let mut cpus = CpuSet::MAX_CPU;
         let allowed = sched_getaffinity(None).expect("the CPUs of this process");
-        let allowed: Vec<_> = (0..cpus).filter(|cpu| allowed.is_set(*cpu)).collect();
-        cpus = allowed.len();
+        let cpus: Vec<_> = (0..CpuSet::MAX_CPU).filter(|cpu| allowed.is_set(*cpu)).collect();
         let first = self.next_marker;
-        self.next_marker += u16::try_from(cpus).expect("fewer CPUs than ports");
+        self.next_marker += u16::try_from(cpus.len()).expect("fewer CPUs than ports");
         let markers: Vec<_> = (first..self.next_marker).map(|port| SocketAddr::new(MARKER, port)).collect();
         thread::scope(|scope| {
             scope.spawn(|| {
-                for (cpu, marker) in allowed.iter().zip(&markers) {
+                for (cpu, marker) in cpus.iter().zip(&markers) {
                     let mut one = CpuSet::new();
                     one.set(*cpu);
                     sched_setaffinity(None, &one).expect("a CPU of this process");

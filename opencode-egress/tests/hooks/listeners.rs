@@ -1,0 +1,347 @@
+//! The instance's own listeners, in both directions: what they accept, what their replies may do, and what
+//! nothing may do because of them.
+
+use std::{
+    io::{self, Read as _, Write as _},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    os::fd::OwnedFd,
+    time::Duration,
+};
+
+use opencode_egress::policy::{Listen, Policy};
+use opencode_egress_common::reason::DropReason;
+
+use crate::{
+    network::{ALLOWED, ALLOWED6, DENIED, DENIED6, Namespace, PORT, UNIT, UNIT6},
+    probe::{Outcome, Probe},
+    sys::{bind, connect, disconnect, domain, listening, local_port, send, send_to, set, socket},
+    tcp::{IPPROTO_MPTCP, has_mptcp},
+    udp::udp,
+    world::{World, base_policy, listen},
+};
+
+const LISTENER: u16 = 8787;
+const TCP: libc::c_int = libc::IPPROTO_TCP;
+const ANSWER: Duration = Duration::from_secs(5);
+/// How long a refused client waits for nothing.
+const SILENCE: Duration = Duration::from_millis(300);
+const IP_LOCAL_PORT_RANGE: libc::c_int = 51;
+
+fn only(listeners: &[Listen]) -> Policy {
+    Policy { listen: listeners.to_vec(), ..Policy::default() }
+}
+
+/// A probe that listens at an address and serves one client after the other: it adds one to each byte.
+fn serve(world: &World, address: IpAddr, protocol: libc::c_int) -> Probe {
+    let mut probe = world.start(|steps| {
+        let address = SocketAddr::new(address, LISTENER);
+        let listener = socket(domain(address), libc::SOCK_STREAM, protocol)?;
+        set(&listener, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
+        bind(&listener, address)?;
+        let listener = listening(listener)?;
+        steps.wait()?;
+        loop {
+            let (mut client, _) = listener.accept()?;
+            let mut byte = [0];
+            while client.read(&mut byte)? == 1 {
+                client.write_all(&[byte[0] + 1])?;
+            }
+        }
+    });
+    probe.step();
+    probe.go_on();
+    probe
+}
+
+fn client(place: &Namespace, to: SocketAddr, patience: Duration) -> io::Result<TcpStream> {
+    let client = place.enter(|| TcpStream::connect_timeout(&to, patience))?;
+    client.set_read_timeout(Some(ANSWER))?;
+    Ok(client)
+}
+
+/// Data goes both ways.
+#[track_caller]
+fn talks(client: &mut TcpStream, number: u8) {
+    client.write_all(&[number]).expect("the server takes data");
+    let mut answer = [0];
+    client.read_exact(&mut answer).expect("the server answers");
+    assert_eq!(answer, [number + 1]);
+}
+
+#[track_caller]
+fn is_served(place: &Namespace, to: (impl Into<IpAddr>, u16)) {
+    let to = SocketAddr::new(to.0.into(), to.1);
+    let mut client = client(place, to, ANSWER).unwrap_or_else(|error| panic!("{to} serves: {error}"));
+    talks(&mut client, 1);
+}
+
+#[track_caller]
+fn is_refused(world: &mut World, to: (impl Into<IpAddr>, u16), expect: DropReason) {
+    let to = SocketAddr::new(to.0.into(), to.1);
+    world.events();
+    let error = client(&world.far, to, SILENCE).expect_err("a client that is refused hears nothing");
+    assert_eq!(error.kind(), io::ErrorKind::TimedOut, "a client of {to} hears nothing");
+    let told = world.events();
+    assert_eq!(told.first().map(|record| record.reason), Some(expect), "why {to} refuses");
+}
+
+#[test]
+fn replies_need_no_rule() {
+    let mut world = World::unconfined();
+    world.confine();
+    // Cookies 2: each connection comes of a cookie in the reply to its first packet, as in a flood.
+    for (cookies, protocol) in [("1", TCP), ("2", TCP), ("1", IPPROTO_MPTCP)] {
+        world.unit.sysctl("ipv4/tcp_syncookies", cookies);
+        for (own, wildcard) in [(IpAddr::from(UNIT), false), (UNIT6.into(), false), (UNIT.into(), true)] {
+            let address = if wildcard { Ipv6Addr::UNSPECIFIED.into() } else { own };
+            let policy = only(&[Listen { address, port: LISTENER, open: true }]);
+            world.install(&policy);
+            if protocol == IPPROTO_MPTCP && !has_mptcp(&mut world) {
+                return;
+            }
+            let _server = serve(&world, address, protocol);
+            let mut client =
+                client(&world.far, (own, LISTENER).into(), ANSWER).expect("an open listener serves");
+            talks(&mut client, 1);
+            world.install(&policy);
+            talks(&mut client, 2);
+            world.install(&Policy { allow: base_policy().allow, ..policy });
+            talks(&mut client, 3);
+            assert_eq!(world.denied(), 0, "nothing of a served connection is denied");
+        }
+    }
+}
+
+/// Without its listener in the policy an accepted connection is an old flow like any other.
+#[test]
+fn a_removed_listener_silences_its_connections() {
+    let mut world = World::new(&only(&[listen("192.0.2.1", LISTENER, true)]));
+    let _server = serve(&world, UNIT.into(), TCP);
+    let mut client = client(&world.far, (UNIT, LISTENER).into(), ANSWER).expect("an open listener serves");
+    talks(&mut client, 1);
+    world.install(&Policy::default());
+    let _ = world.witness.arrived();
+    client.set_read_timeout(Some(SILENCE)).expect("a timeout");
+    client.write_all(&[2]).expect("the client's own side");
+    let error = client.read(&mut [0]).expect_err("no answer passes");
+    assert_eq!(error.kind(), io::ErrorKind::WouldBlock, "no answer passes");
+    let arrived = world.witness.arrived();
+    assert_eq!(arrived.to(ALLOWED.into()), [""; 0], "LEAK: a reply of a listener that is no more");
+}
+
+#[test]
+fn a_listener_that_is_not_open_serves_loopback_alone() {
+    for (address, others) in [
+        (IpAddr::from(UNIT), vec![IpAddr::from(UNIT)]),
+        (UNIT6.into(), vec![UNIT6.into()]),
+        (Ipv4Addr::UNSPECIFIED.into(), vec![UNIT.into(), Ipv4Addr::LOCALHOST.into()]),
+        (Ipv6Addr::UNSPECIFIED.into(), vec![UNIT.into(), UNIT6.into(), Ipv6Addr::LOCALHOST.into()]),
+    ] {
+        let mut world = World::new(&only(&[Listen { address, port: LISTENER, open: false }]));
+        let _server = serve(&world, address, TCP);
+        for other in others {
+            if !other.is_loopback() {
+                is_refused(&mut world, (other, LISTENER), DropReason::ListenerNotOpen);
+            }
+            is_served(&world.unit, (other, LISTENER));
+        }
+        world.install(&only(&[Listen { address, port: LISTENER, open: true }]));
+        let own = if address == UNIT6 { UNIT6.into() } else { IpAddr::from(UNIT) };
+        is_served(&world.far, (own, LISTENER));
+    }
+}
+
+#[test]
+fn inbound_connections_reach_listeners_only() {
+    let mut world =
+        World::new(&Policy { listen: vec![listen("192.0.2.1", LISTENER, true)], ..base_policy() });
+    let _server = serve(&world, UNIT.into(), TCP);
+    let mut probe = world.start(|steps| {
+        let (v4, v6) = (TcpListener::bind(("0.0.0.0", 0))?, TcpListener::bind(("::", 0))?);
+        let ports = [local_port(&v4)?, local_port(&v6)?];
+        for port in ports {
+            steps.wait_with(u64::from(port))?;
+        }
+        steps.wait()?;
+        Ok(0)
+    });
+    let [v4, v6] = [(); 2].map(|()| {
+        let port = u16::try_from(probe.step()).expect("a port");
+        probe.go_on();
+        port
+    });
+    probe.step();
+    for to in [(IpAddr::from(UNIT), v4), (UNIT.into(), v6), (UNIT6.into(), v6)] {
+        is_refused(&mut world, to, DropReason::NotAListener);
+        let local = client(&world.unit, to.into(), SILENCE);
+        assert!(local.is_err(), "a port that is no listener refuses its own host too");
+    }
+    is_served(&world.far, (UNIT, LISTENER));
+}
+
+#[test]
+fn binds_are_judged() {
+    let mut world = World::new(&only(&[listen("192.0.2.1", LISTENER, true), listen("::", 9000, false)]));
+    let mut check = |kind, to: (&str, u16), expect| {
+        let to = SocketAddr::new(to.0.parse().expect("an address"), to.1);
+        let (outcome, _) = world.run(|| bind(&socket(domain(to), kind, 0)?, to));
+        assert_eq!(outcome, expect, "a bind to {to}");
+    };
+    for kind in [libc::SOCK_STREAM, libc::SOCK_DGRAM] {
+        for address in ["0.0.0.0", "127.0.0.1", "192.0.2.1", "::", "::1", "::ffff:192.0.2.1"] {
+            check(kind, (address, 0), Outcome::DONE);
+            check(kind, (address, 8788), Outcome::EPERM);
+        }
+        for address in ["192.0.2.1", "::ffff:192.0.2.1"] {
+            check(kind, (address, LISTENER), Outcome::DONE);
+        }
+        for address in ["0.0.0.0", "127.0.0.1", "::", "::ffff:0.0.0.0", "2001:db8:1::1"] {
+            check(kind, (address, LISTENER), Outcome::EPERM);
+        }
+        check(kind, ("::", 9000), Outcome::DONE);
+        check(kind, ("::1", 9000), Outcome::EPERM);
+    }
+}
+
+/// A socket on the listener's port.
+fn on_listener_port(kind: libc::c_int, to: SocketAddr) -> io::Result<OwnedFd> {
+    let socket = socket(domain(to), kind, 0)?;
+    set(&socket, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
+    let own: IpAddr = if to.is_ipv4() { UNIT.into() } else { UNIT6.into() };
+    bind(&socket, SocketAddr::new(own, LISTENER))?;
+    Ok(socket)
+}
+
+#[test]
+fn nothing_is_opened_from_a_listeners_port() {
+    let listeners = vec![listen("192.0.2.1", LISTENER, true), listen("2001:db8:1::1", LISTENER, true)];
+    let mut world = World::new(&Policy { listen: listeners, ..base_policy() });
+    let opened = |to| connect(&on_listener_port(libc::SOCK_STREAM, to)?, to);
+    let sent = |to| send_to(&on_listener_port(libc::SOCK_DGRAM, to)?, b"data", 0, to).map(drop);
+    let fast =
+        |to| send_to(&on_listener_port(libc::SOCK_STREAM, to)?, b"data", libc::MSG_FASTOPEN, to).map(drop);
+    for (allowed, denied) in
+        [(IpAddr::from(ALLOWED), IpAddr::from(DENIED)), (ALLOWED6.into(), DENIED6.into())]
+    {
+        for to in [allowed, denied] {
+            world.refuses("TCP from the listener's port", (to, PORT), opened);
+            world.check_last(DropReason::ListenerPort);
+            world.refuses("TCP fast open from the listener's port", (to, PORT), fast);
+            world.check_last(DropReason::ListenerPort);
+        }
+        // Only TCP has replies of listeners, so UDP is judged as ever.
+        world.passes("UDP from the listener's port", (allowed, PORT), sent);
+        world.refuses("UDP from the listener's port", (denied, PORT), sent);
+    }
+}
+
+/// The kernel picks a source port after the hook of connect; when it is the listener's, no packet leaves.
+#[test]
+fn a_port_that_the_kernel_picks_is_judged() {
+    // First and last port, in the lower and the upper half.
+    let range = |port: u16| (u32::from(port) << 16 | u32::from(port)).cast_signed();
+    let picked = |port: u16| {
+        move |to: SocketAddr| {
+            let socket = socket(domain(to), libc::SOCK_STREAM | libc::SOCK_NONBLOCK, 0)?;
+            set(&socket, libc::IPPROTO_IP, IP_LOCAL_PORT_RANGE, range(port))?;
+            match connect(&socket, to) {
+                Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => Ok(()),
+                result => result,
+            }
+        }
+    };
+    let port = 40_001;
+    let mut world = World::new(&Policy { listen: vec![listen("192.0.2.1", port, true)], ..base_policy() });
+    let (outcome, _) = world.run(|| {
+        let socket = socket(libc::AF_INET, libc::SOCK_STREAM, 0)?;
+        set(&socket, libc::IPPROTO_IP, IP_LOCAL_PORT_RANGE, range(port))
+    });
+    if outcome == Outcome::Errno(libc::ENOPROTOOPT) {
+        eprintln!("skipped: no IP_LOCAL_PORT_RANGE in this kernel");
+        return;
+    }
+    world.passes("TCP from a picked port", (ALLOWED, PORT), picked(port + 1));
+    world.refuses_as("TCP from a picked port", (ALLOWED, PORT), Outcome::DONE, picked(port));
+    world.check_last(DropReason::ListenerPort);
+    world.refuses("TCP from a picked port", (DENIED, PORT), picked(port));
+}
+
+/// An accepted socket that was dissolved is one like any other, and not on the listener's port.
+#[test]
+fn a_dissolved_accepted_socket_is_judged() {
+    let mut world =
+        World::new(&Policy { listen: vec![listen("192.0.2.1", LISTENER, true)], ..base_policy() });
+    for (to, fast) in [(ALLOWED, false), (DENIED, false), (ALLOWED, true), (DENIED, true)] {
+        let mut probe = world.start(|steps| {
+            let listener = listening(on_listener_port(libc::SOCK_STREAM, (ALLOWED, PORT).into())?)?;
+            steps.wait()?;
+            let (accepted, _) = listener.accept()?;
+            disconnect(&accepted)?;
+            steps.wait()?;
+            let to = SocketAddr::from((to, PORT));
+            if fast {
+                send_to(&accepted, b"data", libc::MSG_FASTOPEN, to).map(|_| 0)
+            } else {
+                connect(&accepted, to).map(|()| 0)
+            }
+        });
+        probe.step();
+        let connection =
+            client(&world.far, (UNIT, LISTENER).into(), ANSWER).expect("an open listener serves");
+        probe.go_on();
+        probe.step();
+        let _ = world.witness.arrived();
+        probe.go_on();
+        let outcome = probe.end();
+        let arrived = world.witness.arrived();
+        let opened: Vec<_> = arrived.to(to.into()).into_iter().filter(|line| line.contains("[S]")).collect();
+        if to == ALLOWED {
+            assert!(
+                matches!(outcome, Outcome::Done(_)),
+                "an accepted socket may connect to {to}: {outcome:?}"
+            );
+            assert_eq!(opened.len(), 1, "its connection to {to} arrives: {arrived:#?}");
+            let from = format!("{UNIT}.{LISTENER} >");
+            assert!(!opened[0].contains(&from), "LEAK: from the listener's port: {opened:?}");
+        } else {
+            assert_eq!(opened, [""; 0], "LEAK: an accepted socket opens a connection to {to}");
+            assert_eq!(outcome, Outcome::EPERM, "an accepted socket connects to {to}");
+        }
+        drop(connection);
+    }
+}
+
+/// A datagram comes in where its answer may go out.
+#[test]
+fn inbound_datagrams_are_judged_by_their_sender() {
+    for (own, allowed, denied) in [
+        (IpAddr::from(UNIT), IpAddr::from(ALLOWED), IpAddr::from(DENIED)),
+        (UNIT6.into(), ALLOWED6.into(), DENIED6.into()),
+    ] {
+        let world = World::new(&base_policy());
+        let mut probe = world.start(|steps| {
+            let socket = udp((own, 0).into())?;
+            bind(&socket, SocketAddr::new(own, 0))?;
+            steps.wait_with(u64::from(local_port(&socket)?))?;
+            let socket = UdpSocket::from(socket);
+            let lengths = [socket.recv(&mut [0; 9000])?, socket.recv(&mut [0; 9000])?];
+            if lengths == [2, 3002] { Ok(0) } else { Err(io::Error::other(format!("{lengths:?}"))) }
+        });
+        let port = u16::try_from(probe.step()).expect("a port");
+        probe.go_on();
+        // The second is in fragments, which are one datagram again when they are judged.
+        for (from, length) in [(denied, 1_usize), (denied, 3001), (allowed, 2), (denied, 1), (allowed, 3002)]
+        {
+            let sent = world.far.enter(|| {
+                let socket = udp((own, port).into())?;
+                bind(&socket, SocketAddr::new(from, 0))?;
+                connect(&socket, SocketAddr::new(own, port))?;
+                send(&socket, &vec![0; length], 0)
+            });
+            assert_eq!(sent.expect("the peer sends"), length);
+        }
+        assert_eq!(probe.end(), Outcome::DONE, "what comes from {allowed} alone arrives");
+        let denied = world.counters().denied.reasons[DropReason::PeerNotAllowed as usize].packets;
+        assert_eq!(denied, 3, "what does not arrive is counted");
+    }
+}
