@@ -3,7 +3,8 @@
 #
 #   unshare --fork --kill-child --pid --mount --net --cgroup --uts --ipc boot.sh DIRECTORY FILES [FILE=TARGET]…
 #
-# DIRECTORY is an empty one, for the mounts. What is below FILES is copied over the root; each FILE appears at TARGET.
+# DIRECTORY is an empty one, for the mounts. What is below FILES is copied over the root; each FILE, or directory, appears
+# at TARGET. BOOT_UNIT is what systemd starts, multi-user.target if it is not set.
 # Nothing outside the namespaces changes: the root is an overlay whose upper half is in memory, and /tmp and /run,
 # which systemd clears, are new ones.
 set -eu
@@ -16,13 +17,6 @@ mkdir "$directory/upper" "$directory/work" "$directory/root"
 mount -t overlay -o "lowerdir=/,upperdir=$directory/upper,workdir=$directory/work" overlay "$directory/root"
 
 root=$directory/root
-for pair in "$@"; do
-    target=$root/${pair#*=}
-    mkdir -p "$(dirname "$target")"
-    rm -f "$target"
-    touch "$target"
-    mount --bind "${pair%%=*}" "$target"
-done
 mount --rbind /dev "$root/dev"
 mount -t proc proc "$root/proc"
 mount -t sysfs sysfs "$root/sys"
@@ -30,6 +24,13 @@ mount -t cgroup2 cgroup2 "$root/sys/fs/cgroup"
 mount -t bpf bpf "$root/sys/fs/bpf"
 mount -t tmpfs tmpfs "$root/run"
 mount -t tmpfs tmpfs "$root/tmp"
+for pair in "$@"; do
+    source=${pair%%=*} target=$root/${pair#*=}
+    mkdir -p "$(dirname "$target")"
+    rm -f "$target"
+    if [ -d "$source" ]; then mkdir "$target"; else touch "$target"; fi
+    mount --bind "$source" "$target"
+done
 
 # Only what the tests start: no unit that this machine has enabled, and none that would reach for its hardware.
 units=$root/etc/systemd/system
@@ -41,7 +42,6 @@ for unit in systemd-modules-load systemd-sysctl systemd-udevd systemd-udev-trigg
 done
 ln -s /dev/null "$units/systemd-udevd-kernel.socket"
 ln -s /dev/null "$units/systemd-udevd-control.socket"
-ln -s /lib/systemd/system/multi-user.target "$units/default.target"
 rm -rf "$root/var/log/journal"
 cp -R "$files/." "$root/"
 
@@ -50,4 +50,4 @@ mkdir -p .old-root
 pivot_root . .old-root
 umount -l /.old-root
 export container=opencode-egress-test
-exec /lib/systemd/systemd --system
+exec /lib/systemd/systemd --system --unit="${BOOT_UNIT:-multi-user.target}"

@@ -11,9 +11,12 @@ use crate::machine::{Machine, wait};
 pub(crate) struct Scenario {
     /// What it shows.
     pub(crate) title: &'static str,
-    /// Shows it. What the reader of the demo sees of it goes to the telling function.
-    pub(crate) run: fn(&mut Machine, &dyn Fn(&str)) -> Result<()>,
+    /// Shows it.
+    pub(crate) run: fn(&mut Machine, Tell<'_>) -> Result<()>,
 }
+
+/// Where what the reader of the demo sees goes.
+pub(crate) type Tell<'a> = &'a dyn Fn(&str);
 
 /// The main job.
 pub(crate) const MAIN_JOB: &[Scenario] = &[
@@ -69,7 +72,7 @@ fn get(machine: &Machine, server: &str, url: &str) -> Result<String> {
         .opencode_shell(server, &format!("curl -sS -g -m 5 http://{url} && echo ' reached' || echo refused"))
 }
 
-fn policy_is_checked(machine: &mut Machine, tell: &dyn Fn(&str)) -> Result<()> {
+fn policy_is_checked(machine: &mut Machine, tell: Tell<'_>) -> Result<()> {
     let checked = machine.succeed(&["opencode-egress", "check"])?;
     ensure!(checked.contains("good; 2 instances"), "check said: {checked}");
     tell("$ opencode-egress check");
@@ -77,7 +80,7 @@ fn policy_is_checked(machine: &mut Machine, tell: &dyn Fn(&str)) -> Result<()> {
     Ok(())
 }
 
-fn servers_start(machine: &mut Machine, tell: &dyn Fn(&str)) -> Result<()> {
+fn servers_start(machine: &mut Machine, tell: Tell<'_>) -> Result<()> {
     machine.succeed(&["systemctl", "start", "opencode-a", "opencode-b"])?;
     tell("$ systemctl start opencode-a opencode-b");
     let status = machine.succeed(&["opencode-egress", "status"])?;
@@ -87,7 +90,7 @@ fn servers_start(machine: &mut Machine, tell: &dyn Fn(&str)) -> Result<()> {
     Ok(())
 }
 
-fn health(machine: &mut Machine, tell: &dyn Fn(&str)) -> Result<()> {
+fn health(machine: &mut Machine, tell: Tell<'_>) -> Result<()> {
     let a = wait("opencode a's health from the second host", || healthy(machine.host(&health_request(A))))?;
     tell(&format!("second host> curl http://{A}/global/health\n{a}"));
     let b = wait("opencode b's health", || healthy(machine.succeed(&health_request(B))))?;
@@ -107,7 +110,7 @@ fn healthy(reply: Result<String>) -> Option<String> {
     reply.ok().filter(|reply| reply.contains("\"healthy\":true"))
 }
 
-fn allowed_flows(machine: &mut Machine, tell: &dyn Fn(&str)) -> Result<()> {
+fn allowed_flows(machine: &mut Machine, tell: Tell<'_>) -> Result<()> {
     for (server, url) in [(A, "192.0.2.10/from-a"), (B, "192.0.2.20/from-b"), (B, "[2001:db8::20]/from-b")] {
         let reply = get(machine, server, url)?;
         ensure!(reply.contains("upstream") && reply.contains("reached"), "{server} -> {url}: {reply}");
@@ -118,7 +121,7 @@ fn allowed_flows(machine: &mut Machine, tell: &dyn Fn(&str)) -> Result<()> {
     Ok(())
 }
 
-fn denied_is_refused(machine: &mut Machine, tell: &dyn Fn(&str)) -> Result<()> {
+fn denied_is_refused(machine: &mut Machine, tell: Tell<'_>) -> Result<()> {
     machine.witnessed()?;
     let denied = [
         (A, "192.0.2.20/from-a"),
@@ -145,7 +148,7 @@ fn denied_is_refused(machine: &mut Machine, tell: &dyn Fn(&str)) -> Result<()> {
     Ok(())
 }
 
-fn journal_tells(machine: &mut Machine, tell: &dyn Fn(&str)) -> Result<()> {
+fn journal_tells(machine: &mut Machine, tell: Tell<'_>) -> Result<()> {
     for (instance, expect) in
         [("a", "proto=tcp dst=192.0.2.20 dport=80"), ("b", "proto=tcp dst=192.0.2.10 dport=80")]
     {
@@ -168,7 +171,7 @@ fn journal_tells(machine: &mut Machine, tell: &dyn Fn(&str)) -> Result<()> {
     Ok(())
 }
 
-fn status_and_explain(machine: &mut Machine, tell: &dyn Fn(&str)) -> Result<()> {
+fn status_and_explain(machine: &mut Machine, tell: Tell<'_>) -> Result<()> {
     let status = machine.succeed(&["opencode-egress", "status"])?;
     ensure!(status.contains("192.0.2.30"), "status does not show the last denial: {status}");
     tell("$ opencode-egress status");
@@ -187,7 +190,7 @@ fn status_and_explain(machine: &mut Machine, tell: &dyn Fn(&str)) -> Result<()> 
 
 const POLICY: &str = "/etc/opencode-egress/policy.json";
 
-fn reload(machine: &mut Machine, tell: &dyn Fn(&str)) -> Result<()> {
+fn reload(machine: &mut Machine, tell: Tell<'_>) -> Result<()> {
     let policy = machine.read(POLICY)?;
     machine.write(POLICY, &policy.replace("192.0.2.10/32", "192.0.2.30/32"))?;
     let changes = machine.succeed(&["opencode-egress", "reload"])?;
@@ -210,7 +213,7 @@ fn reload(machine: &mut Machine, tell: &dyn Fn(&str)) -> Result<()> {
     Ok(())
 }
 
-fn killed_daemon(machine: &mut Machine, tell: &dyn Fn(&str)) -> Result<()> {
+fn killed_daemon(machine: &mut Machine, tell: Tell<'_>) -> Result<()> {
     machine.succeed(&["systemctl", "kill", "-s", "KILL", "--kill-who=main", "opencode-egress"])?;
     let (denied, allowed) = (get(machine, A, "192.0.2.20/from-a")?, get(machine, A, "192.0.2.10/from-a")?);
     ensure!(denied.contains("refused"), "the daemon is gone and this passes: {denied}");
@@ -229,7 +232,7 @@ fn killed_daemon(machine: &mut Machine, tell: &dyn Fn(&str)) -> Result<()> {
     Ok(())
 }
 
-fn bad_file(machine: &mut Machine, _tell: &dyn Fn(&str)) -> Result<()> {
+fn bad_file(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     let policy = machine.read(POLICY)?;
     machine.write(POLICY, &policy.replace("192.0.2.10/32", "192.0.2.10/24"))?;
     let said = machine.fail(&["opencode-egress", "reload"])?;
@@ -248,7 +251,7 @@ fn bad_file(machine: &mut Machine, _tell: &dyn Fn(&str)) -> Result<()> {
     Ok(())
 }
 
-fn no_daemon(machine: &mut Machine, _tell: &dyn Fn(&str)) -> Result<()> {
+fn no_daemon(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     let unit = "[Service]\nExecStartPre=+/usr/local/bin/opencode-egress attach a --timeout 1\nExecStart=/bin/touch /run/it-ran\n";
     machine.write("/run/systemd/system/opencode-orphan.service", unit)?;
     machine.succeed(&["systemctl", "daemon-reload"])?;
@@ -261,7 +264,7 @@ fn no_daemon(machine: &mut Machine, _tell: &dyn Fn(&str)) -> Result<()> {
     Ok(())
 }
 
-fn unlisted_unit(machine: &mut Machine, _tell: &dyn Fn(&str)) -> Result<()> {
+fn unlisted_unit(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     machine.fail(&["systemctl", "start", "opencode-orphan"])?;
     let said = machine.succeed(&["journalctl", "-u", "opencode-orphan", "--no-pager", "-o", "cat"])?;
     ensure!(said.contains("opencode-orphan.service asks for instance `a`, which does not list it"), "{said}");
@@ -275,7 +278,7 @@ fn unlisted_unit(machine: &mut Machine, _tell: &dyn Fn(&str)) -> Result<()> {
     Ok(())
 }
 
-fn control_is_guarded(machine: &mut Machine, _tell: &dyn Fn(&str)) -> Result<()> {
+fn control_is_guarded(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     let said =
         machine.fail(&["setpriv", "--reuid", "65534", "--clear-groups", "opencode-egress", "detach", "a"])?;
     ensure!(said.contains("ermission denied"), "{said}");
@@ -300,7 +303,7 @@ fn pinned(machine: &Machine, unit: &str) -> Result<Vec<String>> {
     Ok(machine.run(&["ls", &directory])?.split_whitespace().map(str::to_owned).collect())
 }
 
-fn restart(machine: &mut Machine, _tell: &dyn Fn(&str)) -> Result<()> {
+fn restart(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     let before = pinned(machine, "opencode-b.service")?;
     machine.succeed(&["systemctl", "restart", "opencode-b"])?;
     let after = pinned(machine, "opencode-b.service")?;
@@ -311,7 +314,7 @@ fn restart(machine: &mut Machine, _tell: &dyn Fn(&str)) -> Result<()> {
     Ok(())
 }
 
-fn late_unit(machine: &mut Machine, _tell: &dyn Fn(&str)) -> Result<()> {
+fn late_unit(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     // Stopping the daemon stops the units that require it; this one does not.
     let unit =
         "[Service]\nExecStart=/bin/sh -c 'while sleep 0.1; do echo x > /dev/tcp/192.0.2.10/80; done'\n";
@@ -334,7 +337,7 @@ fn late_unit(machine: &mut Machine, _tell: &dyn Fn(&str)) -> Result<()> {
     Ok(())
 }
 
-fn foreign_pin(machine: &mut Machine, _tell: &dyn Fn(&str)) -> Result<()> {
+fn foreign_pin(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     let map = "/sys/fs/bpf/opencode-egress/v1/HEADS";
     machine.succeed(&["systemctl", "stop", "opencode-egress"])?;
     machine.succeed(&["mv", map, "/sys/fs/bpf/heads"])?;
@@ -349,7 +352,7 @@ fn foreign_pin(machine: &mut Machine, _tell: &dyn Fn(&str)) -> Result<()> {
     Ok(())
 }
 
-fn removed_link(machine: &mut Machine, _tell: &dyn Fn(&str)) -> Result<()> {
+fn removed_link(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     let cgroup = pinned(machine, "opencode-b.service")?.join("");
     let link = format!("/sys/fs/bpf/opencode-egress/v1/links/opencode-b,service/{cgroup}/egress");
     machine.succeed(&["rm", &link])?;
@@ -360,7 +363,7 @@ fn removed_link(machine: &mut Machine, _tell: &dyn Fn(&str)) -> Result<()> {
     Ok(())
 }
 
-fn open_connection_is_reset(machine: &mut Machine, _tell: &dyn Fn(&str)) -> Result<()> {
+fn open_connection_is_reset(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     let policy = machine.read(POLICY)?;
     let agent = "(exec 3<>/dev/tcp/192.0.2.10/80; cat <&3) > ~/connection 2>&1 & true";
     machine.opencode_shell(A, agent)?;
@@ -375,7 +378,7 @@ fn open_connection_is_reset(machine: &mut Machine, _tell: &dyn Fn(&str)) -> Resu
     Ok(())
 }
 
-fn detach(machine: &mut Machine, _tell: &dyn Fn(&str)) -> Result<()> {
+fn detach(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     let said = machine.succeed(&["opencode-egress", "detach", "a"])?;
     ensure!(said.contains("opencode-a.service is no longer confined"), "{said}");
     ensure!(

@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use crate::{
     build_ebpf, daemon,
     machine::Machine,
-    process::{ensure, run as run_command},
+    process::{ensure, output, run as run_command},
     root,
     scenarios::{MAIN_JOB, TROUBLE},
 };
@@ -35,6 +35,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let wanted = |tier| args.tier.is_none_or(|only| only == tier);
     build_ebpf::run(&build_ebpf::Args::default())?;
     if wanted(Tier::Host) {
+        lints()?;
         cargo("tier 1, host", &["test", "--quiet", "--lib", "--bins"])?;
     }
     if wanted(Tier::Hooks) {
@@ -43,6 +44,21 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     if wanted(Tier::Machine) {
         machine()?;
+    }
+    Ok(())
+}
+
+/// Formatting and lints, where the toolchain has what that takes.
+fn lints() -> Result<()> {
+    for (tool, words) in [
+        ("fmt", &["fmt", "--all", "--check"][..]),
+        ("clippy", &["clippy", "--quiet", "--all-targets", "--", "--deny", "warnings"][..]),
+    ] {
+        if output(Command::new("cargo").args([tool, "--version"])).is_some() {
+            cargo(&format!("cargo {tool}"), words)?;
+        } else {
+            println!("SKIPPED cargo {tool}: this toolchain does not have it");
+        }
     }
     Ok(())
 }

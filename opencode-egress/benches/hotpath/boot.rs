@@ -16,6 +16,8 @@ use opencode_egress::cgroup::Hierarchy;
 
 use crate::Args;
 
+/// The script that becomes a systemd of its own; the machine tests use it too.
+const BOOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../vm-tests/machine/boot.sh");
 /// Where the shared directory is under the booted systemd.
 const SHARED: &str = "/run/bench";
 /// This program in it.
@@ -30,14 +32,20 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let shared = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
     fs::copy(env::current_exe()?, shared.path().join("hotpath"))?;
-    fs::write(shared.path().join("measure.service"), unit(args))?;
+    let units = shared.path().join("files/etc/systemd/system");
+    fs::create_dir_all(&units)?;
+    fs::write(units.join("measure.service"), unit(args))?;
+    fs::create_dir(shared.path().join("mounts"))?;
     File::create(shared.path().join("log"))?;
     boot(shared.path())?;
     let report = fs::read_to_string(shared.path().join("result"))
         .context("the measurement ended without a result; what it said is above")?;
     match &args.report {
         Some(path) => fs::write(path, report).with_context(|| format!("cannot write {}", path.display())),
-        None => Ok(print!("{report}")),
+        None => {
+            print!("{report}");
+            Ok(())
+        }
     }
 }
 
@@ -61,7 +69,9 @@ fn boot(shared: &Path) -> Result<()> {
     let mut entrance = cgroup.entrance()?;
     let mut command = Command::new("unshare");
     command.args("--fork --kill-child --pid --mount --net --cgroup --uts --ipc".split(' '));
-    command.args(["sh", "-c", include_str!("boot.sh"), "boot"]).arg(shared);
+    command.arg("sh").arg(BOOT).arg(shared.join("mounts")).arg(shared.join("files"));
+    command.arg(format!("{}={SHARED}", shared.display()));
+    command.env("BOOT_UNIT", "measure.service").env("SYSTEMD_LOG_TARGET", "null");
     command.stdin(Stdio::null()).stdout(Stdio::null());
     // SAFETY: between fork and exec, one write to an open file.
     unsafe { command.pre_exec(move || entrance.write_all(b"0")) };

@@ -57,8 +57,9 @@ fn load(hook: Hook) -> io::Result<OwnedFd> {
         ..Attr::default()
     };
     // SAFETY: the layout of BPF_PROG_LOAD; the code and the licence outlive the call.
-    let fd =
-        unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, std::ptr::from_mut(&mut attr), size_of::<Attr>()) };
+    let fd = unsafe {
+        libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, std::ptr::from_mut(&mut attr), size_of::<Attr>())
+    };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }

@@ -26,7 +26,7 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 5)]
     setups: usize,
     /// Batches of each operation after each set-up
-    #[arg(long, default_value_t = 40)]
+    #[arg(long, default_value_t = 100)]
     rounds: usize,
     /// Only the variants whose names begin with one of these
     #[arg(long, value_delimiter = ',')]

@@ -2,10 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::{
-    variant::{SIZES, Variant},
-    worker::Operation,
-};
+use crate::{variant::Variant, worker::Operation};
 
 /// Nanoseconds by set-up, variant and operation.
 pub(crate) struct Table {
@@ -88,7 +85,6 @@ pub(crate) fn of(table: &Table) -> String {
         let refused = table.nanoseconds(*variant, Operation::Refused).map(time).unwrap_or_default();
         let _ = writeln!(text, " {refused} |");
     }
-    let _ = SIZES;
     text
 }
 

@@ -5,12 +5,13 @@ use std::{
     io::{BufRead as _, BufReader, ErrorKind, Write as _},
     net::{TcpListener, UdpSocket},
     os::{
-        fd::AsRawFd as _,
+        fd::AsFd as _,
         unix::net::{UnixListener, UnixStream},
     },
     path::Path,
     process::{Command, Stdio},
     thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -21,7 +22,10 @@ use opencode_egress::{
     maps::InstanceIndex,
     policy::{LogLimits, Policy, Rule},
 };
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use rustix::{
+    net::sockopt::set_socket_recv_buffer_size_force,
+    thread::{LinkNameSpaceType, move_into_link_name_space},
+};
 
 use crate::{
     Args, boot, floor,
@@ -56,7 +60,7 @@ impl fmt::Display for Variant {
 }
 
 /// Numbers of rules.
-pub(crate) const SIZES: [usize; 4] = [1, 1_000, 10_000, 100_000];
+const SIZES: [usize; 4] = [1, 1_000, 10_000, 100_000];
 
 impl Variant {
     fn chosen(args: &Args) -> Vec<Self> {
@@ -88,7 +92,11 @@ pub(crate) fn measure(args: &Args) -> Result<Table> {
         for variant in &variants {
             match Running::start(*variant, &listener) {
                 Ok(one) => running.push(one),
-                Err(error) => eprintln!("SKIPPED: {variant}: {error:#}"),
+                Err(error) => {
+                    eprintln!("SKIPPED: {variant}: {error:#}");
+                    // It may be running without what was to be measured.
+                    let _ = systemctl("stop", *variant);
+                }
             }
         }
         table.new_setup();
@@ -128,8 +136,7 @@ struct Running {
 
 impl Running {
     fn start(variant: Variant, listener: &UnixListener) -> Result<Self> {
-        let unit = Path::new("/run/systemd/system").join(format!("bench-{variant}.service"));
-        fs::write(&unit, unit_file(variant))?;
+        fs::write(unit_path(variant), unit_file(variant))?;
         systemctl("start", variant)?;
         let mut worker = BufReader::new(listener.accept()?.0);
         let mut hello = String::new();
@@ -137,20 +144,17 @@ impl Running {
         let pid = hello.split_whitespace().nth(1).context("a name and a process id")?;
         let namespace = fs::File::open(format!("/proc/{pid}/ns/net"))?;
         let ready = thread::spawn(move || {
-            move_into_link_name_space(
-                std::os::fd::AsFd::as_fd(&namespace),
-                Some(LinkNameSpaceType::Network),
-            )?;
+            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
             // Closed connections go at once, so that ports do not run out.
             fs::write("/proc/sys/net/ipv4/tcp_max_tw_buckets", "0")?;
             if let Variant::Nftables(rules) = variant {
-                nft(&nft_rules(variant, rules))?;
+                nft(&nft_rules(&cgroup_of(variant), rules))?;
             }
             Receiver::new()
         });
         let receiver = ready.join().map_err(|_| anyhow::anyhow!("the receiver's thread panicked"))??;
         let hierarchy = Hierarchy::find()?;
-        let cgroup = hierarchy.open(&Path::new("bench.slice").join(format!("bench-{variant}.service")))?;
+        let cgroup = hierarchy.open(Path::new(&cgroup_of(variant)))?;
         let loaded = match variant {
             Variant::Floor => {
                 floor::confine(&cgroup)?;
@@ -170,9 +174,10 @@ impl Running {
         let mut answer = String::new();
         self.worker.read_line(&mut answer)?;
         self.receiver.drain()?;
-        let total: f64 = answer.trim().parse().with_context(|| {
-            format!("bench-{} gave up in the middle of {operation:?}", self.variant)
-        })?;
+        let total: f64 = answer
+            .trim()
+            .parse()
+            .with_context(|| format!("bench-{} gave up in the middle of {operation:?}", self.variant))?;
         Ok(total / f64::from(count))
     }
 
@@ -189,11 +194,20 @@ impl Running {
     }
 }
 
+fn cgroup_of(variant: Variant) -> String {
+    format!("bench.slice/bench-{variant}.service")
+}
+
+fn unit_path(variant: Variant) -> String {
+    format!("/run/systemd/system/bench-{variant}.service")
+}
+
 fn unit_file(variant: Variant) -> String {
     let destination = destination(variant.rules());
+    let last_cpu = thread::available_parallelism().map_or(0, |cpus| cpus.get() - 1);
     let mut text = format!(
         "[Unit]\nDefaultDependencies=no\n[Service]\nType=exec\nSlice=bench.slice\nPrivateNetwork=yes\n\
-         CPUAffinity=1\nNice=-10\nStandardOutput=null\nStandardError=append:/run/bench/log\n\
+         CPUAffinity={last_cpu}\nNice=-10\nStandardOutput=null\nStandardError=append:/run/bench/log\n\
          ExecStart={} worker {variant} {destination}\n",
         boot::PROGRAM
     );
@@ -231,19 +245,20 @@ fn confine(cgroup: &Cgroup, rules: usize) -> Result<Loaded> {
     Ok(loaded)
 }
 
-pub(crate) fn nft_rules(variant: Variant, rules: usize) -> String {
+fn nft_rules(cgroup: &str, rules: usize) -> String {
+    let level = cgroup.split('/').count();
     let list: Vec<_> = networks(rules).iter().map(ToString::to_string).collect();
     let list = list.join(", ");
     format!(
         "table inet bench {{\n\
          set allowed {{\n type ipv4_addr\n flags interval\n elements = {{ {list} }}\n}}\n\
          chain out {{\n type filter hook output priority 0\n\
-         socket cgroupv2 level 2 \"bench.slice/bench-{variant}.service\" ip daddr @allowed accept\n\
-         socket cgroupv2 level 2 \"bench.slice/bench-{variant}.service\" drop\n}}\n}}\n"
+         socket cgroupv2 level {level} \"{cgroup}\" ip daddr @allowed accept\n\
+         socket cgroupv2 level {level} \"{cgroup}\" drop\n}}\n}}\n"
     )
 }
 
-pub(crate) fn nft(rules: &str) -> Result<()> {
+fn nft(rules: &str) -> Result<()> {
     let mut child = Command::new("nft").args(["-f", "-"]).stdin(Stdio::piped()).spawn().context("no nft")?;
     child.stdin.take().context("a pipe")?.write_all(rules.as_bytes())?;
     let status = child.wait()?;
@@ -263,24 +278,11 @@ impl Receiver {
     fn new() -> Result<Self> {
         let tcp = TcpListener::bind(("0.0.0.0", PORT))?;
         tcp.set_nonblocking(true)?;
-        // SAFETY: listen(2) on an open, listening socket only changes its backlog.
-        unsafe { libc::listen(tcp.as_raw_fd(), 4096) };
+        // Room for a whole batch; std asks for less.
+        rustix::net::listen(&tcp, 4096)?;
         let udp = UdpSocket::bind(("0.0.0.0", PORT))?;
         udp.set_nonblocking(true)?;
-        let bytes: libc::c_int = 64 << 20;
-        // SAFETY: the value is an int that outlives the call.
-        let set = unsafe {
-            libc::setsockopt(
-                udp.as_raw_fd(),
-                libc::SOL_SOCKET,
-                libc::SO_RCVBUFFORCE,
-                (&raw const bytes).cast(),
-                size_of_val(&bytes) as libc::socklen_t,
-            )
-        };
-        if set != 0 {
-            return Err(std::io::Error::last_os_error()).context("cannot enlarge the receive buffer");
-        }
+        set_socket_recv_buffer_size_force(&udp, 64 << 20)?;
         Ok(Self { tcp, udp })
     }
 
@@ -304,3 +306,29 @@ impl Receiver {
     }
 }
 
+/// How long a unit with its list, or a table with its set, takes from the command on. What starting any unit
+/// takes is left out.
+pub(crate) fn in_force(variant: Variant) -> Result<Duration> {
+    let start_unit = |variant| -> Result<Duration> {
+        let _ = fs::remove_file(SOCKET);
+        let listener = UnixListener::bind(SOCKET)?;
+        fs::write(unit_path(variant), unit_file(variant))?;
+        let start = Instant::now();
+        systemctl("start", variant)?;
+        let took = start.elapsed();
+        // Its process says hello and ends when nobody wants anything of it.
+        BufReader::new(listener.accept()?.0).read_line(&mut String::new())?;
+        systemctl("stop", variant)?;
+        Ok(took)
+    };
+    match variant {
+        Variant::Systemd(_) => Ok(start_unit(variant)?.saturating_sub(start_unit(Variant::None)?)),
+        Variant::Nftables(rules) => {
+            let rules = nft_rules("bench.slice", rules);
+            let start = Instant::now();
+            nft(&rules)?;
+            Ok(start.elapsed())
+        }
+        other => bail!("{other} has no list"),
+    }
+}

@@ -6,14 +6,15 @@
 use std::{
     io::{self, BufRead as _, BufReader, Write as _},
     net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket},
-    os::{
-        fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
-        unix::net::UnixStream,
-    },
+    os::{fd::OwnedFd, unix::net::UnixStream},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
+use rustix::net::{
+    AddressFamily, SocketType,
+    sockopt::{Timeout, set_socket_timeout},
+};
 
 use crate::networks::REFUSED;
 
@@ -31,24 +32,23 @@ pub(crate) enum Operation {
     Sendto,
     /// send() of a connected UDP socket.
     Send,
-    /// socket(), connect(), close() where the connect is refused.
+    /// connect() of a TCP socket that is refused.
     Refused,
     /// As `Refused`, where no error comes: how long until one gives up after two seconds.
     GiveUp,
 }
 
 impl Operation {
-    pub(crate) const ALL: [Self; 5] =
-        [Self::Connect, Self::Sendto, Self::Send, Self::Refused, Self::GiveUp];
+    pub(crate) const ALL: [Self; 5] = [Self::Connect, Self::Sendto, Self::Send, Self::Refused, Self::GiveUp];
     /// What is measured in every round.
     pub(crate) const ROUND: [Self; 4] = [Self::Connect, Self::Sendto, Self::Send, Self::Refused];
 
-    /// How many in a batch: some milliseconds' worth.
+    /// How many in a batch: a few milliseconds' worth, so that a disturbance spoils few of many batches.
     pub(crate) fn batch(self) -> u32 {
         match self {
-            Self::Connect => 400,
-            Self::Sendto | Self::Send => 2000,
-            Self::Refused => 500,
+            Self::Connect => 100,
+            Self::Sendto | Self::Send => 500,
+            Self::Refused => 200,
             Self::GiveUp => 1,
         }
     }
@@ -63,7 +63,8 @@ pub(crate) fn serve(name: &str, destination: Ipv4Addr) -> Result<()> {
     while let Some(command) = commands.next().transpose()? {
         let (operation, count) = command.split_once(' ').context("a command of two words")?;
         let count: u32 = count.parse()?;
-        let Some(operation) = Operation::ALL.into_iter().find(|known| format!("{known:?}") == operation) else {
+        let Some(operation) = Operation::ALL.into_iter().find(|known| format!("{known:?}") == operation)
+        else {
             bail!("unknown operation {operation}");
         };
         let sockets = match &mut sockets {
@@ -71,7 +72,7 @@ pub(crate) fn serve(name: &str, destination: Ipv4Addr) -> Result<()> {
             none => none.insert(Sockets::new(destination)?),
         };
         // Brings code and data back into the caches, after the others' turns.
-        sockets.run(operation, count / 50)?;
+        sockets.run(operation, count / 20)?;
         let start = Instant::now();
         sockets.run(operation, count)?;
         writeln!(stream, "{}", start.elapsed().as_nanos())?;
@@ -83,6 +84,8 @@ struct Sockets {
     destination: SocketAddrV4,
     unconnected: UdpSocket,
     connected: UdpSocket,
+    /// Never connected: it is what is refused.
+    refused: OwnedFd,
 }
 
 impl Sockets {
@@ -91,7 +94,7 @@ impl Sockets {
         let unconnected = UdpSocket::bind("0.0.0.0:0")?;
         let connected = UdpSocket::bind("0.0.0.0:0")?;
         connected.connect(destination)?;
-        Ok(Self { destination, unconnected, connected })
+        Ok(Self { destination, unconnected, connected, refused: stream_socket()? })
     }
 
     fn run(&self, operation: Operation, count: u32) -> io::Result<()> {
@@ -99,49 +102,34 @@ impl Sockets {
         let refused = SocketAddrV4::new(REFUSED, PORT);
         for _ in 0..count {
             match operation {
-                Operation::Connect => connect(self.destination, None)?,
+                Operation::Connect => connect(&stream_socket()?, self.destination)?,
                 Operation::Sendto => {
                     self.unconnected.send_to(&payload, SocketAddr::V4(self.destination))?;
                 }
                 Operation::Send => {
                     self.connected.send(&payload)?;
                 }
-                Operation::Refused => match connect(refused, None) {
+                Operation::Refused => match connect(&self.refused, refused) {
                     Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
                     other => return Err(io::Error::other(format!("not refused: {other:?}"))),
                 },
-                Operation::GiveUp => match connect(refused, Some(Duration::from_secs(2))) {
-                    Err(_) => {}
-                    Ok(()) => return Err(io::Error::other("not refused")),
-                },
+                Operation::GiveUp => {
+                    let socket = stream_socket()?;
+                    set_socket_timeout(&socket, Timeout::Send, Some(Duration::from_secs(2)))?;
+                    if connect(&socket, refused).is_ok() {
+                        return Err(io::Error::other("not refused"));
+                    }
+                }
             }
         }
         Ok(())
     }
 }
 
-/// Connects and closes again, with no system call between.
-fn connect(to: SocketAddrV4, timeout: Option<Duration>) -> io::Result<()> {
-    // SAFETY: socket(2) points to nothing; a descriptor that it returns is ours alone.
-    let socket = unsafe {
-        match libc::socket(libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) {
-            -1 => return Err(io::Error::last_os_error()),
-            fd => OwnedFd::from_raw_fd(fd),
-        }
-    };
-    if let Some(timeout) = timeout {
-        rustix::net::sockopt::set_socket_timeout(&socket, rustix::net::sockopt::Timeout::Send, Some(timeout))?;
-    }
-    let address = libc::sockaddr_in {
-        sin_family: libc::AF_INET as libc::sa_family_t,
-        sin_port: to.port().to_be(),
-        sin_addr: libc::in_addr { s_addr: to.ip().to_bits().to_be() },
-        sin_zero: [0; 8],
-    };
-    let len = size_of_val(&address) as libc::socklen_t;
-    // SAFETY: the address is a whole sockaddr_in and outlives the call.
-    match unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), len) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
+fn stream_socket() -> io::Result<OwnedFd> {
+    Ok(rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None)?)
+}
+
+fn connect(socket: &OwnedFd, to: SocketAddrV4) -> io::Result<()> {
+    Ok(rustix::net::connect(socket, &to)?)
 }

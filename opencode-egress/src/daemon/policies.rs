@@ -50,16 +50,18 @@ impl Daemon {
             }
         }
         let mut changed = vec![];
-        for (name, compiled) in compiled {
-            let policy = &set.instances[&name];
-            let index = self.registry.claim(&name)?;
-            let in_force = self.instances.get(&name).is_some_and(|instance| &instance.policy == policy);
-            if !in_force {
-                self.loaded.maps.install(index, &compiled)?;
-                changed.push(name.clone());
+        for name in compiled.keys() {
+            let index = self.registry.claim(name)?;
+            if self.instances.get(name).map(|instance| &instance.policy) != set.instances.get(name) {
+                changed.push((name.clone(), index));
             }
+        }
+        let policies: Vec<_> = changed.iter().map(|(name, index)| (*index, &compiled[name])).collect();
+        self.loaded.maps.install_all(&policies)?;
+        for (name, compiled) in compiled {
+            let index = self.registry.claim(&name)?;
             let counters = self.loaded.maps.counters(index)?.denied;
-            let instance = self.instances.entry(name).or_insert_with(|| Instance {
+            let instance = self.instances.entry(name.clone()).or_insert_with(|| Instance {
                 index,
                 policy: Policy::default(),
                 entries: 0,
@@ -68,13 +70,13 @@ impl Daemon {
                 recent: VecDeque::new(),
                 left_out: (counters.limited, counters.lost),
             });
-            instance.policy = policy.clone();
+            instance.policy = set.instances[&name].clone();
             instance.entries = compiled.entries.len();
             instance.detached = false;
         }
         self.set = set;
         self.reconcile();
-        for name in changed {
+        for (name, _) in changed {
             if let Err(error) = self.reset_denied(&name) {
                 warn!("open connections of {name} are refused, but not reset: {}", error_chain(&error));
             }

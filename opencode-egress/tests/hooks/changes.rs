@@ -193,7 +193,7 @@ fn a_change_is_atomic() {
                 changes += 1;
             }
         }
-        assert!(changes > 20, "only {changes} changes while the probe ran");
+        assert!(changes > 3, "only {changes} changes while the probe ran");
         probe.join().expect("the probe's end")
     });
     let Outcome::Done(rounds) = end else { panic!("X never fails and Y never passes, yet: {end:?}") };

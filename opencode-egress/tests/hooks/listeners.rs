@@ -17,7 +17,7 @@ use crate::{
     sys::{bind, connect, disconnect, domain, listening, local_port, send, send_to, set, socket},
     tcp::{IPPROTO_MPTCP, has_mptcp},
     udp::udp,
-    world::{World, base_policy, listen},
+    world::{World, any, base_policy, listen},
 };
 
 const LISTENER: u16 = 8787;
@@ -127,6 +127,26 @@ fn a_removed_listener_silences_its_connections() {
     assert_eq!(error.kind(), io::ErrorKind::WouldBlock, "no answer passes");
     let arrived = world.witness.arrived();
     assert_eq!(arrived.to(ALLOWED.into()), [""; 0], "LEAK: a reply of a listener that is no more");
+}
+
+/// A server of the instance's own, on a port of the kernel's choice, as test suites start them.
+fn talk_to_oneself() -> io::Result<()> {
+    let server = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let mut client = TcpStream::connect_timeout(&server.local_addr()?, ANSWER)?;
+    server.accept()?.0.write_all(&[1])?;
+    client.read_exact(&mut [0])
+}
+
+#[test]
+fn the_instance_talks_to_itself_over_loopback_when_loopback_is_allowed() {
+    let mut world = World::new(&Policy { allow: vec![any("127.0.0.0/8")], ..Policy::default() });
+    assert_eq!(world.run(talk_to_oneself).0, Outcome::DONE, "loopback is allowed");
+    world.install(&base_policy());
+    assert_eq!(
+        world.run(talk_to_oneself).0,
+        Outcome::EPERM,
+        "loopback is not allowed, and the caller is told"
+    );
 }
 
 #[test]
