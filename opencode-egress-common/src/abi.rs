@@ -350,38 +350,6 @@ pub struct Event {
     pub audit: u16,
 }
 
-#[cfg(feature = "user")]
-mod pod {
-    use super::*;
-
-    // SAFETY (of each line): the type is `repr(C)` or transparent, has no padding and no pointers,
-    // and every bit pattern is a value of it; the sizes below would change if padding crept in.
-    #[rustfmt::skip]
-    mod impls {
-        use super::*;
-        // SAFETY: see above.
-        unsafe impl aya::Pod for TrieKey {}
-        // SAFETY: see above.
-        unsafe impl aya::Pod for Entry {}
-        // SAFETY: see above.
-        unsafe impl aya::Pod for Head {}
-        // SAFETY: see above.
-        unsafe impl aya::Pod for Scope {}
-        // SAFETY: see above.
-        unsafe impl aya::Pod for Counter {}
-        // SAFETY: see above.
-        unsafe impl aya::Pod for Denied {}
-        // SAFETY: see above.
-        unsafe impl aya::Pod for Limits {}
-        // SAFETY: see above.
-        unsafe impl aya::Pod for SeenKey {}
-        // SAFETY: see above.
-        unsafe impl aya::Pod for Seen {}
-        // SAFETY: see above.
-        unsafe impl aya::Pod for Event {}
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -15,4 +15,6 @@ pub mod cache;
 pub mod decide;
 pub mod flow;
 pub mod packet;
+#[cfg(feature = "user")]
+mod pod;
 pub mod reason;

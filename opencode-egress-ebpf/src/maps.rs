@@ -60,9 +60,9 @@ static VERDICT_TAG_KEYS: [u64; TAG_KEYS] = [0; TAG_KEYS];
 /// One of the verdict cache's keys.
 #[inline(always)]
 pub(crate) fn tag_key(index: usize) -> u64 {
-    // SAFETY: every caller's index is a constant below TAG_KEYS, and `get` would refuse another one.
-    // Volatile, because the compiler must not take the zeros above for the values at run time.
     match VERDICT_TAG_KEYS.get(index) {
+        // SAFETY: a reference to an element. Volatile, because the compiler must not take the zeros above
+        // for the values at run time.
         Some(key) => unsafe { core::ptr::read_volatile(key) },
         None => 0,
     }

@@ -1,0 +1,67 @@
+use super::*;
+
+const GOOD: &str = r#"{ "version": 1,
+  "log": { "interval_secs": 10, "burst": 20, "per_sec": 5 },
+  "instances": {
+    "my-project": {
+      "units": ["opencode-my-project.service", "opencode-my-project-setup.service"],
+      "mode": "enforce",
+      "allow": ["10.10.0.0/16", { "cidr": "203.0.113.0/24", "protocol": "tcp", "ports": ["443", "8000-8100"] }],
+      "deny": ["10.10.9.0/24"],
+      "listen": [{ "address": "127.0.0.1", "port": 8787, "open": false }] } } }"#;
+
+fn shown(text: &str) -> String {
+    match parse(Path::new("p.json"), text) {
+        Ok(set) => format!("{set:?}"),
+        Err(error) => error.to_string(),
+    }
+}
+
+#[test]
+fn the_documented_file_is_taken() {
+    let set = parse(Path::new("p.json"), GOOD).expect("a good file");
+    let policy = &set.instances[&"my-project".parse().expect("a name")];
+    assert_eq!(policy.units.len(), 2);
+    assert_eq!(policy.allow[0].to_string(), "10.10.0.0/16");
+    assert_eq!(policy.allow[1].to_string(), "203.0.113.0/24 tcp 443,8000-8100");
+    assert_eq!(policy.listen[0].to_string(), "127.0.0.1:8787");
+}
+
+/// Each case replaces something in the good file; the message must begin with its place.
+#[test]
+fn errors_have_a_place_and_a_remedy() {
+    let check = |from: &str, to: &str, expect: &str| {
+        assert!(GOOD.contains(from), "{from}");
+        let text = shown(&GOOD.replacen(from, to, 1));
+        assert!(text.starts_with(expect), "{to}: {text}");
+    };
+    check(
+        "10.10.0.0/16",
+        "10.10.0.1/16",
+        "p.json:7:17: `10.10.0.1/16` has host bits set; write `10.10.0.0/16`",
+    );
+    check("203.0.113.0/24", "203.0.113.0/44", "p.json:7:43: `203.0.113.0/44` is no network");
+    check("\"443\"", "\"70000\"", "p.json:7:90: `70000` is no port");
+    check("\"443\"", "443", "p.json:7:92: invalid type: integer `443`, expected a string");
+    check("\"tcp\"", "\"icmp\"", "p.json:7:91: ICMP has no ports");
+    check("\"tcp\"", "\"sctp\"", "p.json:7:73: `sctp` is no protocol; write `tcp`, `udp`, `icmp` or `any`");
+    check("\"deny\"", "\"denny\"", "p.json:8:13: unknown field `denny`, expected one of");
+    check("8787", "0", "p.json:9:52: 0 is no port");
+    check("\"127.0.0.1\"", "\"localhost\"", "p.json:9:31: `localhost` is no address");
+    check("\"enforce\"", "\"off\"", "p.json:6:15: `off` is no mode; write `enforce` or `audit`");
+    check("my-project\":", "my project\":", "p.json:4:5: `my project` is no instance name");
+    check("-setup.service", ".service", "p.json:5:48: unit `opencode-my-project.service` is listed already");
+    check("\"burst\": 20", "\"burst\": -1", "p.json:2:43: -1 is out of range");
+    check("\"version\": 1", "\"version\": 2", "p.json:1:14: version 2 is not known");
+    check("10.10.9.0", "10.10.9\\u002e0", "p.json:8:34: `10.10.9.0/24` is written with escapes");
+    check("] } } }", "] } }", "p.json:9:77: EOF while parsing an object");
+}
+
+#[test]
+fn an_instance_cannot_be_there_twice() {
+    let twice = r#"{"version":1,"instances":{"a":{"units":["a.service"]},
+"a":{"units":["b.service"]}}}"#;
+    assert!(shown(twice).starts_with("p.json:2:1: instance `a` is there twice"), "{}", shown(twice));
+    let none = r#"{"version":1,"instances":{"a":{"units":[]}}}"#;
+    assert!(shown(none).starts_with("p.json:1:27: instance `a` has no units"), "{}", shown(none));
+}
