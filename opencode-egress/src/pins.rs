@@ -45,9 +45,11 @@ pub enum PinError {
     },
 }
 
-/// The directory of this ABI version.
+/// The pins of one ABI version.
 #[derive(Clone, Debug)]
 pub struct Pins(PathBuf);
+
+const DIRECTORY_PREFIX: &str = "v";
 
 /// The pinned links of one cgroup of a unit.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,7 +69,31 @@ fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> PinE
 impl Pins {
     /// The pins below a base directory.
     pub fn below(base: &Path) -> Self {
-        Self(base.join(format!("v{ABI_VERSION}")))
+        Self(base.join(format!("{DIRECTORY_PREFIX}{ABI_VERSION}")))
+    }
+
+    /// The pins of other ABI versions beside these: what a daemon of another build left.
+    pub fn of_other_versions(&self) -> Vec<Self> {
+        let base = self.0.parent().unwrap_or(&self.0);
+        let entries = fs::read_dir(base).into_iter().flatten().flatten();
+        let versions = entries.filter(|entry| {
+            let name = entry.file_name();
+            let number = name.to_str().and_then(|name| name.strip_prefix(DIRECTORY_PREFIX));
+            number.is_some_and(|number| number.parse::<u32>().is_ok())
+        });
+        versions.map(|entry| Self(entry.path())).filter(|pins| pins.0 != self.0).collect()
+    }
+
+    /// Removes the maps, unless a link is still there that needs them.
+    ///
+    /// # Errors
+    ///
+    /// When one cannot be removed.
+    pub fn remove_if_unused(&self) -> Result<(), PinError> {
+        if !self.all_links().is_empty() {
+            return Ok(());
+        }
+        fs::remove_dir_all(&self.0).map_err(io_error("remove", &self.0))
     }
 
     /// Where maps are.
@@ -103,6 +129,11 @@ impl Pins {
 }
 
 impl LinkDirectory {
+    /// Whether both are of the same cgroup of the same unit.
+    pub fn is_for_the_same(&self, other: &Self) -> bool {
+        self.unit == other.unit && self.cgroup == other.cgroup
+    }
+
     /// Whether a hook's link is pinned here.
     ///
     /// # Errors

@@ -55,6 +55,10 @@ pub(crate) const TROUBLE: &[Scenario] = &[
         run: late_unit,
     },
     Scenario { title: "a daemon that finds a foreign pin says which", run: foreign_pin },
+    Scenario {
+        title: "a daemon of another ABI version takes over, new links before old",
+        run: other_version,
+    },
     Scenario { title: "a link that somebody removed is put back, and reported", run: removed_link },
     Scenario {
         title: "a connection that a reload denies is reset at once, not left hanging",
@@ -349,6 +353,22 @@ fn foreign_pin(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     machine.succeed(&["rm", map])?;
     machine.succeed(&["mv", "/sys/fs/bpf/heads", map])?;
     machine.succeed(&["systemctl", "start", "opencode-egress", "opencode-a", "opencode-b"])?;
+    Ok(())
+}
+
+fn other_version(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
+    let pins = "/sys/fs/bpf/opencode-egress";
+    machine.succeed(&["systemctl", "stop", "opencode-egress"])?;
+    // As if the daemon that pinned them had been of another version.
+    machine.succeed(&["mv", &format!("{pins}/v1"), &format!("{pins}/v0")])?;
+    ensure!(get(machine, A, "192.0.2.20/from-a")?.contains("refused"), "between versions this passes");
+    machine.succeed(&["systemctl", "start", "opencode-egress"])?;
+    let left = machine.succeed(&["ls", pins])?;
+    ensure!(left.trim() == "v1", "pins of {left}");
+    let status = machine.succeed(&["opencode-egress", "status"])?;
+    ensure!(status.matches("1/1 confined").count() == 2 && !status.contains('!'), "{status}");
+    ensure!(get(machine, A, "192.0.2.20/from-a")?.contains("refused"), "after the upgrade this passes");
+    ensure!(get(machine, A, "192.0.2.10/from-a")?.contains("reached"), "after the upgrade this is refused");
     Ok(())
 }
 

@@ -1,6 +1,9 @@
 //! Units: confining them when they ask, when they were forgotten, and letting go of what is gone.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use opencode_egress_common::reason::Hook;
 use tracing::{error, info, warn};
@@ -33,6 +36,27 @@ impl Daemon {
                 error!("{unit} is running and not confined: {}", error_chain(&error));
             }
         }
+        if let Err(error) = self.replace_other_versions(&services) {
+            warn!("what another version of opencode-egress pinned stays: {}", error_chain(&error));
+        }
+    }
+
+    /// Takes away the links of other ABI versions where this one's are in place: new before old, so that the
+    /// unit is confined all the time. A unit that is not this policy's keeps the old ones until it stops.
+    fn replace_other_versions(&self, services: &BTreeMap<UnitName, PathBuf>) -> Result<(), DaemonError> {
+        for version in self.pins.of_other_versions() {
+            for links in version.all_links() {
+                let new = self.pins.all_links().into_iter().find(|new| new.is_for_the_same(&links));
+                if new.is_some_and(|new| new.count() == ATTACH_ORDER.len()) {
+                    info!("{}: the links of another version are replaced", links.unit);
+                    links.remove()?;
+                } else {
+                    self.remove_if_dead(&links, services.get(&links.unit));
+                }
+            }
+            version.remove_if_unused()?;
+        }
+        Ok(())
     }
 
     fn confine_late(&mut self, name: &InstanceName, unit: &UnitName, path: &Path) -> Result<(), DaemonError> {
@@ -46,6 +70,8 @@ impl Daemon {
         }
         if made < ATTACH_ORDER.len() {
             warn!("{made} links of {unit} were gone; somebody removed them, and they are back");
+        } else if self.is_confined_by_another_version(unit, &cgroup) {
+            info!("{unit} was confined by another version and is taken over");
         } else {
             warn!("{unit} was running before it was confined; what it had open is judged from now on");
             if let Some(instance) = self.instances.get_mut(name) {
@@ -53,6 +79,11 @@ impl Daemon {
             }
         }
         self.reset_denied(name)
+    }
+
+    fn is_confined_by_another_version(&self, unit: &UnitName, cgroup: &Cgroup) -> bool {
+        let old = self.pins.of_other_versions().into_iter().flat_map(|version| version.all_links());
+        old.into_iter().any(|links| links.unit == *unit && links.cgroup == cgroup.id())
     }
 
     /// Confines a cgroup of a unit, and returns how many links that took: 0 when it was already.
