@@ -321,7 +321,7 @@ fn restart(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
 fn late_unit(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     // Stopping the daemon stops the units that require it; this one does not.
     let unit =
-        "[Service]\nExecStart=/bin/sh -c 'while sleep 0.1; do echo x > /dev/tcp/192.0.2.10/80; done'\n";
+        "[Service]\nExecStart=/bin/bash -c 'while sleep 0.1; do echo x > /dev/tcp/192.0.2.10/80; done'\n";
     machine.write("/run/systemd/system/opencode-late.service", unit)?;
     let policy = machine.read(POLICY)?;
     machine.write(

@@ -61,6 +61,7 @@ pub async fn serve(daemon: Daemon, socket: &Path) -> io::Result<()> {
                 server.publish(Daemon::take_events);
             }
             _ = tick.tick() => {
+                let _ = notify(false, &[NotifyState::Watchdog]);
                 server.publish(Daemon::take_folded);
                 server.daemon.borrow_mut().flush_debug_log();
             }
