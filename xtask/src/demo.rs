@@ -2,12 +2,15 @@
 
 use std::time::Instant;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 
 use crate::{daemon, machine::Machine, scenarios::MAIN_JOB};
 
 /// Builds, boots a machine, and shows the main job.
 pub(crate) fn run() -> Result<()> {
+    if let Some(why) = Machine::impossible() {
+        bail!("no demo: {why}");
+    }
     let binary = daemon::build()?;
     let begin = Instant::now();
     println!(

@@ -52,7 +52,18 @@ struct Witness {
     markers: u32,
 }
 
+/// Where Debian and most others have systemd.
+const SYSTEMD: &str = "/lib/systemd/systemd";
+
 impl Machine {
+    /// Why no machine can be booted here, if that is so: the throw-away root is laid out like Debian's.
+    pub(crate) fn impossible() -> Option<&'static str> {
+        let nixos = Path::new("/etc/NIXOS").exists();
+        nixos.then_some(
+            "this is NixOS, whose root the machine cannot be made from; use Debian, or a NixOS VM test",
+        )
+    }
+
     /// Installs what a machine takes, and boots one with the daemon in `binary`.
     pub(crate) fn boot(binary: &Path) -> Result<Self> {
         ensure(
@@ -61,7 +72,7 @@ impl Machine {
                 ("ip", "iproute2"),
                 ("tcpdump", "tcpdump"),
                 ("curl", "curl"),
-                ("/lib/systemd/systemd", "systemd"),
+                (SYSTEMD, "systemd"),
                 ("dbus-daemon", "dbus"),
                 ("unshare", "util-linux"),
             ],

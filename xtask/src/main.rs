@@ -10,6 +10,7 @@ mod process;
 mod scenarios;
 mod test;
 mod upstreams;
+mod vm_test;
 
 use std::{
     net::IpAddr,
@@ -34,6 +35,8 @@ enum Task {
     Test(test::Args),
     /// Build object and daemon from vendored sources, without a network
     TestOffline,
+    /// Run the hook tests on another kernel, in an emulated machine
+    VmTest(vm_test::Args),
     /// Serve HTTP on the second host; the machine tests start it
     #[command(hide = true)]
     Upstreams { addresses: Vec<IpAddr> },
@@ -56,6 +59,7 @@ fn run(task: Task) -> Result<()> {
         Task::Demo => demo::run(),
         Task::Test(args) => test::run(&args),
         Task::TestOffline => offline::run(),
+        Task::VmTest(args) => vm_test::run(&args),
         Task::Upstreams { addresses } => upstreams::run(&addresses),
     }
 }
