@@ -50,8 +50,8 @@ impl Caller {
         }
     }
 
-    /// A packet's: another process, or none, may be running when the kernel sends it, so only the
-    /// socket's user is known.
+    /// Only the user is known. A packet's: another process, or none, may be running when the kernel sends
+    /// it, so the user is the socket's. And a hook's in which the kernel does not tell the process.
     #[inline(always)]
     pub(crate) fn unknown(uid: u32) -> Self {
         Self { pid: 0, uid, comm: [0; 16] }

@@ -9,6 +9,7 @@
 
 use aya_ebpf::{
     bindings::bpf_sock,
+    helpers::bpf_get_current_uid_gid,
     macros::{cgroup_sock, cgroup_sockopt},
     programs::{SockContext, SockoptContext},
 };
@@ -100,6 +101,22 @@ fn refuse(instance: &Instance, hook: Hook, reason: DropReason, sk: *const bpf_so
         _ => Address::v4(0),
     };
     let flow = Flow { address, protocol: Protocol(protocol as u8), port: 0 };
-    let denial = Denial { hook, reason, flow: &flow, bytes: None, caller: Caller::current() };
+    let caller = match hook {
+        Hook::Setsockopt if !knows_caller() => Caller::unknown(bpf_get_current_uid_gid() as u32),
+        _ => Caller::current(),
+    };
+    let denial = Denial { hook, reason, flow: &flow, bytes: None, caller };
     i32::from(denied(instance, &denial))
+}
+
+/// Whether the kernel tells a setsockopt program which process calls, which Linux 5.10 does not; set by
+/// the loader. The verifier knows the value, and does not look at what is never reached.
+#[unsafe(no_mangle)]
+static SETSOCKOPT_KNOWS_CALLER: u32 = 0;
+
+#[inline(always)]
+fn knows_caller() -> bool {
+    // SAFETY: a reference. Volatile, because the compiler must not take the zero above for the value at run
+    // time.
+    unsafe { core::ptr::read_volatile(&raw const SETSOCKOPT_KNOWS_CALLER) != 0 }
 }

@@ -150,7 +150,8 @@ impl CgroupLink {
     /// What the kernel says: a name is taken, or has a dot in it.
     pub fn pin(&self, path: &Path) -> io::Result<()> {
         let path = c_path(path)?;
-        let mut attr = ObjAttr { path: path.as_ptr().addr() as u64, fd: number(self.0.as_fd()), flags: 0 };
+        let mut attr =
+            ObjAttr { path: path.as_ptr().expose_provenance() as u64, fd: number(self.0.as_fd()), flags: 0 };
         // SAFETY: the layout of BPF_OBJ_PIN; the path is NUL-terminated and outlives the call.
         unsafe { bpf(BPF_OBJ_PIN, &mut attr)? };
         Ok(())
@@ -163,7 +164,7 @@ impl CgroupLink {
     /// What the kernel says; `InvalidData` when the pin is no cgroup link.
     pub fn open(path: &Path) -> io::Result<Self> {
         let c_path = c_path(path)?;
-        let mut attr = ObjAttr { path: c_path.as_ptr().addr() as u64, fd: 0, flags: 0 };
+        let mut attr = ObjAttr { path: c_path.as_ptr().expose_provenance() as u64, fd: 0, flags: 0 };
         // SAFETY: the layout of BPF_OBJ_GET; the path is NUL-terminated and outlives the call, which
         // returns a new descriptor.
         let link = Self(unsafe { owned(bpf(BPF_OBJ_GET, &mut attr)?)? });
@@ -200,7 +201,7 @@ impl CgroupLink {
             fd: number(self.0.as_fd()),
             #[expect(clippy::cast_possible_truncation, reason = "32 bytes")]
             len: size_of::<Info>() as u32,
-            info: (&raw mut info).addr() as u64,
+            info: (&raw mut info).expose_provenance() as u64,
         };
         // SAFETY: the layout of BPF_OBJ_GET_INFO_BY_FD; `info` is as long as `len` says and outlives the call.
         unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr)? };

@@ -9,7 +9,8 @@ use std::{
 use aya::{
     Ebpf, EbpfError, EbpfLoader, include_bytes_aligned,
     maps::{MapData, MapError, MapType, RingBuf},
-    programs::{Program, ProgramError},
+    programs::{Program, ProgramError, ProgramType},
+    sys::{BpfHelper, is_helper_supported},
     util::KernelVersion,
 };
 use aya_log::EbpfLogger;
@@ -194,6 +195,8 @@ pub fn load(lifetime: &Lifetime<'_>) -> Result<Loaded, LoadError> {
     let paths;
     let mut loader = EbpfLoader::new();
     loader.override_global("VERDICT_TAG_KEYS", &keys, true);
+    let knows_caller = u32::from(setsockopt_knows_caller());
+    loader.override_global("SETSOCKOPT_KNOWS_CALLER", &knows_caller, true);
     match lifetime {
         Lifetime::Process => {
             for name in ["CURRENT", "ALLOWED", "DENIED"] {
@@ -226,6 +229,13 @@ pub fn load(lifetime: &Lifetime<'_>) -> Result<Loaded, LoadError> {
     // An object without messages has no map for them, which is an error here and the rule there.
     let debug_log = DebugLog(EbpfLogger::init(&mut ebpf).ok());
     Ok(Loaded { debug_log, programs: Programs(ebpf), maps, events })
+}
+
+/// Whether this kernel tells a setsockopt program which process calls, which Linux 5.10 does not: what
+/// they refuse there is told without the process.
+pub fn setsockopt_knows_caller() -> bool {
+    let helpers = [BpfHelper::BPF_FUNC_get_current_pid_tgid, BpfHelper::BPF_FUNC_get_current_comm];
+    helpers.into_iter().all(|helper| is_helper_supported(ProgramType::CgroupSockopt, helper).unwrap_or(false))
 }
 
 static OBJECT: &[u8] = include_bytes_aligned!(env!("OPENCODE_EGRESS_EBPF_OBJECT"));

@@ -16,7 +16,7 @@ use opencode_egress_common::reason::DropReason;
 
 use crate::{
     network::{ALLOWED, ALLOWED6, DENIED, DENIED6, PORT},
-    probe::Outcome,
+    probe::{Outcome, unhurried},
     raw::ping,
     sys::{bind, connect, send, send_to, socket},
     tcp::tcp,
@@ -168,7 +168,7 @@ fn without_a_policy_everything_is_denied() {
 /// never see a moment of neither policy, or of a mixture.
 #[test]
 fn a_change_is_atomic() {
-    const TIME: Duration = Duration::from_secs(2);
+    let time = unhurried(Duration::from_secs(2));
     let mut world = World::new(&base_policy());
     let one = base_policy();
     let other = Policy {
@@ -183,7 +183,7 @@ fn a_change_is_atomic() {
         ..Policy::default()
     };
     let [one, other] = [one, other].map(|policy| compile(&policy).expect("the policy compiles"));
-    let probe = world.start(|_| hammer(TIME));
+    let probe = world.start(|_| hammer(time));
     let end = thread::scope(|scope| {
         let probe = scope.spawn(|| probe.end());
         let mut changes = 0;

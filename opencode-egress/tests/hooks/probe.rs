@@ -22,6 +22,12 @@ use crate::network::Namespace;
 /// A probe that has not ended by then hangs.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// A time, longer on a machine that is said to be slow.
+pub(crate) fn unhurried(time: Duration) -> Duration {
+    let slowness = std::env::var("OPENCODE_EGRESS_TEST_SLOWNESS").ok();
+    time * slowness.and_then(|times| times.parse().ok()).unwrap_or(1)
+}
+
 /// What came of a probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
@@ -162,7 +168,7 @@ impl Probe {
 
     fn hear(&mut self) -> Result<(u8, u64), Outcome> {
         let mut message = [0; 9];
-        self.channel.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        self.channel.set_read_timeout(Some(unhurried(PATIENCE))).expect("a timeout");
         let result = self.channel.read_exact(&mut message);
         match result.as_ref().map_err(io::Error::kind) {
             Ok(()) => {
@@ -182,7 +188,7 @@ impl Drop for Probe {
         if !self.ended {
             let _ = kill_process(self.pid, Signal::KILL);
         }
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + unhurried(PATIENCE);
         while let Ok(None) = waitpid(Some(self.pid), WaitOptions::NOHANG) {
             if Instant::now() > deadline {
                 let _ = kill_process(self.pid, Signal::KILL);

@@ -12,7 +12,7 @@ use opencode_egress::events::Record;
 
 use crate::{
     network::{ALLOWED, DENIED, INTERFACE, PORT, UNIT, allowed_like},
-    probe::{Outcome, Steps},
+    probe::{Outcome, Steps, unhurried},
     sys::{bind, connect, disconnect, domain, listening, send, send_to, set, socket},
     world::{World, any, base_policy},
 };
@@ -141,7 +141,7 @@ fn mptcp_subflows_are_judged() {
         Ok(0)
     };
     let subflow = |record: &Record| IpAddr::from(record.flow.address) == DENIED;
-    let deadline = Instant::now() + Duration::from_secs(5);
+    let deadline = Instant::now() + unhurried(Duration::from_secs(5));
     let mut probe = world.start(connection);
     probe.step();
     let _accepted = server.accept().expect("the connection");

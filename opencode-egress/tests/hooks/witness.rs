@@ -15,7 +15,10 @@ use rustix::{
     thread::{CpuSet, sched_getaffinity, sched_setaffinity},
 };
 
-use crate::network::{INTERFACE, Namespace};
+use crate::{
+    network::{INTERFACE, Namespace},
+    probe::unhurried,
+};
 
 /// Where markers go. Nothing else does.
 const MARKER: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 254));
@@ -95,7 +98,7 @@ impl Witness {
     /// from each CPU; what was sent before them has been seen when they all have.
     pub(crate) fn arrived(&mut self) -> Arrived {
         let mut markers = self.send_markers();
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + unhurried(PATIENCE);
         let mut lines = vec![];
         while !markers.is_empty() {
             let left = deadline.saturating_duration_since(Instant::now());
