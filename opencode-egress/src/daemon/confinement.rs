@@ -74,7 +74,10 @@ impl Daemon {
             info!("{unit} was confined by another version and is taken over");
         } else {
             warn!("{unit} was running before it was confined; what it had open is judged from now on");
-            if let Some(instance) = self.instances.get_mut(name) {
+            // A unit without `attach` is late at every start, and one entry says so.
+            if let Some(instance) = self.instances.get_mut(name)
+                && !instance.late.contains(unit)
+            {
                 instance.late.push(unit.clone());
             }
         }
