@@ -1,0 +1,171 @@
+# What cannot work, or would not confine what it says it confines. Each message names the option, what it would mean, and what to do.
+{ config, lib, ... }:
+let
+  inherit (lib)
+    attrNames
+    concatMap
+    filter
+    hasPrefix
+    length
+    mapAttrsToList
+    optional
+    ;
+  instances = import ./instances.nix { inherit config lib; };
+  inherit (instances)
+    enabled
+    isolated
+    listeners
+    names
+    option
+    overlap
+    pairs
+    setupUnit
+    ;
+
+  problem = bad: message: optional bad { assertion = false; inherit message; };
+
+  # One directory is the other, or is inside it.
+  within = inner: outer: hasPrefix "${outer}/" "${inner}/";
+  nested = a: b: within a b || within b a;
+
+  goodName = name: builtins.match "[A-Za-z0-9_-]{1,64}" name != null;
+  goodKey = key: builtins.match "[A-Za-z0-9_][A-Za-z0-9._-]*" key != null;
+
+  unitNames = problem (enabled ? egress) "services.opencode.instances.egress: its unit would be opencode-egress.service, which is the daemon's. Call the instance something else.";
+
+  ofInstance =
+    name: instance:
+    let
+      isolation = instance.networkIsolation;
+      files = {
+        inherit (instance) agents commands skills;
+      };
+      lists = lib.filterAttrs (_: list: list != [ ]) {
+        inherit (isolation) outboundAllow outboundAllowCidrs outboundDenyCidrs;
+      };
+      secrets = instances.environmentFiles instance;
+      refused = filter (key: instance.sandbox.extraConfig ? ${key}) (
+        import ./units/kept-settings.nix
+      );
+      sockets = import ./sockets.nix { inherit lib; } instance.sandbox;
+    in
+    problem (!goodName name)
+      "services.opencode.instances: `${name}` is no instance name; units, paths and log identifiers are made of it. Use 1 to 64 letters, digits, `-` or `_`."
+    ++ problem (instance.user == "root" || instance.user == "0")
+      "${option name "user"} is root, who can change and remove the sandbox and the policy from inside. Leave it out, or name another user."
+    ++ problem (lib.stringLength instance.user > 31)
+      "${option name "user"}: `${instance.user}` is longer than the 31 bytes that Linux takes. Choose a shorter name."
+    ++ problem (nested instance.stateDir instance.directory)
+      "${option name "stateDir"} (${instance.stateDir}) and ${option name "directory"} (${instance.directory}) are one directory, or one is inside the other: the project would have the server's credentials and sessions in it, and they would be committed. Choose a `stateDir` apart from the project, or leave it out."
+    ++ problem (instance.configFile != null && configSet instance)
+      "${option name "config"} and ${option name "configFile"} are both set, and only the file would be used. Remove one of them."
+    ++ concatMap (
+      file:
+      problem (hasPrefix "${builtins.storeDir}/" file)
+        "${option name "environmentFile"} (${file}) is in the store, where everybody on this host can read it. Have the file made at run time, by sops-nix, agenix or by hand, and give its path as a string."
+    ) secrets
+    ++ concatMap (
+      kind:
+      concatMap (
+        key:
+        problem (!goodKey key)
+          "${option name "${kind}.\"${key}\""}: a file's name is made of it. Use letters, digits, `.`, `-` or `_`."
+      ) (attrNames files.${kind})
+    ) (attrNames files)
+    ++ problem (!isolation.enable && lists != { })
+      "${lib.concatMapStringsSep ", " (list: option name "networkIsolation.${list}") (attrNames lists)}: without ${option name "networkIsolation.enable"} a list confines nothing, and the instance reaches whatever this host reaches. Enable it, or remove the list."
+    ++ concatMap (
+      rule:
+      problem (rule.protocol == "icmp" && rule.ports != [ ])
+        "${option name "networkIsolation.outboundAllow"}: the rule for ${rule.cidr} has ports, and ICMP has none, so the policy file would be refused. Remove `ports`, or write `tcp` or `udp`."
+    ) isolation.outboundAllow
+    ++ problem (isolation.enable && length (listeners instance) > 16)
+      "${option name "listen.extraPorts"}: a policy has room for 16 listeners: the server's, and two for each port, on 127.0.0.1 and on ::1. Keep at most 7."
+    ++ problem (isolation.enable && instance.mdns)
+      "${option name "mdns"}: mDNS binds the multicast port 5353, which ${option name "networkIsolation.enable"} refuses, so nothing would be announced. Turn one of them off."
+    ++ concatMap (
+      { setting, path, owner }:
+      problem (isolation.enable && owner != null)
+        "${option name setting}: through ${path} the agent can have ${owner} reach any network, and the instance's policy would see none of it. Remove it, or turn ${option name "networkIsolation.enable"} off and know that the instance is not confined."
+    ) sockets
+    ++ problem (isolation.enable && refused != [ ])
+      "${option name "sandbox.extraConfig"}: ${lib.concatStringsSep ", " refused} would lead round the instance's policy. Remove ${if length refused == 1 then "it" else "them"}, or turn ${option name "networkIsolation.enable"} off."
+    ++ problem (enabled ? ${lib.removeSuffix "-setup" name} && lib.hasSuffix "-setup" name)
+      "services.opencode.instances.${name}: its unit would be ${setupUnit (lib.removeSuffix "-setup" name)}.service, which instance `${lib.removeSuffix "-setup" name}` has. Call one of them something else.";
+
+  configSet = instance: builtins.toJSON instance.config != builtins.toJSON emptyConfig;
+  emptyConfig =
+    (lib.evalModules {
+      modules = [
+        {
+          options.config = lib.mkOption {
+            type = (import ./opencode-json { inherit lib; }).configType;
+            default = { };
+          };
+        }
+      ];
+    }).config.config;
+
+  ofPair =
+    { a, b }:
+    let
+      left = enabled.${a};
+      right = enabled.${b};
+      clashes = concatMap (
+        x: filter (y: x.port == y.port && overlap x.address y.address) (listeners right)
+      ) (listeners left);
+      clash = lib.head clashes;
+      policy = instance: {
+        inherit (instance.networkIsolation)
+          enable
+          mode
+          outboundAllow
+          outboundAllowCidrs
+          outboundDenyCidrs
+          ;
+      };
+      # What the sandbox of one shows of the other's state.
+      shown =
+        name: instance: otherName: other:
+        concatMap (
+          setting:
+          concatMap (
+            path:
+            problem (nested path other.stateDir)
+              "${option name "sandbox.${setting}"}: ${path} and ${option otherName "stateDir"} (${other.stateDir}) are one directory, or one is inside the other: `${name}` would see the credentials and sessions of `${otherName}`. Name what it needs, and no more."
+          ) instance.sandbox.${setting}
+        ) [ "readWritePaths" "readOnlyPaths" ];
+      isolation = left.networkIsolation.enable || right.networkIsolation.enable;
+    in
+    problem (clashes != [ ])
+      "${option a "listen"} and ${option b "listen"}: both would listen on port ${toString clash.port} of an address that they have in common, and the second to start would fail. Give each a port of its own."
+    ++ problem (nested left.stateDir right.stateDir)
+      "${option a "stateDir"} (${left.stateDir}) and ${option b "stateDir"} (${right.stateDir}) are one directory, or one is inside the other: one server would read and change the other's credentials and sessions. Leave both out, or set them apart."
+    ++ problem (nested left.stateDir right.directory)
+      "${option b "directory"} (${right.directory}) and ${option a "stateDir"} (${left.stateDir}) are one directory, or one is inside the other: `${b}` would read and change the credentials and sessions of `${a}`. Set them apart."
+    ++ problem (nested right.stateDir left.directory)
+      "${option a "directory"} (${left.directory}) and ${option b "stateDir"} (${right.stateDir}) are one directory, or one is inside the other: `${a}` would read and change the credentials and sessions of `${b}`. Set them apart."
+    ++ shown a left b right
+    ++ shown b right a left
+    ++ problem (isolation && left.user == right.user && policy left != policy right)
+      "${option a "user"} and ${option b "user"} are both `${left.user}`, under different policies: one could have the other do what its own policy refuses, and the second lock goes by user. Leave `user` out, or give both the same `networkIsolation`.";
+
+  ofHost =
+    let
+      names = lib.concatMapStringsSep ", " (name: option name "networkIsolation.enable") (
+        attrNames isolated
+      );
+      needed = isolated != { };
+    in
+    problem (needed && !config.networking.nftables.enable)
+      "networking.nftables.enable is false, and ${names} needs it: the second lock, by user, is an nftables table, and would be missing. Set networking.nftables.enable = true."
+    ++ problem (needed && config.networking.firewall.enable)
+      "networking.firewall.enable is true, and ${names} cannot be held beside it: its rules would judge the same packets by lists that know nothing of instances, so a port opened there is not open here, and one closed here looks open there. Set networking.firewall.enable = false, and keep the host's own rules in networking.nftables.tables.";
+in
+{
+  assertions =
+    unitNames
+    ++ concatMap lib.id (mapAttrsToList ofInstance enabled)
+    ++ concatMap ofPair (pairs names)
+    ++ ofHost;
+}

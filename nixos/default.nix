@@ -1,0 +1,11 @@
+# The NixOS module `services.opencode`: opencode servers, one hardened unit each, and what they may reach.
+{
+  imports = [
+    ./options
+    ./assertions.nix
+    ./warnings.nix
+    ./units
+    ./users.nix
+    ./egress
+  ];
+}

@@ -1,0 +1,112 @@
+# opencode-egress.service, as dist/opencode-egress.service has it.
+{
+  lib,
+  egress,
+  policyFile,
+}:
+let
+  inherit (lib) optional optionals;
+  exec = import ../units/exec.nix { inherit lib; };
+  program = "${egress.package}/bin/opencode-egress";
+  # A metrics address that is no path is a TCP port on loopback.
+  overTcp = egress.metrics != null && !lib.hasPrefix "/" egress.metrics;
+  socketDirectory = optional (egress.metrics != null && !overTcp) (dirOf egress.metrics);
+
+  hardening = {
+    # Load, attach and read maps; no more, above all not CAP_SYS_ADMIN.
+    CapabilityBoundingSet = [
+      "CAP_BPF"
+      "CAP_PERFMON"
+      "CAP_NET_ADMIN"
+    ];
+    NoNewPrivileges = true;
+    # Read-only but for its own directory below /run and the pins. Not ProtectKernelTunables=, which makes the pins
+    # read-only too.
+    ProtectSystem = "strict";
+    ReadOnlyPaths = [
+      "/proc"
+      "/sys"
+      "/run"
+    ];
+    ReadWritePaths = [ "/sys/fs/bpf" ] ++ socketDirectory;
+    InaccessiblePaths = [
+      "/dev/shm"
+      "/dev/mqueue"
+    ];
+    ProtectHome = true;
+    PrivateTmp = true;
+    PrivateDevices = true;
+    DevicePolicy = "closed";
+    ProtectClock = true;
+    ProtectHostname = true;
+    ProtectKernelLogs = true;
+    ProtectKernelModules = true;
+    ProtectControlGroups = true;
+    RestrictNamespaces = true;
+    RestrictRealtime = true;
+    RestrictSUIDSGID = true;
+    LockPersonality = true;
+    MemoryDenyWriteExecute = true;
+    UMask = "0077";
+    # No network but for metrics. It stays in the host's namespace to reset connections there, by netlink.
+    # Not ProtectProc=: which unit a caller belongs to is read in /proc.
+    RestrictAddressFamilies = [
+      "AF_UNIX"
+      "AF_NETLINK"
+    ]
+    ++ optionals overTcp [
+      "AF_INET"
+      "AF_INET6"
+    ];
+    IPAddressDeny = "any";
+    SystemCallArchitectures = "native";
+    SystemCallFilter = [
+      "@system-service"
+      "~@privileged @resources"
+      "bpf"
+    ];
+    SystemCallErrorNumber = "EPERM";
+  }
+  // lib.optionalAttrs overTcp { IPAddressAllow = "localhost"; };
+in
+{
+  description = "Egress control for opencode servers";
+  wantedBy = [ "multi-user.target" ];
+  # A changed policy is a reload: the servers go on, and so does the daemon.
+  reloadTriggers = [ policyFile ];
+  # An upgrade restarts it in one step; the servers stay confined by what is pinned.
+  stopIfChanged = false;
+  # Whatever made it fail, it is needed: no instance starts without it.
+  startLimitIntervalSec = 0;
+  serviceConfig = {
+    Type = "notify";
+    ExecStart = exec (
+      [
+        program
+        "run"
+        "--config"
+        "/etc/opencode-egress/policy.json"
+      ]
+      ++ optionals (egress.metrics != null) [
+        "--metrics"
+        egress.metrics
+      ]
+    );
+    ExecReload = exec [
+      program
+      "reload"
+    ];
+    Restart = "always";
+    RestartSec = 1;
+    WatchdogSec = 30;
+    RuntimeDirectory = "opencode-egress";
+    RuntimeDirectoryMode = "0700";
+    RuntimeDirectoryPreserve = "restart";
+    # Before Linux 5.11 maps count as locked memory. Each policy's rules are an open file.
+    LimitMEMLOCK = "infinity";
+    LimitNOFILE = 65536;
+    # Under pressure the kernel should take an agent, not the one that watches it.
+    OOMScoreAdjust = -900;
+  }
+  // hardening;
+}

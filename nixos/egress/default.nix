@@ -1,0 +1,50 @@
+# What holds instances to their policies: the policy file, the daemon that enforces it, and nftables as a second lock.
+{
+  config,
+  lib,
+  pkgs,
+  ...
+}:
+let
+  inherit (config.services.opencode) egress;
+  instances = import ../instances.nix { inherit config lib; };
+  policy = builtins.toJSON (import ./policy.nix { inherit config lib; });
+
+  # What the daemon would refuse, the build refuses. (A package for another machine is checked when it is loaded.)
+  policyFile =
+    pkgs.runCommand "opencode-egress-policy.json"
+      {
+        inherit policy;
+        passAsFile = [ "policy" ];
+        nativeBuildInputs = [ egress.package ];
+      }
+      ''
+        opencode-egress check "$policyPath"
+        cp "$policyPath" "$out"
+      '';
+
+  nftables = import ./nftables.nix {
+    inherit lib instances;
+    inherit (egress) log;
+  };
+
+  # Ports are part of the instances' own policies too; without one, it is the firewall that keeps them closed.
+  openPorts = lib.mapAttrsToList (_: instance: instance.listen.port) (
+    lib.filterAttrs (_: instance: instance.openFirewall) instances.enabled
+  );
+in
+{
+  config = lib.mkMerge [
+    { networking.firewall.allowedTCPPorts = lib.unique openPorts; }
+    (lib.mkIf (instances.isolated != { }) {
+      environment.etc."opencode-egress/policy.json".source = policyFile;
+      environment.systemPackages = [ egress.package ];
+      systemd.services.opencode-egress = import ./daemon.nix { inherit lib egress policyFile; };
+      networking.nftables.tables.opencode-egress = {
+        family = "inet";
+        content = nftables.content;
+      };
+      networking.nftables.preCheckRuleset = nftables.preCheck;
+    })
+  ];
+}

@@ -1,0 +1,72 @@
+# Ten servers from a list: what they have in common is in `defaults`, and each has a port and a network of its own.
+{ lib, ... }:
+let
+  inherit (lib) imap0 listToAttrs nameValuePair;
+  projects = [
+    "atlas"
+    "beacon"
+    "cedar"
+    "delta"
+    "ember"
+    "fjord"
+    "grove"
+    "harbor"
+    "iris"
+    "juniper"
+  ];
+in
+{
+  networking.nftables.enable = true;
+  networking.firewall.enable = false;
+
+  services.opencode = {
+    enable = true;
+
+    defaults = {
+      logLevel = "WARN";
+      environmentFile = "/run/secrets/opencode";
+      resources = {
+        memoryMax = "4G";
+        cpuQuota = "200%";
+        tasksMax = 512;
+      };
+      config = {
+        model = "anthropic/claude-sonnet-4-5";
+        share = "disabled";
+      };
+      agents.reviewer = ''
+        ---
+        description: Reviews a change
+        mode: subagent
+        ---
+        Read the diff. Say what is wrong with it, and nothing else.
+      '';
+      networkIsolation = {
+        enable = true;
+        # The resolver, and the model's provider.
+        outboundAllow = [
+          {
+            cidr = "192.0.2.53/32";
+            ports = [ 53 ];
+          }
+          {
+            cidr = "160.79.104.0/23";
+            protocol = "tcp";
+            ports = [ 443 ];
+          }
+        ];
+      };
+    };
+
+    instances = listToAttrs (
+      imap0 (
+        index: name:
+        nameValuePair name {
+          directory = "/srv/${name}";
+          listen.port = 4100 + index;
+          networkIsolation.outboundAllowCidrs = [ "10.20.${toString index}.0/24" ];
+        }
+      ) projects
+    );
+  };
+}

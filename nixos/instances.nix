@@ -1,0 +1,67 @@
+# What several parts of the module derive from the instances.
+{ config, lib }:
+let
+  inherit (lib) attrNames filterAttrs;
+  inherit (import ./cidr.nix { inherit lib; }) parseAddress;
+  cfg = config.services.opencode;
+in
+rec {
+  # The instances that there are to be, and those of them with a policy.
+  enabled = if cfg.enable then filterAttrs (_: instance: instance.enable) cfg.instances else { };
+  isolated = filterAttrs (_: instance: instance.networkIsolation.enable) enabled;
+
+  names = attrNames enabled;
+
+  serverUnit = name: "opencode-${name}";
+  setupUnit = name: "opencode-${name}-setup";
+
+  option = name: path: "services.opencode.instances.${name}.${path}";
+
+  environmentFiles =
+    instance:
+    lib.optional (instance.environmentFile != null) instance.environmentFile
+    ++ instance.environmentFiles;
+
+  # Where an instance listens, as the policy file has it.
+  listeners =
+    instance:
+    [
+      {
+        inherit (instance.listen) address port;
+        open = instance.openFirewall;
+      }
+    ]
+    ++ lib.concatMap (
+      port:
+      map
+        (address: {
+          inherit address port;
+          open = false;
+        })
+        [
+          "127.0.0.1"
+          "::1"
+        ]
+    ) instance.listen.extraPorts;
+
+  # Whether sockets bound to both addresses at one port would be in each other's way. `::` takes IPv4 as well.
+  overlap =
+    a: b:
+    let
+      left = (parseAddress a).value;
+      right = (parseAddress b).value;
+      covers =
+        wide: other:
+        wide.isWildcard && (wide.family == 6 || other.family == 4);
+    in
+    left.canonical == right.canonical || covers left right || covers right left;
+
+  # The user and group that the module makes, if it does.
+  ownsUser = name: instance: instance.user == userName name;
+  ownsGroup = name: instance: instance.group == userName name;
+  userName = import ./user-name.nix { inherit lib; };
+
+  # Pairs of different names, each once.
+  pairs =
+    list: lib.concatMap (a: map (b: { inherit a b; }) (lib.filter (b: a < b) list)) list;
+}

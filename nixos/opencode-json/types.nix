@@ -1,0 +1,71 @@
+# What the options of opencode.json are made of.
+{ lib }:
+let
+  inherit (lib) mkOption showOption types;
+  version = "1.18";
+in
+rec {
+  # A key that may be left out: null, which is not written.
+  optional =
+    type: description:
+    mkOption {
+      type = types.nullOr type;
+      default = null;
+      inherit description;
+    };
+
+  # A key without which opencode refuses its object.
+  required = type: description: mkOption { inherit type description; };
+
+  # An object that opencode takes with any other key as well.
+  open =
+    options:
+    types.submodule {
+      freeformType = types.attrsOf types.json;
+      inherit options;
+    };
+
+  # An object of which opencode knows every key. It drops others without a word, so they are told of; they are written all
+  # the same, for a newer opencode.
+  closed =
+    options:
+    types.submodule {
+      freeformType = types.attrsOf unknown;
+      inherit options;
+    };
+
+  # The value of a key that opencode does not know.
+  unknown = types.json // {
+    merge =
+      loc: defs:
+      lib.warn "${showOption loc}: opencode ${version} knows no such key and ignores it; check the spelling" (
+        types.json.merge loc defs
+      );
+  };
+
+  # A type with a condition across its parts; `problem` gives null or a sentence that says what to write instead.
+  checked =
+    type: problem:
+    lib.mkOptionType {
+      inherit (type)
+        name
+        description
+        check
+        getSubOptions
+        ;
+      descriptionClass = type.descriptionClass or null;
+      merge =
+        loc: defs:
+        let
+          value = type.merge loc defs;
+          found = problem value;
+        in
+        if found == null then value else throw "${showOption loc}: ${found}";
+    };
+
+  # A time in milliseconds, or false for no limit.
+  timeout = types.either types.ints.positive (types.enum [ false ]);
+
+  strings = types.listOf types.str;
+  stringMap = types.attrsOf types.str;
+}

@@ -1,0 +1,60 @@
+# What a server and its scripts find around them.
+{ lib, ... }:
+let
+  inherit (lib) mkOption types;
+  inherit (import ../types.nix { inherit lib; }) absolutePath;
+in
+{
+  options = {
+    environment = mkOption {
+      type = types.attrsOf types.str;
+      default = { };
+      example = {
+        OPENCODE_DISABLE_MODELS_FETCH = "1";
+      };
+      description = ''
+        Environment variables. They take precedence over the module's own (`HOME`, `PATH`, `OPENCODE_DISABLE_AUTOUPDATE`), and those of
+        {option}`environmentFile` over them. Everybody on the host can read them: no secrets.
+      '';
+    };
+
+    environmentFile = mkOption {
+      type = types.nullOr absolutePath;
+      default = null;
+      example = "/run/secrets/opencode-my-project";
+      description = ''
+        File of `NAME=value` lines, for keys and passwords, such as `ANTHROPIC_API_KEY` and `OPENCODE_SERVER_PASSWORD`. systemd reads it as root when
+        the server starts; the server itself need not be able to. A string, so that it is not copied to the world-readable store.
+        The agent can read what it sets, and print it.
+      '';
+    };
+
+    environmentFiles = mkOption {
+      type = types.listOf absolutePath;
+      default = [ ];
+      description = "More of them, read after {option}`environmentFile`; of two values for a variable the later counts.";
+    };
+
+    path = mkOption {
+      type = types.listOf (types.either types.package types.str);
+      default = [ ];
+      example = lib.literalExpression "[ pkgs.git pkgs.ripgrep ]";
+      description = "Packages, or directories with a `bin`, whose programs the agent and the scripts find in `PATH`.";
+    };
+
+    preInitScript = mkOption {
+      type = types.lines;
+      default = "";
+      description = ''
+        Shell script that runs before the state directory is set up, at each start of the server, as its user, in a sandbox and under
+        a policy like the server's. When it fails the server does not start. It is in the store: no secrets.
+      '';
+    };
+
+    postInitScript = mkOption {
+      type = types.lines;
+      default = "";
+      description = "The same, after the state directory was set up and before the server starts.";
+    };
+  };
+}

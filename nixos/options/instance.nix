@@ -1,0 +1,113 @@
+# What an instance is, and whose.
+{
+  lib,
+  name,
+  pkgs,
+  ...
+}:
+let
+  inherit (lib) mkOption types;
+  inherit (import ../types.nix { inherit lib; }) absolutePath;
+
+  userName = import ../user-name.nix { inherit lib; } name;
+
+  orPositive = pattern: types.nullOr (types.either types.ints.positive (types.strMatching pattern));
+  bytes = orPositive "[0-9]+[KMGT]?|[0-9]+%|infinity";
+in
+{
+  options = {
+    enable = mkOption {
+      type = types.bool;
+      default = true;
+      description = "Whether this server runs. What it has in its state directory stays when it does not.";
+    };
+
+    package = mkOption {
+      type = types.package;
+      default = pkgs.opencode;
+      defaultText = lib.literalExpression "pkgs.opencode";
+      description = "opencode, of major version 1. The main program is `opencode`.";
+    };
+
+    directory = mkOption {
+      type = absolutePath;
+      example = "/srv/my-project";
+      description = ''
+        The project: the server's working directory. It must exist and belong to {option}`user`; the module never creates or changes it.
+        **Everything in it can be read and changed by the agent**, and is all that can be besides {option}`stateDir` and what {option}`sandbox` adds.
+      '';
+    };
+
+    stateDir = mkOption {
+      type = absolutePath;
+      default = "/var/lib/opencode/instance-state/${name}";
+      defaultText = "/var/lib/opencode/instance-state/<name>";
+      description = ''
+        The server's `$HOME`: sessions, credentials that it was given, caches, and links to its configuration. Created with mode 0700 for
+        {option}`user`. No two instances share one, and it is apart from {option}`directory`: what is in `directory` can
+        be committed, what is in here must not be.
+      '';
+    };
+
+    user = mkOption {
+      type = types.passwdEntry types.str;
+      default = userName;
+      defaultText = "opencode-<name>";
+      description = ''
+        The user that the server runs as. The default is created; another one must be declared by you. Instances that share a user can
+        signal and, by `/proc`, inspect each other, and read each other's files where both are visible. Under
+          {option}`networkIsolation` everything that this user runs on the host has the instance's list in nftables. Not `root`.
+      '';
+    };
+
+    group = mkOption {
+      type = types.passwdEntry types.str;
+      default = userName;
+      defaultText = "opencode-<name>";
+      description = "The group that the server runs as. The default is created; another one must be declared by you.";
+    };
+
+    extraGroups = mkOption {
+      type = types.listOf types.str;
+      default = [ ];
+      example = [ "developers" ];
+      description = ''
+        Groups that the server has besides {option}`group`. A group such as `docker` or `libvirtd` is as good as root, if its socket can
+        be reached.
+      '';
+    };
+
+    resources = {
+      memoryMax = mkOption {
+        type = bytes;
+        default = null;
+        example = "4G";
+        description = "Memory that the server and everything it starts may take together; beyond it the kernel kills one of them. See `MemoryMax=` in {manpage}`systemd.resource-control(5)`.";
+      };
+      memoryHigh = mkOption {
+        type = bytes;
+        default = null;
+        example = "3G";
+        description = "Memory beyond which they are slowed down. See `MemoryHigh=`.";
+      };
+      cpuQuota = mkOption {
+        type = types.nullOr (types.strMatching "[1-9][0-9]*%");
+        default = null;
+        example = "200%";
+        description = "Processor time that they may take together; 100% is one processor. See `CPUQuota=`.";
+      };
+      cpuWeight = mkOption {
+        type = types.nullOr (types.ints.between 1 10000);
+        default = null;
+        example = 50;
+        description = "Share of processor time when others want it too; 100 is everybody's. See `CPUWeight=`.";
+      };
+      tasksMax = mkOption {
+        type = orPositive "[0-9]+%|infinity";
+        default = null;
+        example = 512;
+        description = "Processes and threads that they may have together. See `TasksMax=`.";
+      };
+    };
+  };
+}

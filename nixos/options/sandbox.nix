@@ -1,0 +1,54 @@
+# What a server sees of the machine, besides its own directories.
+{ lib, ... }:
+let
+  inherit (lib) mkOption types;
+  inherit (import ../types.nix { inherit lib; }) absolutePath unitSetting;
+in
+{
+  options.sandbox = {
+    readWritePaths = mkOption {
+      type = types.listOf absolutePath;
+      default = [ ];
+      description = ''
+        Files and directories that the server sees and may change, as far as {option}`user` may. They must exist. **Each is a way out for whatever
+        the agent wants to leave there**, and a directory brings the sockets in it along.
+      '';
+    };
+
+    readOnlyPaths = mkOption {
+      type = types.listOf absolutePath;
+      default = [ ];
+      example = [ "/srv/reference" ];
+      description = ''
+        Files and directories that the server sees, as far as {option}`user` may read them. They must exist. Sockets in them can be
+        connected to all the same.
+      '';
+    };
+
+    unixSockets.allow = mkOption {
+      type = types.listOf absolutePath;
+      default = [ ];
+      example = [ "/run/postgresql/.s.PGSQL.5432" ];
+      description = ''
+        Unix sockets that the server sees; it sees no others of the host. **Who answers there acts for the agent, and with its own network**: a socket of the
+        Nix daemon, Docker, D-Bus or systemd would undo {option}`networkIsolation`, and is refused with it. When the socket
+        is made anew the server must be restarted.
+      '';
+    };
+
+    extraConfig = mkOption {
+      type = types.attrsOf unitSetting;
+      default = { };
+      example = {
+        MemoryDenyWriteExecute = true;
+        ProtectProc = "default";
+      };
+      description = ''
+        Settings of the server's `[Service]` section that take precedence over the module's, for those who know {manpage}`systemd.exec(5)`. A
+        list replaces the module's. **They can open the sandbox**, to sockets that have somebody else do the talking above all. They cannot take
+        {option}`networkIsolation` away: with it, settings that run something before the policy is attached, that move the unit's cgroup, change
+        its user, show it the host's root or give it capabilities or sockets of other families are refused.
+      '';
+    };
+  };
+}

@@ -1,0 +1,89 @@
+# Object and daemon from source, as `cargo xtask test-offline` builds them.
+#
+# bpf-linker has to be of the version that xtask/src/build_ebpf.rs names, with the LLVM of rustc: it reads that compiler's
+# bitcode.
+{
+  lib,
+  stdenv,
+  rustPlatform,
+  rustc,
+  symlinkJoin,
+  bpf-linker,
+  installShellFiles,
+}:
+let
+  # No compiler ships `core` for eBPF, so it is compiled as well: that takes its sources, …
+  compiler = rustc.override {
+    sysroot = symlinkJoin {
+      name = "rust-sysroot-with-sources";
+      paths = [ rustc.unwrapped ];
+      postBuild = ''
+        mkdir -p $out/lib/rustlib/src/rust
+        ln -s ${rustPlatform.rustLibSrc} $out/lib/rustlib/src/rust/library
+      '';
+    };
+  };
+
+  # … and the crates of the standard library's workspace beside our own. The configuration from importCargoLock has the
+  # directory's name.
+  cargoDeps = symlinkJoin {
+    name = "cargo-vendor-dir";
+    paths = [ (rustPlatform.importCargoLock { lockFile = ../Cargo.lock; }) ];
+    postBuild = ''
+      for crate in ${rustPlatform.rustVendorSrc}/*; do
+        [ -e "$out/''${crate##*/}" ] || ln -s "$crate" "$out/"
+      done
+    '';
+  };
+
+  completion = shell: "--${shell} <($out/bin/opencode-egress completions ${shell})";
+in
+rustPlatform.buildRustPackage {
+  pname = "opencode-egress";
+  inherit ((lib.importTOML ../Cargo.toml).workspace.package) version;
+
+  src = lib.fileset.toSource {
+    root = ../.;
+    fileset = lib.fileset.unions [
+      ../.cargo
+      ../Cargo.lock
+      ../Cargo.toml
+      (lib.fileset.maybeMissing ../dist)
+      ../opencode-egress
+      ../opencode-egress-common
+      ../opencode-egress-ebpf
+      ../xtask
+    ];
+  };
+  inherit cargoDeps;
+
+  nativeBuildInputs = [
+    bpf-linker
+    installShellFiles
+  ];
+  env.OPENCODE_EGRESS_RUSTC = lib.getExe' compiler "rustc";
+  preBuild = "cargo xtask build-ebpf --offline";
+
+  cargoBuildFlags = [ "--package=opencode-egress" ];
+  # The other tiers load programs into a kernel.
+  cargoTestFlags = [ "--lib" ];
+
+  postInstall = ''
+    install -Dm644 dist/opencode-egress.catalog -t $out/lib/systemd/catalog
+  ''
+  + lib.optionalString (stdenv.buildPlatform.canExecute stdenv.hostPlatform) ''
+    $out/bin/opencode-egress man man
+    installManPage man/*
+    installShellCompletion --cmd opencode-egress ${completion "bash"} ${completion "fish"} ${completion "zsh"}
+  '';
+
+  meta = {
+    description = "Confines headless opencode servers by eBPF programs on their units' cgroups";
+    mainProgram = "opencode-egress";
+    license = [
+      lib.licenses.mit
+      lib.licenses.asl20
+    ];
+    platforms = lib.platforms.linux;
+  };
+}

@@ -1,0 +1,11 @@
+# A host without nixpkgs: the module, evaluated by nixpkgs' `lib` with stubs for the rest.
+{ lib }:
+modules:
+lib.evalModules {
+  modules = [
+    ../default.nix
+    ./options.nix
+    { _module.args.pkgs = import ./pkgs.nix { inherit lib; }; }
+  ]
+  ++ modules;
+}

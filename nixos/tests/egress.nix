@@ -1,0 +1,331 @@
+# Policies: the file, the daemon, the second lock, the firewall.
+{ lib, host }:
+let
+  inherit (lib) hasInfix mkForce;
+  is = got: expected: { inherit got expected; };
+  isolated = settings: { networkIsolation = settings // { enable = true; }; };
+
+  policyOf =
+    config:
+    builtins.fromJSON config.environment.etc."opencode-egress/policy.json".source.environment.policy;
+  policy = instance: (policyOf (host.one instance)).instances.a;
+  daemon = module: (host.config [
+    (host.called "a" ({ directory = "/srv/a"; } // isolated { }))
+    { services.opencode.egress = module; }
+  ]).systemd.services.opencode-egress;
+  table = config: config.networking.nftables.tables.opencode-egress.content;
+  # Lines of the table, without their indentation.
+  lines = config: map lib.trim (lib.splitString "\n" (table config));
+  has = line: config: lib.elem line (lines config);
+  open = {
+    listen.address = "0.0.0.0";
+    openFirewall = true;
+  };
+  closed = { listen.address = "0.0.0.0"; };
+in
+{
+  "the policy of an instance" =
+    is
+      (policy (isolated {
+        mode = "audit";
+        outboundAllowCidrs = [ "10.10.0.0/16" ];
+        outboundAllow = [
+          {
+            cidr = "203.0.113.0/24";
+            protocol = "tcp";
+            ports = [
+              443
+              "8000-8100"
+            ];
+          }
+          {
+            cidr = "192.0.2.53/32";
+            ports = [ 53 ];
+          }
+          {
+            cidr = "192.0.2.0/24";
+            protocol = "icmp";
+          }
+          { cidr = "2001:db8::/32"; }
+        ];
+        outboundDenyCidrs = [ "10.10.9.0/24" ];
+      }))
+      {
+        units = [
+          "opencode-a.service"
+          "opencode-a-setup.service"
+        ];
+        mode = "audit";
+        allow = [
+          "10.10.0.0/16"
+          {
+            cidr = "203.0.113.0/24";
+            protocol = "tcp";
+            ports = [
+              "443"
+              "8000-8100"
+            ];
+          }
+          {
+            cidr = "192.0.2.53/32";
+            protocol = "any";
+            ports = [ "53" ];
+          }
+          {
+            cidr = "192.0.2.0/24";
+            protocol = "icmp";
+          }
+          "2001:db8::/32"
+        ];
+        deny = [ "10.10.9.0/24" ];
+        listen = [
+          {
+            address = "127.0.0.1";
+            port = 4096;
+            open = false;
+          }
+        ];
+      };
+  "only isolated instances have one" = is (lib.attrNames (policyOf (host.two (isolated { }) { })).instances) [
+    "a"
+  ];
+  "extra ports are loopback's" =
+    is (lib.tail (policy (isolated { } // { listen.extraPorts = [ 5173 ]; })).listen)
+      [
+        {
+          address = "127.0.0.1";
+          port = 5173;
+          open = false;
+        }
+        {
+          address = "::1";
+          port = 5173;
+          open = false;
+        }
+      ];
+  "log limits" =
+    is
+      (policyOf (
+        host.config [
+          (host.called "a" ({ directory = "/srv/a"; } // isolated { }))
+          {
+            services.opencode.egress.log = {
+              intervalSecs = 1;
+              burst = 2;
+              perSec = 3;
+            };
+          }
+        ]
+      )).log
+      {
+        interval_secs = 1;
+        burst = 2;
+        per_sec = 3;
+      };
+  "the build checks the policy" =
+    is (hasInfix "opencode-egress check"
+      (host.one (isolated { })).environment.etc."opencode-egress/policy.json".source.command
+    ) true;
+  "nothing without isolation" =
+    let
+      config = host.one { };
+    in
+    is
+      {
+        tables = lib.attrNames config.networking.nftables.tables;
+        etc = config.environment.etc ? "opencode-egress/policy.json";
+      }
+      {
+        tables = [ ];
+        etc = false;
+      };
+
+  "the daemon" =
+    let
+      service = daemon { };
+    in
+    is
+      {
+        inherit (service) wantedBy restartTriggers stopIfChanged;
+        reloads = map (file: file.name) service.reloadTriggers;
+        inherit (service.serviceConfig)
+          ExecStart
+          ExecReload
+          Type
+          WatchdogSec
+          Restart
+          RestrictAddressFamilies
+          ;
+      }
+      {
+        wantedBy = [ "multi-user.target" ];
+        restartTriggers = [ ];
+        stopIfChanged = false;
+        reloads = [ "opencode-egress-policy.json" ];
+        ExecStart = "/nix/store/opencode-egress/bin/opencode-egress run --config /etc/opencode-egress/policy.json";
+        ExecReload = "/nix/store/opencode-egress/bin/opencode-egress reload";
+        Type = "notify";
+        WatchdogSec = 30;
+        Restart = "always";
+        RestrictAddressFamilies = [
+          "AF_UNIX"
+          "AF_NETLINK"
+        ];
+      };
+  "metrics on a port" =
+    let
+      inherit ((daemon { metrics = "127.0.0.1:9642"; }).serviceConfig) ExecStart IPAddressAllow RestrictAddressFamilies;
+    in
+    is
+      {
+        end = lib.hasSuffix " --metrics 127.0.0.1:9642" ExecStart;
+        inherit IPAddressAllow RestrictAddressFamilies;
+      }
+      {
+        end = true;
+        IPAddressAllow = "localhost";
+        RestrictAddressFamilies = [
+          "AF_UNIX"
+          "AF_NETLINK"
+          "AF_INET"
+          "AF_INET6"
+        ];
+      };
+  "metrics on a socket" =
+    let
+      unit = (daemon { metrics = "/run/metrics/egress.sock"; }).serviceConfig;
+    in
+    is
+      {
+        end = lib.hasSuffix " --metrics /run/metrics/egress.sock" unit.ExecStart;
+        network = unit ? IPAddressAllow;
+        inherit (unit) ReadWritePaths;
+      }
+      {
+        end = true;
+        network = false;
+        ReadWritePaths = [
+          "/sys/fs/bpf"
+          "/run/metrics"
+        ];
+      };
+
+  "the second lock has the same lists" =
+    let
+      config = host.one (isolated {
+        outboundAllowCidrs = [
+          "10.10.0.0/16"
+          "::ffff:192.0.2.0/120"
+          "2001:db8::/32"
+        ];
+        outboundDenyCidrs = [ "10.10.9.0/24" ];
+        outboundAllow = [
+          {
+            cidr = "203.0.113.0/24";
+            protocol = "tcp";
+            ports = [
+              443
+              "8000-8100"
+            ];
+          }
+          {
+            cidr = "2001:db8:1::/48";
+            ports = [ 53 ];
+          }
+          {
+            cidr = "2001:db8:2::/48";
+            protocol = "icmp";
+          }
+        ];
+      });
+    in
+    is (lib.filter (line: !has line config) [
+      "elements = { 10.10.0.0/16, 192.0.2.0/24 }"
+      "elements = { 2001:db8::/32 }"
+      "elements = { 10.10.9.0/24 }"
+      "ip daddr 203.0.113.0/24 meta l4proto tcp th dport { 443, 8000-8100 } accept"
+      "ip6 daddr 2001:db8:1::/48 meta l4proto { tcp, udp } th dport { 53 } accept"
+      "ip6 daddr 2001:db8:2::/48 meta l4proto ipv6-icmp accept"
+      ''meta skuid vmap { "opencode-a" : jump judge-a }''
+      ''limit rate 5/second burst 20 packets log prefix "opencode-a-blocked: "''
+      "counter reject with icmpx admin-prohibited"
+      "ct direction reply accept"
+      "ip daddr 127.0.0.1/32 tcp dport 4096 accept"
+    ]) [ ];
+  "the second lock lets pass in audit mode" = is (map (line: has line (host.one (isolated { mode = "audit"; }))) [
+    "counter accept"
+    "counter reject with icmpx admin-prohibited"
+  ]) [ true false ];
+  "no state but replies, and no loopback, is exempt" =
+    let
+      content = table (host.one (isolated { }));
+    in
+    is
+      [
+        (hasInfix "established" content)
+        (hasInfix "oifname" content)
+      ]
+      [
+        false
+        false
+      ];
+  "an instance with a user of its own choice" =
+    is (has ''meta skuid vmap { "alice" : jump judge-a }'' (host.one (isolated { } // { user = "alice"; })))
+      true;
+  "a shared user has one chain" =
+    let
+      shared = isolated { } // {
+        user = "alice";
+      };
+    in
+    is (has ''meta skuid vmap { "alice" : jump judge-a }'' (host.two shared shared)) true;
+  "names become numbers for the check" =
+    is (host.two (isolated { }) (isolated { })).networking.nftables.preCheckRuleset
+      ''
+        sed -i 's/"opencode-a" : jump/60001 : jump/' ruleset.conf
+        sed -i 's/"opencode-b" : jump/60002 : jump/' ruleset.conf
+      '';
+
+  "a listener is closed" =
+    let
+      config = host.one (isolated { } // closed);
+    in
+    is
+      {
+        ports = config.networking.firewall.allowedTCPPorts;
+        policy = (lib.head (policyOf config).instances.a.listen).open;
+        lock = has ''iifname != "lo" meta nfproto ipv4 tcp dport 4096 counter drop'' config;
+      }
+      {
+        ports = [ ];
+        policy = false;
+        lock = true;
+      };
+  "a listener is opened, and no other" =
+    let
+      a = lib.recursiveUpdate open (isolated { } // { listen.extraPorts = [ 5173 ]; });
+      config = host.two a (isolated { });
+    in
+    is
+      {
+        ports = config.networking.firewall.allowedTCPPorts;
+        policy = map (listener: listener.open) (policyOf config).instances.a.listen;
+        lock = hasInfix "counter drop" (table config);
+      }
+      {
+        ports = [ 4096 ];
+        policy = [
+          true
+          false
+          false
+        ];
+        lock = false;
+      };
+  "a firewall opens without isolation too" =
+    is
+      (host.config [
+        { networking.firewall.enable = mkForce true; }
+        (host.called "a" ({ directory = "/srv/a"; } // open))
+      ]).networking.firewall.allowedTCPPorts
+      [ 4096 ];
+}

@@ -1,0 +1,57 @@
+# The hosts of nixos/examples, as they are and as they are rendered.
+{ lib, host }:
+let
+  inherit (lib) attrNames filter hasSuffix;
+  evaluate = example: (import ../stub { inherit lib; } [ example ]).config;
+  clean = config: {
+    inherit (config) warnings;
+    failures = host.failures config;
+  };
+  good = {
+    warnings = [ ];
+    failures = [ ];
+  };
+  rendered = import ../stub/render.nix {
+    inherit lib;
+    hosts = {
+      one = ../examples/one.nix;
+      ten = ../examples/ten.nix;
+    };
+  };
+  units = name: filter (hasSuffix ".service") (attrNames rendered.${name});
+in
+{
+  "one is good" = {
+    got = clean (evaluate ../examples/one.nix);
+    expected = good;
+  };
+  "ten is good" = {
+    got = clean (evaluate ../examples/ten.nix);
+    expected = good;
+  };
+  "one is rendered" = {
+    got = attrNames rendered.one;
+    expected = [
+      "/etc/nftables.conf"
+      "/etc/nftables.d/opencode-egress.nft"
+      "/etc/opencode-egress/policy.json"
+      "/etc/systemd/system/multi-user.target.d/wants.conf"
+      "/etc/systemd/system/nftables.service.d/users.conf"
+      "/etc/systemd/system/opencode-egress.service"
+      "/etc/systemd/system/opencode-my-project-setup.service"
+      "/etc/systemd/system/opencode-my-project.service"
+      "/etc/sysusers.d/opencode.conf"
+      "/etc/tmpfiles.d/opencode.conf"
+      "/nix/store/opencode-my-project-files/opencode.json"
+      "/nix/store/opencode-my-project-setup"
+    ];
+  };
+  "one is started by the boot" = {
+    got = rendered.one."/etc/systemd/system/multi-user.target.d/wants.conf";
+    expected = "[Unit]\nWants=opencode-egress.service opencode-my-project.service\n";
+  };
+  "ten has two units each, and the daemon" = {
+    got = builtins.length (units "ten");
+    expected = 21;
+  };
+}

@@ -1,0 +1,205 @@
+# The overlay and the flake on two systems, over a nixpkgs of which only `lib` is real. Each test: { got, wanted }.
+{ lib }:
+let
+  overlay = import ../../overlay.nix;
+
+  # What the overlay takes from nixpkgs.
+  stub =
+    system: final:
+    let
+      stored = name: {
+        type = "derivation";
+        inherit name;
+        outPath = "/nix/store/${system}-${name}";
+      };
+    in
+    {
+      inherit lib;
+      callPackage =
+        file: overrides:
+        let
+          function = import file;
+        in
+        function (builtins.intersectAttrs (builtins.functionArgs function) final // overrides);
+      stdenv = {
+        buildPlatform.canExecute = _: true;
+        hostPlatform = { inherit system; };
+      };
+      opencode = stored "opencode";
+      bpf-linker = stored "bpf-linker";
+      installShellFiles = stored "installShellFiles";
+      symlinkJoin = { name, ... }: stored name;
+      rustc = {
+        unwrapped = stored "rustc";
+        override = { sysroot }: sysroot;
+      };
+      rustPlatform = {
+        rustLibSrc = stored "rust-lib-src";
+        rustVendorSrc = stored "rust-vendor-src";
+        importCargoLock = { lockFile }: stored (baseNameOf lockFile);
+        buildRustPackage = arguments: arguments // arguments.env // { inherit system; };
+      };
+      writeText = name: text: stored name // { inherit text; };
+      writeShellScriptBin = name: text: { inherit name text; };
+      runCommand = name: environment: _: environment // { inherit name; };
+      mkShell = arguments: arguments;
+      testers.runNixOSTest = arguments: arguments;
+      bash = stored "bash";
+      coreutils = stored "coreutils";
+      curl = stored "curl";
+      findutils = stored "findutils";
+      git = stored "git";
+      python3 = stored "python3" // { meta.mainProgram = "python3"; };
+      tcpdump = stored "tcpdump" // { meta.mainProgram = "tcpdump"; };
+      util-linux = stored "util-linux";
+      writeShellScript = name: _: stored name;
+      clippy = stored "clippy";
+      rustfmt = stored "rustfmt";
+      nixfmt-tree = stored "nixfmt-tree";
+    };
+  nixpkgs = system: lib.makeExtensible (stub system);
+  extended = system: (nixpkgs system).extend overlay;
+  systems = [
+    "aarch64-linux"
+    "x86_64-linux"
+  ];
+
+  flake = (import ../../../flake.nix).outputs {
+    self = flake;
+    nixpkgs = {
+      inherit lib;
+      legacyPackages = lib.genAttrs systems nixpkgs;
+    };
+  };
+
+  config.model = "p/m";
+  text = ''
+    {
+      "$schema": "https://opencode.ai/config.json",
+      "model": "p/m"
+    }
+  '';
+
+  perSystem =
+    system:
+    let
+      pkgs = extended system;
+      wrapper = pkgs.lib.opencode.wrapOpencode { inherit config; };
+      alone = pkgs.lib.opencode.wrapOpencode {
+        inherit config;
+        projectConfig = false;
+      };
+    in
+    lib.mapAttrs' (name: lib.nameValuePair "${name} on ${system}") {
+      "the package" = {
+        got = { inherit (pkgs.opencode-egress) system pname OPENCODE_EGRESS_RUSTC; };
+        wanted = {
+          inherit system;
+          pname = "opencode-egress";
+          OPENCODE_EGRESS_RUSTC = "/nix/store/${system}-rust-sysroot-with-sources/bin/rustc";
+        };
+      };
+      mkConfig = {
+        got = (pkgs.lib.opencode.mkConfig config).text;
+        wanted = text;
+      };
+      "the rest of lib" = {
+        got = pkgs.lib.toUpper "a";
+        wanted = "A";
+      };
+      wrapOpencode = {
+        got = wrapper.text;
+        wanted = ''
+          export OPENCODE_CONFIG=/nix/store/${system}-opencode.json
+
+          exec /nix/store/${system}-opencode/bin/opencode "$@"
+        '';
+      };
+      "wrapOpencode without the worktree's files" = {
+        got = lib.hasInfix "\nexport OPENCODE_DISABLE_PROJECT_CONFIG=1\n" alone.text;
+        wanted = true;
+      };
+      "the flake's outputs" = {
+        got = [
+          flake.packages.${system}.default.system
+          flake.packages.${system}.opencode-egress.system
+          flake.checks.${system}.opencode-egress.system
+          flake.devShells.${system}.default.OPENCODE_EGRESS_RUSTC
+          flake.formatter.${system}.outPath
+        ];
+        wanted = [
+          system
+          system
+          system
+          pkgs.opencode-egress.OPENCODE_EGRESS_RUSTC
+          "/nix/store/${system}-nixfmt-tree"
+        ];
+      };
+    };
+
+  tests = system: lib.filterAttrs (name: _: lib.hasPrefix "vm-" name) flake.checks.${system};
+
+  # What is wrong with a NixOS test, as far as that shows without NixOS: both machines evaluate, the script is whole.
+  scenario =
+    name: test:
+    let
+      evaluate =
+        module:
+        (lib.evalModules {
+          modules = [
+            ../../stub/options.nix
+            {
+              config._module.args.pkgs = extended "x86_64-linux";
+              options.virtualisation = lib.mkOption { type = lib.types.attrsOf lib.types.anything; };
+              options.networking.interfaces = lib.mkOption { type = lib.types.attrsOf lib.types.anything; };
+            }
+            module
+          ];
+        }).config;
+      machine = evaluate test.nodes.machine;
+      witness = evaluate test.nodes.witness;
+      started = lib.filterAttrs (
+        unit: service: lib.hasPrefix "opencode-" unit && unit != "opencode-egress" && service.wantedBy != [ ]
+      ) machine.systemd.services;
+    in
+    map (problem: "${name}: ${problem}") (
+      map (assertion: assertion.message) (lib.filter (assertion: !assertion.assertion) machine.assertions)
+      ++ lib.optional (started != { }) "servers start by themselves"
+      ++ lib.optional (machine.networking.interfaces.eth1.ipv4.addresses == [ ]) "the machine has no address"
+      ++ lib.optional (!witness.systemd.services ? upstream) "the second host serves nothing"
+      ++ lib.optional (
+        !lib.all (part: lib.hasInfix part test.testScript) [
+          "def arrived"
+          "def prepare"
+          "# host: "
+        ]
+      ) "the script is not whole"
+    );
+in
+lib.mergeAttrsList (map perSystem systems)
+// {
+  "the scenarios' hosts evaluate in their NixOS tests, on x86_64-linux" = {
+    got = lib.concatLists (lib.mapAttrsToList scenario (tests "x86_64-linux"));
+    wanted = [ ];
+  };
+  "there is one for each scenario that takes a machine" = {
+    got = {
+      some = (tests "x86_64-linux") ? vm-01-lifecycle && (tests "x86_64-linux") ? vm-10-config;
+      evaluation = (tests "x86_64-linux") ? vm-11-evaluation;
+      aarch64 = tests "aarch64-linux";
+    };
+    wanted = {
+      some = true;
+      evaluation = false;
+      aarch64 = { };
+    };
+  };
+  "the flake's lib" = {
+    got = flake.lib.opencode.mkConfigFromAttrs config;
+    wanted = text;
+  };
+  "the flake's module" = {
+    got = toString flake.nixosModules.default;
+    wanted = toString ../../.;
+  };
+}

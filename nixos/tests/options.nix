@@ -1,0 +1,185 @@
+# Every option's type and default.
+{ lib, host }:
+let
+  inherit (lib)
+    attrByPath
+    concatMapAttrs
+    getAttrFromPath
+    imap0
+    listToAttrs
+    mapAttrs'
+    nameValuePair
+    setAttrByPath
+    splitString
+    ;
+  table = import ./table.nix { inherit lib; } // {
+    # A package is what it is.
+    package = {
+      default = "/nix/store/opencode";
+      first = package "one";
+      second = package "two";
+      bad = [
+        "opencode"
+        1
+      ];
+      shown = toString;
+    };
+  };
+  package = name: {
+    type = "derivation";
+    inherit name;
+    outPath = "/nix/store/${name}";
+  };
+
+  at = splitString ".";
+  set = name: setAttrByPath (at name);
+  get = name: getAttrFromPath (at name);
+
+  accepts = name: row: value: (row.shown or lib.id) (get name (host.instance (set name value)));
+  expected = row: value: (row.shown or lib.id) value;
+
+  rows = concatMapAttrs (
+    name: row:
+    {
+      "${name}: its default" = {
+        got = (row.shown or lib.id) (get name (host.instance { }));
+        expected = row.default;
+      };
+    }
+    // listToAttrs (
+      imap0 (
+        index: value:
+        nameValuePair "${name}: refused value ${toString index}" {
+          got = host.throws (accepts name (removeAttrs row [ "shown" ]) value);
+          expected = true;
+        }
+      ) row.bad
+    )
+  ) table;
+
+  # The options that there are, as `a.b`.
+  declared =
+    let
+      names =
+        prefix: options:
+        lib.concatLists (
+          lib.mapAttrsToList (
+            name: option:
+            if lib.isOption option then [ "${prefix}${name}" ] else names "${prefix}${name}." option
+          ) (removeAttrs options [ "_module" ])
+        );
+      options = (import ../stub { inherit lib; } [ ]).options.services.opencode;
+    in
+    {
+      instance = names "" (options.instances.type.getSubOptions [ ]);
+      egress = options.egress;
+    };
+
+  egress = module: (host.config [ { services.opencode.egress = module; } ]).services.opencode.egress;
+  metrics = value: (egress { metrics = value; }).metrics;
+  burst = value: (egress { log.burst = value; }).log.burst;
+in
+rows
+// {
+  "every option is in the table" = {
+    got = lib.sort lib.lessThan declared.instance;
+    expected = lib.attrNames table;
+  };
+  "a directory is required" = {
+    got = host.throws (host.config [ (host.called "a" { }) ]).services.opencode.instances.a.directory;
+    expected = true;
+  };
+  "a port may be written as a number" = {
+    got =
+      (lib.head
+        (host.instance {
+          networkIsolation.outboundAllow = [
+            {
+              cidr = "10.0.0.0/8";
+              ports = [ 443 ];
+            }
+          ];
+        }).networkIsolation.outboundAllow
+      );
+    expected = {
+      cidr = "10.0.0.0/8";
+      protocol = "any";
+      ports = [ "443" ];
+    };
+  };
+  "a path for a skill is one that units take" = {
+    got = map (skill: host.throws (host.instance { skills.x = skill; }).skills.x) [
+      "/srv/skills/x"
+      "/srv/my skills"
+      "/srv/x:y"
+      "text: with / and spaces"
+      "/command\nas text"
+    ];
+    expected = [
+      false
+      true
+      true
+      false
+      false
+    ];
+  };
+  "a skill may be a file" = {
+    got = (host.instance { skills.x = ./default.nix; }).skills.x;
+    expected = ./default.nix;
+  };
+  "the daemon's options have defaults" = {
+    got = {
+      inherit (egress { }) log metrics;
+      package = toString (egress { }).package;
+    };
+    expected = {
+      log = {
+        intervalSecs = 10;
+        burst = 20;
+        perSec = 5;
+      };
+      metrics = null;
+      package = "/nix/store/opencode-egress";
+    };
+  };
+  "the daemon's log limits are counts" = {
+    got = map host.throws [
+      (burst 0)
+      (burst 1000001)
+      (burst "1")
+      (burst 1)
+    ];
+    expected = [
+      true
+      true
+      true
+      false
+    ];
+  };
+  "metrics are on loopback or a socket" = {
+    got = map (value: host.throws (metrics value)) [
+      "127.0.0.1:9642"
+      "[::1]:9642"
+      "/run/opencode-egress/metrics.sock"
+      "0.0.0.0:9642"
+      "127.0.0.1"
+      "127.0.0.1:0"
+      "::1:9642"
+      "[127.0.0.1]:9642"
+      "[::ffff:127.0.0.1]:9642"
+      "metrics.sock"
+    ];
+    expected = [
+      false
+      false
+      false
+      true
+      true
+      true
+      true
+      true
+      true
+      true
+    ];
+  };
+}

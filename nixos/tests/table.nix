@@ -1,0 +1,373 @@
+# Every option of an instance: its default, two values that it takes, and what it does not take. `merged` is what becomes
+# of the first value in `defaults` and the second in the instance, where that is not the second.
+{ lib }:
+let
+  path = [
+    "/relative/../x"
+    "relative"
+    "/"
+    "/trailing/"
+    "/with space"
+    "/with:colon"
+    "/percent%n"
+    ./.
+  ];
+  text = [
+    1
+    [ ]
+  ];
+  flag = {
+    default = false;
+    first = true;
+    second = false;
+    bad = [
+      "yes"
+      1
+    ];
+  };
+  networks = {
+    default = [ ];
+    first = [ "10.0.0.0/8" ];
+    second = [
+      "192.0.2.0/24"
+      "2001:db8::/32"
+    ];
+    bad = [
+      "10.0.0.0/8"
+      [ "10.0.0.1/8" ]
+      [ "10.0.0.0" ]
+      [ "2001:db8::1/32" ]
+      [ "example.org" ]
+      [ "10.0.0.0/33" ]
+    ];
+  };
+  paths = {
+    default = [ ];
+    first = [ "/run/one" ];
+    second = [
+      "/run/two"
+      "/run/three"
+    ];
+    bad = [ "/run/one" ] ++ map (path: [ path ]) path;
+  };
+  strings = {
+    default = [ ];
+    first = [ "one" ];
+    second = [
+      "two"
+      "three"
+    ];
+    bad = [
+      "one"
+      [ 1 ]
+    ];
+  };
+  script = {
+    default = "";
+    first = "true";
+    second = "false";
+    bad = text;
+  };
+  files = {
+    default = { };
+    first = {
+      x = "one";
+      y = "kept";
+    };
+    second.x = "two";
+    merged = {
+      x = "two";
+      y = "kept";
+    };
+    bad = [
+      "text"
+      { x = 1; }
+    ];
+  };
+  amount = {
+    default = null;
+    first = "1G";
+    second = 1024;
+    bad = [
+      "much"
+      "1 G"
+      0
+      { }
+    ];
+  };
+in
+{
+  enable = flag // {
+    default = true;
+    first = false;
+    second = true;
+  };
+  directory = {
+    # There is none.
+    default = "/srv/a";
+    first = "/srv/x";
+    second = "/srv/y";
+    bad = path;
+  };
+  stateDir = {
+    default = "/var/lib/opencode/instance-state/a";
+    first = "/var/lib/x";
+    second = "/var/lib/y";
+    bad = path;
+  };
+  user = {
+    default = "opencode-a";
+    first = "x";
+    second = "y";
+    bad = text ++ [ "with:colon" ];
+  };
+  group = {
+    default = "opencode-a";
+    first = "x";
+    second = "y";
+    bad = text ++ [ "with:colon" ];
+  };
+  extraGroups = strings;
+  "listen.address" = {
+    default = "127.0.0.1";
+    first = "::1";
+    second = "0.0.0.0";
+    bad = [
+      "localhost"
+      "127.0.0.1:80"
+      "127.0.0.01"
+      "10.0.0.0/8"
+    ];
+  };
+  "listen.port" = {
+    default = 4096;
+    first = 8080;
+    second = 8081;
+    bad = [
+      0
+      65536
+      "8080"
+    ];
+  };
+  "listen.extraPorts" = {
+    default = [ ];
+    first = [ 5173 ];
+    second = [
+      3000
+      3001
+    ];
+    bad = [
+      5173
+      [ 0 ]
+      [ "5173" ]
+    ];
+  };
+  openFirewall = flag;
+  logLevel = {
+    default = "INFO";
+    first = "DEBUG";
+    second = "WARN";
+    bad = [
+      "debug"
+      "TRACE"
+      null
+    ];
+  };
+  cors = strings;
+  mdns = flag;
+  mdnsDomain = {
+    default = null;
+    first = "x.local";
+    second = "y.local";
+    bad = [ 1 ];
+  };
+  pure = flag;
+  extraArgs = strings;
+  environment = {
+    default = { };
+    first = {
+      X = "one";
+      Y = "kept";
+    };
+    second.X = "two";
+    merged = {
+      X = "two";
+      Y = "kept";
+    };
+    bad = [
+      [ "X=1" ]
+      { X = 1; }
+    ];
+  };
+  environmentFile = {
+    default = null;
+    first = "/run/one";
+    second = "/run/two";
+    bad = path;
+  };
+  environmentFiles = paths;
+  path = strings;
+  preInitScript = script;
+  postInitScript = script;
+  config = {
+    first = {
+      model = "x/one";
+      small_model = "x/kept";
+      provider.x.options.timeout = 1;
+      provider.y.options.timeout = 2;
+      permission.bash = "deny";
+    };
+    second = {
+      model = "x/two";
+      provider.x.options.timeout = 3;
+      # A value that may be other than a set is one value.
+      permission = "allow";
+    };
+    shown =
+      config:
+      {
+        inherit (config) model small_model permission;
+      }
+      // lib.mapAttrs (_: provider: provider.options.timeout) (
+        if config.provider == null then { } else config.provider
+      );
+    default = {
+      model = null;
+      small_model = null;
+      permission = null;
+    };
+    merged = {
+      model = "x/two";
+      small_model = "x/kept";
+      permission = "allow";
+      x = 3;
+      y = 2;
+    };
+    bad = [
+      "text"
+      { model = 1; }
+    ];
+  };
+  configFile = {
+    default = null;
+    first = "/run/one";
+    second = "/run/two";
+    bad = [
+      "relative"
+      1
+    ];
+  };
+  skills = files;
+  agents = files;
+  commands = files;
+  "resources.memoryMax" = amount;
+  "resources.memoryHigh" = amount;
+  "resources.cpuQuota" = {
+    default = null;
+    first = "50%";
+    second = "200%";
+    bad = [
+      "2"
+      2
+    ];
+  };
+  "resources.cpuWeight" = {
+    default = null;
+    first = 50;
+    second = 100;
+    bad = [
+      0
+      10001
+      "50"
+    ];
+  };
+  "resources.tasksMax" = {
+    default = null;
+    first = 512;
+    second = "10%";
+    bad = [
+      0
+      "many"
+    ];
+  };
+  "sandbox.readWritePaths" = paths;
+  "sandbox.readOnlyPaths" = paths;
+  "sandbox.unixSockets.allow" = paths;
+  "sandbox.extraConfig" = {
+    default = { };
+    first = {
+      Nice = 5;
+      IOWeight = 10;
+    };
+    second.Nice = 10;
+    merged = {
+      Nice = 10;
+      IOWeight = 10;
+    };
+    bad = [
+      "Nice=5"
+      { Nice = { }; }
+    ];
+  };
+  "networkIsolation.enable" = flag;
+  "networkIsolation.mode" = {
+    default = "enforce";
+    first = "audit";
+    second = "enforce";
+    bad = [
+      "off"
+      false
+    ];
+  };
+  "networkIsolation.outboundAllowCidrs" = networks;
+  "networkIsolation.outboundDenyCidrs" = networks;
+  "networkIsolation.outboundAllow" = {
+    default = [ ];
+    first = [
+      {
+        cidr = "10.0.0.0/8";
+        protocol = "any";
+        ports = [ ];
+      }
+    ];
+    second = [
+      {
+        cidr = "192.0.2.0/24";
+        protocol = "tcp";
+        ports = [
+          "443"
+          "8000-8100"
+        ];
+      }
+    ];
+    bad = [
+      [ "10.0.0.0/8" ]
+      [ { protocol = "tcp"; } ]
+      [ { cidr = "10.0.0.1/8"; } ]
+      [
+        {
+          cidr = "10.0.0.0/8";
+          protocol = "sctp";
+        }
+      ]
+      [
+        {
+          cidr = "10.0.0.0/8";
+          ports = [ 0 ];
+        }
+      ]
+      [
+        {
+          cidr = "10.0.0.0/8";
+          ports = [ "8100-8000" ];
+        }
+      ]
+      [
+        {
+          cidr = "10.0.0.0/8";
+          port = 1;
+        }
+      ]
+    ];
+  };
+}

@@ -1,0 +1,433 @@
+# What instances become: units, users, directories, files.
+{ lib, host }:
+let
+  inherit (lib) attrNames elem genAttrs hasPrefix head;
+  is = got: expected: { inherit got expected; };
+  isolation.networkIsolation.enable = true;
+
+  server = config: config.systemd.services.opencode-a;
+  setup = config: config.systemd.services.opencode-a-setup;
+  settings = instance: (server (host.one instance)).serviceConfig;
+  command = instance: (settings instance).ExecStart;
+  base = "/nix/store/opencode/bin/opencode serve --hostname 127.0.0.1 --port 4096 --print-logs --log-level INFO";
+  attach = "+/nix/store/opencode-egress/bin/opencode-egress attach a";
+
+  two = host.two isolation isolation;
+  filesOf = config: config.environment.etc."opencode-instances/a".source.entries;
+  textOf = name: config: (head (lib.filter (entry: entry.name == name) (filesOf config))).path;
+in
+{
+  "nothing without enable" =
+    let
+      config = host.config [
+        { services.opencode.enable = lib.mkForce false; }
+        (host.called "a" ({ directory = "/srv/a"; } // isolation))
+      ];
+    in
+    is
+      {
+        services = attrNames config.systemd.services;
+        users = attrNames config.users.users;
+        inherit (config.systemd) tmpfiles;
+        tables = attrNames config.networking.nftables.tables;
+        etc = attrNames config.environment.etc;
+      }
+      {
+        services = [ ];
+        users = [ ];
+        tmpfiles.rules = [ ];
+        tables = [ ];
+        etc = [ ];
+      };
+  "no daemon without isolation" = is (attrNames (host.one { }).systemd.services) [
+    "opencode-a"
+    "opencode-a-setup"
+  ];
+
+  "the command" = is (command { }) base;
+  "every flag, and extraArgs last" =
+    is
+      (command {
+        listen.address = "::1";
+        listen.port = 8080;
+        logLevel = "DEBUG";
+        cors = [
+          "https://a.example"
+          "https://b.example"
+        ];
+        mdns = true;
+        mdnsDomain = "x.local";
+        pure = true;
+        extraArgs = [
+          "--port"
+          "1"
+        ];
+      })
+      "/nix/store/opencode/bin/opencode serve --hostname ::1 --port 8080 --print-logs --log-level DEBUG --cors=https://a.example --cors=https://b.example --mdns --mdns-domain x.local --pure --port 1";
+  "words are quoted" = is (command { extraArgs = [ "a b" "50%" "$HOME" "\"" "" ]; }) (
+    base + " \"a b\" \"50%%\" \"$$HOME\" \"\\\"\" \"\""
+  );
+
+  "attach comes first in both units" =
+    let
+      config = host.config [
+        (host.called "a" ({ directory = "/srv/a"; } // isolation))
+        { systemd.services.opencode-a.serviceConfig.ExecStartPre = [ "/bin/other" ]; }
+        { systemd.services.opencode-a-setup.serviceConfig.ExecStartPre = lib.mkBefore [ "/bin/other" ]; }
+      ];
+    in
+    is
+      {
+        server = (server config).serviceConfig.ExecStartPre;
+        setup = (setup config).serviceConfig.ExecStartPre;
+      }
+      {
+        server = [
+          attach
+          "/bin/other"
+        ];
+        setup = [
+          attach
+          "/bin/other"
+        ];
+      };
+  "the daemon is wanted by the server and required by its setup" =
+    let
+      config = host.one isolation;
+      pick = service: { inherit (service) wants requires after; };
+    in
+    is
+      {
+        server = pick (server config);
+        setup = pick (setup config);
+      }
+      {
+        server = {
+          wants = [ "opencode-egress.service" ];
+          requires = [ "opencode-a-setup.service" ];
+          after = [
+            "network.target"
+            "opencode-a-setup.service"
+            "opencode-egress.service"
+          ];
+        };
+        setup = {
+          wants = [ ];
+          requires = [
+            "opencode-egress.service"
+            "nftables.service"
+          ];
+          after = [
+            "network.target"
+            "opencode-egress.service"
+            "nftables.service"
+          ];
+        };
+      };
+  "a changed policy changes no server" = is (server (host.one isolation)) (
+    server (
+      host.one {
+        networkIsolation = {
+          enable = true;
+          mode = "audit";
+          outboundAllowCidrs = [ "10.0.0.0/8" ];
+          outboundDenyCidrs = [ "10.9.0.0/16" ];
+        };
+      }
+    )
+  );
+  "a changed script restarts the server" =
+    is (map (script: script.text) (
+      lib.take 1 (server (host.one { preInitScript = "true"; })).restartTriggers
+    )) [ "#!/bin/bash\nset -eu\ntrue" ];
+  "neither attach nor daemon without isolation" = is {
+    pre = (settings { }) ? ExecStartPre;
+    inherit (server (host.one { })) wants;
+    socket = elem "-/run/opencode-egress" (settings { }).BindReadOnlyPaths;
+  } {
+    pre = false;
+    wants = [ ];
+    socket = false;
+  };
+
+  "hooks are around the setup" =
+    is
+      (map (script: script.name)
+        (setup (
+          host.one {
+            preInitScript = "true";
+            postInitScript = "true";
+          }
+        )).serviceConfig.ExecStart
+      )
+      [
+        "opencode-a-pre-init"
+        "opencode-a-setup"
+        "opencode-a-post-init"
+      ];
+  "a hook stops at its first error" =
+    is (head (setup (host.one { preInitScript = "false\ntrue"; })).serviceConfig.ExecStart).text
+      "#!/bin/bash\nset -eu\nfalse\ntrue";
+  "the setup is as hardened as the server" =
+    let
+      unit = instance: {
+        server = removeAttrs (server instance).serviceConfig [
+          "ExecStart"
+          "Type"
+          "Restart"
+          "RestartSec"
+          "OOMPolicy"
+        ];
+        setup = removeAttrs (setup instance).serviceConfig [
+          "ExecStart"
+          "Type"
+        ];
+      };
+      units = unit (host.one isolation);
+    in
+    is units.setup units.server;
+
+  "the environment, the instance's before the module's" =
+    is
+      (server (
+        host.one {
+          environment = {
+            HOME = "/elsewhere";
+            X = "1";
+          };
+        }
+      )).environment
+      {
+        HOME = "/elsewhere";
+        OPENCODE_DISABLE_AUTOUPDATE = "1";
+        X = "1";
+      };
+  "its files, in their order" =
+    is
+      (settings {
+        environmentFile = "/run/one";
+        environmentFiles = [
+          "/run/two"
+          "/run/three"
+        ];
+      }).EnvironmentFile
+      [
+        "/run/one"
+        "/run/two"
+        "/run/three"
+      ];
+  "both units have them" = is (setup (host.one { environmentFile = "/run/one"; })).serviceConfig.EnvironmentFile [
+    "/run/one"
+  ];
+  "home is the state directory" = is (server (host.one { stateDir = "/var/lib/x"; })).environment.HOME "/var/lib/x";
+
+  "resources" =
+    is
+      (lib.getAttrs [ "MemoryMax" "MemoryHigh" "CPUQuota" "CPUWeight" "TasksMax" ] (settings {
+        resources = {
+          memoryMax = "4G";
+          memoryHigh = "3G";
+          cpuQuota = "200%";
+          cpuWeight = 50;
+          tasksMax = 512;
+        };
+      }))
+      {
+        MemoryMax = "4G";
+        MemoryHigh = "3G";
+        CPUQuota = "200%";
+        CPUWeight = 50;
+        TasksMax = 512;
+      };
+  "no limits by themselves" = is (lib.intersectAttrs (genAttrs [ "MemoryMax" "CPUQuota" "TasksMax" ] (_: null)) (
+    settings { }
+  )) { };
+
+  "only the instance's own directories are writable" = is (settings { }).BindPaths [
+    "/srv/a"
+    "/var/lib/opencode/instance-state/a"
+  ];
+  "no keyrings" = is (elem "~@privileged @resources @keyring" (settings { }).SystemCallFilter) true;
+  "the root is empty and read-only" = is (settings { }).TemporaryFileSystem [
+    "/:ro"
+    "/run:ro"
+    "/dev/shm:mode=1777"
+  ];
+  "paths and sockets that are let in" =
+    let
+      unit = settings {
+        sandbox = {
+          readWritePaths = [ "/srv/rw" ];
+          readOnlyPaths = [ "/srv/ro" ];
+          unixSockets.allow = [ "/run/x.sock" ];
+        };
+      };
+    in
+    is
+      {
+        rw = elem "/srv/rw" unit.BindPaths;
+        ro = elem "/srv/ro" unit.BindReadOnlyPaths && elem "/run/x.sock" unit.BindReadOnlyPaths;
+        not = elem "/srv/ro" unit.BindPaths || elem "/run/x.sock" unit.BindPaths;
+      }
+      {
+        rw = true;
+        ro = true;
+        not = false;
+      };
+  "extraConfig has the last word" =
+    is
+      (lib.getAttrs [ "ProtectProc" "BindPaths" "Restart" ] (settings {
+        sandbox.extraConfig = {
+          ProtectProc = "default";
+          BindPaths = [ "/x" ];
+          Restart = "no";
+        };
+      }))
+      {
+        ProtectProc = "default";
+        BindPaths = [ "/x" ];
+        Restart = "no";
+      };
+  "extraConfig does not undo the policy" =
+    is
+      (lib.getAttrs [ "ExecStartPre" "CapabilityBoundingSet" "User" "RestrictAddressFamilies" ] (
+        settings (
+          isolation
+          // {
+            sandbox.extraConfig = {
+              ExecStartPre = [ "" ];
+              CapabilityBoundingSet = "~";
+              User = "root";
+              RestrictAddressFamilies = "~AF_UNIX";
+              Slice = "x.slice";
+              Delegate = true;
+            };
+          }
+        )
+      ))
+      {
+        ExecStartPre = [ attach ];
+        CapabilityBoundingSet = "";
+        User = "opencode-a";
+        RestrictAddressFamilies = [
+          "AF_UNIX"
+          "AF_INET"
+          "AF_INET6"
+        ];
+      };
+  "extraConfig neither moves nor delegates the cgroup" =
+    is
+      (lib.intersectAttrs (genAttrs [ "Slice" "Delegate" ] (_: null)) (
+        settings (
+          isolation
+          // {
+            sandbox.extraConfig = {
+              Slice = "x.slice";
+              Delegate = true;
+            };
+          }
+        )
+      ))
+      { };
+  "groups" = is (settings { extraGroups = [ "x" ]; }).SupplementaryGroups [ "x" ];
+
+  "users and groups are made" = is (host.one { }).users {
+    users.opencode-a = {
+      isSystemUser = true;
+      group = "opencode-a";
+      home = "/var/lib/opencode/instance-state/a";
+      description = "opencode server, instance a";
+    };
+    groups.opencode-a = { };
+  };
+  "users of others are not" = is (host.one {
+    user = "alice";
+    group = "users";
+  }).users {
+    users = { };
+    groups = { };
+  };
+  "a long name still makes a good user" =
+    let
+      name = lib.concatStrings (lib.genList (_: "x") 64);
+      config = host.config [ (host.called name { directory = "/srv/x"; }) ];
+      user = head (attrNames config.users.users);
+    in
+    is {
+      length = builtins.stringLength user;
+      failures = host.failures config;
+      start = hasPrefix "opencode-xxxxxxxxxxxxx-" user;
+    } {
+      length = 31;
+      failures = [ ];
+      start = true;
+    };
+  "the state directory is made, private" =
+    is (lib.last (host.one { user = "alice"; group = "users"; }).systemd.tmpfiles.rules)
+      "d /var/lib/opencode/instance-state/a 0700 alice users -";
+
+  "declared files" =
+    is
+      (map (entry: entry.name) (
+        filesOf (
+          host.one {
+            agents.x = "text";
+            commands.y = ./default.nix;
+            skills.z = "/srv/skills/z";
+          }
+        )
+      ))
+      [
+        "opencode.json"
+        "agents/x"
+        "commands/y"
+        "skills/z"
+      ];
+  "text becomes a file" = is (textOf "agents/x" (host.one { agents.x = "text"; })).text "text";
+  "a path in quotes stays where it is, and is seen" =
+    let
+      config = host.one { skills.z = "/srv/skills/z"; };
+    in
+    is {
+      path = textOf "skills/z" config;
+      seen = elem "/srv/skills/z" (server config).serviceConfig.BindReadOnlyPaths;
+    } {
+      path = "/srv/skills/z";
+      seen = true;
+    };
+  "opencode.json" =
+    is (builtins.fromJSON (textOf "opencode.json" (host.one { config.model = "x/y"; })).text).model
+      "x/y";
+  "a ready configuration stays where it is, and is seen" =
+    let
+      config = host.one { configFile = "/run/secrets/opencode.json"; };
+    in
+    is {
+      path = textOf "opencode.json" config;
+      seen = elem "/run/secrets/opencode.json" (server config).serviceConfig.BindReadOnlyPaths;
+    } {
+      path = "/run/secrets/opencode.json";
+      seen = true;
+    };
+
+  "two instances have nothing in common" =
+    let
+      a = two.systemd.services.opencode-a.serviceConfig;
+      b = two.systemd.services.opencode-b.serviceConfig;
+    in
+    is
+      {
+        writable = lib.intersectLists a.BindPaths b.BindPaths;
+        users = a.User != b.User && a.Group != b.Group;
+        files = lib.filter (path: hasPrefix "/nix/store/opencode-" path) (
+          lib.intersectLists a.BindReadOnlyPaths b.BindReadOnlyPaths
+        );
+        sees = lib.filter (lib.hasInfix "instance-state/b") (a.BindReadOnlyPaths ++ a.BindPaths);
+      }
+      {
+        writable = [ ];
+        users = true;
+        files = [ ];
+        sees = [ ];
+      };
+}

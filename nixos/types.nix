@@ -1,0 +1,132 @@
+# Types of the module's options: what cannot work is refused where it is written, with what to write instead.
+{ lib }:
+let
+  inherit (lib) types;
+  inherit (import ./cidr.nix { inherit lib; }) parseAddress parseCidr;
+
+  # A string of which `parse` makes { value } or { problem }. The option keeps the string.
+  parsed =
+    name: description: parse:
+    lib.mkOptionType {
+      inherit name description;
+      descriptionClass = "noun";
+      check = lib.isString;
+      merge =
+        loc: defs:
+        let
+          text = lib.mergeEqualOption loc defs;
+          result = parse text;
+        in
+        if result ? problem then
+          throw "The option `${lib.showOption loc}` is wrong: ${result.problem}. Definition values:${lib.options.showDefs defs}"
+        else
+          text;
+    };
+
+  checkPath =
+    text:
+    let
+      reserved = builtins.match ".*([][:space:]%:\"'\\$*?[]).*" text;
+    in
+    if !lib.hasPrefix "/" text then
+      { problem = "`${text}` is relative, and units have no directory to start from; write an absolute path"; }
+    else if reserved != null then
+      {
+        problem = "`${text}` has a character that unit files give a meaning to: `${lib.head reserved}`; use a path without it";
+      }
+    else if
+      lib.any (part: lib.elem part [ "" "." ".." ]) (lib.tail (lib.splitString "/" text))
+    then
+      {
+        problem =
+          if text == "/" then
+            "`/` is the whole host; name a directory"
+          else
+            "`${text}` has empty, `.` or `..` parts, or ends in `/`; write it without";
+      }
+    else
+      { value = text; };
+in
+rec {
+  absolutePath = parsed "absolutePath" "absolute path, as a string" checkPath;
+
+  cidr = parsed "cidr" "network in CIDR notation, IPv4 or IPv6, without host bits" parseCidr;
+
+  address = parsed "address" "IPv4 or IPv6 address" parseAddress;
+
+  # Not 0, which is any.
+  port = types.ints.between 1 65535;
+
+  portRange =
+    types.coercedTo port toString (
+      parsed "portRange" "port, or range of ports as in \"8000-8100\"" (
+        text:
+        let
+          ends = lib.splitString "-" text;
+          good = end: builtins.match "[0-9]{1,5}" end != null && number end >= 1 && number end <= 65535;
+          number = lib.toIntBase10;
+          first = lib.head ends;
+          final = lib.last ends;
+        in
+        if lib.length ends > 2 || !lib.all good ends then
+          { problem = "`${text}` is no port; write one from 1 to 65535, or a range as in `8000-8100`"; }
+        else if number first > number final then
+          { problem = "`${text}` runs backwards; write `${final}-${first}`"; }
+        else
+          { value = text; }
+      )
+    );
+
+  # Where the daemon serves metrics.
+  metricsAddress =
+    let
+      endpoint = builtins.match "(\\[?)([0-9a-fA-F.:]+)(]?):([0-9]{1,5})";
+    in
+    parsed "metricsAddress" "loopback address and port, as in \"127.0.0.1:9642\" or \"[::1]:9642\", or path of a Unix socket" (
+      text:
+      let
+        parts = endpoint text;
+        ip = parseAddress (lib.elemAt parts 1);
+        number = lib.toIntBase10 (lib.elemAt parts 3);
+        bracketed = lib.hasInfix ":" (lib.elemAt parts 1);
+      in
+      if lib.hasPrefix "/" text then
+        checkPath text
+      else if
+        parts == null
+        || ip ? problem
+        || (lib.head parts == "[") != bracketed
+        || (lib.elemAt parts 2 == "]") != bracketed
+        || number < 1
+        || number > 65535
+      then
+        { problem = "`${text}` is neither an address with a port, as in `127.0.0.1:9642` or `[::1]:9642`, nor an absolute path"; }
+      else if !ip.value.isLoopback || bracketed != (ip.value.family == 6) then
+        { problem = "`${text}` is not on loopback, and who reads the metrics learns what every instance was refused; write `127.0.0.1:${toString number}` and put a proxy before it"; }
+      else
+        { value = text; }
+    );
+
+  # A value of a unit's setting; a list is the setting several times.
+  unitSetting =
+    let
+      atom = types.oneOf [
+        types.bool
+        types.int
+        types.str
+        types.package
+      ];
+    in
+    types.either atom (types.listOf atom);
+
+  # Text, or the path of a file or directory: in quotes where it is, without them what goes to the store.
+  content =
+    let
+      isPath = text: lib.hasPrefix "/" text && !lib.hasInfix "\n" text;
+    in
+    types.oneOf [
+      (types.addCheck absolutePath isPath)
+      types.path
+      types.lines
+    ];
+}

@@ -1,0 +1,62 @@
+# The units of each instance, and the directories that must be there before them.
+{
+  config,
+  lib,
+  pkgs,
+  ...
+}:
+let
+  inherit (lib)
+    concatMapAttrs
+    mapAttrs'
+    mapAttrsToList
+    nameValuePair
+    ;
+  instances = import ../instances.nix { inherit config lib; };
+  filesOf = import ./files.nix { inherit lib pkgs; };
+  # Below /etc. Links in the state directory point here, so it must not change.
+  etcName = name: "opencode-instances/${name}";
+
+  units =
+    name: instance:
+    let
+      files = filesOf name instance // {
+        at = "/etc/${etcName name}";
+      };
+      common = import ./service.nix { inherit config lib; } { inherit name instance files; };
+      arguments = {
+        inherit
+          name
+          instance
+          files
+          common
+          ;
+      };
+      setup = import ./setup.nix { inherit lib pkgs; } arguments;
+    in
+    {
+      ${instances.setupUnit name} = setup;
+      ${instances.serverUnit name} = import ./server.nix { inherit lib; } arguments // {
+        # Changed scripts take effect when the system is switched.
+        restartTriggers = setup.serviceConfig.ExecStart;
+      };
+    };
+in
+{
+  config = lib.mkIf config.services.opencode.enable {
+    systemd.services = concatMapAttrs units instances.enabled;
+
+    # The same directory that the units see, for those who look from outside.
+    environment.etc = mapAttrs' (
+      name: instance: nameValuePair (etcName name) { source = (filesOf name instance).package; }
+    ) instances.enabled;
+
+    systemd.tmpfiles.rules = [
+      "d /var/lib/opencode 0755 root root -"
+      "d /var/lib/opencode/instance-state 0755 root root -"
+    ]
+    ++ mapAttrsToList (
+      _: instance: "d ${instance.stateDir} 0700 ${instance.user} ${instance.group} -"
+    ) instances.enabled;
+  };
+}

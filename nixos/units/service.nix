@@ -1,0 +1,63 @@
+# What the server's unit and its setup unit have in common.
+{ config, lib }:
+{
+  name,
+  instance,
+  files,
+}:
+let
+  inherit (lib) mkForce optionalAttrs;
+  inherit (instance) networkIsolation resources;
+  inherit (config.services.opencode) egress;
+  instances = import ../instances.nix { inherit config lib; };
+  sandbox = import ./sandbox.nix { inherit lib; };
+  exec = import ./exec.nix { inherit lib; };
+
+  environmentFiles = instances.environmentFiles instance;
+
+  # A setting that is null is not written.
+  given = lib.filterAttrs (_: value: value != null);
+in
+{
+  # The working directory's systemd adds by itself.
+  unitConfig.RequiresMountsFor = [ instance.stateDir ];
+
+  # The module's own come first; systemd reads files after these.
+  environment = {
+    HOME = instance.stateDir;
+    # The package is the system's to update.
+    OPENCODE_DISABLE_AUTOUPDATE = "1";
+  }
+  // lib.mapAttrs (_: mkForce) instance.environment;
+
+  inherit (instance) path;
+
+  serviceConfig =
+    sandbox { inherit instance files; }
+    // given {
+      MemoryMax = resources.memoryMax;
+      MemoryHigh = resources.memoryHigh;
+      CPUQuota = resources.cpuQuota;
+      CPUWeight = resources.cpuWeight;
+      TasksMax = resources.tasksMax;
+    }
+    // {
+      User = instance.user;
+      Group = instance.group;
+      WorkingDirectory = instance.directory;
+    }
+    // optionalAttrs (instance.extraGroups != [ ]) { SupplementaryGroups = instance.extraGroups; }
+    // optionalAttrs (environmentFiles != [ ]) { EnvironmentFile = environmentFiles; }
+    // optionalAttrs networkIsolation.enable {
+      # First, whatever else is added, before anything of the instance runs. It fails, and the unit with it, when the policy is not in force.
+      ExecStartPre = lib.mkOrder 0 [
+        "+${
+          exec [
+            "${egress.package}/bin/opencode-egress"
+            "attach"
+            name
+          ]
+        }"
+      ];
+    };
+}

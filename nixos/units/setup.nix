@@ -1,0 +1,84 @@
+# opencode-<name>-setup.service: the state directory, and the scripts around that.
+{ lib, pkgs }:
+{
+  name,
+  instance,
+  files,
+  common,
+}:
+let
+  inherit (lib) optional optionals;
+  locks = optionals instance.networkIsolation.enable [
+    "opencode-egress.service"
+    "nftables.service"
+  ];
+
+  script = what: text: pkgs.writeShellScript "opencode-${name}-${what}" text;
+  hook = what: text: optional (text != "") (script what "set -eu\n${text}");
+
+  # Links point to `files.at`, not into the store, so that they stay as they are when the configuration changes.
+  setup = script "setup" ''
+    set -eu
+    PATH=${
+      lib.makeBinPath [
+        pkgs.coreutils
+        pkgs.findutils
+      ]
+    }
+    state=${lib.escapeShellArg instance.stateDir}
+    files=${lib.escapeShellArg files.at}
+    config=$state/.config/opencode
+
+    # Links to what is declared no more.
+    if [ -d "$config" ]; then
+      find "$config" -type l -lname "$files/*" -xtype l -delete
+    fi
+
+    mkdir -p "$config" "$state/.cache" "$state/.local/share/opencode" "$state/.local/state"
+
+    link() {
+      if [ "$(readlink "$2")" = "$1" ]; then
+        return
+      elif [ -e "$2" ] || [ -L "$2" ] || ! mkdir -p "$(dirname "$2")" || ! ln -s "$1" "$2"; then
+        echo "$2 is kept as it is; what the configuration has for it is not used. Remove it to use that." >&2
+      fi
+    }
+
+    link "$files/opencode.json" "$config/opencode.json"
+    for kind in agents commands; do
+      for file in "$files/$kind"/*; do
+        name=$(basename "$file")
+        if [ -d "$file" ]; then
+          link "$file" "$config/$kind/$name"
+        elif [ -e "$file" ]; then
+          link "$file" "$config/$kind/$name.md"
+        fi
+      done
+    done
+    for file in "$files/skills"/*; do
+      name=$(basename "$file")
+      if [ -d "$file" ]; then
+        link "$file" "$config/skills/$name"
+      elif [ -e "$file" ]; then
+        link "$file" "$config/skills/$name/SKILL.md"
+      fi
+    done
+  '';
+in
+{
+  description = "State of the opencode server, instance ${name}";
+  # Both locks. Here it is Requires=: this unit is over when the server starts, so what becomes of them later does not stop it.
+  requires = locks;
+  after = [ "network.target" ] ++ locks;
+
+  inherit (common) environment path unitConfig;
+
+  serviceConfig = common.serviceConfig // {
+    # Not RemainAfterExit=: with it, restarting the daemon would stop this unit, and so the server.
+    Type = "oneshot";
+    ExecStart =
+      hook "pre-init" instance.preInitScript
+      ++ [ setup ]
+      ++ hook "post-init" instance.postInitScript;
+  };
+}

@@ -1,0 +1,41 @@
+# What works, and is probably not what was meant.
+{ config, lib, ... }:
+let
+  inherit (lib) concatMap mapAttrsToList optional;
+  instances = import ./instances.nix { inherit config lib; };
+  inherit (instances) enabled option;
+  inherit (import ./cidr.nix { inherit lib; }) parseAddress;
+
+  ofInstance =
+    name: instance:
+    let
+      isolation = instance.networkIsolation;
+      inherit ((parseAddress instance.listen.address).value) isLoopback;
+      firewall = config.networking.firewall.enable;
+      exposed = !isLoopback && (instance.openFirewall || !isolation.enable && !firewall);
+      secret = instances.environmentFiles instance != [ ];
+      handed = lib.filter (socket: socket.owner != null) (
+        import ./sockets.nix { inherit lib; } instance.sandbox
+      );
+    in
+    optional (exposed && !instance.openFirewall)
+      "${option name "listen.address"} is ${instance.listen.address}, and there is neither a firewall nor ${option name "networkIsolation.enable"} to keep other machines out. Listen on 127.0.0.1, or turn one of them on."
+    ++ optional (exposed && !secret)
+      "${option name "openFirewall"}: other machines reach the server, and without a password whoever does can have the agent run commands. Set OPENCODE_SERVER_PASSWORD in ${option name "environmentFile"}."
+    ++ optional (instance.openFirewall && isLoopback)
+      "${option name "openFirewall"} opens port ${toString instance.listen.port}, but ${option name "listen.address"} is ${instance.listen.address}, which other machines cannot reach. Listen on another address, or close the port."
+    ++ optional (isolation.enable && instance.listen.port >= 32768 && instance.listen.port <= 60999)
+      "${option name "listen.port"} is ${toString instance.listen.port}, which the kernel may take for an outgoing connection: the server then fails to start, or the connection is refused. Choose one below 32768."
+    ++ optional (instance.listen.extraPorts != [ ] && !isolation.enable)
+      "${option name "listen.extraPorts"} has no effect without ${option name "networkIsolation.enable"}: every port can be bound. Remove it, or enable isolation."
+    ++ optional (isolation.enable && isolation.mode == "audit")
+      "${option name "networkIsolation.mode"} is `audit`: what the policy refuses is reported, and let pass. Set `enforce` when the list is complete."
+    ++ concatMap (
+      socket:
+      optional (!isolation.enable)
+        "${option name socket.setting}: through ${socket.path} the agent can have ${socket.owner} act for it, outside its sandbox. Remove it, unless that is what it is for."
+    ) handed;
+in
+{
+  warnings = concatMap lib.id (mapAttrsToList ofInstance enabled);
+}
