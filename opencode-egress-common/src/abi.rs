@@ -3,7 +3,10 @@
 //! Every type here is `repr(C)` without padding, so that no uninitialised byte leaves the kernel.
 //! Numbers are in host byte order unless their name or comment says otherwise.
 
-use crate::flow::{Address, Class, Family, Flow};
+use crate::{
+    flow::{Address, Class, Family, Flow, Protocol},
+    reason::DropReason,
+};
 
 /// The version of everything in this module. A change of any layout, map or program name raises it;
 /// pins of another version are never touched by this one.
@@ -302,6 +305,15 @@ impl SeenKey {
             family: flow.address.family() as u8,
         }
     }
+
+    /// The flow.
+    pub const fn flow(&self) -> Flow {
+        let address = match self.family {
+            4 => Address::v4(self.address[0]),
+            _ => Address::v6(self.address),
+        };
+        Flow { address, protocol: Protocol(self.protocol), port: self.port }
+    }
 }
 
 /// A destination that was denied before.
@@ -314,6 +326,22 @@ pub struct Seen {
     pub attempts: u64,
     /// `attempts` at that event.
     pub told: u64,
+    /// Why it was denied so far: bit n for the drop reason with number n. Two CPUs that set a bit at once
+    /// can lose one of them; the next denial for that reason sets it.
+    pub reasons: u64,
+}
+
+impl Seen {
+    /// The bit of a reason in [`Seen::reasons`].
+    #[inline(always)]
+    pub const fn bit(reason: DropReason) -> u64 {
+        1 << reason as u8
+    }
+
+    /// Why it was denied so far.
+    pub fn reasons(&self) -> impl Iterator<Item = DropReason> + '_ {
+        DropReason::ALL.iter().copied().filter(|reason| self.reasons & Self::bit(*reason) != 0)
+    }
 }
 
 /// A ring-buffer record of a denied flow.
@@ -366,8 +394,15 @@ mod tests {
         assert_eq!(size_of::<Denied>(), REASON_SLOTS * 16 + 32);
         assert_eq!(size_of::<Limits>(), 24);
         assert_eq!(size_of::<SeenKey>(), 16 + 4 + 2 + 1 + 1);
-        assert_eq!(size_of::<Seen>(), 24);
+        assert_eq!(size_of::<Seen>(), 32);
         assert_eq!(size_of::<Event>(), 16 + 2 * 8 + 4 * 4 + 16 + 2 + 4 + 2);
+    }
+
+    #[test]
+    fn a_destination_remembers_every_reason() {
+        let reasons = DropReason::ALL.iter().fold(0, |bits, reason| bits | Seen::bit(*reason));
+        let seen = Seen { reported: 0, attempts: 1, told: 1, reasons };
+        assert!(seen.reasons().eq(DropReason::ALL.iter().copied()));
     }
 
     #[test]

@@ -104,6 +104,7 @@ const HARMLESS_OPTIONS: [u8; 6] = [7, 68, 130, 134, 136, 148];
 
 #[inline(always)]
 fn ipv4_options(bytes: &impl Bytes, header_len: usize) -> Result<(), DropReason> {
+    whole(bytes, header_len)?;
     let mut offset = 20;
     // At most 40 bytes of options, each at least one byte.
     for _ in 0..40 {
@@ -121,6 +122,12 @@ fn ipv4_options(bytes: &impl Bytes, header_len: usize) -> Result<(), DropReason>
         }
     }
     if offset >= header_len { Ok(()) } else { Err(DropReason::UnreadableHeader) }
+}
+
+/// Whether a header that ends at `end` is there to its last word. What follows it may need no reading.
+#[inline(always)]
+fn whole(bytes: &impl Bytes, end: usize) -> Result<(), DropReason> {
+    bytes.far::<1>(end - 4).map(|_| ()).ok_or(DropReason::UnreadableHeader)
 }
 
 const HOP_BY_HOP: u8 = 0;
@@ -168,6 +175,7 @@ fn ipv6_extensions(bytes: &impl Bytes, first: u8) -> Result<(Protocol, usize), D
                 next = following;
                 // In units of 8 bytes, not counting the first.
                 offset += (len as usize + 1) * 8;
+                whole(bytes, offset)?;
             }
             _ if OPAQUE.contains(&next) => return Err(DropReason::ExtensionHeader),
             _ => return Ok((Protocol(next), offset)),
@@ -315,6 +323,19 @@ mod tests {
         other_version.0[0] = 0x44;
         check(ipv4(&other_version), R::UnreadableHeader);
         check(ipv6(&v4(6, &[], &[0; 40])), R::UnreadableHeader);
+    }
+
+    /// Headers that end too early, before protocols of which nothing more is read.
+    #[test]
+    fn a_header_must_be_whole() {
+        let mut options = v4(1, &[0; 8], &[]);
+        assert!(ipv4(&options).is_ok());
+        options.0.truncate(24);
+        assert_eq!(ipv4(&options), Err(DropReason::UnreadableHeader));
+        let mut extension = v6(60, &[58, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        assert!(ipv6(&extension).is_ok());
+        extension.0.truncate(48);
+        assert_eq!(ipv6(&extension), Err(DropReason::UnreadableHeader));
     }
 
     proptest! {

@@ -11,7 +11,7 @@ use aya_ebpf::helpers::{
     bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid, bpf_ktime_get_ns,
 };
 use opencode_egress_common::{
-    abi::{Counter, Denied, Event, Mode, REASON_SLOTS, Seen, SeenKey},
+    abi::{Counter, Denied, Mode, REASON_SLOTS, Seen, SeenKey},
     flow::Flow,
     reason::{DropReason, Hook},
 };
@@ -90,7 +90,7 @@ fn record(instance: u32, generation: u32, denial: &Denial<'_>, audit: u16) {
     }
     // SAFETY: the helper has no arguments and cannot fail.
     let now = unsafe { bpf_ktime_get_ns() };
-    let Some(Due { attempts, suppressed }) = due(denied, instance, denial.flow, now) else { return };
+    let Some(Due { attempts, suppressed }) = due(denied, instance, denial, now) else { return };
     // SAFETY: the map value is alive; both numbers are only ever added to.
     if !within_rate(denied, now) {
         unsafe { add(&raw mut (*denied).limited, 1) };
@@ -102,22 +102,28 @@ fn record(instance: u32, generation: u32, denial: &Denial<'_>, audit: u16) {
         return;
     };
     let Denial { hook, reason, flow, caller, .. } = denial;
-    slot.write(Event {
-        address: flow.address.words(),
-        attempts,
-        suppressed,
-        instance,
-        generation,
-        pid: caller.pid,
-        uid: caller.uid,
-        comm: caller.comm,
-        port: flow.port,
-        protocol: flow.protocol.0,
-        family: flow.address.family() as u8,
-        hook: *hook as u8,
-        reason: *reason as u8,
-        audit,
-    });
+    let event = slot.as_mut_ptr();
+    // SAFETY: the record is an Event, which has no padding, and every field of it is written. One by one: an Event
+    // made first and copied here would lie on the stack, of which older kernels leave too little.
+    unsafe {
+        // Volatile, or the compiler makes a call of it that moves 16 bytes, and a call takes stack.
+        for (index, word) in flow.address.words().into_iter().enumerate() {
+            (&raw mut (*event).address).cast::<u32>().add(index).write_volatile(word);
+        }
+        (&raw mut (*event).attempts).write(attempts);
+        (&raw mut (*event).suppressed).write(suppressed);
+        (&raw mut (*event).instance).write(instance);
+        (&raw mut (*event).generation).write(generation);
+        (&raw mut (*event).pid).write(caller.pid);
+        (&raw mut (*event).uid).write(caller.uid);
+        (&raw mut (*event).comm).write(caller.comm);
+        (&raw mut (*event).port).write(flow.port);
+        (&raw mut (*event).protocol).write(flow.protocol.0);
+        (&raw mut (*event).family).write(flow.address.family() as u8);
+        (&raw mut (*event).hook).write(*hook as u8);
+        (&raw mut (*event).reason).write(*reason as u8);
+        (&raw mut (*event).audit).write(audit);
+    }
     slot.submit(0);
 }
 
@@ -145,11 +151,12 @@ struct Due {
 
 /// Counts a denial of a destination. `None` when it is folded into the destination's last event.
 #[inline(always)]
-fn due(denied: *mut Denied, instance: u32, flow: &Flow, now: u64) -> Option<Due> {
-    let key = SeenKey::new(instance, flow);
+fn due(denied: *mut Denied, instance: u32, denial: &Denial<'_>, now: u64) -> Option<Due> {
+    let key = SeenKey::new(instance, denial.flow);
+    let reason = Seen::bit(denial.reason);
     let Some(seen) = maps::SEEN.get_ptr_mut(key) else {
         // A full table evicts the oldest; a failed insert only means that the next one is told too.
-        let _ = maps::SEEN.insert(key, Seen { reported: now, attempts: 1, told: 1 }, 0);
+        let _ = maps::SEEN.insert(key, Seen { reported: now, attempts: 1, told: 1, reasons: reason }, 0);
         return Some(Due { attempts: 1, suppressed: 0 });
     };
     let interval = maps::LIMITS.get(0).map_or(0, |limits| limits.interval);
@@ -157,6 +164,10 @@ fn due(denied: *mut Denied, instance: u32, flow: &Flow, now: u64) -> Option<Due>
     // which can misplace one attempt but not write outside the value.
     unsafe {
         add(&raw mut (*seen).attempts, 1);
+        let reasons = (&raw const (*seen).reasons).read_volatile();
+        if reasons & reason == 0 {
+            (&raw mut (*seen).reasons).write_volatile(reasons | reason);
+        }
         if now.wrapping_sub((*seen).reported) < interval {
             add(&raw mut (*denied).folded, 1);
             return None;

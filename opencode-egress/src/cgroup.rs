@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
+    ffi::OsString,
     fs::{self, File},
     io,
     os::{fd::AsFd, unix::fs::MetadataExt as _},
@@ -42,6 +43,11 @@ pub enum CgroupError {
 }
 
 impl CgroupError {
+    /// Whether what was asked for is not there (any more).
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
+    }
+
     fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::Io { action, path, source }
@@ -111,21 +117,51 @@ impl Hierarchy {
     }
 
     /// Every service that has a cgroup, and where: in the root slice or any slice below it.
-    pub fn services(&self) -> BTreeMap<UnitName, PathBuf> {
+    ///
+    /// # Errors
+    ///
+    /// When a slice cannot be read, which is something else than having no service.
+    pub fn services(&self) -> Result<BTreeMap<UnitName, PathBuf>, CgroupError> {
         let mut services = BTreeMap::new();
-        let mut slices = vec![PathBuf::new()];
-        while let Some(slice) = slices.pop() {
-            for entry in fs::read_dir(self.mount.join(&slice)).into_iter().flatten().flatten() {
-                let name = entry.file_name();
-                let here = slice.join(&name);
-                if name.as_encoded_bytes().ends_with(b".slice") {
-                    slices.push(here);
-                } else if let Some(unit) = name.to_str().and_then(|name| name.parse().ok()) {
+        for slice in self.slices()? {
+            for (name, here) in self.below(&slice)? {
+                if let Some(unit) = name.to_str().and_then(|name| name.parse().ok()) {
                     services.insert(unit, here);
                 }
             }
         }
-        services
+        Ok(services)
+    }
+
+    /// The root and every slice below it.
+    ///
+    /// # Errors
+    ///
+    /// When one cannot be read.
+    pub fn slices(&self) -> Result<Vec<PathBuf>, CgroupError> {
+        let mut slices = vec![PathBuf::new()];
+        let mut next = 0;
+        while let Some(slice) = slices.get(next) {
+            let below = self.below(slice)?.into_iter();
+            slices.extend(
+                below.filter(|(name, _)| name.as_encoded_bytes().ends_with(b".slice")).map(|(_, here)| here),
+            );
+            next += 1;
+        }
+        Ok(slices)
+    }
+
+    fn below(&self, relative: &Path) -> Result<Vec<(OsString, PathBuf)>, CgroupError> {
+        let path = self.mount.join(relative);
+        let names = match fs::read_dir(&path) {
+            // It went since its name was read.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(vec![]),
+            entries => entries.and_then(|entries| {
+                entries.map(|entry| Ok(entry?.file_name())).collect::<io::Result<Vec<_>>>()
+            }),
+        };
+        let names = names.map_err(CgroupError::io("read", &path))?;
+        Ok(names.into_iter().map(|name| (name.clone(), relative.join(name))).collect())
     }
 }
 

@@ -3,8 +3,12 @@
 use std::{ffi::OsString, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
 
-use crate::policy::{Cidr, InstanceName};
+use crate::{
+    exposition,
+    policy::{Cidr, InstanceName},
+};
 
 /// Where the daemon answers.
 pub const CONTROL_SOCKET: &str = "/run/opencode-egress/control.sock";
@@ -41,14 +45,37 @@ pub enum Command {
     Check(CheckArgs),
     /// Show what is confined, and what was refused
     Status(ReadArgs),
+    /// Watch what is confined, how much passes and what is refused
+    Top(TopArgs),
     /// Say what becomes of a flow, and why
     Explain(ExplainArgs),
     /// Print denied flows
     Events(EventsArgs),
+    /// Print what the daemon counts, for Prometheus
+    ///
+    /// The output is in Prometheus' text format, as node_exporter's textfile collector reads it.
+    Metrics(MetricsArgs),
+    /// Print the fewest rules that would have let pass what was refused
+    ///
+    /// From everything that was refused since the kernel began to count, also what the log's limits left out; with
+    /// --since from the journal. What the policy file allows by now is left out, so an edit counts before it is
+    /// applied. No network of several hosts covers any part of a deny rule. Judge each one before it is pasted into the policy: an
+    /// instance may have been refused for good reason.
+    Suggest(SuggestArgs),
     /// Apply the policy file again
     Reload(ControlArgs),
     /// Take an instance's links away, on purpose: its running units are no longer confined
     Detach(DetachArgs),
+    /// Print a shell's completions
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+    /// Write the manual pages
+    Man {
+        /// Where to; made if it is not there
+        directory: PathBuf,
+    },
 }
 
 /// Where to reach the daemon.
@@ -68,6 +95,9 @@ pub struct RunArgs {
     /// Directory on a bpffs in which links and maps are pinned
     #[arg(long, value_name = "DIR", default_value = PIN_DIRECTORY)]
     pub pins: PathBuf,
+    /// Serve metrics over HTTP: on a loopback address, as in 127.0.0.1:9642, or on a Unix socket's absolute path
+    #[arg(long, value_name = "ADDRESS")]
+    pub metrics: Option<exposition::Address>,
     /// Where to reach the daemon.
     #[command(flatten)]
     pub control: ControlArgs,
@@ -131,6 +161,17 @@ pub struct ReadArgs {
     pub control: ControlArgs,
 }
 
+/// `top`.
+#[derive(Debug, Args)]
+pub struct TopArgs {
+    /// Ask the daemon every S seconds
+    #[arg(long, value_name = "S", default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub interval: u64,
+    /// Where to reach the daemon.
+    #[command(flatten)]
+    pub control: ControlArgs,
+}
+
 /// `explain`.
 #[derive(Debug, Args)]
 pub struct ExplainArgs {
@@ -152,6 +193,42 @@ pub struct EventsArgs {
     /// Go on as they come
     #[arg(long, short)]
     pub follow: bool,
+    /// What to print and whom to ask.
+    #[command(flatten)]
+    pub read: ReadArgs,
+}
+
+/// `metrics`.
+#[derive(Debug, Args)]
+pub struct MetricsArgs {
+    /// Put them into this file instead, in one step, readable by all
+    #[arg(long, value_name = "FILE")]
+    pub textfile: Option<PathBuf>,
+    /// Where to reach the daemon.
+    #[command(flatten)]
+    pub control: ControlArgs,
+}
+
+/// `suggest`.
+#[derive(Debug, Args)]
+pub struct SuggestArgs {
+    /// The instance
+    pub name: InstanceName,
+    /// Ask the journal for what was refused since then, as in -1h, yesterday or "2026-11-21 20:00"; needs no daemon
+    #[arg(long, value_name = "WHEN", allow_hyphen_values = true)]
+    pub since: Option<String>,
+    /// Print options of the NixOS module
+    #[arg(long, conflicts_with = "json")]
+    pub nix: bool,
+    /// The widest IPv4 network to suggest, as a prefix length from 8 to 32; 32 for single addresses
+    #[arg(long, value_name = "N", default_value_t = 24, value_parser = clap::value_parser!(u8).range(8..=32))]
+    pub max_prefix_v4: u8,
+    /// The widest IPv6 network to suggest, as a prefix length from 32 to 128; 128 for single addresses
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u8).range(32..=128))]
+    pub max_prefix_v6: u8,
+    /// The policy file that the rules are for
+    #[arg(long, value_name = "FILE", default_value = POLICY_FILE)]
+    pub config: PathBuf,
     /// What to print and whom to ask.
     #[command(flatten)]
     pub read: ReadArgs,

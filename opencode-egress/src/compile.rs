@@ -5,6 +5,8 @@
 //! what its covering prefixes say, merged here. An entry that would say the same as the one above it
 //! is left out.
 
+mod rules;
+
 use std::{collections::HashMap, net::IpAddr};
 
 use ipnet::{IpNet, Ipv4Net};
@@ -12,6 +14,8 @@ use opencode_egress_common::{
     abi::{Entry, Grant, Head, Listener, MAX_LISTENERS, TrieKey},
     flow::{Address, Class},
 };
+
+pub use rules::CompiledRules;
 
 use crate::policy::{Cidr, Listen, Policy, PortRange, Rule, RuleProtocol};
 
@@ -124,15 +128,15 @@ fn own_networks(listen: &Listen) -> Vec<IpNet> {
 
 /// A prefix, in the order in which covering ones come first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-struct Prefix {
-    v6: bool,
+pub(crate) struct Prefix {
+    pub(crate) v6: bool,
     /// The address, in the upper bits.
-    bits: u128,
-    len: u8,
+    pub(crate) bits: u128,
+    pub(crate) len: u8,
 }
 
 impl Prefix {
-    fn of(net: IpNet) -> Self {
+    pub(crate) fn of(net: IpNet) -> Self {
         match net {
             IpNet::V4(v4) => {
                 Self { v6: false, bits: u128::from(v4.network().to_bits()) << 96, len: v4.prefix_len() }
@@ -141,19 +145,36 @@ impl Prefix {
         }
     }
 
-    fn covers(&self, other: &Self) -> bool {
+    pub(crate) fn covers(&self, other: &Self) -> bool {
         let mask = u128::MAX.checked_shl(128 - u32::from(self.len)).unwrap_or(0);
         self.v6 == other.v6 && self.len <= other.len && other.bits & mask == self.bits
     }
 
-    fn key(&self) -> TrieKey {
-        let address = if self.v6 {
+    /// The longest prefix that covers both, which are of one family.
+    pub(crate) fn common(&self, other: &Self) -> Self {
+        #[expect(clippy::cast_possible_truncation, reason = "at most 128")]
+        let equal = (self.bits ^ other.bits).leading_zeros() as u8;
+        let len = equal.min(self.len).min(other.len);
+        let mask = u128::MAX.checked_shl(128 - u32::from(len)).unwrap_or(0);
+        Self { v6: self.v6, bits: self.bits & mask, len }
+    }
+
+    /// The lowest address in it.
+    fn address(&self) -> IpAddr {
+        if self.v6 {
             IpAddr::V6(self.bits.into())
         } else {
             let [a, b, c, d, ..] = self.bits.to_be_bytes();
             IpAddr::from([a, b, c, d])
-        };
-        TrieKey::prefix(&address.into(), self.len)
+        }
+    }
+
+    pub(crate) fn net(&self) -> IpNet {
+        IpNet::new_assert(self.address(), self.len)
+    }
+
+    fn key(&self) -> TrieKey {
+        TrieKey::prefix(&self.address().into(), self.len)
     }
 }
 
@@ -311,4 +332,4 @@ fn prefixes_of((first, last): PortSpan) -> Vec<(u16, u8)> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

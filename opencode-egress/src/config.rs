@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use opencode_egress_common::abi::MAX_LISTENERS;
+use opencode_egress_common::abi::{MAX_INSTANCES, MAX_LISTENERS};
 use serde::{
     Deserialize, Deserializer,
     de::{self, MapAccess, Visitor},
@@ -69,8 +69,13 @@ pub fn load(path: &Path) -> Result<PolicySet, ConfigError> {
 ///
 /// The first error, with its place.
 pub fn parse(path: &Path, text: &str) -> Result<PolicySet, ConfigError> {
-    let invalid =
-        |line, column, message| ConfigError::Invalid { path: path.to_owned(), line, column, message };
+    let invalid = |line: usize, column: usize, message: String| ConfigError::Invalid {
+        path: path.to_owned(),
+        line: line.max(1),
+        // serde_json counts what it has read of the line, which may be nothing.
+        column: column.max(1),
+        message: on_one_line(&message),
+    };
     let file: File = serde_json::from_str(text).map_err(|error| {
         let (line, column, shown) = (error.line(), error.column(), error.to_string());
         let place = format!(" at line {line} column {column}");
@@ -82,6 +87,12 @@ pub fn parse(path: &Path, text: &str) -> Result<PolicySet, ConfigError> {
         let column = before.len() - before.rfind('\n').map_or(0, |newline| newline + 1) + 1;
         invalid(line, column, message)
     })
+}
+
+/// A message that quotes the file, whose text may have anything in it, with control characters as escapes.
+fn on_one_line(message: &str) -> String {
+    let shown = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    message.chars().map(shown).collect()
 }
 
 #[derive(Deserialize)]
@@ -287,6 +298,13 @@ fn build(file: File) -> Result<PolicySet, Misplaced> {
         let policy = instance(&name, form, &key, &mut owners)?;
         if instances.insert(name, policy).is_some() {
             return Err(key.wrong(format!("instance `{}` is there twice; merge the two", key.value)));
+        }
+        if instances.len() >= MAX_INSTANCES as usize {
+            return Err(key.wrong(format!(
+                "instance `{}` is one too many: there is room for {}",
+                key.value,
+                MAX_INSTANCES - 1
+            )));
         }
     }
     let default = LogLimits::default();

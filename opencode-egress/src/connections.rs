@@ -5,7 +5,7 @@
 //! diagnosis (sock_diag(7), `SOCK_DESTROY`), which sees the network namespace of this process; a unit with one of
 //! its own is only refused.
 
-use std::{collections::HashSet, io};
+use std::io;
 
 use opencode_egress_common::flow::{Address, Flow, Protocol};
 use rustix::{
@@ -21,7 +21,7 @@ pub struct Connection {
     /// From which port.
     pub local_port: u16,
     /// The cgroup of its socket.
-    cgroup: u64,
+    pub cgroup: u64,
     family: u8,
     /// The kernel's `struct inet_diag_sockid`, to name it by.
     id: [u8; SOCKET_ID],
@@ -48,12 +48,12 @@ const INET_DIAG_CGROUP_ID: u16 = 21;
 /// Every state of a connection that can still send: not listening, not over.
 const OPEN_STATES: u32 = 1 << 1 | 1 << 2 | 1 << 4 | 1 << 5 | 1 << 8 | 1 << 9 | 1 << 11;
 
-/// Resets the connections of these cgroups that `denied` names, and returns them.
+/// Resets the connections that `denied` names, and returns them.
 ///
 /// # Errors
 ///
 /// When the kernel has no socket diagnosis, or refuses.
-pub fn reset(cgroups: &HashSet<u64>, denied: impl Fn(&Connection) -> bool) -> io::Result<Vec<Connection>> {
+pub fn reset(denied: impl Fn(&Connection) -> bool) -> io::Result<Vec<Connection>> {
     let diag = socket_with(
         AddressFamily::NETLINK,
         SocketType::DGRAM,
@@ -64,7 +64,7 @@ pub fn reset(cgroups: &HashSet<u64>, denied: impl Fn(&Connection) -> bool) -> io
     for family in [AddressFamily::INET, AddressFamily::INET6] {
         #[expect(clippy::cast_possible_truncation, reason = "2 and 10")]
         for connection in list(&diag, family.as_raw() as u8)? {
-            if cgroups.contains(&connection.cgroup) && denied(&connection) {
+            if denied(&connection) {
                 destroy(&diag, &connection)?;
                 reset.push(connection);
             }

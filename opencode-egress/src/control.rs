@@ -1,6 +1,7 @@
 //! The control socket: one JSON request a connection, one JSON reply a line.
 
 use std::{
+    fmt,
     io::{self, BufRead as _, BufReader, Write as _},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
@@ -12,7 +13,9 @@ use serde::{Deserialize, Serialize};
 use crate::{
     events::DeniedFlow,
     explain::{Destination, Explanation},
+    human::local_time,
     status::Status,
+    suggest::DeniedDestination,
 };
 
 /// What a client asks.
@@ -40,6 +43,11 @@ pub enum Request {
         /// Go on as they come.
         follow: bool,
     },
+    /// Every destination that was denied to an instance, as far as the kernel remembers.
+    Seen {
+        /// The instance.
+        instance: String,
+    },
     /// Apply the policy file again.
     Reload,
     /// Take an instance's links away.
@@ -47,6 +55,31 @@ pub enum Request {
         /// The instance.
         instance: String,
     },
+}
+
+/// Why bytes are no request.
+#[derive(Debug, thiserror::Error)]
+pub enum RequestError {
+    /// More than the daemon reads.
+    #[error("the request is not over after {MAX_REQUEST} bytes, and a longer one is not read")]
+    TooLong,
+    /// Something else.
+    #[error("this is no request")]
+    Malformed(#[from] serde_json::Error),
+}
+
+impl Request {
+    /// The request in what a client sent, up to its first newline and at most [`MAX_REQUEST`] bytes of it.
+    ///
+    /// # Errors
+    ///
+    /// When it is none.
+    pub fn parse(line: &[u8]) -> Result<Self, RequestError> {
+        if line.len() as u64 >= MAX_REQUEST && line.last() != Some(&b'\n') {
+            return Err(RequestError::TooLong);
+        }
+        Ok(serde_json::from_slice(line)?)
+    }
 }
 
 /// What the daemon answers.
@@ -68,6 +101,8 @@ pub enum Reply {
     Event(LoggedEvent),
     /// The end of what there is.
     End,
+    /// Every destination that was denied, as far as the kernel remembers.
+    Seen(Remembered),
     /// The file was applied: what changed, a line each.
     Reloaded {
         /// `+` and `-` lines.
@@ -82,6 +117,15 @@ pub enum Reply {
     Error(String),
 }
 
+/// What the kernel remembers of an instance's denials.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Remembered {
+    /// The destinations.
+    pub destinations: Vec<DeniedDestination>,
+    /// How many it remembers for all instances together.
+    pub of_all_instances: usize,
+}
+
 /// A denied flow with its instance and time.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LoggedEvent {
@@ -92,6 +136,12 @@ pub struct LoggedEvent {
     /// The flow.
     #[serde(flatten)]
     pub flow: DeniedFlow,
+}
+
+impl fmt::Display for LoggedEvent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}: {}", local_time(self.time), self.instance, self.flow)
+    }
 }
 
 /// Why the daemon could not be asked, or did not do it.
@@ -176,4 +226,21 @@ impl Client {
 
 fn missing(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_that_is_cut_off_is_called_too_long() {
+        let longest = usize::try_from(MAX_REQUEST).expect("a length");
+        let cut = vec![b' '; longest];
+        assert!(matches!(Request::parse(&cut), Err(RequestError::TooLong)));
+        let mut whole = cut;
+        whole[..8].copy_from_slice(b"\"status\"");
+        whole[longest - 1] = b'\n';
+        assert!(matches!(Request::parse(&whole), Ok(Request::Status)));
+        assert!(matches!(Request::parse(b"\xff\n"), Err(RequestError::Malformed(_))));
+    }
 }

@@ -108,9 +108,9 @@ impl Record {
             hook: self.hook.name().to_owned(),
             reason: self.reason.name().to_owned(),
             pid: self.event.pid,
-            // A process chooses its own name: nothing in it may end the line or look like another field.
-            comm: String::from_utf8_lossy(comm)
-                .replace(|c: char| c.is_control() || c.is_whitespace() || c == '=', "?"),
+            // A process chooses its own name: nothing in it may end the line, turn its direction, or look like
+            // another field.
+            comm: String::from_utf8_lossy(comm).replace(|c: char| !c.is_ascii_graphic() || c == '=', "?"),
             uid: self.event.uid,
             suppressed,
             generation: self.event.generation,
@@ -122,6 +122,12 @@ impl Record {
 /// A protocol's name, or its number where it has none.
 pub fn protocol_name(protocol: Protocol) -> String {
     protocol.name().map_or_else(|| protocol.0.to_string(), str::to_owned)
+}
+
+/// The protocol that [`protocol_name`] calls so.
+pub fn protocol_named(name: &str) -> Option<Protocol> {
+    let named = (0..=u8::MAX).map(Protocol).find(|protocol| protocol.name() == Some(name));
+    named.or_else(|| name.parse().ok().map(Protocol))
 }
 
 impl fmt::Display for DeniedFlow {
@@ -188,6 +194,10 @@ mod tests {
         forged.comm = *b"x reason=ok\npid=";
         let line = Record::decode(&bytes(&forged)).expect("an event").denied_flow(0).to_string();
         assert!(line.contains("comm=x?reason?ok?pid? "), "{line}");
+        // What follows a right-to-left override is shown backwards.
+        forged.comm = *b"a\xe2\x80\xae0=diu\0\0\0\0\0\0\0";
+        let line = Record::decode(&bytes(&forged)).expect("an event").denied_flow(0).to_string();
+        assert!(line.contains("comm=a?0?diu "), "{line}");
     }
 
     #[test]

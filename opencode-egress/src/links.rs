@@ -54,6 +54,7 @@ const BPF_OBJ_GET: i32 = 7;
 const BPF_PROG_ATTACH: i32 = 8;
 const BPF_OBJ_GET_INFO_BY_FD: i32 = 15;
 const BPF_LINK_CREATE: i32 = 28;
+const BPF_LINK_UPDATE: i32 = 29;
 
 /// `BPF_LINK_TYPE_CGROUP`.
 const LINK_TYPE_CGROUP: u32 = 3;
@@ -141,6 +142,26 @@ impl CgroupLink {
         };
         // SAFETY: the layout of BPF_LINK_CREATE, which points to nothing and returns a new descriptor.
         Ok(Self(unsafe { owned(bpf(BPF_LINK_CREATE, &mut attr)?)? }))
+    }
+
+    /// Puts another program in the place of the link's, in one step: a packet meets the one or the other.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    pub fn update(&self, program: BorrowedFd<'_>) -> io::Result<()> {
+        #[repr(C)]
+        struct Attr {
+            link: u32,
+            program: u32,
+            flags: u32,
+            old_program: u32,
+        }
+        let mut attr =
+            Attr { link: number(self.0.as_fd()), program: number(program), flags: 0, old_program: 0 };
+        // SAFETY: the layout of BPF_LINK_UPDATE, which points to nothing.
+        unsafe { bpf(BPF_LINK_UPDATE, &mut attr)? };
+        Ok(())
     }
 
     /// Pins the link on a bpffs.

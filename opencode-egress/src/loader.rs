@@ -1,6 +1,7 @@
 //! From the eBPF object to loaded programs and maps, in memory or pinned.
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     os::fd::{AsFd as _, BorrowedFd},
     path::{Path, PathBuf},
@@ -9,9 +10,7 @@ use std::{
 use aya::{
     Ebpf, EbpfError, EbpfLoader, include_bytes_aligned,
     maps::{MapData, MapError, MapType, RingBuf},
-    programs::{Program, ProgramError, ProgramType},
-    sys::{BpfHelper, is_helper_supported},
-    util::KernelVersion,
+    programs::{Program, ProgramError},
 };
 use aya_log::EbpfLogger;
 use opencode_egress_common::{
@@ -22,17 +21,14 @@ use opencode_egress_common::{
     cache::TAG_KEYS,
     reason::Hook,
 };
-use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::{
     cgroup::Cgroup,
+    kernel::{self, KernelError},
     links::{CgroupLink, attach_for_good},
     maps::{Maps, MapsError, take_events},
 };
-
-/// The oldest kernel on which everything works: shared cgroup storage is of 5.9, inner maps of any size
-/// and the checks on them of 5.10.
-const OLDEST_KERNEL: KernelVersion = KernelVersion::new(5, 10, 0);
 
 /// The maps that outlive the daemon, with what a pin must be to be one of them. The others belong to one
 /// load of the programs.
@@ -73,16 +69,11 @@ impl MapShape {
 /// Why the kernel side could not be had.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    /// The kernel is too old.
-    #[error("this kernel is {found}; opencode-egress needs 5.10 or newer and does not run in a weaker mode")]
-    OldKernel {
-        /// The running kernel.
-        found: String,
-    },
-    /// The object, its maps, or the permission to make them.
-    #[error(
-        "cannot create the eBPF maps; this takes root (CAP_BPF, CAP_NET_ADMIN) and a kernel with CONFIG_BPF_SYSCALL and CONFIG_CGROUP_BPF"
-    )]
+    /// The kernel lacks something.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// The object or its maps.
+    #[error("cannot create the eBPF maps")]
     Object(#[source] Box<EbpfError>),
     /// A program.
     #[error("the kernel refuses the program for {}", hook.name())]
@@ -129,7 +120,11 @@ pub struct AttachError {
 }
 
 /// Loaded programs; dropping it unloads those that no link holds.
-pub struct Programs(Ebpf);
+pub struct Programs {
+    ebpf: Ebpf,
+    /// The kernel's ids of them.
+    ids: BTreeMap<Hook, u32>,
+}
 
 /// The order in which links are made. `sock_create` lets nearly everything pass whatever the policy is,
 /// so it can come before the scope is written, and its link makes the scope's storage.
@@ -184,18 +179,15 @@ pub enum Lifetime<'a> {
 ///
 /// When the kernel lacks something or refuses; nothing is left half made but pinned maps without links.
 pub fn load(lifetime: &Lifetime<'_>) -> Result<Loaded, LoadError> {
-    if KernelVersion::current().is_ok_and(|version| version < OLDEST_KERNEL) {
-        let found = rustix::system::uname().release().to_string_lossy().into_owned();
-        return Err(LoadError::OldKernel { found });
-    }
     // Before Linux 5.11 maps count as locked memory. Where it matters and this fails, creating them fails.
     let _ = setrlimit(Resource::Memlock, Rlimit { current: None, maximum: None });
+    kernel::check()?;
     let mut keys = [0_u64; TAG_KEYS];
     fill_random(&mut keys);
     let paths;
     let mut loader = EbpfLoader::new();
     loader.override_global("VERDICT_TAG_KEYS", &keys, true);
-    let knows_caller = u32::from(setsockopt_knows_caller());
+    let knows_caller = u32::from(kernel::setsockopt_knows_caller());
     loader.override_global("SETSOCKOPT_KNOWS_CALLER", &knows_caller, true);
     match lifetime {
         Lifetime::Process => {
@@ -207,6 +199,9 @@ pub fn load(lifetime: &Lifetime<'_>) -> Result<Loaded, LoadError> {
             }
         }
         Lifetime::Pinned(directory) => {
+            // A descriptor for each policy's rules. Where too few may be open, making one too many says so.
+            let files = getrlimit(Resource::Nofile);
+            let _ = setrlimit(Resource::Nofile, Rlimit { current: files.maximum, ..files });
             prepare_pins(directory)
                 .map_err(|source| LoadError::PinDirectory { path: (*directory).to_owned(), source })?;
             paths = PINNED_MAPS.map(|(name, shape)| (name, shape, directory.join(name)));
@@ -220,22 +215,18 @@ pub fn load(lifetime: &Lifetime<'_>) -> Result<Loaded, LoadError> {
     }
     const { assert!(MAX_POLICIES == 2 * MAX_INSTANCES) };
     let mut ebpf = loader.load(OBJECT).map_err(|error| LoadError::Object(Box::new(error)))?;
+    let mut ids = BTreeMap::new();
     for hook in ATTACH_ORDER {
         let program = ebpf.program_mut(hook.name()).ok_or(LoadError::MissingProgram(hook))?;
-        load_program(program).map_err(|error| LoadError::Program { hook, source: Box::new(error) })?;
+        let refused = |error| LoadError::Program { hook, source: Box::new(error) };
+        load_program(program).map_err(refused)?;
+        ids.insert(hook, program.info().map_err(refused)?.id());
     }
     let events = take_events(&mut ebpf)?;
     let maps = Maps::open(&mut ebpf)?;
     // An object without messages has no map for them, which is an error here and the rule there.
     let debug_log = DebugLog(EbpfLogger::init(&mut ebpf).ok());
-    Ok(Loaded { debug_log, programs: Programs(ebpf), maps, events })
-}
-
-/// Whether this kernel tells a setsockopt program which process calls, which Linux 5.10 does not: what
-/// they refuse there is told without the process.
-pub fn setsockopt_knows_caller() -> bool {
-    let helpers = [BpfHelper::BPF_FUNC_get_current_pid_tgid, BpfHelper::BPF_FUNC_get_current_comm];
-    helpers.into_iter().all(|helper| is_helper_supported(ProgramType::CgroupSockopt, helper).unwrap_or(false))
+    Ok(Loaded { debug_log, programs: Programs { ebpf, ids }, maps, events })
 }
 
 static OBJECT: &[u8] = include_bytes_aligned!(env!("OPENCODE_EGRESS_EBPF_OBJECT"));
@@ -274,6 +265,25 @@ fn load_program(program: &mut Program) -> Result<(), ProgramError> {
 }
 
 impl Programs {
+    /// The program of a hook. `None`: the object has none.
+    pub fn program(&self, hook: Hook) -> Option<&Program> {
+        self.ebpf.program(hook.name())
+    }
+
+    /// Puts this load's program into a link that an earlier one made, so that a new build judges what runs already.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn renew(&self, hook: Hook, link: &CgroupLink, cgroup: &Cgroup) -> Result<(), AttachError> {
+        let renew = || match self.program(hook).map(Program::fd) {
+            _ if self.ids.get(&hook) == Some(&link.info()?.program) => Ok(()),
+            Some(Ok(program)) => link.update(program.as_fd()),
+            _ => Err(io::Error::other("the program is not loaded")),
+        };
+        renew().map_err(|source| AttachError { hook, cgroup: cgroup.path().to_owned(), source })
+    }
+
     /// Attaches one hook to a cgroup. Children of the cgroup are judged too, whatever they attach.
     ///
     /// # Errors
@@ -299,7 +309,7 @@ impl Programs {
         attach: fn(BorrowedFd<'_>, BorrowedFd<'_>, Hook) -> io::Result<T>,
     ) -> Result<T, AttachError> {
         let error = |source| AttachError { hook, cgroup: cgroup.path().to_owned(), source };
-        let Some(Ok(program)) = self.0.program(hook.name()).map(Program::fd) else {
+        let Some(Ok(program)) = self.program(hook).map(Program::fd) else {
             return Err(error(io::Error::other("the program is not loaded")));
         };
         attach(program.as_fd(), cgroup.as_fd(), hook).map_err(error)

@@ -1,6 +1,7 @@
 //! The maps, typed: filling policies, putting them in force, reading counters.
 
 use std::{
+    collections::BTreeMap,
     io,
     os::fd::{AsFd as _, OwnedFd},
     ptr::NonNull,
@@ -9,12 +10,13 @@ use std::{
 
 use aya::{
     Ebpf,
-    maps::{
-        Array, ArrayOfMaps, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, RingBuf, lpm_trie::Key,
-    },
+    maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, RingBuf, lpm_trie::Key},
 };
 use opencode_egress_common::{
-    abi::{Counter, Current, Denied, Entry, Head, Limits, MAX_INSTANCES, Scope, Seen, SeenKey, TrieKey},
+    abi::{
+        Counter, Current, Denied, Entry, Head, Limits, MAX_INSTANCES, SEEN_ENTRIES, Scope, Seen, SeenKey,
+        TrieKey,
+    },
     decide::Rules,
 };
 
@@ -98,10 +100,6 @@ impl InstanceIndex {
 type TrieData = [u32; 5];
 type Trie = LpmTrie<MapData, TrieData, Entry>;
 
-/// Policies that are made at once: each is an open descriptor until it is in the map, and a process may
-/// have 1024.
-const AT_ONCE: usize = 256;
-
 fn trie_key(key: &TrieKey) -> Key<TrieData> {
     let [a, b, c, d] = key.data;
     Key::new(key.prefix_len, [key.space, a, b, c, d])
@@ -111,9 +109,11 @@ fn trie_key(key: &TrieKey) -> Key<TrieData> {
 pub struct Maps {
     current: CurrentWords,
     heads: Array<MapData, Head>,
-    tries: ArrayOfMaps<MapData, Trie>,
-    /// The same map, for calls that aya does not have.
-    tries_fd: OwnedFd,
+    /// The map of tries. Its calls are not aya's: see [`tries`].
+    tries: OwnedFd,
+    /// The tries in force that this process made. The kernel gives an entry of a map of maps out by its
+    /// number only, and turning that into a descriptor takes CAP_SYS_ADMIN.
+    in_force: BTreeMap<InstanceIndex, NewTrie>,
     allowed: PerCpuArray<MapData, Counter>,
     denied: Array<MapData, Denied>,
     seen: HashMap<MapData, SeenKey, Seen>,
@@ -149,13 +149,12 @@ impl Maps {
             .map_err(|source| MapsError::Other { name: "SCOPES", source: Box::new(source) })?;
         let tries = ebpf.take_map("TRIES").ok_or(MapsError::Missing("TRIES"))?;
         let Map::ArrayOfMaps(data) = &tries else { return Err(MapsError::Missing("TRIES")) };
-        let tries_fd = data.fd().as_fd().try_clone_to_owned().map_err(MapsError::tries("open"))?;
+        let tries = data.fd().as_fd().try_clone_to_owned().map_err(MapsError::tries("open"))?;
         Ok(Self {
             current: CurrentWords::map(ebpf.take_map("CURRENT").ok_or(MapsError::Missing("CURRENT"))?)?,
             heads: take(ebpf, "HEADS")?,
-            tries: ArrayOfMaps::try_from(tries)
-                .map_err(|source| MapsError::Other { name: "TRIES", source: Box::new(source) })?,
-            tries_fd,
+            tries,
+            in_force: BTreeMap::new(),
             allowed: take(ebpf, "ALLOWED")?,
             denied: take(ebpf, "DENIED")?,
             seen: take(ebpf, "SEEN")?,
@@ -190,20 +189,21 @@ impl Maps {
             let slot = if before.slot() == first { first + 1 } else { first };
             Current::new(before.generation().wrapping_add(1).max(1), slot)
         };
-        for policies in policies.chunks(AT_ONCE) {
-            let (mut slots, mut tries) = (vec![], vec![]);
-            for (instance, policy) in policies {
-                let slot = next(*instance, self.current(*instance)).slot();
-                self.heads.set(slot, policy.head, 0).map_err(MapsError::operation("write to", "HEADS"))?;
-                slots.push(slot);
-                tries.push(NewTrie::of(&policy.entries).map_err(MapsError::tries("fill an entry of"))?);
-            }
+        let (mut slots, mut tries) = (vec![], vec![]);
+        for (instance, policy) in policies {
+            let slot = next(*instance, self.current(*instance)).slot();
+            self.heads.set(slot, policy.head, 0).map_err(MapsError::operation("write to", "HEADS"))?;
+            slots.push(slot);
+            tries.push(NewTrie::of(&policy.entries).map_err(MapsError::tries("fill an entry of"))?);
+        }
+        if !slots.is_empty() {
             self.set_tries(&slots, &tries.iter().collect::<Vec<_>>())?;
         }
         let mut old = vec![];
-        for (instance, _) in policies {
+        for ((instance, _), trie) in policies.iter().zip(tries) {
             let before = self.current(*instance);
             self.current.store(*instance, next(*instance, before));
+            self.in_force.insert(*instance, trie);
             old.extend((before.slot() != 0).then_some(before.slot()));
         }
         self.free(&old)
@@ -211,7 +211,7 @@ impl Maps {
 
     /// Sets slots' tries. Returns when every program that was running before has ended.
     fn set_tries(&self, slots: &[u32], tries: &[&NewTrie]) -> Result<(), MapsError> {
-        tries::set(self.tries_fd.as_fd(), slots, tries).map_err(MapsError::tries("write to"))
+        tries::set(self.tries.as_fd(), slots, tries).map_err(MapsError::tries("write to"))
     }
 
     /// Frees the rules of slots that are out of force, once no reader can have them.
@@ -233,6 +233,7 @@ impl Maps {
     pub fn retire(&mut self, instance: InstanceIndex) -> Result<(), MapsError> {
         let before = self.current.load(instance);
         self.current.store(instance, Current::new(before.generation(), 0));
+        self.in_force.remove(&instance);
         let slots = [instance.number() * 2, instance.number() * 2 + 1];
         self.free(&slots)
     }
@@ -243,20 +244,20 @@ impl Maps {
     }
 
     /// The part outside the trie of the policy in force, and its rules, read from the kernel. `None`: the
-    /// instance has no policy.
+    /// instance has no policy, or none that this process installed.
     ///
     /// # Errors
     ///
     /// When the kernel refuses.
     pub fn policy(&self, instance: InstanceIndex) -> Result<Option<(Head, KernelRules)>, MapsError> {
-        match self.current.load(instance).slot() {
-            0 => Ok(None),
-            slot => {
-                let head = self.heads.get(&slot, 0).map_err(MapsError::operation("read", "HEADS"))?;
-                let trie = self.tries.get(&slot, 0).map_err(MapsError::operation("read", "TRIES"))?;
-                Ok(Some((head, KernelRules(trie))))
-            }
-        }
+        let slot = self.current.load(instance).slot();
+        let Some(trie) = self.in_force.get(&instance).filter(|_| slot != 0) else { return Ok(None) };
+        let head = self.heads.get(&slot, 0).map_err(MapsError::operation("read", "HEADS"))?;
+        let trie = trie.try_clone().map_err(MapsError::tries("open an entry of"))?;
+        let trie = MapData::from_fd(trie).map_err(MapsError::operation("inspect an entry of", "TRIES"))?;
+        let trie = LpmTrie::try_from(Map::LpmTrie(trie))
+            .map_err(|source| MapsError::Other { name: "TRIES", source: Box::new(source) })?;
+        Ok(Some((head, KernelRules(trie))))
     }
 
     /// Sets how events are limited.
@@ -290,6 +291,18 @@ impl Maps {
     /// How often a destination was denied so far; `None` when it was long ago.
     pub fn attempts(&self, key: &SeenKey) -> Option<u64> {
         self.seen.get(key, 0).ok().map(|seen| seen.attempts)
+    }
+
+    /// Every destination that the kernel remembers as denied, of all instances. One that was forgotten
+    /// while they are read makes the kernel start again, so a destination can come twice, and the reading ends
+    /// after as many as there can be.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn seen(&self) -> Result<std::collections::HashMap<SeenKey, Seen>, MapsError> {
+        let entries = self.seen.iter().take(2 * SEEN_ENTRIES as usize);
+        entries.collect::<Result<_, _>>().map_err(MapsError::operation("read", "SEEN"))
     }
 
     /// The instance whose scope a cgroup has. `None`: no link was ever made to it.

@@ -129,43 +129,59 @@ impl Pins {
 }
 
 impl LinkDirectory {
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Whether both are of the same cgroup of the same unit.
     pub fn is_for_the_same(&self, other: &Self) -> bool {
         self.unit == other.unit && self.cgroup == other.cgroup
     }
 
-    /// Whether a hook's link is pinned here.
+    /// A hook's link, if it is pinned here.
     ///
     /// # Errors
     ///
     /// When something else is.
-    pub fn has(&self, hook: Hook) -> Result<bool, PinError> {
+    pub fn link(&self, hook: Hook) -> Result<Option<CgroupLink>, PinError> {
         let path = self.path.join(hook.name());
         let foreign = || PinError::Foreign { path: path.clone(), hook };
-        let info = match CgroupLink::open(&path).and_then(|link| link.info()) {
-            Ok(info) => info,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        let opened = CgroupLink::open(&path).and_then(|link| Ok((link.info()?, link)));
+        let (info, link) = match opened {
+            Ok(opened) => opened,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) if error.kind() == io::ErrorKind::InvalidData => return Err(foreign()),
             Err(error) => return Err(io_error("open", &path)(error)),
         };
+        // Somebody took the link off its cgroup and left the pin.
+        if info.attach_type == attach_type(hook) && info.cgroup == 0 {
+            return Ok(None);
+        }
         if info.attach_type != attach_type(hook) || info.cgroup != self.cgroup {
             return Err(foreign());
         }
-        Ok(true)
+        Ok(Some(link))
     }
 
     /// How many hooks' links are pinned here.
     pub fn count(&self) -> usize {
-        ATTACH_ORDER.iter().filter(|hook| matches!(self.has(**hook), Ok(true))).count()
+        ATTACH_ORDER.iter().filter(|hook| matches!(self.link(**hook), Ok(Some(_)))).count()
     }
 
-    /// Pins a link.
+    /// Pins a link, in the place of one that is attached no more.
     ///
     /// # Errors
     ///
     /// When the kernel refuses.
     pub fn pin(&self, hook: Hook, link: &CgroupLink) -> Result<(), PinError> {
         let path = self.path.join(hook.name());
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(io_error("remove", &path)(error));
+            }
+            _ => {}
+        }
         link.pin(&path).map_err(io_error("make", &path))
     }
 

@@ -1,10 +1,11 @@
 //! What an operator wants for an instance. Values of these types are valid: they are made by
 //! [`crate::config`] or by `FromStr`, which refuse everything else and say what to write instead.
 
-use std::{collections::BTreeMap, fmt, net::IpAddr, str::FromStr, time::Duration};
+use std::{collections::BTreeMap, fmt, net::IpAddr, path::Path, str::FromStr, time::Duration};
 
 use ipnet::{IpNet, Ipv4Net};
 pub use opencode_egress_common::abi::Mode;
+use opencode_egress_common::flow::{Class, Flow};
 
 /// The name of a mode in policies and reports.
 pub fn mode_name(mode: Mode) -> &'static str {
@@ -26,6 +27,20 @@ pub struct PolicySet {
     pub log: LogLimits,
     /// The instances' policies.
     pub instances: BTreeMap<InstanceName, Policy>,
+}
+
+impl PolicySet {
+    /// The policy of an instance; `file` is for the message.
+    ///
+    /// # Errors
+    ///
+    /// When it has none.
+    pub fn instance(&self, name: &InstanceName, file: &Path) -> Result<&Policy, Invalid> {
+        self.instances.get(name).ok_or_else(|| {
+            let known: Vec<_> = self.instances.keys().map(InstanceName::as_str).collect();
+            Invalid(format!("{} has no instance `{name}`; it has: {}", file.display(), known.join(", ")))
+        })
+    }
 }
 
 /// How denied flows are logged, the same for every instance.
@@ -173,6 +188,13 @@ impl FromStr for Cidr {
     }
 }
 
+impl From<IpNet> for Cidr {
+    /// The block; host bits are cleared.
+    fn from(net: IpNet) -> Self {
+        Self(unmapped(net.trunc()))
+    }
+}
+
 /// An IPv4-mapped block as IPv4. A shorter block that merely covers the mapped range stays IPv6.
 fn unmapped(net: IpNet) -> IpNet {
     match net {
@@ -185,7 +207,7 @@ fn unmapped(net: IpNet) -> IpNet {
 }
 
 /// The protocol of a rule.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, clap::ValueEnum)]
 pub enum RuleProtocol {
     /// TCP.
     Tcp,
@@ -235,6 +257,18 @@ impl PortRange {
     /// One port.
     pub fn one(port: u16) -> Self {
         Self { first: port, last: port }
+    }
+
+    /// The fewest ranges of exactly these ports, which ascend.
+    pub fn runs(ports: impl IntoIterator<Item = u16>) -> Vec<Self> {
+        let mut runs: Vec<Self> = vec![];
+        for port in ports {
+            match runs.last_mut() {
+                Some(run) if run.last.checked_add(1) == Some(port) => run.last = port,
+                _ => runs.push(Self::one(port)),
+            }
+        }
+        runs
     }
 
     /// The lowest port.
@@ -316,6 +350,20 @@ impl Rule {
     pub fn ports(&self) -> &[PortRange] {
         &self.ports
     }
+
+    /// Whether it speaks of a flow's protocol and port, wherever the flow goes.
+    pub fn speaks_of(&self, flow: &Flow) -> bool {
+        let every_port = self.ports.is_empty();
+        let protocol = match (self.protocol, flow.class()) {
+            (RuleProtocol::Tcp, class) => class == Class::Tcp,
+            (RuleProtocol::Udp, class) => class == Class::Udp,
+            (RuleProtocol::Icmp, class) => class == Class::Icmp,
+            (RuleProtocol::Any, Class::Tcp | Class::Udp) => true,
+            (RuleProtocol::Any, _) => every_port,
+        };
+        let in_ports = |range: &PortRange| (range.first()..=range.last()).contains(&flow.port);
+        protocol && (every_port || self.ports.iter().any(in_ports))
+    }
 }
 
 impl fmt::Display for Rule {
@@ -350,51 +398,4 @@ impl fmt::Display for Listen {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn networks_say_what_to_write_instead() {
-        let check = |text: &str, expect: &str| {
-            let result = text.parse::<Cidr>().map(|cidr| cidr.to_string());
-            let shown = result.unwrap_or_else(|invalid| invalid.to_string());
-            assert!(shown.contains(expect), "{text}: {shown}");
-        };
-        check("10.10.0.0/16", "10.10.0.0/16");
-        check("10.10.0.1/16", "host bits set; write `10.10.0.0/16`");
-        check("10.10.0.1", "write `10.10.0.1/32`");
-        check("::ffff:192.0.2.0/120", "192.0.2.0/24");
-        check("::/0", "::/0");
-        check("example.com", "is no network");
-        check("10.0.0.0/33", "is no network");
-        check("10.010.0.0/16", "is no network");
-    }
-
-    #[test]
-    fn ports_say_what_to_write_instead() {
-        let check = |text: &str, expect: &str| {
-            let result = text.parse::<PortRange>().map(|range| range.to_string());
-            let shown = result.unwrap_or_else(|invalid| invalid.to_string());
-            assert!(shown.contains(expect), "{text}: {shown}");
-        };
-        check("443", "443");
-        check("8000-8100", "8000-8100");
-        check("8100-8000", "write `8000-8100`");
-        check("0", "1 to 65535");
-        check("65536", "1 to 65535");
-        check("+80", "1 to 65535");
-        check("https", "1 to 65535");
-    }
-
-    #[test]
-    fn names_are_safe_in_paths_and_identifiers() {
-        assert!("my-project_2".parse::<InstanceName>().is_ok());
-        for bad in ["", "a/b", "a b", "..", &"x".repeat(65)] {
-            assert!(bad.parse::<InstanceName>().is_err(), "{bad}");
-        }
-        assert!("opencode-a.service".parse::<UnitName>().is_ok());
-        for bad in ["opencode-a", ".service", "a/b.service", "opencode-a.socket"] {
-            assert!(bad.parse::<UnitName>().is_err(), "{bad}");
-        }
-    }
-}
+mod tests;

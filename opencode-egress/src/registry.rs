@@ -27,7 +27,7 @@ pub enum RegistryError {
     #[error("cannot pin the map NAMES")]
     Pin(#[source] aya::pin::PinError),
     /// No number is left.
-    #[error("there are {} instances already, and no room for `{name}`; remove one from the policy", MAX_INSTANCES - 1)]
+    #[error("{} names of instances have been used since the machine started, and there is no number for `{name}`; restart the machine", MAX_INSTANCES - 1)]
     Full {
         /// The one too many.
         name: InstanceName,

@@ -1,11 +1,13 @@
-//! What `status` shows, and how.
+//! What `status` and `top` show; [`view`] has how.
 
-use std::{collections::BTreeMap, fmt};
+pub mod view;
+
+use std::collections::BTreeMap;
 
 use opencode_egress_common::{abi::Counter, reason::DropReason};
 use serde::{Deserialize, Serialize};
 
-use crate::{control::LoggedEvent, loader::ATTACH_ORDER, maps::Counters};
+use crate::{control::LoggedEvent, maps::Counters};
 
 /// The daemon and everything that it confines.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -16,6 +18,8 @@ pub struct Status {
     pub config: String,
     /// Why the file's last reload was not applied, if it was not.
     pub reload_error: Option<String>,
+    /// When the policy file was last applied; seconds since 1970.
+    pub applied: u64,
     /// The instances.
     pub instances: BTreeMap<String, InstanceStatus>,
 }
@@ -33,6 +37,8 @@ pub struct InstanceStatus {
     pub entries: usize,
     /// The units.
     pub units: Vec<UnitStatus>,
+    /// Its links were taken away on request.
+    pub detached: bool,
     /// What passed and what did not.
     pub counters: CountersStatus,
     /// The last denied flow.
@@ -65,6 +71,8 @@ pub struct CountersStatus {
     pub denied_bytes: u64,
     /// Refused packets and operations, by drop reason.
     pub denied_by_reason: BTreeMap<String, u64>,
+    /// Bytes of the refused packets, by drop reason.
+    pub denied_bytes_by_reason: BTreeMap<String, u64>,
     /// Events that found no room.
     pub lost: u64,
     /// Denials folded into the line of an earlier one.
@@ -84,73 +92,16 @@ impl From<Counters> for CountersStatus {
             denied_packets: by_reason.iter().map(|(_, counter)| counter.packets).sum(),
             denied_bytes: by_reason.iter().map(|(_, counter)| counter.bytes).sum(),
             denied_by_reason: by_reason
-                .into_iter()
+                .iter()
                 .map(|(reason, counter)| (reason.name().to_owned(), counter.packets))
+                .collect(),
+            denied_bytes_by_reason: by_reason
+                .iter()
+                .map(|(reason, counter)| (reason.name().to_owned(), counter.bytes))
                 .collect(),
             lost: denied.lost,
             folded: denied.folded,
             limited: denied.limited,
         }
     }
-}
-
-impl fmt::Display for Status {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { version, config, reload_error, instances } = self;
-        writeln!(f, "opencode-egress {version}, policy {config}")?;
-        if let Some(error) = reload_error {
-            writeln!(f, "! the last reload was not applied: {error}")?;
-        }
-        let header =
-            ["INSTANCE", "MODE", "GEN", "UNITS", "RULES", "ALLOWED", "DENIED", "LOST", "LAST DENIAL"];
-        let mut rows = vec![header.map(str::to_owned)];
-        for (name, instance) in instances {
-            let counters = &instance.counters;
-            let last = instance.last_denial.as_ref().map_or_else(
-                || "-".to_owned(),
-                |event| {
-                    let flow = &event.flow;
-                    let place = match flow.dport {
-                        0 => flow.dst.to_string(),
-                        port => std::net::SocketAddr::new(flow.dst, port).to_string(),
-                    };
-                    format!("{} {place} {}", flow.proto, flow.reason)
-                },
-            );
-            rows.push([
-                name.clone(),
-                instance.mode.clone(),
-                instance.generation.to_string(),
-                units(&instance.units),
-                instance.rules.iter().sum::<usize>().to_string(),
-                counters.allowed_packets.to_string(),
-                counters.denied_packets.to_string(),
-                counters.lost.to_string(),
-                last,
-            ]);
-        }
-        let widths: Vec<_> = (0..header.len())
-            .map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0))
-            .collect();
-        for row in &rows {
-            let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
-            writeln!(f, "{}", cells.collect::<Vec<_>>().join("  ").trim_end())?;
-        }
-        for (name, instance) in instances {
-            for unit in instance.units.iter().filter(|unit| unit.running) {
-                let UnitStatus { unit, links, late, .. } = unit;
-                if *links < ATTACH_ORDER.len() {
-                    writeln!(f, "! {name}: {unit} runs with {links} of {} hooks", ATTACH_ORDER.len())?;
-                } else if *late {
-                    writeln!(f, "! {name}: {unit} was running before it was confined; restart it")?;
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-fn units(units: &[UnitStatus]) -> String {
-    let confined = units.iter().filter(|unit| unit.links == ATTACH_ORDER.len()).count();
-    format!("{confined}/{} confined", units.len())
 }

@@ -22,7 +22,7 @@ const BPF_MAP_UPDATE_BATCH: i32 = 26;
 /// 5.19.
 const ENOTSUPP: i32 = 524;
 
-/// A trie that no program sees yet.
+/// A trie that this process made.
 pub(crate) struct NewTrie(OwnedFd);
 
 impl NewTrie {
@@ -32,6 +32,11 @@ impl NewTrie {
         let (keys, values): (Vec<_>, Vec<_>) = entries.iter().copied().unzip();
         update(trie.0.as_fd(), &keys, &values)?;
         Ok(trie)
+    }
+
+    /// Another descriptor of it.
+    pub(crate) fn try_clone(&self) -> io::Result<OwnedFd> {
+        self.0.try_clone()
     }
 
     fn create(entries: usize) -> io::Result<Self> {

@@ -7,16 +7,18 @@ use anyhow::{Result, bail};
 use crate::{
     cli::{AttachArgs, ControlArgs, DetachArgs, EventsArgs, ExplainArgs, ReadArgs},
     control::{Client, Reply, Request},
+    human::now,
+    status::{Status, view},
 };
 
 /// How long the daemon may take for an answer; a reload of large policies takes the longest.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-fn ask(control: &ControlArgs, request: &Request) -> Result<Reply> {
+pub(super) fn ask(control: &ControlArgs, request: &Request) -> Result<Reply> {
     Ok(Client::ask(&control.socket, request, Duration::ZERO)?.reply(Some(PATIENCE))?)
 }
 
-fn unexpected(reply: &Reply) -> anyhow::Error {
+pub(super) fn unexpected(reply: &Reply) -> anyhow::Error {
     anyhow::anyhow!("the daemon gave another answer than was asked for, it is of another version: {reply:?}")
 }
 
@@ -33,12 +35,21 @@ pub(super) fn attach(args: &AttachArgs) -> Result<()> {
     }
 }
 
+/// What `status` shows.
+pub(super) fn ask_status(control: &ControlArgs) -> Result<Status> {
+    match ask(control, &Request::Status)? {
+        Reply::Status(status) => Ok(*status),
+        other => Err(unexpected(&other)),
+    }
+}
+
 /// `status`.
 pub(super) fn status(args: &ReadArgs) -> Result<()> {
-    match ask(&args.control, &Request::Status)? {
-        Reply::Status(status) if args.json => println!("{}", serde_json::to_string_pretty(&status)?),
-        Reply::Status(status) => print!("{status}"),
-        other => return Err(unexpected(&other)),
+    let status = ask_status(&args.control)?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&status)?);
+    } else {
+        anstream::print!("{}", view::text(&status, now()));
     }
     Ok(())
 }
@@ -65,7 +76,7 @@ pub(super) fn events(args: &EventsArgs) -> Result<()> {
     loop {
         match client.reply(timeout)? {
             Reply::Event(event) if args.read.json => println!("{}", serde_json::to_string(&event)?),
-            Reply::Event(event) => println!("{} {}: {}", event.time, event.instance, event.flow),
+            Reply::Event(event) => println!("{event}"),
             Reply::End => return Ok(()),
             other => return Err(unexpected(&other)),
         }

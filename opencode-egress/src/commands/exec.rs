@@ -5,7 +5,7 @@ use std::{
     fs,
     io::{self, Write as _},
     os::{
-        fd::{AsFd as _, OwnedFd},
+        fd::{AsFd as _, OwnedFd, RawFd},
         unix::{
             ffi::OsStrExt as _,
             process::{CommandExt as _, ExitStatusExt as _},
@@ -74,16 +74,7 @@ pub(super) fn exec(args: &ExecArgs) -> Result<ExitCode> {
 
 fn policy(args: &ExecArgs) -> Result<Policy> {
     let mut policy = match (&args.policy, &args.instance) {
-        (Some(file), Some(name)) => {
-            let mut set = config::load(file)?;
-            match set.instances.remove(name) {
-                Some(policy) => policy,
-                None => {
-                    let known: Vec<_> = set.instances.keys().map(ToString::to_string).collect();
-                    bail!("{} has no instance `{name}`; it has: {}", file.display(), known.join(", "));
-                }
-            }
-        }
+        (Some(file), Some(name)) => config::load(file)?.instance(name, file)?.clone(),
         _ => Policy {
             allow: args.allow.iter().copied().map(Rule::any).collect(),
             deny: args.deny.iter().copied().map(Rule::any).collect(),
@@ -148,6 +139,7 @@ fn spawn(args: &ExecArgs, cgroup: &Cgroup) -> Result<Child> {
     let Some((program, arguments)) = args.command.split_first() else { bail!("no command to run") };
     let mut entrance = cgroup.entrance()?;
     let sealed = sealed_mounts()?;
+    keep_descriptors()?;
     let mut command = Command::new(program);
     command.args(arguments);
     // SAFETY: between fork and exec only system calls on prepared data: nothing allocates or locks.
@@ -156,8 +148,7 @@ fn spawn(args: &ExecArgs, cgroup: &Cgroup) -> Result<Child> {
             // "0" is the process that writes it.
             entrance.write_all(b"0")?;
             seal(&sealed)?;
-            drop_capabilities()?;
-            close_others()
+            drop_capabilities()
         })
     };
     command.spawn().with_context(|| format!("cannot run {}", program.display()))
@@ -204,24 +195,16 @@ fn drop_capabilities() -> io::Result<()> {
 }
 
 /// Keeps what is beyond the standard streams from the command: a socket among it belongs to this
-/// process' cgroup.
-fn close_others() -> io::Result<()> {
-    const CLOSE_RANGE_CLOEXEC: u32 = 4;
-    // SAFETY: close_range(2) points to nothing; the flag only marks descriptors for exec.
-    let result = unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, CLOSE_RANGE_CLOEXEC) };
-    match result {
-        0 => Ok(()),
-        // A descriptor that Rust or this program opened is close-on-exec anyway; before Linux 5.11 an
-        // inherited one is not seen here.
-        _ if io::Error::last_os_error().raw_os_error() == Some(libc::EINVAL) => close_one_by_one(),
-        _ => Err(io::Error::last_os_error()),
-    }
-}
-
-fn close_one_by_one() -> io::Result<()> {
-    for fd in 3..1024 {
-        // SAFETY: fcntl with F_SETFD only marks the descriptor; one that is not open gives EBADF.
-        unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
+/// process' cgroup. (close_range(2) does this at once, but only marks them since Linux 5.11.)
+fn keep_descriptors() -> Result<()> {
+    let why = "cannot see which descriptors this process was given";
+    for entry in fs::read_dir("/proc/self/fd").context(why)? {
+        let name = entry.context(why)?.file_name();
+        let fd: RawFd = name.to_str().and_then(|name| name.parse().ok()).context(why)?;
+        if fd > libc::STDERR_FILENO {
+            // SAFETY: F_SETFD only marks the descriptor; on one that is gone by now it fails.
+            unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
+        }
     }
     Ok(())
 }
@@ -259,22 +242,26 @@ fn ignore_interrupts() {
 fn report(loaded: &mut Loaded) {
     for record in drain(&mut loaded.events) {
         match record {
-            Ok(record) => {
-                eprintln!("opencode-egress: refused: {}", record.denied_flow(record.event.suppressed))
-            }
-            Err(error) => eprintln!("opencode-egress: {error}"),
+            Ok(record) => say(&format!("refused: {}", record.denied_flow(record.event.suppressed))),
+            Err(error) => say(&error.to_string()),
         }
     }
+}
+
+/// Writes a line at once, so that what the command writes does not come into its middle.
+fn say(line: &str) {
+    // Nobody can be told when this fails.
+    let _ = io::stderr().write_all(format!("opencode-egress: {line}\n").as_bytes());
 }
 
 fn summary(loaded: &Loaded) -> Result<()> {
     let denied = loaded.maps.counters(InstanceIndex::FIRST)?.denied;
     let total: u64 = denied.reasons.iter().map(|counter| counter.packets).sum();
     if denied.folded + denied.limited + denied.lost > 0 {
-        eprintln!(
-            "opencode-egress: {total} refused in all; not shown: {} repeats, {} over the rate, {} lost",
+        say(&format!(
+            "{total} refused in all; not shown: {} repeats, {} over the rate, {} lost",
             denied.folded, denied.limited, denied.lost
-        );
+        ));
     }
     Ok(())
 }

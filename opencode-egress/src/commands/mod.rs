@@ -1,9 +1,13 @@
 //! The subcommands.
 
+mod assets;
 mod check;
 mod client;
 mod exec;
+mod metrics;
 mod run;
+mod suggest;
+mod top;
 
 use std::process::ExitCode;
 
@@ -23,10 +27,15 @@ pub fn run(command: &Command) -> Result<ExitCode> {
         Command::Attach(args) => client::attach(args)?,
         Command::Check(args) => check::check(args)?,
         Command::Status(args) => client::status(args)?,
+        Command::Top(args) => top::top(args)?,
         Command::Explain(args) => client::explain(args)?,
         Command::Events(args) => client::events(args)?,
+        Command::Metrics(args) => metrics::metrics(args)?,
+        Command::Suggest(args) => suggest::suggest(args)?,
         Command::Reload(args) => client::reload(args)?,
         Command::Detach(args) => client::detach(args)?,
+        Command::Completions { shell } => assets::completions(*shell)?,
+        Command::Man { directory } => assets::man(directory)?,
     }
     Ok(ExitCode::SUCCESS)
 }

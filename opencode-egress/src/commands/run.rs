@@ -1,7 +1,13 @@
 //! `run`: the daemon.
 
 use anyhow::Result;
-use tracing_subscriber::EnvFilter;
+use libsystemd::logging::connected_to_journal;
+use tracing_subscriber::{
+    EnvFilter,
+    fmt::{self, format},
+    layer::SubscriberExt as _,
+    util::SubscriberInitExt as _,
+};
 
 use crate::{
     cli::RunArgs,
@@ -14,22 +20,28 @@ use crate::{
 ///
 /// When it cannot start.
 pub(super) fn run(args: &RunArgs) -> Result<()> {
-    log_to_stderr();
+    log();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let daemon = Daemon::start(&args.config, &args.pins)?;
     let local = tokio::task::LocalSet::new();
-    local.block_on(&runtime, serve(daemon, &args.control.socket))?;
+    local.block_on(&runtime, serve(daemon, &args.control.socket, args.metrics.as_ref()))?;
     Ok(())
 }
 
-/// The journal adds the time to what comes from a service.
-fn log_to_stderr() {
+/// To the journal itself where stderr goes there, so that priorities and fields arrive; else to stderr.
+fn log() {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
-    if std::env::var_os("JOURNAL_STREAM").is_some() {
-        builder.without_time().with_ansi(false).init();
-    } else {
-        builder.init();
+    let registry = tracing_subscriber::registry().with(filter);
+    if connected_to_journal()
+        && let Ok(journal) = tracing_journald::layer()
+    {
+        return registry.with(journal.with_field_prefix(None)).init();
     }
+    // The message says it all; the fields are the journal's.
+    let message = format::debug_fn(|writer, field, value| match field.name() {
+        "message" => write!(writer, "{value:?}"),
+        _ => Ok(()),
+    });
+    let stderr = fmt::layer().fmt_fields(message).with_writer(std::io::stderr).with_target(false);
+    registry.with(stderr).init();
 }

@@ -65,3 +65,11 @@ fn an_instance_cannot_be_there_twice() {
     let none = r#"{"version":1,"instances":{"a":{"units":[]}}}"#;
     assert!(shown(none).starts_with("p.json:1:27: instance `a` has no units"), "{}", shown(none));
 }
+
+#[test]
+fn a_message_is_one_line_with_a_place_in_the_file() {
+    assert!(shown("").starts_with("p.json:1:1: EOF"), "{}", shown(""));
+    assert!(shown("{\n").starts_with("p.json:2:1: EOF"), "{}", shown("{\n"));
+    let escapes = shown(r#"{"version":1,"a\u001b[2K\nb":1}"#);
+    assert!(escapes.contains(r"unknown field `a\u{1b}[2K\nb`"), "{escapes}");
+}

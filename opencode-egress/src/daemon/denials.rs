@@ -1,10 +1,10 @@
 //! Denied flows: out of the ring buffer, into the journal, kept for `events`.
 
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use tracing::{error, warn};
 
-use super::{Daemon, DaemonError, RECENT_EVENTS};
+use super::{Daemon, DaemonError, RECENT_EVENTS, unix_time};
 use crate::{
     control::LoggedEvent,
     events::{Record, drain},
@@ -62,7 +62,7 @@ impl Daemon {
             let now = (counters.denied.limited, counters.denied.lost);
             if now != instance.left_out {
                 let (limited, lost) = (now.0 - instance.left_out.0, now.1 - instance.left_out.1);
-                journal::log_left_out(name, limited, lost);
+                journal::log_left_out(name, instance.policy.mode, limited, lost);
                 instance.left_out = now;
             }
         }
@@ -70,19 +70,20 @@ impl Daemon {
 
     fn log(&mut self, record: &Record, suppressed: u64) -> Option<LoggedEvent> {
         let index = InstanceIndex::new(record.event.instance);
-        let found = self.instances.iter_mut().find(|(_, instance)| Some(instance.index) == index);
         let flow = record.denied_flow(suppressed);
-        let Some((name, instance)) = found else {
-            warn!("denied to a cgroup whose instance has no policy: {flow}");
+        // Also one that the policy file does not have any more.
+        let Some((name, _)) = self.registry.known().iter().find(|(_, known)| Some(**known) == index) else {
+            warn!("denied to a cgroup of nobody: {flow}");
             return None;
         };
-        let time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        let event = LoggedEvent { time, instance: name.to_string(), flow };
+        let event = LoggedEvent { time: unix_time(), instance: name.to_string(), flow };
         journal::log_denial(&event);
-        if instance.recent.len() == RECENT_EVENTS {
-            instance.recent.pop_front();
+        if let Some(instance) = self.instances.get_mut(name) {
+            if instance.recent.len() == RECENT_EVENTS {
+                instance.recent.pop_front();
+            }
+            instance.recent.push_back(event.clone());
         }
-        instance.recent.push_back(event.clone());
         Some(event)
     }
 }

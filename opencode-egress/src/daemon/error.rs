@@ -50,6 +50,11 @@ pub enum DaemonError {
     /// The kernel's socket diagnosis.
     #[error("cannot look at open connections")]
     Connections(#[source] std::io::Error),
+    /// inotify.
+    #[error(
+        "cannot watch for units and links that come and go; see fs.inotify.max_user_watches and max_user_instances in sysctl"
+    )]
+    Watch(#[source] std::io::Error),
     /// Somebody asks for an instance that is not there.
     #[error("no instance `{name}` in {}; it has: {known}", config.display())]
     UnknownInstance {
@@ -59,6 +64,14 @@ pub enum DaemonError {
         config: PathBuf,
         /// Those that are there.
         known: String,
+    },
+    /// The policy file has the instance, and was not applied since.
+    #[error("instance `{name}` is in {}, but that is not applied; run `opencode-egress reload`", config.display())]
+    NotApplied {
+        /// The instance.
+        name: String,
+        /// The policy file.
+        config: PathBuf,
     },
     /// `attach` from outside a unit.
     #[error("process {pid} is in {}, which is no service's cgroup; `attach` is for a unit's ExecStartPre=+", cgroup.display())]

@@ -5,13 +5,17 @@
 mod confinement;
 mod denials;
 mod error;
+mod explain;
 mod fold;
 mod policies;
+mod seen;
 mod server;
+mod watch;
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, HashSet, VecDeque},
     path::{Path, PathBuf},
+    time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
 pub use error::{DaemonError, error_chain};
@@ -20,7 +24,6 @@ pub use server::serve;
 use crate::{
     cgroup::{Cgroup, Hierarchy, unit_of},
     control::LoggedEvent,
-    explain::{Destination, Explanation, explain},
     loader::{Lifetime, Loaded, load},
     maps::InstanceIndex,
     pins::{LinkDirectory, Pins},
@@ -36,8 +39,10 @@ struct Instance {
     index: InstanceIndex,
     policy: Policy,
     entries: usize,
-    /// Units that were running before they were confined.
-    late: Vec<UnitName>,
+    /// Units that were confined before they asked, and when.
+    unasked: BTreeMap<UnitName, Instant>,
+    /// Units that never asked, so that nobody knows what they did before they were confined, and their cgroups.
+    late: BTreeMap<UnitName, u64>,
     /// Its links were taken away on purpose, and stay away until a unit starts or a reload.
     detached: bool,
     recent: VecDeque<LoggedEvent>,
@@ -54,8 +59,19 @@ pub struct Daemon {
     config: PathBuf,
     set: PolicySet,
     reload_error: Option<String>,
+    /// When the file was last applied; seconds since 1970.
+    applied: u64,
     instances: BTreeMap<InstanceName, Instance>,
     folds: fold::Folds,
+    watch: watch::Watch,
+    /// Units that run and cannot be confined, and why; told once.
+    failing: BTreeMap<UnitName, String>,
+    /// Why changes are not followed; told once.
+    not_followed: Option<String>,
+    /// The ids of cgroups that this daemon confined.
+    confined: HashSet<u64>,
+    /// And of those that it let go again, because it was asked to.
+    let_go: HashSet<u64>,
 }
 
 impl Daemon {
@@ -79,24 +95,17 @@ impl Daemon {
             config: config.to_owned(),
             set: PolicySet { log: set.log, instances: BTreeMap::new() },
             reload_error: None,
+            applied: 0,
             instances: BTreeMap::new(),
             folds: fold::Folds::default(),
+            watch: watch::Watch::new().map_err(DaemonError::Watch)?,
+            failing: BTreeMap::new(),
+            not_followed: None,
+            confined: HashSet::new(),
+            let_go: HashSet::new(),
         };
         daemon.apply(set, compiled)?;
         Ok(daemon)
-    }
-
-    /// Judges a flow by what is in the kernel.
-    ///
-    /// # Errors
-    ///
-    /// When there is no such instance, or the kernel refuses.
-    pub fn explain(&self, name: &str, destination: Destination) -> Result<Explanation, DaemonError> {
-        let instance = self.instance(&self.known(name)?)?;
-        let Some((head, rules)) = self.loaded.maps.policy(instance.index)? else {
-            return Ok(Explanation::without_policy(destination));
-        };
-        Ok(explain(destination, &head, &rules, &instance.policy))
     }
 
     /// Everything that `status` shows.
@@ -105,10 +114,10 @@ impl Daemon {
     ///
     /// When a counter cannot be read.
     pub fn status(&self) -> Result<Status, DaemonError> {
-        let (links, services) = (self.pins.all_links(), self.hierarchy.services());
+        let (links, services) = (self.pins.all_links(), self.hierarchy.services()?);
         let mut instances = BTreeMap::new();
         for (name, instance) in &self.instances {
-            let Instance { index, policy, entries, late, recent, .. } = instance;
+            let Instance { index, policy, entries, late, detached, recent, .. } = instance;
             let units = policy
                 .units
                 .iter()
@@ -120,6 +129,7 @@ impl Daemon {
                 rules: [policy.allow.len(), policy.deny.len(), policy.listen.len()],
                 entries: *entries,
                 units,
+                detached: *detached,
                 counters: self.loaded.maps.counters(*index)?.into(),
                 last_denial: recent.back().cloned(),
             };
@@ -129,6 +139,7 @@ impl Daemon {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             config: self.config.display().to_string(),
             reload_error: self.reload_error.clone(),
+            applied: self.applied,
             instances,
         })
     }
@@ -138,7 +149,7 @@ impl Daemon {
         unit: &UnitName,
         links: &[LinkDirectory],
         path: Option<&PathBuf>,
-        late: &[UnitName],
+        late: &BTreeMap<UnitName, u64>,
     ) -> UnitStatus {
         let cgroup = path.and_then(|path| self.hierarchy.open(path).ok());
         let of_unit = links.iter().find(|links| {
@@ -148,7 +159,7 @@ impl Daemon {
             unit: unit.to_string(),
             running: cgroup.as_ref().is_some_and(Cgroup::is_populated),
             links: of_unit.map_or(0, LinkDirectory::count),
-            late: late.contains(unit),
+            late: cgroup.is_some_and(|cgroup| late.get(unit) == Some(&cgroup.id())),
         }
     }
 
@@ -157,10 +168,11 @@ impl Daemon {
         let Ok(path) = self.hierarchy.of_process(pid) else { return true };
         unit_of(&path).is_some_and(|(unit, _)| {
             self.instances.values().any(|instance| instance.policy.units.contains(&unit))
+                || self.pins.all_links().iter().any(|links| links.unit == unit)
         })
     }
 
-    /// How often the folded are looked for.
+    /// How often it is told how many denials had no line.
     pub fn interval(&self) -> std::time::Duration {
         self.set.log.interval
     }
@@ -181,4 +193,9 @@ impl Daemon {
             known: String::new(),
         })
     }
+}
+
+/// Seconds since 1970.
+fn unix_time() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

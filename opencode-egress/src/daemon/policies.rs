@@ -1,18 +1,19 @@
 //! Policies: from the file into force.
 
 use std::{
-    collections::{BTreeMap, HashSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     path::Path,
 };
 
 use opencode_egress_common::decide::{Verdict, decide};
 use tracing::{error, info, warn};
 
-use super::{Daemon, DaemonError, Instance, error_chain};
+use super::{Daemon, DaemonError, Instance, error_chain, unix_time};
 use crate::{
     compile::{CompiledPolicy, compile},
     config,
     connections::{self, Connection},
+    journal::RELOAD_REFUSED_ID,
     policy::{InstanceName, Mode, Policy, PolicySet, mode_name},
 };
 
@@ -28,7 +29,9 @@ impl Daemon {
         self.reload_error = result.as_ref().err().map(|error| error_chain(error));
         match &result {
             Ok(changes) => info!("applied {}: {} changes", config.display(), changes.len()),
-            Err(error) => error!("the running policy stays: {}", error_chain(error)),
+            Err(error) => {
+                error!(MESSAGE_ID = RELOAD_REFUSED_ID, "the running policy stays: {}", error_chain(error))
+            }
         }
         result
     }
@@ -39,16 +42,6 @@ impl Daemon {
         compiled: BTreeMap<InstanceName, CompiledPolicy>,
     ) -> Result<Vec<String>, DaemonError> {
         let changes = changes(&self.set, &set);
-        self.loaded.maps.set_limits(&set.log)?;
-        // No instance of the old file that the new one does not have keeps a policy.
-        let known: Vec<_> =
-            self.registry.known().iter().map(|(name, index)| (name.clone(), *index)).collect();
-        for (name, index) in known {
-            if !set.instances.contains_key(&name) && self.loaded.maps.current(index).slot() != 0 {
-                self.loaded.maps.retire(index)?;
-                self.instances.remove(&name);
-            }
-        }
         let mut changed = vec![];
         for name in compiled.keys() {
             let index = self.registry.claim(name)?;
@@ -58,6 +51,7 @@ impl Daemon {
         }
         let policies: Vec<_> = changed.iter().map(|(name, index)| (*index, &compiled[name])).collect();
         self.loaded.maps.install_all(&policies)?;
+        self.loaded.maps.set_limits(&set.log)?;
         for (name, compiled) in compiled {
             let index = self.registry.claim(&name)?;
             let counters = self.loaded.maps.counters(index)?.denied;
@@ -65,7 +59,8 @@ impl Daemon {
                 index,
                 policy: Policy::default(),
                 entries: 0,
-                late: vec![],
+                unasked: BTreeMap::new(),
+                late: BTreeMap::new(),
                 detached: false,
                 recent: VecDeque::new(),
                 left_out: (counters.limited, counters.lost),
@@ -75,34 +70,65 @@ impl Daemon {
             instance.detached = false;
         }
         self.set = set;
+        self.applied = unix_time();
         self.reconcile();
-        for (name, _) in changed {
-            if let Err(error) = self.reset_denied(&name) {
-                warn!("open connections of {name} are refused, but not reset: {}", error_chain(&error));
-            }
+        // After it, so that a unit whose instance has another name now is never without a policy.
+        self.retire_others();
+        let changed: Vec<_> = changed.iter().map(|(name, _)| name).collect();
+        if let Err(error) = self.reset_denied(&changed) {
+            warn!("open connections that are denied now are refused, but not reset: {}", error_chain(&error));
         }
         Ok(changes)
     }
 
-    /// Resets what an instance has open and its policy denies, so that no program waits for an answer.
-    pub(super) fn reset_denied(&self, name: &InstanceName) -> Result<(), DaemonError> {
-        let instance = self.instance(name)?;
-        if instance.policy.mode == Mode::Audit {
+    /// Takes the policies of instances that the file does not have out of force.
+    fn retire_others(&mut self) {
+        let others = self.registry.known().iter().filter(|(name, _)| !self.set.instances.contains_key(*name));
+        let others: Vec<_> = others.map(|(name, index)| (name.clone(), *index)).collect();
+        for (name, index) in others {
+            self.instances.remove(&name);
+            if self.loaded.maps.current(index).slot() != 0
+                && let Err(error) = self.loaded.maps.retire(index)
+            {
+                warn!("the policy of {name} is out of force, but stays in memory: {}", error_chain(&error));
+            }
+        }
+    }
+
+    /// Resets what instances have open and their policies deny, so that no program waits for an answer.
+    pub(super) fn reset_denied(&self, names: &[&InstanceName]) -> Result<(), DaemonError> {
+        let services = self.hierarchy.services()?;
+        // Cgroups, and by which of the policies what they have open is judged.
+        let mut judged_by: HashMap<u64, usize> = HashMap::new();
+        let mut policies = vec![];
+        for name in names {
+            let instance = self.instance(name)?;
+            let paths = instance.policy.units.iter().filter_map(|unit| services.get(unit));
+            let ids: Vec<_> = paths
+                .filter_map(|path| self.hierarchy.open(path).ok())
+                .flat_map(|cgroup| cgroup.ids())
+                .collect();
+            // An instance that does not run has nothing open.
+            if ids.is_empty() || instance.policy.mode == Mode::Audit {
+                continue;
+            }
+            if let Some(policy) = self.loaded.maps.policy(instance.index)? {
+                judged_by.extend(ids.into_iter().map(|id| (id, policies.len())));
+                policies.push(policy);
+            }
+        }
+        if policies.is_empty() {
             return Ok(());
         }
-        let services = self.hierarchy.services();
-        let cgroups = instance.policy.units.iter().filter_map(|unit| services.get(unit));
-        let cgroups: HashSet<u64> = cgroups
-            .filter_map(|path| self.hierarchy.open(path).ok())
-            .flat_map(|cgroup| cgroup.ids())
-            .collect();
-        let Some((head, rules)) = self.loaded.maps.policy(instance.index)? else { return Ok(()) };
         let denied = |connection: &Connection| {
-            !head.listens_on(connection.local_port) && decide(&rules, &connection.flow) != Verdict::Allow
+            judged_by.get(&connection.cgroup).is_some_and(|policy| {
+                let (head, rules) = &policies[*policy];
+                !head.listens_on(connection.local_port) && decide(rules, &connection.flow) != Verdict::Allow
+            })
         };
-        let reset = connections::reset(&cgroups, denied).map_err(DaemonError::Connections)?;
+        let reset = connections::reset(denied).map_err(DaemonError::Connections)?;
         if !reset.is_empty() {
-            info!("{name}: reset {} open connections that its policy denies", reset.len());
+            info!("reset {} open connections that are denied now", reset.len());
         }
         Ok(())
     }
@@ -123,8 +149,8 @@ pub(super) fn read(config: &Path) -> Result<Read, DaemonError> {
 
 /// What differs between two policy sets, a line each.
 fn changes(old: &PolicySet, new: &PolicySet) -> Vec<String> {
-    fn lines(set: &PolicySet) -> std::collections::BTreeSet<(String, String)> {
-        let mut lines = std::collections::BTreeSet::new();
+    fn lines(set: &PolicySet) -> BTreeSet<(String, String)> {
+        let mut lines = BTreeSet::new();
         for (name, policy) in &set.instances {
             let units = policy.units.iter().map(|unit| format!("unit {unit}"));
             let allow = policy.allow.iter().map(|rule| format!("allow {rule}"));

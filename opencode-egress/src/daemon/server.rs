@@ -6,6 +6,7 @@ use std::{
     os::{fd::AsFd as _, unix::fs::PermissionsExt as _},
     path::Path,
     rc::Rc,
+    sync::Arc,
     time::Duration,
 };
 
@@ -14,59 +15,91 @@ use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, Interest, unix::AsyncFd},
     net::{UnixListener, UnixStream},
     signal::unix::{SignalKind, signal},
-    sync::broadcast,
-    time::{interval, timeout},
+    sync::{OwnedSemaphorePermit, Semaphore, broadcast},
+    time::{Instant, interval, sleep, timeout},
 };
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use super::{Daemon, error_chain};
-use crate::control::{LoggedEvent, MAX_REQUEST, Reply, Request};
+use crate::{
+    control::{LoggedEvent, MAX_REQUEST, Reply, Request},
+    exposition::{Address, Listener},
+    metrics::exposition,
+};
 
-/// How long a client may take to say what it wants.
+/// How long a client may take to say what it wants, and to take what it is told.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// How many clients are answered at a time; the others wait.
+const CLIENTS: usize = 128;
 /// How often folded lines are looked for.
 const TICK: Duration = Duration::from_secs(1);
-/// How often units without links, and links without units, are looked for.
+/// How often units without links, and links without units, are looked for when nothing rings.
 const RECONCILE: Duration = Duration::from_secs(5);
+/// At most this often when something does: a look at a thousand units takes tens of milliseconds.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves until told to stop. Everything that is confined stays so afterwards.
 ///
 /// # Errors
 ///
 /// When the socket or a signal cannot be had.
-pub async fn serve(daemon: Daemon, socket: &Path) -> io::Result<()> {
+pub async fn serve(daemon: Daemon, socket: &Path, metrics: Option<&Address>) -> io::Result<()> {
     let listener = listen(socket)?;
     let (mut reload, mut stop) = (signal(SignalKind::hangup())?, signal(SignalKind::terminate())?);
     let mut interrupt = signal(SignalKind::interrupt())?;
     let ring = daemon.loaded.events.as_fd().try_clone_to_owned()?;
     // SAFETY: the AsyncFd owns the descriptor, so it is open and the same one as long as that lives.
     let ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE)? };
+    let bell = daemon.watch.as_fd().try_clone_to_owned()?;
+    // SAFETY: as above.
+    let bell = unsafe { AsyncFd::register_with_interest(bell, Interest::READABLE)? };
+    let mut quiet_until = Box::pin(sleep(Duration::ZERO));
     let (sender, _) = broadcast::channel(1024);
-    let server = Rc::new(Server { daemon: RefCell::new(daemon), events: sender });
+    let clients = Arc::new(Semaphore::new(CLIENTS));
+    let server = Rc::new(Server { daemon: RefCell::new(daemon), events: sender, clients });
     let mut tick = interval(TICK);
     let mut reconcile = interval(RECONCILE);
-    let mut left_out = interval(server.daemon.borrow().interval());
+    let mut left_out_told = Instant::now();
+    if let Some(address) = metrics {
+        Rc::clone(&server).serve_metrics(address).await;
+    }
     // What an earlier daemon left in the ring.
     server.publish(Daemon::take_events);
     let _ = notify(false, &[NotifyState::Ready]);
     info!("ready, listening on {}", socket.display());
     loop {
         tokio::select! {
-            connection = listener.accept() => {
-                let (stream, _) = connection?;
-                tokio::task::spawn_local(Rc::clone(&server).answer(stream));
-            }
+            connection = accept(&listener, &server.clients) => match connection {
+                Ok((stream, permit)) => drop(tokio::task::spawn_local(Rc::clone(&server).answer(stream, permit))),
+                // Too many open files, perhaps. Nothing of that is a reason to end.
+                Err(error) => {
+                    warn!("cannot take a client of the control socket: {error}");
+                    sleep(PAUSE).await;
+                }
+            },
             ready = ring.readable() => {
                 ready?.clear_ready();
                 server.publish(Daemon::take_events);
             }
+            ready = async { (&mut quiet_until).await; bell.readable().await } => {
+                ready?.clear_ready();
+                quiet_until.as_mut().reset(Instant::now() + PAUSE);
+                let mut daemon = server.daemon.borrow_mut();
+                daemon.watch.drain();
+                daemon.reconcile();
+            }
             _ = tick.tick() => {
                 let _ = notify(false, &[NotifyState::Watchdog]);
+                server.daemon.borrow_mut().find_late();
                 server.publish(Daemon::take_folded);
-                server.daemon.borrow_mut().flush_debug_log();
+                let mut daemon = server.daemon.borrow_mut();
+                if left_out_told.elapsed() >= daemon.interval() {
+                    daemon.log_left_out();
+                    left_out_told = Instant::now();
+                }
+                daemon.flush_debug_log();
             }
             _ = reconcile.tick() => server.daemon.borrow_mut().reconcile(),
-            _ = left_out.tick() => server.daemon.borrow_mut().log_left_out(),
             _ = reload.recv() => {
                 let _ = notify(false, &[NotifyState::Reloading]);
                 // Success and failure are logged where they happen.
@@ -78,6 +111,8 @@ pub async fn serve(daemon: Daemon, socket: &Path) -> io::Result<()> {
         }
     }
     let _ = notify(false, &[NotifyState::Stopping]);
+    // Units that stop with the daemon do so before it, and what they had goes with them.
+    server.daemon.borrow_mut().reconcile();
     info!("stopping; what is confined stays confined");
     fs::remove_file(socket)
 }
@@ -99,9 +134,19 @@ fn listen(socket: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
+/// Waits for room and then for a client.
+async fn accept(
+    listener: &UnixListener,
+    clients: &Arc<Semaphore>,
+) -> io::Result<(UnixStream, OwnedSemaphorePermit)> {
+    let permit = Arc::clone(clients).acquire_owned().await.map_err(io::Error::other)?;
+    Ok((listener.accept().await?.0, permit))
+}
+
 struct Server {
     daemon: RefCell<Daemon>,
     events: broadcast::Sender<LoggedEvent>,
+    clients: Arc<Semaphore>,
 }
 
 impl Server {
@@ -112,7 +157,23 @@ impl Server {
         }
     }
 
-    async fn answer(self: Rc<Self>, mut stream: UnixStream) {
+    /// What is confined does not depend on whether anybody counts it, so a daemon without metrics goes on.
+    async fn serve_metrics(self: Rc<Self>, address: &Address) {
+        match Listener::bind(address).await {
+            Ok(listener) => {
+                info!("metrics are at {address}");
+                tokio::task::spawn_local(listener.serve(move || {
+                    let status = self.daemon.borrow().status().map_err(|error| error_chain(&error))?;
+                    exposition(&status).map_err(|error| error_chain(&error))
+                }));
+            }
+            Err(error) => error!(
+                "no metrics, for {address} cannot be served until the daemon is started again: {error}"
+            ),
+        }
+    }
+
+    async fn answer(self: Rc<Self>, mut stream: UnixStream, _permit: OwnedSemaphorePermit) {
         if let Err(error) = self.converse(&mut stream).await {
             warn!("a client of the control socket went away: {error}");
         }
@@ -120,18 +181,17 @@ impl Server {
 
     async fn converse(&self, stream: &mut UnixStream) -> io::Result<()> {
         let peer = stream.peer_cred()?;
-        let mut line = String::new();
+        let mut line = vec![];
         let mut reader = BufReader::new((&mut *stream).take(MAX_REQUEST));
-        if timeout(REQUEST_TIMEOUT, reader.read_line(&mut line)).await.is_err() {
+        let Ok(read) = timeout(REQUEST_TIMEOUT, reader.read_until(b'\n', &mut line)).await else {
             let reply = Reply::Error("no request came in time".to_owned());
             return send(stream, &reply).await;
-        }
+        };
+        read?;
         let pid = peer.pid().and_then(|pid| u32::try_from(pid).ok()).unwrap_or(0);
-        let request = match serde_json::from_str(&line) {
+        let request = match Request::parse(&line) {
             Ok(request) => request,
-            Err(error) => {
-                return send(stream, &Reply::Error(format!("this is no request: {error}"))).await;
-            }
+            Err(error) => return send(stream, &Reply::Error(error_chain(&error))).await,
         };
         if let Some(refusal) = self.refusal(peer.uid(), pid, &request) {
             warn!("refused a request of process {pid}: {refusal}");
@@ -165,6 +225,7 @@ impl Server {
             Request::Explain { instance, destination } => {
                 daemon.explain(&instance, destination).map(Reply::Explained)
             }
+            Request::Seen { instance } => daemon.seen(&instance).map(Reply::Seen),
             Request::Reload => daemon.reload().map(|changes| Reply::Reloaded { changes }),
             Request::Detach { instance } => daemon
                 .detach(&instance)
@@ -208,5 +269,6 @@ impl Server {
 async fn send(stream: &mut UnixStream, reply: &Reply) -> io::Result<()> {
     let mut line = serde_json::to_vec(reply)?;
     line.push(b'\n');
-    stream.write_all(&line).await
+    // A client that does not read what it asked for is not waited for.
+    timeout(REQUEST_TIMEOUT, stream.write_all(&line)).await.map_err(|_| io::ErrorKind::TimedOut)?
 }

@@ -1,14 +1,17 @@
 //! Policy changes under open sockets, and the moments without a policy.
 
 use std::{
+    fs,
     io::{self, Read as _},
     net::{IpAddr, SocketAddr},
+    path::PathBuf,
     thread,
     time::{Duration, Instant},
 };
 
 use opencode_egress::{
     compile::compile,
+    loader::{ATTACH_ORDER, Lifetime, load},
     maps::InstanceIndex,
     policy::{Policy, RuleProtocol},
 };
@@ -202,6 +205,35 @@ fn a_change_is_atomic() {
     assert!(!arrived.to(ALLOWED.into()).is_empty(), "what is allowed arrives");
     for denied in [IpAddr::from(DENIED), DENIED6.into()] {
         assert_eq!(arrived.to(denied), [""; 0], "LEAK: during a change of policy");
+    }
+}
+
+#[test]
+fn a_new_build_takes_the_links_of_an_old_one() {
+    let world = World::unconfined();
+    let cgroup = &world.cgroup.0;
+    // Pinned, as the daemon's are: a link takes only programs with its own storage.
+    let pins = Pins(format!("/sys/fs/bpf/opencode-egress-hooks-{}", std::process::id()).into());
+    let load = || load(&Lifetime::Pinned(&pins.0)).expect("the kernel side loads");
+    let (old, new) = (load(), load());
+    for hook in ATTACH_ORDER {
+        let link = old.programs.attach(hook, cgroup).expect("a link");
+        let attached = || link.info().expect("what the kernel says of the link").program;
+        let before = attached();
+        new.programs.renew(hook, &link, cgroup).expect("the kernel takes another program");
+        let program =
+            new.programs.program(hook).expect("a program").info().expect("what the kernel says of it");
+        assert_eq!(attached(), program.id(), "{hook:?}");
+        assert_ne!(attached(), before, "{hook:?}");
+    }
+}
+
+/// A directory of pins that goes with the test.
+struct Pins(PathBuf);
+
+impl Drop for Pins {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
     }
 }
 

@@ -7,7 +7,7 @@ use std::{
 };
 
 use opencode_egress::{
-    events::Record, loader::setsockopt_knows_caller, maps::InstanceIndex, policy::LogLimits,
+    events::Record, kernel::setsockopt_knows_caller, maps::InstanceIndex, policy::LogLimits,
 };
 use opencode_egress_common::{
     flow::Protocol,
@@ -173,6 +173,39 @@ fn a_scan_is_held_to_the_rate() {
     assert_eq!(world.denied(), 200, "each of them is counted");
     assert_eq!(world.counters().denied.limited, 200 - told as u64, "what the rate left out is counted");
     adds_up(&world, told);
+}
+
+/// Whatever the log leaves out: that is what a suggestion is made of.
+#[test]
+fn the_kernel_remembers_what_was_denied_and_why() {
+    let mut world = limited(&LogLimits { interval: Duration::from_secs(10), burst: 1, per_sec: 1 });
+    let here = SocketAddr::from(([127, 0, 0, 1], 53));
+    let (outcome, _) = world.run(|| {
+        let refused = |result: io::Result<()>| match result {
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) => Ok(()),
+            other => Err(io::Error::other(format!("not refused: {other:?}"))),
+        };
+        for port in 1..=100 {
+            refused(tcp((DENIED, port).into()).map(drop))?;
+        }
+        // The same address and port, from two sides.
+        refused(bind(&udp(here)?, here))?;
+        refused(send_to(&udp(here)?, b"data", 0, here).map(drop))
+    });
+    assert_eq!(outcome, Outcome::DONE);
+    assert!(world.events().len() < 100, "the log leaves some out");
+    let seen = world.loaded.maps.seen().expect("what the kernel remembers");
+    assert_eq!(seen.len(), 101, "each destination is remembered once");
+    for (key, seen) in seen {
+        let (address, reasons) = (IpAddr::from(key.flow().address), seen.reasons().collect::<Vec<_>>());
+        if address == DENIED {
+            assert_eq!((seen.attempts, &reasons[..]), (1, &[DropReason::NotAllowed][..]), "{key:?}");
+        } else {
+            assert_eq!(address, here.ip());
+            let both = [DropReason::NotAllowed, DropReason::BindNotListed];
+            assert_eq!((seen.attempts, &reasons[..]), (2, &both[..]), "{key:?}");
+        }
+    }
 }
 
 #[test]

@@ -25,7 +25,6 @@ const TCP: libc::c_int = libc::IPPROTO_TCP;
 const ANSWER: Duration = Duration::from_secs(5);
 /// How long a refused client waits for nothing.
 const SILENCE: Duration = Duration::from_millis(300);
-const IP_LOCAL_PORT_RANGE: libc::c_int = 51;
 
 fn only(listeners: &[Listen]) -> Policy {
     Policy { listen: listeners.to_vec(), ..Policy::default() }
@@ -258,32 +257,23 @@ fn nothing_is_opened_from_a_listeners_port() {
 /// The kernel picks a source port after the hook of connect; when it is the listener's, no packet leaves.
 #[test]
 fn a_port_that_the_kernel_picks_is_judged() {
-    // First and last port, in the lower and the upper half.
-    let range = |port: u16| (u32::from(port) << 16 | u32::from(port)).cast_signed();
-    let picked = |port: u16| {
-        move |to: SocketAddr| {
-            let socket = socket(domain(to), libc::SOCK_STREAM | libc::SOCK_NONBLOCK, 0)?;
-            set(&socket, libc::IPPROTO_IP, IP_LOCAL_PORT_RANGE, range(port))?;
-            match connect(&socket, to) {
-                Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => Ok(()),
-                result => result,
-            }
+    let connects = |to: SocketAddr| {
+        let socket = socket(domain(to), libc::SOCK_STREAM | libc::SOCK_NONBLOCK, 0)?;
+        match connect(&socket, to) {
+            Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => Ok(()),
+            result => result,
         }
     };
     let port = 40_001;
     let mut world = World::new(&Policy { listen: vec![listen("192.0.2.1", port, true)], ..base_policy() });
-    let (outcome, _) = world.run(|| {
-        let socket = socket(libc::AF_INET, libc::SOCK_STREAM, 0)?;
-        set(&socket, libc::IPPROTO_IP, IP_LOCAL_PORT_RANGE, range(port))
-    });
-    if outcome == Outcome::Errno(libc::ENOPROTOOPT) {
-        eprintln!("skipped: no IP_LOCAL_PORT_RANGE in this kernel");
-        return;
-    }
-    world.passes("TCP from a picked port", (ALLOWED, PORT), picked(port + 1));
-    world.refuses_as("TCP from a picked port", (ALLOWED, PORT), Outcome::DONE, picked(port));
+    // First and last port that it may pick. A program may narrow the range for its socket (since Linux 6.3).
+    let range = |port| format!("{port} {port}");
+    world.unit.sysctl("ipv4/ip_local_port_range", &range(port + 1));
+    world.passes("TCP from a picked port", (ALLOWED, PORT), connects);
+    world.unit.sysctl("ipv4/ip_local_port_range", &range(port));
+    world.refuses_as("TCP from a picked port", (ALLOWED, PORT), Outcome::DONE, connects);
     world.check_last(DropReason::ListenerPort);
-    world.refuses("TCP from a picked port", (DENIED, PORT), picked(port));
+    world.refuses("TCP from a picked port", (DENIED, PORT), connects);
 }
 
 /// An accepted socket that was dissolved is one like any other, and not on the listener's port.

@@ -1,0 +1,68 @@
+//! What a policy says of a flow, rule by rule, without tries and merging: what compiled policies and the kernel are
+//! compared with.
+//!
+//! The hook tests and the fuzz targets include this file too, so it names the crate's modules by `crate`.
+
+use std::net::{IpAddr, Ipv6Addr};
+
+use opencode_egress_common::{
+    decide::Verdict,
+    flow::{Class, Flow},
+    reason::DropReason,
+};
+
+use crate::policy::{Listen, Policy, Rule, RuleProtocol};
+
+/// The verdict of the rules, and of the instance's own listeners, on a flow.
+pub(crate) fn judge(policy: &Policy, flow: &Flow) -> Verdict {
+    let address = IpAddr::from(flow.address);
+    let tcp = flow.class() == Class::Tcp;
+    let own: Vec<_> = policy.listen.iter().filter(|listen| is_own(listen, address)).collect();
+    if tcp && own.iter().any(|listen| listen.port == flow.port) {
+        return Verdict::Allow;
+    }
+    let hits = |rules: &[Rule]| {
+        let mut covering = rules.iter().filter(|rule| rule.cidr().net().contains(&address));
+        covering.any(|rule| speaks_of(rule, flow.class()) && has_port(rule, flow.port))
+    };
+    if hits(&policy.deny) {
+        return Verdict::Deny(DropReason::DenyRule);
+    }
+    if hits(&policy.allow) {
+        return Verdict::Allow;
+    }
+    let rules = policy.allow.iter().chain(&policy.deny);
+    let covering: Vec<_> = rules.filter(|rule| rule.cidr().net().contains(&address)).collect();
+    Verdict::Deny(if covering.is_empty() && own.is_empty() {
+        DropReason::NotAllowed
+    } else if covering.iter().any(|rule| speaks_of(rule, flow.class())) || tcp && !own.is_empty() {
+        DropReason::PortNotAllowed
+    } else {
+        DropReason::ProtocolNotAllowed
+    })
+}
+
+/// Whether a connection to this address can be one to the instance's own listener.
+fn is_own(listen: &Listen, address: IpAddr) -> bool {
+    let own6 = address == Ipv6Addr::LOCALHOST;
+    let own4 = matches!(address, IpAddr::V4(v4) if v4.is_loopback());
+    match listen.address {
+        IpAddr::V4(at) if at.is_unspecified() => own4,
+        IpAddr::V6(at) if at.is_unspecified() => own4 || own6,
+        at => at == address,
+    }
+}
+
+fn speaks_of(rule: &Rule, class: Class) -> bool {
+    match (rule.protocol(), class) {
+        (RuleProtocol::Tcp, Class::Tcp) | (RuleProtocol::Udp, Class::Udp) => true,
+        (RuleProtocol::Icmp, Class::Icmp) => true,
+        (RuleProtocol::Any, Class::Tcp | Class::Udp) => true,
+        (RuleProtocol::Any, _) => rule.ports().is_empty(),
+        _ => false,
+    }
+}
+
+fn has_port(rule: &Rule, port: u16) -> bool {
+    rule.ports().is_empty() || rule.ports().iter().any(|range| range.first() <= port && port <= range.last())
+}

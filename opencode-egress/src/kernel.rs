@@ -1,0 +1,116 @@
+//! What the running kernel has, and which lack of it is refused.
+
+use std::io;
+
+use aya::{
+    maps::MapType,
+    programs::{ProgramError, ProgramType},
+    sys::{BpfHelper, SyscallError, is_helper_supported, is_map_supported, is_program_supported},
+    util::KernelVersion,
+};
+
+/// The oldest kernel on which everything works: shared cgroup storage is of 5.9, inner maps of any size
+/// and the checks on them of 5.10.
+const OLDEST: KernelVersion = KernelVersion::new(5, 10, 0);
+
+/// What a kernel of any age can be built without, once it has bpf(2); all other types come with that.
+const PROGRAMS: [(ProgramType, &str); 4] = [
+    (ProgramType::CgroupSkb, "cgroup_skb programs"),
+    (ProgramType::CgroupSock, "cgroup_sock programs"),
+    (ProgramType::CgroupSockAddr, "cgroup_sock_addr programs"),
+    (ProgramType::CgroupSockopt, "cgroup_sockopt programs"),
+];
+
+/// Why this kernel will not do.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    /// The kernel is too old.
+    #[error("this kernel is {found}; opencode-egress needs 5.10 or newer and does not run in a weaker mode")]
+    Old {
+        /// The running kernel.
+        found: String,
+    },
+    /// It has no eBPF.
+    #[error("this kernel has no bpf(2); opencode-egress needs one with CONFIG_BPF_SYSCALL")]
+    NoBpf,
+    /// A part of eBPF is not there.
+    #[error("this kernel has no {0}; opencode-egress needs one with CONFIG_CGROUP_BPF")]
+    Lacks(&'static str),
+    /// It has eBPF for others.
+    #[error(
+        "this process may not use bpf(2) for {0}; run it as root (CAP_BPF and CAP_NET_ADMIN), outside of user \
+         namespaces and of seccomp filters that forbid it"
+    )]
+    NotPermitted(&'static str),
+    /// The kernel answers what it should not.
+    #[error("cannot find out whether this kernel has {feature}")]
+    Unknown {
+        /// What was asked for.
+        feature: &'static str,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Finds out whether this kernel has what the programs and maps take.
+///
+/// # Errors
+///
+/// When it has not, naming the first thing that is not there.
+pub(crate) fn check() -> Result<(), KernelError> {
+    if KernelVersion::current().is_ok_and(|version| version < OLDEST) {
+        let found = rustix::system::uname().release().to_string_lossy().into_owned();
+        return Err(KernelError::Old { found });
+    }
+    for (program, name) in PROGRAMS {
+        judge(name, is_program_supported(program).map_err(program_error))?;
+    }
+    let storage = is_map_supported(MapType::CgroupStorage);
+    judge("cgroup_storage maps", storage.map_err(|SyscallError { io_error, .. }| io_error))
+}
+
+fn program_error(error: ProgramError) -> io::Error {
+    match error {
+        ProgramError::SyscallError(SyscallError { io_error, .. }) => io_error,
+        other => io::Error::other(other),
+    }
+}
+
+fn judge(feature: &'static str, supported: io::Result<bool>) -> Result<(), KernelError> {
+    match supported.map_err(|error| (error.raw_os_error(), error)) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(KernelError::Lacks(feature)),
+        Err((Some(libc::ENOSYS), _)) => Err(KernelError::NoBpf),
+        Err((Some(libc::EPERM | libc::EACCES), _)) => Err(KernelError::NotPermitted(feature)),
+        Err((_, source)) => Err(KernelError::Unknown { feature, source }),
+    }
+}
+
+/// Whether this kernel tells a setsockopt program which process calls, which Linux 5.10 does not: what
+/// they refuse there is told without the process.
+pub fn setsockopt_knows_caller() -> bool {
+    let helpers = [BpfHelper::BPF_FUNC_get_current_pid_tgid, BpfHelper::BPF_FUNC_get_current_comm];
+    helpers.into_iter().all(|helper| is_helper_supported(ProgramType::CgroupSockopt, helper).unwrap_or(false))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_there_is_named() {
+        let check = |supported, words: &[&str]| {
+            let error = judge("cgroup_skb programs", supported).expect_err("an error").to_string();
+            for word in words {
+                assert!(error.contains(word), "{error}");
+            }
+        };
+        let errno = |number| Err(io::Error::from_raw_os_error(number));
+        check(Ok(false), &["no cgroup_skb programs", "CONFIG_CGROUP_BPF"]);
+        check(errno(libc::ENOSYS), &["CONFIG_BPF_SYSCALL"]);
+        check(errno(libc::EPERM), &["cgroup_skb programs", "CAP_BPF"]);
+        check(errno(libc::EIO), &["cgroup_skb programs"]);
+        assert!(judge("cgroup_skb programs", Ok(true)).is_ok());
+    }
+}

@@ -1,0 +1,185 @@
+//! What must become of a packet: its headers as the RFCs have them, and the policy rule by rule.
+
+use std::net::{IpAddr, Ipv6Addr};
+
+use opencode_egress_common::{
+    decide::Verdict,
+    flow::{Address, Flow, Protocol},
+    reason::DropReason,
+    reason::Hook,
+};
+
+use super::{packets::Frame, reference};
+use crate::policy::Policy;
+
+/// What must become of a packet.
+pub(crate) struct Expected {
+    pub(crate) verdict: Verdict,
+    /// Whether it counts as sent when it passes.
+    pub(crate) counted: bool,
+    /// What a denial tells.
+    pub(crate) flow: Flow,
+}
+
+const SYN: u8 = 0x02;
+const ACK: u8 = 0x10;
+
+/// Judges a packet at one of the two packet hooks.
+pub(crate) fn judge(hook: Hook, policy: Option<&Policy>, loopback: bool, frame: &Frame) -> Expected {
+    let nothing = Flow { address: Address::v4(0), protocol: Protocol(0), port: 0 };
+    let counted = hook == Hook::Egress;
+    let headers = match read(frame) {
+        Ok(headers) => headers,
+        Err(reason) => return Expected { verdict: Verdict::Deny(reason), counted, flow: nothing },
+    };
+    let flow = headers.flow(if hook == Hook::Egress { headers.destination } else { headers.source });
+    let verdict = match hook {
+        Hook::Egress => outbound(policy, &headers, &flow),
+        _ => inbound(policy, &headers, &flow, loopback),
+    };
+    Expected { verdict, counted, flow }
+}
+
+fn outbound(policy: Option<&Policy>, headers: &Headers, to: &Flow) -> Verdict {
+    let Some(policy) = policy else { return Verdict::Deny(DropReason::NoPolicy) };
+    let (_, port) = headers.source;
+    if headers.opens && policy.listen.iter().any(|listen| listen.port == port) {
+        return Verdict::Deny(DropReason::ListenerPort);
+    }
+    reference::judge(policy, to)
+}
+
+fn inbound(policy: Option<&Policy>, headers: &Headers, back: &Flow, loopback: bool) -> Verdict {
+    let tcp = headers.protocol == 6;
+    // Of a connection that was judged when it was opened.
+    if tcp && !headers.opens {
+        return Verdict::Allow;
+    }
+    let Some(policy) = policy else { return Verdict::Deny(DropReason::NoPolicy) };
+    if (!tcp || loopback) && reference::judge(policy, back) == Verdict::Allow {
+        return Verdict::Allow;
+    }
+    let (address, port) = headers.destination;
+    let takes = |at: IpAddr| match at {
+        IpAddr::V4(v4) if v4.is_unspecified() => address.is_ipv4(),
+        // It takes IPv4 too (ipv6(7)).
+        IpAddr::V6(v6) if v6.is_unspecified() => true,
+        at => at == address,
+    };
+    let reached: Vec<_> =
+        policy.listen.iter().filter(|listen| listen.port == port && takes(listen.address)).collect();
+    if reached.iter().any(|listen| loopback || listen.open) {
+        return Verdict::Allow;
+    }
+    Verdict::Deny(match (reached.is_empty(), tcp) {
+        (false, _) => DropReason::ListenerNotOpen,
+        (true, true) => DropReason::NotAListener,
+        (true, false) => DropReason::PeerNotAllowed,
+    })
+}
+
+type Endpoint = (IpAddr, u16);
+
+struct Headers {
+    source: Endpoint,
+    destination: Endpoint,
+    protocol: u8,
+    /// A TCP segment with SYN and without ACK.
+    opens: bool,
+}
+
+impl Headers {
+    fn flow(&self, (address, port): Endpoint) -> Flow {
+        Flow { address: address.into(), protocol: Protocol(self.protocol), port }
+    }
+}
+
+fn read(frame: &Frame) -> Result<Headers, DropReason> {
+    match frame.ethertype {
+        0x0800 => ipv4(&frame.packet),
+        0x86dd => ipv6(&frame.packet),
+        _ => Err(DropReason::UnreadableHeader),
+    }
+}
+
+/// RFC 791.
+fn ipv4(packet: &[u8]) -> Result<Headers, DropReason> {
+    let fixed: &[u8; 20] = packet.first_chunk().ok_or(DropReason::UnreadableHeader)?;
+    let header_len = usize::from(fixed[0] & 0x0f) * 4;
+    if fixed[0] >> 4 != 4 || header_len < 20 {
+        return Err(DropReason::UnreadableHeader);
+    }
+    let more_fragments = fixed[6] & 0x20 != 0;
+    let offset = u16::from_be_bytes([fixed[6] & 0x1f, fixed[7]]);
+    if more_fragments || offset != 0 {
+        return Err(DropReason::Fragment);
+    }
+    let (header, behind) = packet.split_at_checked(header_len).ok_or(DropReason::UnreadableHeader)?;
+    let mut options = &header[20..];
+    while let Some(kind) = options.first() {
+        // The programs read four bytes at once. Only a packet that ends with its header has fewer.
+        if options.len() + behind.len() < 4 {
+            return Err(DropReason::UnreadableHeader);
+        }
+        let len = match kind {
+            0 => break,
+            1 => 1,
+            // Record route, timestamp, security, commercial security, stream identifier, router alert.
+            7 | 68 | 130 | 134 | 136 | 148 => match options.get(1) {
+                Some(len) if *len >= 2 => usize::from(*len),
+                _ => return Err(DropReason::UnreadableHeader),
+            },
+            _ => return Err(DropReason::Ipv4Option),
+        };
+        // One that goes on behind the header.
+        options = options.get(len..).unwrap_or_default();
+    }
+    let address = |at: usize| IpAddr::from([fixed[at], fixed[at + 1], fixed[at + 2], fixed[at + 3]]);
+    transport(fixed[9], behind, address(12), address(16))
+}
+
+/// RFC 8200.
+fn ipv6(packet: &[u8]) -> Result<Headers, DropReason> {
+    let (fixed, mut behind) = packet.split_first_chunk::<40>().ok_or(DropReason::UnreadableHeader)?;
+    if fixed[0] >> 4 != 6 {
+        return Err(DropReason::UnreadableHeader);
+    }
+    let mut next = fixed[6];
+    // Nine headers are looked at; the ninth must be the transport's.
+    for _ in 0..9 {
+        match next {
+            43 => return Err(DropReason::RoutingHeader),
+            44 => return Err(DropReason::Fragment),
+            50 | 51 | 135 | 139 | 140 | 253 | 254 => return Err(DropReason::ExtensionHeader),
+            0 | 60 => {
+                let [following, len] = *behind.first_chunk().ok_or(DropReason::UnreadableHeader)?;
+                let len = (usize::from(len) + 1) * 8;
+                behind = behind.get(len..).ok_or(DropReason::UnreadableHeader)?;
+                next = following;
+            }
+            _ => {
+                let address = |at: usize| -> IpAddr {
+                    let octets: [u8; 16] = fixed[at..at + 16].try_into().expect("sixteen");
+                    Ipv6Addr::from(octets).to_canonical()
+                };
+                return transport(next, behind, address(8), address(24));
+            }
+        }
+    }
+    Err(DropReason::ExtensionHeader)
+}
+
+fn transport(protocol: u8, bytes: &[u8], source: IpAddr, destination: IpAddr) -> Result<Headers, DropReason> {
+    let port = |at: usize| u16::from_be_bytes([bytes[at], bytes[at + 1]]);
+    let (needed, ports) = match protocol {
+        6 => (16, true),
+        17 | 136 => (4, true),
+        _ => (0, false),
+    };
+    if bytes.len() < needed {
+        return Err(DropReason::UnreadableHeader);
+    }
+    let (from, to) = if ports { (port(0), port(2)) } else { (0, 0) };
+    let opens = protocol == 6 && bytes[13] & (SYN | ACK) == SYN;
+    Ok(Headers { source: (source, from), destination: (destination, to), protocol, opens })
+}

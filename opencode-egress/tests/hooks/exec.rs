@@ -1,0 +1,72 @@
+//! The command `exec`, in a namespace of its own.
+
+use std::{
+    io,
+    net::{Ipv4Addr, TcpListener},
+    os::{fd::AsRawFd as _, unix::process::CommandExt as _},
+    process::{Command, Output},
+};
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::network::Namespace;
+
+/// Runs a shell under a policy that allows one network.
+fn exec(allow: &str, script: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_opencode-egress"));
+    command.args(["exec", "--allow", allow, "--", "bash", "-c", script]);
+    command
+}
+
+fn said(output: &[u8]) -> String {
+    String::from_utf8_lossy(output).into_owned()
+}
+
+#[test]
+fn exec_confines_its_command() {
+    let place = Namespace::create(format!("hooks-{}-exec", std::process::id()));
+    place.ip("link set lo up\n");
+    let server = place.enter(|| TcpListener::bind((Ipv4Addr::LOCALHOST, 0))).expect("a listener");
+    let port = server.local_addr().expect("its address").port();
+    server.set_nonblocking(true).expect("an accept that does not wait");
+    let connect = |allow: &str| -> Output {
+        let script = format!(": > /dev/tcp/127.0.0.1/{port} && exit 7");
+        place.enter(|| exec(allow, &script).output()).expect("opencode-egress runs")
+    };
+    let allowed = connect("127.0.0.0/8");
+    assert_eq!(
+        allowed.status.code(),
+        Some(7),
+        "the command's status is passed on: {}",
+        said(&allowed.stderr)
+    );
+    server.accept().expect("what is allowed arrives");
+    let refused = connect("192.0.2.0/24");
+    assert_eq!(refused.status.code(), Some(1), "what bash ends with: {}", said(&refused.stderr));
+    assert_eq!(server.accept().expect_err("LEAK").kind(), io::ErrorKind::WouldBlock);
+    let told = format!(
+        "opencode-egress: refused: proto=tcp dst=127.0.0.1 dport={port} hook=connect4 reason=not-allowed pid="
+    );
+    let stderr = said(&refused.stderr);
+    assert!(stderr.lines().any(|line| line.starts_with(&told) && line.contains("comm=bash")), "{stderr}");
+}
+
+/// A socket that this process was given is judged as its maker's, so the command must not have it.
+#[test]
+fn exec_gives_its_command_no_descriptors() {
+    let socket = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a socket");
+    for number in [60, 1060] {
+        let mut command = exec("192.0.2.0/24", &format!("[ ! -e /proc/self/fd/{number} ]"));
+        let socket = socket.as_raw_fd();
+        let most = getrlimit(Resource::Nofile).maximum;
+        // SAFETY: between fork and exec only system calls.
+        unsafe {
+            command.pre_exec(move || {
+                setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most })?;
+                if libc::dup2(socket, number) == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+            });
+        }
+        let output = command.output().expect("opencode-egress runs");
+        assert!(output.status.success(), "descriptor {number} is passed on: {}", said(&output.stderr));
+    }
+}
