@@ -1,24 +1,19 @@
 //! A machine with real systemd: fresh namespaces over a throw-away root, and a second host behind a veth that
 //! witnesses what arrives.
 
+mod witness;
+
 use std::{
     fs,
-    io::{BufRead as _, BufReader},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
-    sync::mpsc,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{
-    process::{ensure, run as run_command},
-    root,
-};
-
-/// The version of the real server that the tests run.
-const OPENCODE_VERSION: &str = "1.18.33";
+use self::witness::Witness;
+use crate::{opencode, process::ensure, root};
 
 /// Addresses of the machine and of the second host.
 const MACHINE_ADDRESSES: [&str; 2] = ["192.0.2.1/24", "2001:db8::1/64"];
@@ -45,13 +40,6 @@ pub(crate) struct Machine {
     witness: Witness,
 }
 
-/// The second host's interface, watched.
-struct Witness {
-    tcpdump: Child,
-    lines: mpsc::Receiver<String>,
-    markers: u32,
-}
-
 /// Where Debian and most others have systemd.
 const SYSTEMD: &str = "/lib/systemd/systemd";
 
@@ -64,8 +52,21 @@ impl Machine {
         )
     }
 
-    /// Installs what a machine takes, and boots one with the daemon in `binary`.
+    /// Boots a machine with the daemon in `binary` and the units of `vm-tests/machine/files`.
     pub(crate) fn boot(binary: &Path) -> Result<Self> {
+        let unit = root().join("dist/opencode-egress.service");
+        Self::boot_with(
+            &root().join("vm-tests/machine/files"),
+            &[
+                (binary, "usr/bin/opencode-egress"),
+                (&unit, "usr/lib/systemd/system/opencode-egress.service"),
+                (&opencode::binary()?, "usr/local/bin/opencode"),
+            ],
+        )
+    }
+
+    /// Installs what a machine takes, and boots one with `files` over its root and single files at other places.
+    pub(crate) fn boot_with(files: &Path, single: &[(&Path, &str)]) -> Result<Self> {
         ensure(
             "the machine tests",
             &[
@@ -77,7 +78,6 @@ impl Machine {
                 ("unshare", "util-linux"),
             ],
         )?;
-        let opencode = opencode()?;
         let name = format!("egress-{}", std::process::id());
         let directory = root().join("target/machine").join(&name);
         fs::create_dir_all(&directory)?;
@@ -85,12 +85,15 @@ impl Machine {
         fs::create_dir(&cgroup)
             .with_context(|| format!("cannot create {}; run as root", cgroup.display()))?;
         let mut command = Command::new("sh");
-        // In a cgroup of its own before the cgroup namespace is made, which is then rooted there.
-        command.args(["-c", "echo $$ > \"$1/cgroup.procs\" && shift && exec unshare --fork --kill-child --pid --mount --net --cgroup --uts --ipc sh \"$@\"", "sh"]);
+        // In a cgroup of its own before the cgroup namespace is made, which is then rooted there. It ends with this
+        // process, however that ends.
+        command.args(["-c", "echo $$ > \"$1/cgroup.procs\" && shift && exec setpriv --pdeathsig KILL unshare --fork --kill-child --pid --mount --net --cgroup --uts --ipc sh \"$@\"", "sh"]);
         command.arg(&cgroup).arg(root().join("vm-tests/machine/boot.sh")).arg(&directory);
-        command.arg(root().join("vm-tests/machine/files"));
-        command.arg(format!("{}=usr/local/bin/opencode-egress", binary.display()));
-        command.arg(format!("{}=usr/local/bin/opencode", opencode.display()));
+        command.arg(files);
+        let xtask = std::env::current_exe()?;
+        for (file, target) in single.iter().chain([&(xtask.as_path(), "usr/local/bin/xtask")]) {
+            command.arg(format!("{}={target}", file.display()));
+        }
         let log = fs::File::create(root().join("target/machine").join(format!("{name}.log")))?;
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let unshare = command.spawn().context("cannot run unshare")?;
@@ -101,10 +104,12 @@ impl Machine {
             let name = fs::read_to_string(format!("/proc/{init}/comm")).ok()?;
             (name.trim() == "systemd").then_some(init)
         })?;
-        connect(&name, init)?;
+        lay_cable(&name, init)?;
         let addresses = HOST_ADDRESSES.map(|address| address.split('/').next().unwrap_or_default());
         let upstreams = in_netns(&name, std::env::current_exe()?).arg("upstreams").args(addresses).spawn()?;
         let witness = Witness::start(&name)?;
+        // It sees everything from the first packet on.
+        connect(init)?;
         let machine = Self { name, init, unshare, cgroup, directory, upstreams, witness };
         wait("the machine to boot", || {
             let state = machine.run(&["systemctl", "is-system-running"]).ok()?;
@@ -206,6 +211,27 @@ impl Machine {
     }
 }
 
+/// Boots a machine for a scenario's script, says how to reach it, and answers what the script asks on stdin, a line each,
+/// until that ends.
+pub(crate) fn serve(files: &Path, binary: &Path) -> Result<()> {
+    let mut machine = Machine::boot_with(
+        files,
+        &[
+            (binary, "nix/store/opencode-egress/bin/opencode-egress"),
+            (binary, "usr/bin/opencode-egress"),
+            (&opencode::binary()?, "nix/store/opencode/bin/opencode"),
+        ],
+    )?;
+    println!("{}", serde_json::json!({ "init": machine.init, "witness": machine.name }));
+    for line in std::io::stdin().lines() {
+        match line?.as_str() {
+            "arrived" => println!("{}", serde_json::json!(machine.witnessed()?)),
+            other => bail!("the script asks for `{other}`"),
+        }
+    }
+    Ok(())
+}
+
 impl Drop for Machine {
     fn drop(&mut self) {
         for child in [&mut self.upstreams, &mut self.witness.tcpdump, &mut self.unshare] {
@@ -219,77 +245,35 @@ impl Drop for Machine {
     }
 }
 
-impl Witness {
-    fn start(netns: &str) -> Result<Self> {
-        let mut tcpdump = in_netns(netns, "tcpdump")
-            .args(["-n", "-l", "-U", "--immediate-mode", "-i", "veth", "-Q", "in", "ip or ip6"])
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .context("cannot run tcpdump")?;
-        let said = tcpdump.stderr.take().context("tcpdump has no stderr")?;
-        let mut said = BufReader::new(said);
-        let mut line = String::new();
-        while !line.contains("listening on") {
-            line.clear();
-            if said.read_line(&mut line)? == 0 {
-                bail!("tcpdump ended before it listened");
-            }
-        }
-        let (sender, lines) = mpsc::channel();
-        let printed = BufReader::new(tcpdump.stdout.take().context("tcpdump has no stdout")?);
-        std::thread::spawn(move || {
-            // Both errors mean that the machine is going.
-            printed.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)).ok();
-            // Nobody may block tcpdump by leaving its messages unread.
-            said.lines().for_each(drop);
-        });
-        Ok(Self { tcpdump, lines, markers: 40000 })
-    }
-
-    fn next_marker(&mut self) -> u32 {
-        self.markers += 1;
-        self.markers
-    }
-
-    fn until(&self, marker: u32) -> Result<Vec<String>> {
-        let end = format!("> 192.0.2.10.{marker}: UDP");
-        let mut seen = vec![];
-        loop {
-            let line = self.lines.recv_timeout(PATIENCE).context("the witness sees nothing any more")?;
-            if line.contains(&end) {
-                return Ok(seen);
-            }
-            seen.push(line);
-        }
-    }
-}
-
 /// Makes the second host and the cable between it and the machine.
-fn connect(name: &str, init: u32) -> Result<()> {
+fn lay_cable(name: &str, init: u32) -> Result<()> {
     let ip = |words: &[&str]| {
         let mut command = Command::new("ip");
         command.args(words);
         checked(command)
     };
-    let inside = |words: &[&str]| {
-        let mut command = Command::new("nsenter");
-        command.args(["-t", &init.to_string(), "-n", "ip"]).args(words);
-        checked(command)
-    };
     ip(&["netns", "add", name])?;
     let init = init.to_string();
     ip(&["link", "add", "veth", "netns", name, "type", "veth", "peer", "name", "eth0", "netns", &init])?;
-    for address in MACHINE_ADDRESSES {
-        inside(&[&["addr", "add", address, "dev", "eth0"][..], nodad(address)].concat())?;
-    }
-    inside(&["link", "set", "eth0", "up"])?;
-    inside(&["link", "set", "lo", "up"])?;
     for address in HOST_ADDRESSES {
         ip(&[&["-n", name, "addr", "add", address, "dev", "veth"][..], nodad(address)].concat())?;
     }
     ip(&["-n", name, "link", "set", "veth", "up"])?;
     ip(&["-n", name, "link", "set", "lo", "up"])
+}
+
+/// Connects the machine to it.
+fn connect(init: u32) -> Result<()> {
+    let inside = |words: &[&str]| {
+        let mut command = Command::new("nsenter");
+        command.args(["-t", &init.to_string(), "-n", "ip"]).args(words);
+        checked(command)
+    };
+    for address in MACHINE_ADDRESSES {
+        inside(&[&["addr", "add", address, "dev", "eth0"][..], nodad(address)].concat())?;
+    }
+    inside(&["link", "set", "eth0", "up"])?;
+    inside(&["link", "set", "lo", "up"])
 }
 
 /// An IPv6 address is usable at once without duplicate address detection.
@@ -309,29 +293,6 @@ fn in_netns(name: &str, program: impl AsRef<std::ffi::OsStr>) -> Command {
     let mut command = Command::new("ip");
     command.args(["netns", "exec", name]).arg(program).stdin(Stdio::null());
     command
-}
-
-/// The real server, from npm, under `target/`.
-fn opencode() -> Result<PathBuf> {
-    let package = match std::env::consts::ARCH {
-        "x86_64" => "opencode-linux-x64",
-        "aarch64" => "opencode-linux-arm64",
-        other => bail!("there is no opencode for {other}"),
-    };
-    let directory = root().join("target/tools/opencode").join(OPENCODE_VERSION);
-    let binary = directory.join("node_modules").join(package).join("bin/opencode");
-    if !binary.exists() {
-        ensure("the real opencode server", &[("npm", "npm")])?;
-        fs::create_dir_all(&directory)?;
-        let mut npm = Command::new("npm");
-        npm.args(["install", "--silent", "--no-save", "--ignore-scripts", "--prefix"]).arg(&directory);
-        npm.arg(format!("{package}@{OPENCODE_VERSION}")).stdout(Stdio::null());
-        run_command(
-            &format!("installing opencode {OPENCODE_VERSION} from npm under target/tools"),
-            &mut npm,
-        )?;
-    }
-    Ok(binary)
 }
 
 /// Where cgroup2 is mounted here.

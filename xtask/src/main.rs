@@ -1,15 +1,24 @@
 //! The project's own tasks, one file each. `cargo xtask help` lists them.
 
+mod assets;
 mod bench;
 mod build_ebpf;
+mod config_test;
 mod daemon;
 mod demo;
+mod endurance;
+mod fuzz;
 mod machine;
 mod offline;
+mod opencode;
+mod probe;
 mod process;
+mod render;
 mod scenarios;
+mod soak;
 mod test;
 mod upstreams;
+mod verification;
 mod vm_test;
 
 use std::{
@@ -23,20 +32,39 @@ use clap::Parser;
 
 /// The project's own tasks.
 #[derive(Parser)]
-#[command(name = "cargo xtask", max_term_width = 100)]
+#[command(name = "cargo xtask", version, max_term_width = 100)]
 enum Task {
     /// Measure what a policy costs, beside systemd and nftables, and write docs/performance.md
     Bench(bench::Args),
     /// Build the eBPF object, installing what that takes
     BuildEbpf(build_ebpf::Args),
+    /// Give opencode.json as Nix writes it to the real server, and compare what it understood
+    ConfigTest,
     /// Show the main job: two real opencode servers on a real systemd, each under its own list
     Demo,
+    /// Write what the NixOS module makes of example hosts into vm-tests/rendered; NIXPKGS names nixpkgs, or its lib
+    Render,
+    /// Do for long on a machine what the tests do for a moment, and watch what gets out
+    Soak(soak::Args),
+    /// Feed random bytes to what reads the bytes of others
+    Fuzz(fuzz::Args),
     /// Run the tests, installing what they take
     Test(test::Args),
     /// Build object and daemon from vendored sources, without a network
     TestOffline,
-    /// Run the hook tests on another kernel, in an emulated machine
+    /// Run the scenarios of vm-tests on real systemd; or the hook tests on other kernels
     VmTest(vm_test::Args),
+    /// Boot a machine for a script; `vm-test` starts it
+    #[command(hide = true)]
+    Machine {
+        /// What is copied over the machine's root
+        files: PathBuf,
+        /// The daemon
+        binary: PathBuf,
+    },
+    /// Try what is allowed and what is not; the machine tests start it in units
+    #[command(hide = true, subcommand)]
+    Probe(probe::Args),
     /// Serve HTTP on the second host; the machine tests start it
     #[command(hide = true)]
     Upstreams { addresses: Vec<IpAddr> },
@@ -56,7 +84,13 @@ fn run(task: Task) -> Result<()> {
     match task {
         Task::Bench(args) => bench::run(&args),
         Task::BuildEbpf(args) => build_ebpf::run(&args).map(drop),
+        Task::ConfigTest => config_test::run(),
         Task::Demo => demo::run(),
+        Task::Machine { files, binary } => machine::serve(&files, &binary),
+        Task::Probe(args) => probe::run(&args),
+        Task::Render => render::run(),
+        Task::Soak(args) => soak::run(&args),
+        Task::Fuzz(args) => fuzz::run(&args),
         Task::Test(args) => test::run(&args),
         Task::TestOffline => offline::run(),
         Task::VmTest(args) => vm_test::run(&args),

@@ -5,11 +5,10 @@ use std::{env, process::Command, time::Instant};
 use anyhow::{Result, bail};
 
 use crate::{
-    build_ebpf, daemon,
+    assets, build_ebpf, daemon, fuzz,
     machine::Machine,
     process::{ensure, output, run as run_command},
-    root,
-    scenarios::{MAIN_JOB, TROUBLE},
+    render, root, scenarios,
 };
 
 /// What to run.
@@ -37,6 +36,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if wanted(Tier::Host) {
         lints()?;
         cargo("tier 1, host", &["test", "--quiet", "--lib", "--bins"])?;
+        fuzz::short()?;
+        assets::test()?;
+        module()?;
     }
     if wanted(Tier::Hooks) {
         ensure("the hook tests", &[("ip", "iproute2"), ("tcpdump", "tcpdump")])?;
@@ -65,6 +67,25 @@ fn lints() -> Result<()> {
     Ok(())
 }
 
+/// The NixOS module: that what is rendered is up to date, and, where nixpkgs' library is, the tests by evaluation.
+fn module() -> Result<()> {
+    render::check()?;
+    if env::var_os("NIXPKGS").is_none() {
+        println!(
+            "SKIPPED evaluating the NixOS module: set NIXPKGS to a checkout of nixpkgs, or of https://github.com/nix-community/nixpkgs.lib"
+        );
+        return Ok(());
+    }
+    for tests in ["nixos/tests", "nixos/tests/opencode-json"] {
+        let failures = render::evaluate(tests)?;
+        if failures.trim() != "[]" {
+            bail!("{tests}: {failures}");
+        }
+        println!("ok     {tests}");
+    }
+    Ok(())
+}
+
 fn cargo(what: &str, words: &[&str]) -> Result<()> {
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     run_command(what, cargo.current_dir(root()).args(words))
@@ -75,9 +96,8 @@ fn machine() -> Result<()> {
     eprintln!("xtask: tier 3, machine");
     let mut machine = Machine::boot(&binary)?;
     let mut failed = 0;
-    let scenarios = MAIN_JOB.iter().chain(TROUBLE);
-    let total = scenarios.clone().count();
-    for scenario in scenarios {
+    let total = scenarios::all().count();
+    for scenario in scenarios::all() {
         let begin = Instant::now();
         let result = (scenario.run)(&mut machine, &|_| {});
         let seconds = begin.elapsed().as_secs_f32();

@@ -13,6 +13,8 @@ pub(crate) fn run(addresses: &[IpAddr]) -> Result<()> {
     let threads = listeners
         .map(|listener| {
             let listener = listener?;
+            // A thread each: a client may say nothing for ever.
+            let answer = |stream| drop(std::thread::spawn(move || answer(stream)));
             Ok(std::thread::spawn(move || listener.incoming().flatten().for_each(answer)))
         })
         .collect::<Result<Vec<_>>>()?;

@@ -1,0 +1,37 @@
+# Two servers, one with paths of the host's to read and to change, and an interpreter to probe with.
+{ pkgs, ... }:
+{
+  networking.nftables.enable = true;
+  networking.firewall.enable = false;
+  environment.systemPackages = [ pkgs.python3 ];
+
+  services.opencode = {
+    enable = true;
+    defaults = {
+      environment = {
+        OPENCODE_DISABLE_MODELS_FETCH = "1";
+        OPENCODE_PURE = "1";
+      };
+      path = [
+        pkgs.git
+        pkgs.python3
+      ];
+      networkIsolation.enable = true;
+      networkIsolation.outboundAllowCidrs = [ "192.0.2.10/32" ];
+    };
+    instances = {
+      a = {
+        directory = "/srv/a";
+        listen.port = 4101;
+        sandbox = {
+          readOnlyPaths = [ "/srv/reference/shown" ];
+          readWritePaths = [ "/srv/exchange/shown" ];
+        };
+      };
+      b = {
+        directory = "/srv/b";
+        listen.port = 4102;
+      };
+    };
+  };
+}

@@ -1,0 +1,35 @@
+# Two servers, with secrets as sops-nix puts them on a host.
+{
+  networking.nftables.enable = true;
+  networking.firewall.enable = false;
+
+  services.opencode = {
+    enable = true;
+    defaults = {
+      environment = {
+        OPENCODE_DISABLE_MODELS_FETCH = "1";
+        OPENCODE_PURE = "1";
+      };
+      networkIsolation.enable = true;
+    };
+    instances = {
+      keyed = {
+        directory = "/srv/keyed";
+        listen.port = 4101;
+        environment = {
+          # The module's own is "1".
+          OPENCODE_DISABLE_AUTOUPDATE = "environment";
+          FROM_FILE = "environment";
+          FROM_LAST = "environment";
+        };
+        environmentFile = "/run/secrets/keyed";
+        environmentFiles = [ "/run/secrets/keyed-more" ];
+        config.username = "{env:API_KEY}";
+      };
+      other = {
+        directory = "/srv/other";
+        listen.port = 4102;
+      };
+    };
+  };
+}

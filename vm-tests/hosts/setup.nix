@@ -1,0 +1,39 @@
+# One server with a declared file of each kind, and hooks that say what they find and fail when they are told to.
+{
+  services.opencode = {
+    enable = true;
+    instances.a = {
+      directory = "/srv/a";
+      listen.port = 4101;
+      environment = {
+        OPENCODE_DISABLE_MODELS_FETCH = "1";
+        OPENCODE_PURE = "1";
+      };
+      agents.reviewer = ''
+        ---
+        description: Reviews a change
+        ---
+        Read the diff.
+      '';
+      commands.hello = ''
+        Say hello.
+      '';
+      skills.greeting = ''
+        ---
+        name: greeting
+        description: How to greet
+        ---
+        Politely.
+      '';
+      preInitScript = ''
+        if [ -e "$HOME/.config" ]; then echo "pre-init: links are there"; else echo "pre-init: nothing is there"; fi
+        if [ -e "$HOME/fail-pre" ]; then echo "pre-init: told to fail" >&2; exit 7; fi
+      '';
+      postInitScript = ''
+        if [ -L "$HOME/.config/opencode/opencode.json" ]; then echo "post-init: links are there"; fi
+        if [ -e "$HOME/fail-post" ]; then cat "$HOME/no-such-file"; fi
+        echo "post-init: done"
+      '';
+    };
+  };
+}

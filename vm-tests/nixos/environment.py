@@ -1,0 +1,31 @@
+"""What prelude.py wants of its environment, for the NixOS test driver. It is read before that."""
+
+import itertools
+
+markers = itertools.count(40001)
+read = 0
+
+
+def skip(why):
+    """A scenario that cannot run has not passed."""
+    raise Exception(f"SKIPPED: {why}")
+
+
+def arrived():
+    """What has arrived at the second host since the last call, a line a packet."""
+    global read
+    marker = next(markers)
+    # From the machine itself, outside every unit that is confined.
+    machine.succeed(f"echo x > /dev/udp/192.0.2.10/{marker}")
+    end = f"> 192.0.2.10.{marker}: UDP"
+    witness.wait_until_succeeds(f"grep -qF '{end}' /run/arrived")
+    lines = witness.succeed("cat /run/arrived").splitlines()
+    [at] = [number for number, line in enumerate(lines) if end in line]
+    since, read = lines[read:at], at + 1
+    return since
+
+
+start_all()
+witness.wait_for_unit("upstream.service")
+witness.wait_until_succeeds("journalctl -u witness | grep -q 'listening on'")
+machine.wait_for_unit("multi-user.target")

@@ -1,0 +1,56 @@
+# host: sockets
+"""Of the host's Unix sockets a server sees those that are listed, and no others.
+A socket as PostgreSQL has one is out of reach by default, and answers the agent that it is listed for; its neighbour does not. A
+directory that is listed brings the sockets in it along."""
+
+POSTGRESQL = "/run/postgresql/.s.PGSQL.5432"
+NEIGHBOUR = "/run/postgresql/.s.PGSQL.5433"
+QUEUES = ["/run/queue/in", "/run/queue/out"]
+
+
+def listen(path):
+    """A service of the host that answers each connection with the path."""
+    serve = (
+        "import socket; s = socket.socket(socket.AF_UNIX); s.bind(\"PATH\"); s.listen(); "
+        "[(c.sendall(b\"answer of PATH\"), c.close()) for c, _ in iter(s.accept, None)]"
+    )
+    machine.succeed(f"mkdir -p -m 755 $(dirname {path})")
+    machine.succeed(f"systemd-run -q -p UMask=0000 python3 -c '{serve.replace('PATH', path)}'")
+    machine.wait_until_succeeds(f"[ -S {path} ]")
+
+
+def ask(path):
+    """The command that prints what answers there."""
+    return f"python3 -c 'import socket; s = socket.socket(socket.AF_UNIX); s.connect(\"{path}\"); print(s.recv(99).decode())'"
+
+
+for path in [POSTGRESQL, NEIGHBOUR, *QUEUES]:
+    listen(path)
+prepare("given", "without")
+start("given", "without")
+
+with subtest("on the host each socket answers everybody"):
+    for path in [POSTGRESQL, NEIGHBOUR, *QUEUES]:
+        said = machine.succeed(f"setpriv --reuid opencode-without --clear-groups {ask(path)}")
+        assert f"answer of {path}" in said, said
+
+with subtest("a socket that is listed answers the agent"):
+    says("given", ask(POSTGRESQL), f"answer of {POSTGRESQL}")
+
+with subtest("so does each in a directory that is listed"):
+    for path in QUEUES:
+        says("given", ask(path), f"answer of {path}")
+
+with subtest("the neighbour of one that is listed is not there"):
+    says("given", f"{ask(NEIGHBOUR)} 2>&1", "No such file or directory")
+    says("given", "ls -A /run/postgresql", ".s.PGSQL.5432")
+    cannot("given", f"ls {NEIGHBOUR}")
+
+with subtest("a server for which none is listed reaches none"):
+    for path in [POSTGRESQL, NEIGHBOUR, *QUEUES]:
+        says("without", f"{ask(path)} 2>&1", "No such file or directory")
+
+with subtest("what is listed cannot be replaced, and brings no other beside it"):
+    cannot("given", f"rm {POSTGRESQL}")
+    cannot("given", f"python3 -c 'import socket; socket.socket(socket.AF_UNIX).bind(\"{NEIGHBOUR}\")'")
+    can("given", "cd /srv/given && python3 -c 'import socket; socket.socket(socket.AF_UNIX).bind(\"own\")'")

@@ -1,0 +1,92 @@
+# host: network
+"""Each of the two locks holds alone, and none depends on the daemon running.
+A killed daemon opens nothing, and without one nothing starts, with a reason in the journal. With the eBPF programs detached the
+nftables table refuses, and the other way round; a process of the same user outside the unit is the table's. At the end both are taken
+away: then the same probe gets out. The table's log lines are shown only where the machine has the first network namespace."""
+
+calls = [tcp(OTHER), tcp(DENIED6)]
+# The kernel shows a connected socket's datagrams to the table before it shows them to the programs.
+datagrams = [udp(OTHER, 9001), udp(DENIED6, 9001)]
+
+
+def held(name, commands=calls + datagrams):
+    """What is not on the list is refused and does not arrive, what is on it does."""
+    arrived()
+    cannot(name, *commands)
+    can(name, tcp(ALLOWED))
+    packets = arrived()
+    assert reached(packets, ALLOWED, 80), packets
+    assert not any(f" > {OTHER}." in packet or f" > {DENIED6}." in packet for packet in packets), packets
+
+
+def rejected():
+    """How many packets of b the second lock has refused."""
+    return int(re.search(r"counter packets (\d+)", machine.succeed("nft list chain inet opencode-egress refuse-b"))[1])
+
+
+prepare("a", "b")
+start("b")
+
+with subtest("with both locks, calls are refused before there is a packet for the second"):
+    held("b")
+    before = rejected()
+    held("b", calls)
+    assert rejected() == before, "the first lock left packets to the second"
+
+with subtest("a daemon that is killed opens nothing"):
+    override("opencode-egress", "[Service]\nRestart=no\n")
+    machine.succeed("systemctl kill -s KILL opencode-egress")
+    machine.wait_until_succeeds("systemctl is-failed opencode-egress")
+    held("b", calls)
+    assert rejected() == before, "the first lock is gone with the daemon"
+    held("b")
+
+with subtest("while the daemon cannot run nothing starts, and the journal says why"):
+    override("opencode-egress", "[Service]\nRestart=no\nExecStart=\nExecStart=/bin/sh -c 'exit 1'\n")
+    machine.fail("systemctl start opencode-a")
+    machine.succeed("journalctl -u opencode-a | grep -q 'Dependency failed'")
+    # And without the dependency, by what runs first in each unit.
+    for unit in "opencode-a-setup", "opencode-a":
+        machine.fail(f"systemctl start --job-mode=ignore-dependencies {unit}")
+        machine.succeed(f"systemctl stop {unit}")
+        machine.succeed(f"journalctl -u {unit} | grep 'opencode-egress\\[.*control.sock'")
+    machine.fail("pgrep -u opencode-a")
+    held("b")
+
+with subtest("with a daemon it starts"):
+    override("opencode-egress", "")
+    machine.succeed("systemctl reset-failed")
+    start("a")
+    held("b")
+
+with subtest("the second lock holds when the first is detached"):
+    machine.succeed("opencode-egress detach b")
+    before = rejected()
+    held("b")
+    assert rejected() > before, "something else has refused them"
+
+with subtest("what the second lock refuses is in the kernel's log"):
+    # Only the first network namespace has this.
+    if machine.execute("test -e /proc/sys/net/netfilter/nf_log_all_netns")[0] == 0:
+        machine.wait_until_succeeds(f"journalctl -k | grep -q 'opencode-b-blocked: .* DST={OTHER} '")
+    else:
+        not_shown("08b: lines of the second lock: the kernel logs no packets of network namespaces; a NixOS VM has them")
+
+with subtest("it holds a process of the same user outside the unit"):
+    outside = "systemd-run -q --wait --pipe -p User={} "
+    machine.succeed(outside.format("opencode-b") + tcp(ALLOWED), outside.format("root") + tcp(OTHER))
+    assert reached(arrived(), OTHER, 80)
+    for command in calls + datagrams:
+        machine.fail(outside.format("opencode-b") + command)
+    packets = arrived()
+    assert not any(f" > {OTHER}." in packet or f" > {DENIED6}." in packet for packet in packets), packets
+
+with subtest("the first lock holds when the second is gone"):
+    machine.succeed("opencode-egress reload", "nft delete table inet opencode-egress")
+    held("b")
+
+with subtest("without both the probes get out"):
+    machine.succeed("opencode-egress detach b")
+    can("b", *calls, *datagrams)
+    packets = arrived()
+    assert all(reached(packets, *flow) for flow in [(OTHER, 80), (OTHER, 9001), (DENIED6, 80), (DENIED6, 9001)]), packets

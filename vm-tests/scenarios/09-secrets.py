@@ -1,0 +1,74 @@
+# host: secrets
+"""Secrets reach the server that they are for, and nobody else.
+The three sources of the environment and their precedence. A file as sops-nix makes it, root:keys 0400 in a directory of 0751, is read
+by systemd; neither the agent nor another instance sees it. What is in it is not in the store, in units, in the journal or in command lines."""
+
+SECRET, LAST = "hunter2-of-keyed", "hunter2-of-the-last"
+
+FILES = {
+    "keyed": f"API_KEY={SECRET}\nFROM_FILE=file\nFROM_LAST=file\n",
+    "keyed-more": f"FROM_LAST={LAST}\n",
+}
+
+machine.succeed("getent group keys || groupadd --system keys", "install -d -m 0751 -o root -g keys /run/secrets")
+for name, text in FILES.items():
+    machine.succeed(f"install -m 0400 -o root -g keys /dev/stdin /run/secrets/{name} <<< {shlex.quote(text)}")
+prepare("keyed", "other")
+start("keyed", "other")
+
+
+# Where everybody on the host can look.
+PLACES = {
+    "store": "cat /nix/store/*opencode-*{,/*,/*/*}",
+    "units": "systemctl cat 'opencode-*' 'control*'",
+    "properties": "systemctl show --all '*'",
+    "journal": "journalctl --no-pager -o export",
+    "command lines": "cat /proc/[0-9]*/cmdline",
+}
+
+
+def places(word):
+    """Those that have the word. It is read from a file, so that the search does not find itself."""
+    machine.succeed(f"echo {shlex.quote(word)} > /run/word")
+    counts = {place: machine.execute(f"({show}) 2>&1 | grep -caF -f /run/word")[1] for place, show in PLACES.items()}
+    return {place for place, count in counts.items() if int(count) > 0}
+
+
+with subtest("the module's own variables, those of `environment` over them, and those of files over these, in order"):
+    expected = {
+        "HOME": "/var/lib/opencode/instance-state/keyed",
+        "OPENCODE_DISABLE_AUTOUPDATE": "environment",
+        "API_KEY": SECRET,
+        "FROM_FILE": "file",
+        "FROM_LAST": LAST,
+    }
+    said = agent("keyed", f"printenv {' '.join(expected)}")
+    assert said.split() == list(expected.values()), said
+    assert agent("other", "printenv OPENCODE_DISABLE_AUTOUPDATE").strip() == "1"
+
+with subtest("`{env:NAME}` in the configuration is the variable's value"):
+    machine.succeed(f"curl -sf http://{address('keyed')}/config | grep -qF '\"username\":\"{SECRET}\"'")
+
+with subtest("the secrets are nowhere where everybody can look"):
+    machine.succeed(
+        "systemd-run -q --unit control -p Environment=WORD=a-control sh -c 'echo a-control; sleep 600'",
+        "journalctl --sync",
+    )
+    assert places("a-control") == {"units", "properties", "journal", "command lines"}, places("a-control")
+    assert "store" in places("{env:API_KEY}")
+    for secret in [SECRET, LAST]:
+        assert not places(secret), places(secret)
+
+with subtest("the files are root's: neither the agent nor its user reads them"):
+    machine.succeed("cat /run/secrets/keyed")
+    machine.fail("setpriv --reuid opencode-keyed --clear-groups cat /run/secrets/keyed")
+    for name in ["keyed", "other"]:
+        says(name, "ls /run/secrets 2>&1", "No such file or directory")
+
+with subtest("another instance sees nothing of it"):
+    server = machine.succeed("systemctl show -P MainPID opencode-keyed").strip()
+    can("keyed", f"grep -qa API_KEY /proc/{server}/environ")
+    cannot("other", f"grep -qa API_KEY /proc/{server}/environ")
+    can("keyed", "printenv API_KEY")
+    cannot("other", "printenv API_KEY")
+    cannot("other", "ls /srv/keyed /var/lib/opencode/instance-state/keyed")

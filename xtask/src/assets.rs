@@ -1,0 +1,75 @@
+//! What is delivered beside the program, read by the programs that it is for.
+
+use std::{
+    env, fs,
+    path::PathBuf,
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context as _, Result};
+
+use crate::{
+    process::{ensure, output, run as run_command},
+    root,
+};
+
+/// Tests metrics, alerts, dashboard, catalog, completions and manual pages.
+pub(crate) fn test() -> Result<()> {
+    if output(Command::new("apt-get").arg("--version")).is_none() {
+        let missing: Vec<_> = ["promtool", "groff", "journalctl", "bash"]
+            .into_iter()
+            .filter(|name| found(name).is_none())
+            .collect();
+        if !missing.is_empty() {
+            println!(
+                "SKIPPED alerts, dashboard, catalog, manual pages: there is no {missing:?} here, and no Debian to get it from"
+            );
+            return Ok(());
+        }
+    }
+    ensure(
+        "the manual pages and the catalog",
+        &[("groff", "groff-base"), ("journalctl", "systemd"), ("bash", "bash")],
+    )?;
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(root()).args(["test", "--quiet", "--package", "opencode-egress", "--test", "assets"]);
+    run_command("tier 1, host: alerts, dashboard, catalog, manual pages", cargo.env("PROMTOOL", promtool()?))
+}
+
+/// Prometheus' own tool: this machine's, or Debian's under `target/`, for installing the package would start a
+/// server.
+pub(crate) fn promtool() -> Result<PathBuf> {
+    if let Some(path) = found("promtool") {
+        return Ok(path);
+    }
+    let tree = root().join("target/tools/prometheus");
+    let binary = tree.join("usr/bin/promtool");
+    if binary.exists() {
+        return Ok(binary);
+    }
+    let archives = root().join("target/tools/prometheus.part");
+    if archives.exists() {
+        fs::remove_dir_all(&archives)?;
+    }
+    fs::create_dir_all(&archives)?;
+    let apt = |words: &[&str]| {
+        let mut apt = Command::new("apt-get");
+        apt.current_dir(&archives)
+            .args(["-q", "-oAPT::Sandbox::User=root"])
+            .args(words)
+            .stdout(Stdio::null());
+        apt
+    };
+    run_command("refreshing Debian's package lists", &mut apt(&["update"]))?;
+    run_command("downloading Debian's prometheus, for promtool", &mut apt(&["download", "prometheus"]))?;
+    let archive = fs::read_dir(&archives)?.next().context("apt-get downloaded nothing")??.path();
+    let partial = archives.join("tree");
+    run_command("unpacking", Command::new("dpkg-deb").arg("-x").arg(&archive).arg(&partial))?;
+    fs::rename(&partial, &tree)?;
+    fs::remove_dir_all(&archives)?;
+    Ok(binary)
+}
+
+fn found(program: &str) -> Option<PathBuf> {
+    output(Command::new("sh").args(["-c", "command -v \"$1\"", "sh", program])).map(PathBuf::from)
+}

@@ -1,0 +1,88 @@
+//! What runs in confined units when the machine is under load: it tries what is allowed and what is not, and says so
+//! when one goes the other way. The tests start it.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{ErrorKind, Read as _, Write as _},
+    net::{IpAddr, SocketAddr, TcpStream, UdpSocket},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail};
+
+/// What to try.
+#[derive(clap::Subcommand)]
+pub(crate) enum Args {
+    /// Until SIGTERM: an allowed connection, then a denied one and a denied datagram
+    Both {
+        allowed: SocketAddr,
+        denied: SocketAddr,
+        /// Where the number of denied attempts is added up in the end
+        total: PathBuf,
+    },
+    /// So many denied connections, to one destination and to many in turn
+    Flood { denied: IpAddr, count: u64 },
+}
+
+/// Tries it. It fails at the first thing that goes the other way.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    match args {
+        Args::Both { allowed, denied, total } => both(*allowed, *denied, total),
+        Args::Flood { denied, count } => flood(*denied, *count),
+    }
+}
+
+fn both(allowed: SocketAddr, denied: SocketAddr, total: &Path) -> Result<()> {
+    let stop = Arc::new(AtomicBool::new(false));
+    signal_hook::flag::register(signal_hook::consts::SIGTERM, Arc::clone(&stop))?;
+    let datagrams = UdpSocket::bind(if denied.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" })?;
+    let mut attempts = 0_u64;
+    // At least once, so that a unit that is stopped at once has tried what it may not, too.
+    loop {
+        refused("a connection", TcpStream::connect(denied))?;
+        refused("a datagram", datagrams.send_to(b"x", denied))?;
+        attempts += 2;
+        request(allowed).context("wrongly refused")?;
+        if stop.load(Ordering::Relaxed) {
+            return add_to(total, attempts);
+        }
+        // So that neither ends of the cable nor the port range are what this measures.
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn flood(denied: IpAddr, count: u64) -> Result<()> {
+    for number in 0..count {
+        // Every other one is new: folding is for the first half, the rate limit for the second.
+        let port = if number % 2 == 0 { 80 } else { 1024 + u16::try_from(number % 60_000)? };
+        refused("a connection", TcpStream::connect((denied, port)))?;
+    }
+    Ok(())
+}
+
+fn refused<T>(what: &str, result: std::io::Result<T>) -> Result<()> {
+    match result {
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => Ok(()),
+        Err(error) => bail!("leaked: {what} was not refused but failed with: {error}"),
+        Ok(_) => bail!("leaked: {what} was not refused"),
+    }
+}
+
+fn request(server: SocketAddr) -> Result<()> {
+    let mut stream = TcpStream::connect(server)?;
+    stream.write_all(b"GET /probe HTTP/1.1\n")?;
+    let mut reply = String::new();
+    stream.read_to_string(&mut reply)?;
+    if reply.contains("upstream") { Ok(()) } else { bail!("{server} answered {reply:?}") }
+}
+
+/// Adds a line, whole: others add theirs at the same time.
+fn add_to(total: &Path, attempts: u64) -> Result<()> {
+    let mut file: File = OpenOptions::new().create(true).append(true).open(total)?;
+    Ok(file.write_all(format!("{attempts}\n").as_bytes())?)
+}

@@ -1,0 +1,97 @@
+//! `render`: what the module makes of the hosts in `nixos/examples` and `vm-tests/hosts`, as files. They are committed, so that
+//! tests can start them where there is no Nix; a hash of what they are made from tells when they are stale.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use sha2::{Digest as _, Sha256};
+
+use crate::{process::ensure as ensure_program, root};
+
+/// Where the files are: a directory a host.
+pub(crate) fn directory() -> PathBuf {
+    root().join("vm-tests/rendered")
+}
+
+/// Renders, and writes the option reference.
+pub(crate) fn run() -> Result<()> {
+    let hosts: BTreeMap<String, BTreeMap<String, String>> =
+        serde_json::from_str(&evaluate("nixos/render.nix")?)?;
+    let directory = directory();
+    if directory.exists() {
+        fs::remove_dir_all(&directory)?;
+    }
+    for (host, files) in &hosts {
+        for (path, text) in files {
+            let file = directory.join(host).join(path.trim_start_matches('/'));
+            fs::create_dir_all(file.parent().unwrap_or(&directory))?;
+            fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
+            let mode = if text.starts_with("#!") { 0o755 } else { 0o644 };
+            fs::set_permissions(&file, fs::Permissions::from_mode(mode))?;
+        }
+        println!("{host}: {} files", files.len());
+    }
+    fs::write(
+        root().join("docs/options.md"),
+        serde_json::from_str::<String>(&evaluate("nixos/options-doc.nix")?)?,
+    )?;
+    fs::write(directory.join("inputs.sha256"), hash()? + "\n")?;
+    Ok(())
+}
+
+/// Fails when the files were made from other sources than these.
+pub(crate) fn check() -> Result<()> {
+    let path = directory().join("inputs.sha256");
+    let recorded = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    ensure!(
+        recorded.trim() == hash()?,
+        "what is in vm-tests/rendered was made from other sources than those in nixos/ and vm-tests/hosts; render them again: \
+         NIXPKGS=… cargo xtask render"
+    );
+    Ok(())
+}
+
+/// What a Nix file evaluates to, as JSON.
+pub(crate) fn evaluate(file: &str) -> Result<String> {
+    ensure_program("evaluating the NixOS module", &[("nix-instantiate", "nix-bin")])?;
+    let mut nix = Command::new("nix-instantiate");
+    let output = nix.current_dir(root()).args(["--eval", "--strict", "--json", file]).output()?;
+    if !output.status.success() {
+        bail!("{file} does not evaluate:\n{}", String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+/// A hash of everything that decides what is rendered, but for nixpkgs.
+fn hash() -> Result<String> {
+    let mut files = vec![];
+    collect(&root().join("nixos"), &mut files)?;
+    collect(&root().join("vm-tests/hosts"), &mut files)?;
+    files.retain(|file| !file.starts_with(root().join("nixos/tests")));
+    files.sort();
+    let mut hash = Sha256::new();
+    for file in files {
+        let content = fs::read(&file)?;
+        let name = file.strip_prefix(root())?.to_string_lossy().into_owned();
+        hash.update(format!("{name}\n{}\n", content.len()));
+        hash.update(content);
+    }
+    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+fn collect(directory: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
+    for entry in fs::read_dir(directory).with_context(|| format!("cannot read {}", directory.display()))? {
+        let entry = entry?;
+        match entry.file_type()?.is_dir() {
+            true => collect(&entry.path(), files)?,
+            false => files.push(entry.path()),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,222 @@
+//! What happens to units, links and the daemon over the years.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::{A, B, POLICY, Scenario, Tell, daemon_log, get, health_request, healthy, pinned, status};
+use crate::machine::{Machine, wait};
+
+/// What comes and goes.
+pub(super) const LIFECYCLE: &[Scenario] = &[
+    Scenario { title: "the daemon has the least that it needs", run: hardened },
+    Scenario {
+        title: "a daemon that hangs is ended by the watchdog, and the next one takes over",
+        run: watchdog,
+    },
+    Scenario {
+        title: "what is refused while no daemon runs is logged by the next, and counting goes on",
+        run: refused_meanwhile,
+    },
+    Scenario {
+        title: "a unit without `attach` is confined when it starts, and reported",
+        run: unit_without_attach,
+    },
+    Scenario { title: "a restarted unit is confined again, and its old links are gone", run: restart },
+    Scenario {
+        title: "a unit that runs before the daemon is confined late, and reported so",
+        run: late_unit,
+    },
+    Scenario {
+        title: "a daemon of another ABI version takes over, new links before old",
+        run: other_version,
+    },
+    Scenario { title: "a link that somebody removed is put back, and reported", run: removed_link },
+    Scenario {
+        title: "a connection that a reload denies is reset at once, not left hanging",
+        run: open_connection_is_reset,
+    },
+    Scenario { title: "detach takes the links away, and says so", run: detach },
+];
+
+fn hardened(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
+    let security = ["systemd-analyze", "security", "--threshold=25", "--no-pager", "opencode-egress"];
+    machine.succeed(&security)?;
+    let pid = machine.succeed(&["systemctl", "show", "-P", "MainPID", "opencode-egress"])?;
+    let process = machine.read(&format!("/proc/{}/status", pid.trim()))?;
+    // CAP_NET_ADMIN (12), CAP_PERFMON (38), CAP_BPF (39).
+    let bounds = format!("CapBnd:\t{:016x}", (1_u64 << 12) | (1 << 38) | (1 << 39));
+    ensure!(process.contains(&bounds) && process.contains("NoNewPrivs:\t1"), "{process}");
+    let inside = |script: &str| {
+        machine
+            .run(&["nsenter", "-t", pid.trim(), "-m", "sh", "-c", script])
+            .map(|said| said.trim().to_owned())
+    };
+    let places = "/etc /var/lib /usr /run /sys/kernel/mm /proc/sys/kernel /dev/shm /home";
+    let tried = inside(&format!("for d in {places}; do touch $d/x 2> /dev/null && echo $d; done"))?;
+    ensure!(tried.is_empty(), "the daemon can write to {tried}");
+    let tried = inside("touch /run/opencode-egress/x && rm /run/opencode-egress/x && echo written")?;
+    ensure!(tried == "written", "the daemon cannot write where it must: {tried}");
+    Ok(())
+}
+
+fn watchdog(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
+    let drop_in = "/run/systemd/system/opencode-egress.service.d";
+    machine.succeed(&["mkdir", "-p", drop_in])?;
+    machine.write(&format!("{drop_in}/watchdog.conf"), "[Service]\nWatchdogSec=3\n")?;
+    machine.succeed(&["systemctl", "daemon-reload"])?;
+    machine.succeed(&["systemctl", "restart", "opencode-egress"])?;
+    // For a moment longer than the watchdog waits it runs well.
+    let restarts = || machine.succeed(&["systemctl", "show", "-P", "NRestarts", "opencode-egress"]);
+    machine.succeed(&["systemctl", "kill", "-s", "STOP", "--kill-who=main", "opencode-egress"])?;
+    ensure!(get(machine, A, "192.0.2.20/from-a")?.contains("refused"), "the daemon hangs and this passes");
+    wait("the watchdog", || restarts().ok().filter(|count| count.trim() != "0"))?;
+    wait("the daemon to answer", || status(machine).ok())?;
+    let said = daemon_log(machine)?;
+    ensure!(said.contains("Watchdog timeout"), "{said}");
+    machine.succeed(&["rm", "-r", drop_in])?;
+    machine.succeed(&["systemctl", "daemon-reload"])?;
+    machine.succeed(&["systemctl", "restart", "opencode-egress"]).map(drop)
+}
+
+fn refused_meanwhile(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
+    let facts = |status: &serde_json::Value| {
+        let a = &status["instances"]["a"];
+        Some((a["generation"].as_u64()?, a["counters"]["denied_packets"].as_u64()?))
+    };
+    let (generation, denied) = facts(&status(machine)?).context("no counters")?;
+    machine.succeed(&["systemctl", "stop", "opencode-egress"])?;
+    let reply = get(machine, A, "192.0.2.20:7777/from-a")?;
+    ensure!(reply.contains("refused"), "no daemon runs and this passes: {reply}");
+    let line = ["journalctl", "-t", "opencode-a-blocked", "EGRESS_DPORT=7777", "--no-pager", "-o", "cat"];
+    ensure!(!machine.run(&line)?.contains("dport"), "somebody logged while no daemon ran");
+    machine.succeed(&["systemctl", "start", "opencode-egress"])?;
+    wait("the line", || machine.run(&line).ok().filter(|lines| lines.contains("dst=192.0.2.20 dport=7777")))?;
+    let now = facts(&status(machine)?).context("no counters")?;
+    ensure!(now.0 > generation && now.1 == denied + 1, "{generation}, {denied} became {now:?}");
+    Ok(())
+}
+
+fn unit_without_attach(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
+    let unit =
+        "[Service]\nExecStart=/bin/bash -c 'while sleep 0.01; do echo x > /dev/udp/192.0.2.10/9; done'\n";
+    machine.write("/run/systemd/system/opencode-forgetful.service", unit)?;
+    let policy = machine.read(POLICY)?;
+    let listed = "\"opencode-b.service\", \"opencode-forgetful.service\"";
+    machine.write(POLICY, &policy.replace("\"opencode-b.service\"", listed))?;
+    machine.succeed(&["opencode-egress", "reload"])?;
+    machine.succeed(&["systemctl", "daemon-reload"])?;
+    machine.succeed(&["systemctl", "start", "opencode-forgetful"])?;
+    let begin = Instant::now();
+    let line = ["journalctl", "-t", "opencode-b-blocked", "EGRESS_DPORT=9", "--no-pager", "-o", "cat"];
+    wait("it to be confined", || machine.run(&line).ok().filter(|lines| lines.contains("dport=9")))?;
+    let took = begin.elapsed();
+    ensure!(took < Duration::from_secs(2), "it was confined after {took:?}");
+    let report = "opencode-forgetful.service did not ask to be confined before it ran";
+    wait("the report", || daemon_log(machine).ok().filter(|said| said.contains(report)))?;
+    machine.succeed(&["systemctl", "stop", "opencode-forgetful"])?;
+    machine.write(POLICY, &policy)?;
+    machine.succeed(&["opencode-egress", "reload"]).map(drop)
+}
+
+fn restart(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
+    let before = pinned(machine, "opencode-b.service")?;
+    machine.succeed(&["systemctl", "restart", "opencode-b"])?;
+    let after = pinned(machine, "opencode-b.service")?;
+    ensure!(after.len() == 1, "links of {before:?} and then {after:?} are pinned");
+    wait("b to answer", || healthy(machine.succeed(&health_request(B))))?;
+    ensure!(get(machine, B, "192.0.2.20/from-b")?.contains("reached"), "b cannot reach what it may");
+    ensure!(get(machine, B, "192.0.2.10/from-b")?.contains("refused"), "b reaches what it may not");
+    Ok(())
+}
+
+fn late_unit(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
+    let unit =
+        "[Service]\nExecStart=/bin/bash -c 'while sleep 0.1; do echo x > /dev/tcp/192.0.2.10/80; done'\n";
+    machine.write("/run/systemd/system/opencode-late.service", unit)?;
+    let policy = machine.read(POLICY)?;
+    machine.write(
+        POLICY,
+        &policy.replace("\"opencode-b.service\"", "\"opencode-b.service\", \"opencode-late.service\""),
+    )?;
+    machine.succeed(&["systemctl", "daemon-reload"])?;
+    machine.succeed(&["systemctl", "stop", "opencode-egress"])?;
+    machine.succeed(&["systemctl", "start", "opencode-late"])?;
+    machine.succeed(&["systemctl", "start", "opencode-egress"])?;
+    // Before the daemon was ready.
+    let refused = machine.succeed(&["opencode-egress", "status", "--json"])?;
+    ensure!(refused.contains("\"links\": 10"), "{refused}");
+    wait("the report", || {
+        let status = machine.succeed(&["opencode-egress", "status"]).ok()?;
+        status.contains("! b: opencode-late.service was running before it was confined").then_some(())
+    })?;
+    machine.succeed(&["systemctl", "stop", "opencode-late"])?;
+    machine.write(POLICY, &policy)?;
+    machine.succeed(&["opencode-egress", "reload"])?;
+    machine.succeed(&["systemctl", "start", "opencode-a", "opencode-b"])?;
+    Ok(())
+}
+
+fn other_version(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
+    let pins = "/sys/fs/bpf/opencode-egress";
+    machine.succeed(&["systemctl", "stop", "opencode-egress"])?;
+    // As if the daemon that pinned them had been of another version.
+    machine.succeed(&["mv", &format!("{pins}/v1"), &format!("{pins}/v0")])?;
+    ensure!(get(machine, A, "192.0.2.20/from-a")?.contains("refused"), "between versions this passes");
+    machine.succeed(&["systemctl", "start", "opencode-egress"])?;
+    let left = machine.succeed(&["ls", pins])?;
+    ensure!(left.trim() == "v1", "pins of {left}");
+    let status = machine.succeed(&["opencode-egress", "status"])?;
+    ensure!(status.matches("1/1 confined").count() == 2 && !status.contains('!'), "{status}");
+    ensure!(get(machine, A, "192.0.2.20/from-a")?.contains("refused"), "after the upgrade this passes");
+    ensure!(get(machine, A, "192.0.2.10/from-a")?.contains("reached"), "after the upgrade this is refused");
+    Ok(())
+}
+
+fn removed_link(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
+    let cgroup = pinned(machine, "opencode-b.service")?.join("");
+    let link = format!("/sys/fs/bpf/opencode-egress/v1/links/opencode-b,service/{cgroup}/egress");
+    machine.succeed(&["rm", &link])?;
+    let begin = Instant::now();
+    wait("the link to come back", || machine.succeed(&["test", "-e", &link]).ok())?;
+    let took = begin.elapsed();
+    ensure!(took < Duration::from_secs(2), "the link was away for {took:?}");
+    let journal = daemon_log(machine)?;
+    ensure!(journal.contains("1 links of opencode-b.service were gone"), "{journal}");
+    ensure!(get(machine, B, "192.0.2.10/from-b")?.contains("refused"), "b reaches what it may not");
+    Ok(())
+}
+
+fn open_connection_is_reset(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
+    let policy = machine.read(POLICY)?;
+    let agent = "(exec 3<>/dev/tcp/192.0.2.10/80; cat <&3) > ~/connection 2>&1 & true";
+    machine.opencode_shell(A, agent)?;
+    let connected = || machine.succeed(&["sh", "-c", "ss -Htn dst 192.0.2.10:80 | grep -q ESTAB"]).ok();
+    wait("the agent to connect", connected)?;
+    machine.write(POLICY, &policy.replace("192.0.2.10/32", "192.0.2.30/32"))?;
+    machine.succeed(&["opencode-egress", "reload"])?;
+    let said = machine.opencode_shell(A, "cat ~/connection")?;
+    machine.write(POLICY, &policy)?;
+    machine.succeed(&["opencode-egress", "reload"])?;
+    ensure!(said.contains("Software caused connection abort"), "the agent saw: {said}");
+    Ok(())
+}
+
+fn detach(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
+    let said = machine.succeed(&["opencode-egress", "detach", "a"])?;
+    ensure!(said.contains("opencode-a.service is no longer confined"), "{said}");
+    ensure!(
+        pinned(machine, "opencode-a.service")?
+            .iter()
+            .all(|name| !name.starts_with(|c: char| c.is_ascii_digit())),
+        "links are left"
+    );
+    let said = machine.fail(&["opencode-egress", "detach", "a"])?;
+    ensure!(said.contains("nothing to detach"), "{said}");
+    let journal = daemon_log(machine)?;
+    ensure!(journal.contains("opencode-a.service is no longer confined: detached on request"), "{journal}");
+    machine.succeed(&["opencode-egress", "reload"])?;
+    let status = machine.succeed(&["opencode-egress", "status"])?;
+    ensure!(status.matches("1/1 confined").count() == 2, "a reload did not confine it again: {status}");
+    Ok(())
+}

@@ -1,0 +1,98 @@
+//! What the daemon refuses, and how it says so.
+
+use anyhow::{Result, ensure};
+
+use super::{A, POLICY, Scenario, Tell, get};
+use crate::machine::Machine;
+
+/// What it refuses.
+pub(super) const REFUSALS: &[Scenario] = &[
+    Scenario { title: "a file with an error is not applied, and the running policy stays", run: bad_file },
+    Scenario { title: "without a daemon no instance starts, and the journal says why", run: no_daemon },
+    Scenario { title: "a unit that the instance does not list is not attached", run: unlisted_unit },
+    Scenario {
+        title: "only root may ask, and a confined process only for its own confinement",
+        run: control_is_guarded,
+    },
+    Scenario { title: "a daemon that finds a foreign pin says which", run: foreign_pin },
+];
+
+fn bad_file(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
+    let policy = machine.read(POLICY)?;
+    machine.write(POLICY, &policy.replace("192.0.2.10/32", "192.0.2.10/24"))?;
+    let said = machine.fail(&["opencode-egress", "reload"])?;
+    ensure!(
+        said.contains("policy.json:6:27: `192.0.2.10/24` has host bits set; write `192.0.2.0/24`"),
+        "{said}"
+    );
+    let status = machine.succeed(&["opencode-egress", "status"])?;
+    ensure!(status.contains("! the last reload was not applied"), "{status}");
+    ensure!(get(machine, A, "192.0.2.20/from-a")?.contains("refused"), "another policy is in force");
+    ensure!(get(machine, A, "192.0.2.10/from-a")?.contains("reached"), "no policy is in force");
+    machine.write(POLICY, &policy)?;
+    machine.succeed(&["opencode-egress", "reload"])?;
+    let status = machine.succeed(&["opencode-egress", "status"])?;
+    ensure!(!status.contains("! the last reload"), "{status}");
+    Ok(())
+}
+
+fn no_daemon(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
+    let unit = "[Service]\nExecStartPre=+/usr/bin/opencode-egress attach a --timeout 1\nExecStart=/bin/touch /run/it-ran\n";
+    machine.write("/run/systemd/system/opencode-orphan.service", unit)?;
+    machine.succeed(&["systemctl", "daemon-reload"])?;
+    machine.succeed(&["systemctl", "stop", "opencode-egress"])?;
+    machine.fail(&["systemctl", "start", "opencode-orphan"])?;
+    ensure!(machine.read("/run/it-ran").is_err(), "the unit ran without a daemon");
+    let said = machine.succeed(&["journalctl", "-u", "opencode-orphan", "--no-pager", "-o", "cat"])?;
+    ensure!(said.contains("no daemon answers at /run/opencode-egress/control.sock"), "{said}");
+    machine.succeed(&["systemctl", "start", "opencode-egress", "opencode-a", "opencode-b"])?;
+    Ok(())
+}
+
+fn unlisted_unit(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
+    machine.fail(&["systemctl", "start", "opencode-orphan"])?;
+    let said = machine.succeed(&["journalctl", "-u", "opencode-orphan", "--no-pager", "-o", "cat"])?;
+    ensure!(said.contains("opencode-orphan.service asks for instance `a`, which does not list it"), "{said}");
+    let said = machine.fail(&["opencode-egress", "attach", "a"])?;
+    ensure!(said.contains("which is no service's cgroup"), "{said}");
+    let said = machine.fail(&["opencode-egress", "attach", "nobody"])?;
+    ensure!(
+        said.contains("no instance `nobody` in /etc/opencode-egress/policy.json; it has: a, b"),
+        "{said}"
+    );
+    Ok(())
+}
+
+fn control_is_guarded(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
+    let said =
+        machine.fail(&["setpriv", "--reuid", "65534", "--clear-groups", "opencode-egress", "detach", "a"])?;
+    ensure!(said.contains("ermission denied"), "{said}");
+    let said = machine.fail(&[
+        "sh",
+        "-c",
+        "echo $$ > /sys/fs/cgroup/system.slice/opencode-a.service/cgroup.procs; opencode-egress detach a",
+    ])?;
+    ensure!(said.contains("a process of a confined unit may ask for nothing but `attach`"), "{said}");
+    let said = machine.run(&[
+        "sh",
+        "-c",
+        "echo '{\"detach\":{}}' | nc -U -w1 /run/opencode-egress/control.sock || true",
+    ])?;
+    ensure!(said.is_empty() || said.contains("this is no request") || said.contains("not found"), "{said}");
+    Ok(())
+}
+
+fn foreign_pin(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
+    let map = "/sys/fs/bpf/opencode-egress/v1/HEADS";
+    machine.succeed(&["systemctl", "stop", "opencode-egress"])?;
+    machine.succeed(&["mv", map, "/sys/fs/bpf/heads"])?;
+    machine
+        .succeed(&["cp", "-l", "/sys/fs/bpf/opencode-egress/v1/LIMITS", map])
+        .or_else(|_| machine.succeed(&["ln", "/sys/fs/bpf/opencode-egress/v1/LIMITS", map]))?;
+    let said = machine.fail(&["timeout", "5", "opencode-egress", "run"])?;
+    ensure!(said.contains("v1/HEADS is pinned already and is not the map that this version"), "{said}");
+    machine.succeed(&["rm", map])?;
+    machine.succeed(&["mv", "/sys/fs/bpf/heads", map])?;
+    machine.succeed(&["systemctl", "start", "opencode-egress", "opencode-a", "opencode-b"])?;
+    Ok(())
+}

@@ -1,0 +1,55 @@
+//! `soak`: what a test has no time for.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+use crate::{daemon, endurance::Probes, machine::Machine};
+
+/// How much of what.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Mix restarts, reloads, kills of the daemon, floods and legitimate traffic for so long
+    #[arg(long, value_name = "N")]
+    minutes: Option<u64>,
+    /// Restart two units so many times, with a reload in between
+    #[arg(long, value_name = "N")]
+    restarts: Option<usize>,
+    /// Start a unit that ends at once so many times
+    #[arg(long, value_name = "N")]
+    starts: Option<usize>,
+}
+
+/// Fails at the first leaked, wrongly refused or uncounted packet.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let Args { minutes, restarts, starts } = args;
+    if minutes.is_none() && restarts.is_none() && starts.is_none() {
+        bail!("nothing to do; say --minutes N, --restarts N or --starts N");
+    }
+    if let Some(why) = Machine::impossible() {
+        bail!("no soak: {why}");
+    }
+    let mut machine = Machine::boot(&daemon::build()?)?;
+    machine.succeed(&["systemctl", "start", "opencode-egress"])?;
+    let mut probes = Probes::install(&mut machine)?;
+    let begin = Instant::now();
+    let told = |what: String| println!("{what} in {:.0} s", begin.elapsed().as_secs_f32());
+    if let Some(count) = starts {
+        probes.starts(*count)?;
+        told(format!("ok     {count} starts and stops left nothing behind"));
+    }
+    if let Some(count) = restarts {
+        probes.restarts(*count)?;
+        told(format!(
+            "ok     {count} restarts with reloads: nothing leaked, nothing wrongly refused, all counted"
+        ));
+    }
+    if let Some(minutes) = minutes {
+        let mixed = probes.mixed(Duration::from_secs(60 * minutes))?;
+        told(format!(
+            "ok     {} rounds of everything: nothing leaked, nothing wrongly refused, all counted; the daemon had {} KiB resident, at most {},",
+            mixed.rounds, mixed.first, mixed.largest
+        ));
+    }
+    Ok(())
+}

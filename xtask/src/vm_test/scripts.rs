@@ -1,0 +1,129 @@
+//! The scenarios of `vm-tests/scenarios`: Python scripts against the calls of the NixOS test driver, of which `driver.py`
+//! has as many as they take. Each boots a machine with what the module made of a host in `vm-tests/hosts`.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Instant,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::{
+    daemon,
+    machine::Machine,
+    process::{apt_install, ensure as ensure_program},
+    render, root, verification,
+};
+
+/// One script.
+pub(crate) struct Script {
+    pub(crate) path: PathBuf,
+    /// The host that it runs on, or [`Script::NO_HOST`].
+    pub(crate) host: String,
+    /// The first line of what it says of itself.
+    pub(crate) title: String,
+    /// The rest of it.
+    pub(crate) shows: String,
+}
+
+/// What became of one.
+pub(crate) enum Outcome {
+    Passed,
+    /// It says that it cannot run here, and why.
+    Skipped(String),
+    Failed,
+}
+
+impl Script {
+    /// The host of those that take no machine.
+    pub(crate) const NO_HOST: &str = "none";
+
+    fn read(path: PathBuf) -> Result<Self> {
+        let text = fs::read_to_string(&path)?;
+        let place = || path.display().to_string();
+        let (host, rest) = text.split_once('\n').with_context(place)?;
+        let host = host.strip_prefix("# host: ").with_context(|| format!("{}: no `# host: …`", place()))?;
+        let said = rest.strip_prefix("\"\"\"").and_then(|rest| rest.split_once("\"\"\""));
+        let (said, _) = said.with_context(|| format!("{} does not say what it shows", place()))?;
+        let (title, shows) = said.split_once('\n').unwrap_or((said, ""));
+        Ok(Self {
+            host: host.to_owned(),
+            title: title.trim().to_owned(),
+            shows: shows.split_whitespace().collect::<Vec<_>>().join(" "),
+            path,
+        })
+    }
+
+    /// Its file's name, without the ending.
+    pub(crate) fn name(&self) -> String {
+        self.path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+    }
+
+    /// All of them, by name.
+    pub(crate) fn all() -> Result<Vec<Self>> {
+        let directory = root().join("vm-tests/scenarios");
+        let mut paths =
+            fs::read_dir(&directory)?.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
+        paths.retain(|path| path.extension().is_some_and(|extension| extension == "py"));
+        paths.sort();
+        ensure!(!paths.is_empty(), "{} has no scenarios", directory.display());
+        paths.into_iter().map(Self::read).collect()
+    }
+}
+
+/// Runs the scenarios with one of `names` in theirs, or all; then also writes docs/verification.md.
+pub(super) fn run(names: &[String]) -> Result<()> {
+    if let Some(why) = Machine::impossible() {
+        bail!("no scenario can run: {why}");
+    }
+    render::check()?;
+    ensure_program("the scenarios", &[("python3", "python3")])?;
+    apt_install("the second lock", &["nftables"])?;
+    let binary = daemon::build()?;
+    let all = Script::all()?;
+    let mut results = vec![];
+    for script in &all {
+        if !names.is_empty() && !names.iter().any(|name| script.name().contains(name)) {
+            continue;
+        }
+        let begin = Instant::now();
+        let outcome = run_one(script, &binary)?;
+        let word = match outcome {
+            Outcome::Passed => "ok     ",
+            Outcome::Skipped(_) => "SKIPPED",
+            Outcome::Failed => "FAILED ",
+        };
+        println!("{word} {:5.1} s  {}: {}", begin.elapsed().as_secs_f32(), script.name(), script.title);
+        results.push((script, outcome));
+    }
+    ensure!(!results.is_empty(), "no scenario has {names:?} in its name");
+    if names.is_empty() {
+        verification::write(&results)?;
+    }
+    let failed = results.iter().filter(|(_, outcome)| matches!(outcome, Outcome::Failed)).count();
+    let skipped = results.iter().filter(|(_, outcome)| matches!(outcome, Outcome::Skipped(_))).count();
+    println!("{} passed, {skipped} skipped, {failed} failed", results.len() - failed - skipped);
+    if failed > 0 { bail!("{failed} of {} scenarios failed", results.len()) } else { Ok(()) }
+}
+
+fn run_one(script: &Script, binary: &Path) -> Result<Outcome> {
+    let mut python = Command::new("python3");
+    // Nothing is left beside the scripts.
+    python.arg("-B").arg(root().join("vm-tests/driver.py")).arg(std::env::current_exe()?);
+    python.arg(render::directory().join(&script.host)).arg(binary).arg(&script.path);
+    let output =
+        python.current_dir(root()).stderr(Stdio::inherit()).output().context("cannot run python3")?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    print!("{said}");
+    match output.status.code() {
+        Some(0) => Ok(Outcome::Passed),
+        // As driver.py has it.
+        Some(77) => {
+            let why = said.lines().find_map(|line| line.strip_prefix("SKIPPED: "));
+            Ok(Outcome::Skipped(why.context("a scenario was skipped, and does not say why")?.to_owned()))
+        }
+        _ => Ok(Outcome::Failed),
+    }
+}
