@@ -142,7 +142,7 @@ class Machine(Node):
         units = {path.name for path in changed if path.suffix == ".service"}
         running = self.succeed("systemctl list-units --plain --no-legend --state=active 'opencode-*' | cut -d ' ' -f 1").split()
         if stopped := units.intersection(running):
-            self.succeed(f"systemctl stop {' '.join(stopped)}")
+            self.succeed(f"systemctl stop {' '.join(sorted(stopped))}")
         for path in old.keys() - new.keys():
             (self.root / path).unlink()
         shutil.copytree(files, self.root, dirs_exist_ok=True)

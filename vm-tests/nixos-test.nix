@@ -38,11 +38,17 @@ let
         pkgs.python3
         pkgs.util-linux
       ];
-      # Scripts start the servers, when there are worktrees. `prepare` makes again what NixOS has made: nothing.
+      # `prepare` makes again what NixOS has made: nothing.
+      environment.etc."tmpfiles.d/opencode.conf".source = pkgs.writeText "opencode.conf" "";
+    };
+
+  # The boot starts no servers: the script does, when there are worktrees.
+  startedByScript =
+    { config, ... }:
+    {
       systemd.services = lib.mapAttrs' (
         name: _: lib.nameValuePair "opencode-${name}" { wantedBy = lib.mkForce [ ]; }
       ) config.services.opencode.instances;
-      environment.etc."tmpfiles.d/opencode.conf".source = pkgs.writeText "opencode.conf" "";
     };
 
   witness = {
@@ -69,14 +75,23 @@ let
     };
   };
 
+  # The first host boots; the script may switch to the others.
   test =
-    name: host:
+    name: hostNames:
     pkgs.testers.runNixOSTest {
       inherit name;
-      nodes.machine.imports = [
-        machine
-        hosts.${host}
-      ];
+      nodes.machine = {
+        imports = [
+          machine
+          hosts.${lib.head hostNames}
+        ]
+        ++ lib.optional (lib.head hostNames != "boot") startedByScript;
+        # Test machines cannot switch unless told so.
+        system.switch.enable = lib.tail hostNames != [ ];
+        specialisation = lib.genAttrs (lib.tail hostNames) (host: {
+          configuration.imports = [ hosts.${host} ];
+        });
+      };
       nodes.witness = witness;
       testScript = lib.concatMapStrings builtins.readFile [
         ./nixos/environment.py
@@ -88,21 +103,17 @@ let
       skipLint = true;
     };
 
-  hostOf = file: lib.removePrefix "# host: " (lib.head (lib.splitString "\n" (builtins.readFile file)));
-  # These take what a test here does not have: servers that the boot starts, and a specialisation for each other host.
-  missing = [
-    "08c-boot"
-    "12-upgrade"
-  ];
-  names = lib.subtractLists missing (
-    map (lib.removeSuffix ".py") (
-      lib.filter (lib.hasSuffix ".py") (builtins.attrNames (builtins.readDir ./scenarios))
-    )
+  hostsOf =
+    name:
+    lib.splitString " " (
+      lib.removePrefix "# host: " (
+        lib.head (lib.splitString "\n" (builtins.readFile (./scenarios + "/${name}.py")))
+      )
+    );
+  names = map (lib.removeSuffix ".py") (
+    lib.filter (lib.hasSuffix ".py") (builtins.attrNames (builtins.readDir ./scenarios))
   );
-  tests = map (name: {
-    name = "vm-${name}";
-    host = hostOf (./scenarios + "/${name}.py");
-    value = test name (hostOf (./scenarios + "/${name}.py"));
-  }) names;
+  # Those without a host take no machine.
+  onMachines = lib.filter (name: hostsOf name != [ "none" ]) names;
 in
-lib.listToAttrs (lib.filter ({ host, ... }: host != "none") tests)
+lib.listToAttrs (map (name: lib.nameValuePair "vm-${name}" (test name (hostsOf name))) onMachines)

@@ -19,18 +19,14 @@ let
   '';
 in
 {
-  networking.nftables.enable = true;
-  networking.firewall.enable = false;
+  imports = [ ../common.nix ];
 
   # Before the units, as on a machine that has run before.
   systemd.tmpfiles.rules = [ "d /srv/boot 0755 opencode-boot opencode-boot -" ];
 
   services.opencode = {
-    enable = true;
     instances.boot = {
       directory = "/srv/boot";
-      environment.OPENCODE_DISABLE_MODELS_FETCH = "1";
-      environment.OPENCODE_PURE = "1";
       preInitScript = "PATH=${lib.makeBinPath [ pkgs.coreutils ]}\n${send 9001}";
       sandbox.extraConfig.ExecStart = pkgs.writeShellScript "opencode-boot-server" ''
         set -eu

@@ -1,15 +1,9 @@
 # Two servers whose operator denies the shell; the second is set up so that the agent cannot change that.
 {
-  networking.nftables.enable = true;
-  networking.firewall.enable = false;
+  imports = [ ../common.nix ];
 
   services.opencode = {
-    enable = true;
     defaults = {
-      environment = {
-        OPENCODE_DISABLE_MODELS_FETCH = "1";
-        OPENCODE_PURE = "1";
-      };
       networkIsolation.enable = true;
       config = {
         username = "operator";

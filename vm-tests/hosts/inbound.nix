@@ -1,17 +1,9 @@
 # Two servers on every address; one is opened, and has a port for its tools.
 {
-  networking.nftables.enable = true;
-  networking.firewall.enable = false;
+  imports = [ ../common.nix ];
 
   services.opencode = {
-    enable = true;
-    defaults = {
-      environment = {
-        OPENCODE_DISABLE_MODELS_FETCH = "1";
-        OPENCODE_PURE = "1";
-      };
-      networkIsolation.enable = true;
-    };
+    defaults.networkIsolation.enable = true;
     instances = {
       opened = {
         directory = "/srv/opened";

@@ -1,17 +1,11 @@
 # One server without isolation.
 {
-  networking.nftables.enable = true;
-  networking.firewall.enable = false;
+  imports = [ ../common.nix ];
 
   services.opencode = {
-    enable = true;
     instances.a = {
       directory = "/srv/a";
       listen.port = 4101;
-      environment = {
-        OPENCODE_DISABLE_MODELS_FETCH = "1";
-        OPENCODE_PURE = "1";
-      };
     };
   };
 }

@@ -1,17 +1,11 @@
 # Two servers, one with paths of the host's to read and to change, and an interpreter to probe with.
 { pkgs, ... }:
 {
-  networking.nftables.enable = true;
-  networking.firewall.enable = false;
+  imports = [ ../common.nix ];
   environment.systemPackages = [ pkgs.python3 ];
 
   services.opencode = {
-    enable = true;
     defaults = {
-      environment = {
-        OPENCODE_DISABLE_MODELS_FETCH = "1";
-        OPENCODE_PURE = "1";
-      };
       path = [
         pkgs.git
         pkgs.python3

@@ -1,17 +1,9 @@
 # Two servers, with secrets as sops-nix puts them on a host.
 {
-  networking.nftables.enable = true;
-  networking.firewall.enable = false;
+  imports = [ ../common.nix ];
 
   services.opencode = {
-    enable = true;
-    defaults = {
-      environment = {
-        OPENCODE_DISABLE_MODELS_FETCH = "1";
-        OPENCODE_PURE = "1";
-      };
-      networkIsolation.enable = true;
-    };
+    defaults.networkIsolation.enable = true;
     instances = {
       keyed = {
         directory = "/srv/keyed";

@@ -1,14 +1,11 @@
 # One server with a declared file of each kind, and hooks that say what they find and fail when they are told to.
 {
+  imports = [ ../common.nix ];
+
   services.opencode = {
-    enable = true;
     instances.a = {
       directory = "/srv/a";
       listen.port = 4101;
-      environment = {
-        OPENCODE_DISABLE_MODELS_FETCH = "1";
-        OPENCODE_PURE = "1";
-      };
       agents.reviewer = ''
         ---
         description: Reviews a change

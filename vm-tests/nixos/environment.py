@@ -25,7 +25,15 @@ def arrived():
     return since
 
 
-start_all()
+def switch_to(host):
+    """Makes the machine another host. The one that it booted as has the others as specialisations."""
+    system = "/run/booted-system"
+    if machine.execute(f"test -e {system}/specialisation/{host}")[0] == 0:
+        system += f"/specialisation/{host}"
+    machine.succeed(f"{system}/bin/switch-to-configuration test")
+
+
+# It watches before the machine has a network.
 witness.wait_for_unit("upstream.service")
 witness.wait_until_succeeds("journalctl -u witness | grep -q 'listening on'")
 machine.wait_for_unit("multi-user.target")

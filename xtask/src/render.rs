@@ -70,7 +70,7 @@ pub(crate) fn evaluate(file: &str) -> Result<String> {
 
 /// A hash of everything that decides what is rendered, but for nixpkgs.
 fn hash() -> Result<String> {
-    let mut files = vec![];
+    let mut files = vec![root().join("vm-tests/common.nix")];
     collect(&root().join("nixos"), &mut files)?;
     collect(&root().join("vm-tests/hosts"), &mut files)?;
     files.retain(|file| !file.starts_with(root().join("nixos/tests")));

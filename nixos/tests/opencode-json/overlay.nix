@@ -143,28 +143,50 @@ let
   scenario =
     name: test:
     let
-      evaluate =
+      anything = lib.mkOption { type = lib.types.attrsOf lib.types.anything; };
+      modules = lib.types.attrsOf (
+        lib.types.submodule { options.configuration = lib.mkOption { type = lib.types.deferredModule; }; }
+      );
+      system =
         module:
-        (lib.evalModules {
+        lib.evalModules {
           modules = [
             ../../stub/options.nix
             {
               config._module.args.pkgs = extended "x86_64-linux";
-              options.virtualisation = lib.mkOption { type = lib.types.attrsOf lib.types.anything; };
-              options.networking.interfaces = lib.mkOption { type = lib.types.attrsOf lib.types.anything; };
+              options.virtualisation = anything;
+              options.networking.interfaces = anything;
+              options.system.switch.enable = lib.mkEnableOption "switching";
+              options.specialisation = lib.mkOption {
+                type = modules;
+                default = { };
+              };
             }
             module
           ];
-        }).config;
-      machine = evaluate test.nodes.machine;
-      witness = evaluate test.nodes.witness;
+        };
+      booted = system test.nodes.machine;
+      machine = booted.config;
+      others = lib.mapAttrsToList (
+        _: other: (booted.extendModules { modules = [ other.configuration ]; }).config
+      ) machine.specialisation;
+      witness = (system test.nodes.witness).config;
       started = lib.filterAttrs (
         unit: service: lib.hasPrefix "opencode-" unit && unit != "opencode-egress" && service.wantedBy != [ ]
       ) machine.systemd.services;
     in
     map (problem: "${name}: ${problem}") (
-      map (assertion: assertion.message) (lib.filter (assertion: !assertion.assertion) machine.assertions)
-      ++ lib.optional (started != { }) "servers start by themselves"
+      lib.concatMap (
+        { assertions, ... }: map (failed: failed.message) (lib.filter (one: !one.assertion) assertions)
+      ) ([ machine ] ++ others)
+      ++ lib.optional (started != { } && name != "vm-08c-boot") "servers start by themselves"
+      ++ lib.optional (started == { } && name == "vm-08c-boot") "the boot starts no server"
+      ++ lib.optional (
+        lib.hasInfix "\n    switch_to(" test.testScript && lib.length others != 2
+      ) "the script has nothing to switch to"
+      ++ lib.optional (
+        !lib.all (other: other.services.opencode.instances.a.networkIsolation.enable) others
+      ) "a host to switch to is the one that boots"
       ++ lib.optional (machine.networking.interfaces.eth1.ipv4.addresses == [ ]) "the machine has no address"
       ++ lib.optional (!witness.systemd.services ? upstream) "the second host serves nothing"
       ++ lib.optional (
@@ -184,7 +206,11 @@ lib.mergeAttrsList (map perSystem systems)
   };
   "there is one for each scenario that takes a machine" = {
     got = {
-      some = (tests "x86_64-linux") ? vm-01-lifecycle && (tests "x86_64-linux") ? vm-10-config;
+      some = lib.all (name: (tests "x86_64-linux") ? ${name}) [
+        "vm-01-lifecycle"
+        "vm-08c-boot"
+        "vm-12-upgrade"
+      ];
       evaluation = (tests "x86_64-linux") ? vm-11-evaluation;
       aarch64 = tests "aarch64-linux";
     };

@@ -1,10 +1,8 @@
 //! Policy changes under open sockets, and the moments without a policy.
 
 use std::{
-    fs,
     io::{self, Read as _},
     net::{IpAddr, SocketAddr},
-    path::PathBuf,
     thread,
     time::{Duration, Instant},
 };
@@ -16,6 +14,8 @@ use opencode_egress::{
     policy::{Policy, RuleProtocol},
 };
 use opencode_egress_common::reason::DropReason;
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use tempfile::TempDir;
 
 use crate::{
     network::{ALLOWED, ALLOWED6, DENIED, DENIED6, PORT},
@@ -213,8 +213,9 @@ fn a_new_build_takes_the_links_of_an_old_one() {
     let world = World::unconfined();
     let cgroup = &world.cgroup.0;
     // Pinned, as the daemon's are: a link takes only programs with its own storage.
-    let pins = Pins(format!("/sys/fs/bpf/opencode-egress-hooks-{}", std::process::id()).into());
-    let load = || load(&Lifetime::Pinned(&pins.0)).expect("the kernel side loads");
+    let bpffs = Bpffs::mounted();
+    let pins = bpffs.0.path().join("maps");
+    let load = || load(&Lifetime::Pinned(&pins)).expect("the kernel side loads");
     let (old, new) = (load(), load());
     for hook in ATTACH_ORDER {
         let link = old.programs.attach(hook, cgroup).expect("a link");
@@ -228,12 +229,20 @@ fn a_new_build_takes_the_links_of_an_old_one() {
     }
 }
 
-/// A directory of pins that goes with the test.
-struct Pins(PathBuf);
+/// A BPF file system that goes with the test.
+struct Bpffs(TempDir);
 
-impl Drop for Pins {
+impl Bpffs {
+    fn mounted() -> Self {
+        let directory = TempDir::new().expect("a directory");
+        mount("bpf", directory.path(), "bpf", MountFlags::empty(), None).expect("a BPF file system");
+        Self(directory)
+    }
+}
+
+impl Drop for Bpffs {
     fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
+        let _ = unmount(self.0.path(), UnmountFlags::DETACH);
     }
 }
 

@@ -43,8 +43,10 @@ impl Script {
     fn read(path: PathBuf) -> Result<Self> {
         let text = fs::read_to_string(&path)?;
         let place = || path.display().to_string();
-        let (host, rest) = text.split_once('\n').with_context(place)?;
-        let host = host.strip_prefix("# host: ").with_context(|| format!("{}: no `# host: …`", place()))?;
+        let (first, rest) = text.split_once('\n').with_context(place)?;
+        let hosts = first.strip_prefix("# host: ").with_context(|| format!("{}: no `# host: …`", place()))?;
+        // The others are those that it switches to.
+        let host = hosts.split(' ').next().unwrap_or(hosts);
         let said = rest.strip_prefix("\"\"\"").and_then(|rest| rest.split_once("\"\"\""));
         let (said, _) = said.with_context(|| format!("{} does not say what it shows", place()))?;
         let (title, shows) = said.split_once('\n').unwrap_or((said, ""));
