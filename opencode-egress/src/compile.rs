@@ -199,17 +199,6 @@ impl Shape {
     fn of(rule: &Rule, kind: Kind) -> Self {
         Self { kind, protocol: rule.protocol(), ports: rule.ports().to_vec() }
     }
-
-    fn speaks_of(&self, class: Class) -> bool {
-        match (self.protocol, class) {
-            (RuleProtocol::Tcp, Class::Tcp)
-            | (RuleProtocol::Udp, Class::Udp)
-            | (RuleProtocol::Icmp, Class::Icmp)
-            | (RuleProtocol::Any, Class::Tcp | Class::Udp) => true,
-            (RuleProtocol::Any, Class::Icmp | Class::Other) => self.ports.is_empty(),
-            _ => false,
-        }
-    }
 }
 
 /// Ports and what is said of them: sorted, disjoint, neighbours different.
@@ -239,7 +228,8 @@ impl Compiler {
         }
         let mut classes = above.map_or_else(Default::default, |above| self.effects[above].classes.clone());
         for shape in &key.1 {
-            for class in Class::ALL.into_iter().filter(|class| shape.speaks_of(*class)) {
+            let spoken_of = |class: &Class| shape.protocol.speaks_of(*class, shape.ports.is_empty());
+            for class in Class::ALL.into_iter().filter(spoken_of) {
                 let all = [PortRange::ALL];
                 for range in if shape.ports.is_empty() { &all[..] } else { &shape.ports } {
                     let ports = &mut classes[class as usize];

@@ -167,6 +167,16 @@ pub enum ControlError {
         #[source]
         source: io::Error,
     },
+    /// It is there, and too busy or stuck.
+    #[error(
+        "the daemon at {path} gave no answer within {patience:?}; is it busy or stuck? (systemctl status opencode-egress)"
+    )]
+    Silent {
+        /// The socket.
+        path: PathBuf,
+        /// How long it was waited for.
+        patience: Duration,
+    },
     /// It said no.
     #[error("{0}")]
     Refused(String),
@@ -209,9 +219,14 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// When the daemon refuses, goes away, or says nothing within `timeout`.
+    /// When the daemon refuses, goes away, or says nothing within `timeout`, which is more than none.
     pub fn reply(&mut self, timeout: Option<Duration>) -> Result<Reply, ControlError> {
-        let broken = |source| ControlError::Broken { path: self.path.clone(), source };
+        let broken = |source: io::Error| match (source.kind(), timeout) {
+            (io::ErrorKind::WouldBlock, Some(patience)) => {
+                ControlError::Silent { path: self.path.clone(), patience }
+            }
+            _ => ControlError::Broken { path: self.path.clone(), source },
+        };
         self.stream.get_ref().set_read_timeout(timeout).map_err(broken)?;
         let mut line = String::new();
         if self.stream.read_line(&mut line).map_err(broken)? == 0 {

@@ -5,8 +5,7 @@ use std::{
     convert::Infallible,
     fmt, fs, io,
     net::SocketAddr,
-    os::unix::fs::{FileTypeExt as _, PermissionsExt as _},
-    path::{Path, PathBuf},
+    path::PathBuf,
     rc::Rc,
     str::FromStr,
     sync::Arc,
@@ -31,7 +30,7 @@ use tokio::{
 };
 use tracing::warn;
 
-use crate::metrics;
+use crate::{metrics, socket};
 
 /// Conversations at once; others wait in the kernel.
 const CONVERSATIONS: usize = 8;
@@ -127,11 +126,8 @@ impl Listener {
         match &address.0 {
             Place::Tcp(address) => Ok(Self::Tcp(TcpListener::bind(address).await?)),
             Place::Unix(path) => {
-                remove_stale(path)?;
-                let listener = UnixListener::bind(path)?;
-                let path = RemovedPath(path.clone());
-                fs::set_permissions(&path.0, fs::Permissions::from_mode(0o666))?;
-                Ok(Self::Unix { listener, _path: path })
+                let listener = socket::listen(path, 0o666)?;
+                Ok(Self::Unix { listener, _path: RemovedPath(path.clone()) })
             }
         }
     }
@@ -168,21 +164,6 @@ impl Listener {
             });
         }
     }
-}
-
-fn remove_stale(path: &Path) -> io::Result<()> {
-    match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error),
-        Ok(metadata) if !metadata.file_type().is_socket() => {
-            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "there is a file that is no socket"));
-        }
-        Ok(_) => {}
-    }
-    if std::os::unix::net::UnixStream::connect(path).is_ok() {
-        return Err(io::Error::new(io::ErrorKind::AddrInUse, "another process answers there"));
-    }
-    fs::remove_file(path)
 }
 
 struct Page<F> {

@@ -23,6 +23,7 @@ pub mod metrics;
 pub mod pins;
 pub mod policy;
 pub mod registry;
+mod socket;
 pub mod status;
 pub mod suggest;
 pub mod top;

@@ -177,6 +177,7 @@ mod tests {
             },
             last_denial: None,
             detached: false,
+            lost_lately: false,
         };
         Status {
             version: "1.2.3".into(),

@@ -139,17 +139,17 @@ impl FromStr for UnitName {
     }
 }
 
-/// A network: an address block without host bits. An IPv4-mapped IPv6 block is its IPv4 block.
+/// A network: an address and a prefix length, without host bits. An IPv4-mapped IPv6 network is its IPv4 network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Cidr(IpNet);
 
 impl Cidr {
-    /// The block of this one address.
+    /// The network of this one address.
     pub fn host(address: IpAddr) -> Self {
         Self(address.to_canonical().into())
     }
 
-    /// The block.
+    /// The network.
     pub fn net(&self) -> IpNet {
         self.0
     }
@@ -189,13 +189,13 @@ impl FromStr for Cidr {
 }
 
 impl From<IpNet> for Cidr {
-    /// The block; host bits are cleared.
+    /// The network; host bits are cleared.
     fn from(net: IpNet) -> Self {
         Self(unmapped(net.trunc()))
     }
 }
 
-/// An IPv4-mapped block as IPv4. A shorter block that merely covers the mapped range stays IPv6.
+/// An IPv4-mapped network as IPv4. A shorter prefix that merely covers the mapped range stays IPv6.
 fn unmapped(net: IpNet) -> IpNet {
     match net {
         IpNet::V6(v6) if v6.prefix_len() >= 96 => match v6.addr().to_ipv4_mapped() {
@@ -228,6 +228,18 @@ impl RuleProtocol {
             Self::Udp => "udp",
             Self::Icmp => "icmp",
             Self::Any => "any",
+        }
+    }
+
+    /// Whether a rule for this protocol, and for every port or only some, speaks of a class of packets.
+    pub fn speaks_of(self, class: Class, every_port: bool) -> bool {
+        match (self, class) {
+            (Self::Tcp, Class::Tcp)
+            | (Self::Udp, Class::Udp)
+            | (Self::Icmp, Class::Icmp)
+            | (Self::Any, Class::Tcp | Class::Udp) => true,
+            (Self::Any, Class::Icmp | Class::Other) => every_port,
+            (Self::Tcp | Self::Udp | Self::Icmp, _) => false,
         }
     }
 }
@@ -354,15 +366,8 @@ impl Rule {
     /// Whether it speaks of a flow's protocol and port, wherever the flow goes.
     pub fn speaks_of(&self, flow: &Flow) -> bool {
         let every_port = self.ports.is_empty();
-        let protocol = match (self.protocol, flow.class()) {
-            (RuleProtocol::Tcp, class) => class == Class::Tcp,
-            (RuleProtocol::Udp, class) => class == Class::Udp,
-            (RuleProtocol::Icmp, class) => class == Class::Icmp,
-            (RuleProtocol::Any, Class::Tcp | Class::Udp) => true,
-            (RuleProtocol::Any, _) => every_port,
-        };
         let in_ports = |range: &PortRange| (range.first()..=range.last()).contains(&flow.port);
-        protocol && (every_port || self.ports.iter().any(in_ports))
+        self.protocol.speaks_of(flow.class(), every_port) && (every_port || self.ports.iter().any(in_ports))
     }
 }
 

@@ -39,6 +39,8 @@ pub struct InstanceStatus {
     pub units: Vec<UnitStatus>,
     /// Its links were taken away on request.
     pub detached: bool,
+    /// Denials found no room in the ring buffer within the last hour, or perhaps while no daemon ran.
+    pub lost_lately: bool,
     /// What passed and what did not.
     pub counters: CountersStatus,
     /// The last denied flow.

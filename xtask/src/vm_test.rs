@@ -2,6 +2,7 @@
 
 mod debian;
 mod kernels;
+mod qemu;
 mod scripts;
 
 use anyhow::Result;

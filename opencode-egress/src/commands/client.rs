@@ -1,6 +1,6 @@
 //! The commands that ask the daemon.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
@@ -14,6 +14,9 @@ use crate::{
 /// How long the daemon may take for an answer; a reload of large policies takes the longest.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// A daemon that came at the last moment still gets this long.
+const SHORTEST: Duration = Duration::from_millis(100);
+
 pub(super) fn ask(control: &ControlArgs, request: &Request) -> Result<Reply> {
     Ok(Client::ask(&control.socket, request, Duration::ZERO)?.reply(Some(PATIENCE))?)
 }
@@ -24,9 +27,10 @@ pub(super) fn unexpected(reply: &Reply) -> anyhow::Error {
 
 /// `attach`.
 pub(super) fn attach(args: &AttachArgs) -> Result<()> {
-    let timeout = Duration::from_secs(args.timeout);
+    let deadline = Instant::now() + Duration::from_secs(args.timeout);
+    let left = || deadline.saturating_duration_since(Instant::now()).max(SHORTEST);
     let request = Request::Attach { instance: args.name.to_string() };
-    match Client::ask(&args.control.socket, &request, timeout)?.reply(Some(timeout))? {
+    match Client::ask(&args.control.socket, &request, left())?.reply(Some(left()))? {
         Reply::Attached { unit, generation } => {
             println!("{unit} is confined, generation {generation}");
             Ok(())

@@ -4,10 +4,11 @@ use std::time::Instant;
 
 use tracing::{error, warn};
 
-use super::{Daemon, DaemonError, RECENT_EVENTS, unix_time};
+use super::{Daemon, DaemonError, RECENT_EVENTS};
 use crate::{
     control::LoggedEvent,
     events::{Record, drain},
+    human::now,
     journal,
     maps::InstanceIndex,
 };
@@ -59,11 +60,14 @@ impl Daemon {
     pub fn log_left_out(&mut self) {
         for (name, instance) in &mut self.instances {
             let Ok(counters) = self.loaded.maps.counters(instance.index) else { continue };
-            let now = (counters.denied.limited, counters.denied.lost);
-            if now != instance.left_out {
-                let (limited, lost) = (now.0 - instance.left_out.0, now.1 - instance.left_out.1);
+            let counted = (counters.denied.limited, counters.denied.lost);
+            if counted != instance.left_out {
+                let (limited, lost) = (counted.0 - instance.left_out.0, counted.1 - instance.left_out.1);
                 journal::log_left_out(name, instance.policy.mode, limited, lost);
-                instance.left_out = now;
+                instance.left_out = counted;
+                if lost > 0 {
+                    instance.lost_at = Some(Instant::now());
+                }
             }
         }
     }
@@ -76,7 +80,7 @@ impl Daemon {
             warn!("denied to a cgroup of nobody: {flow}");
             return None;
         };
-        let event = LoggedEvent { time: unix_time(), instance: name.to_string(), flow };
+        let event = LoggedEvent { time: now(), instance: name.to_string(), flow };
         journal::log_denial(&event);
         if let Some(instance) = self.instances.get_mut(name) {
             if instance.recent.len() == RECENT_EVENTS {

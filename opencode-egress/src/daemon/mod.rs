@@ -15,7 +15,7 @@ mod watch;
 use std::{
     collections::{BTreeMap, HashSet, VecDeque},
     path::{Path, PathBuf},
-    time::{Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 pub use error::{DaemonError, error_chain};
@@ -32,6 +32,8 @@ use crate::{
     status::{InstanceStatus, Status, UnitStatus},
 };
 
+/// For how long it is news that denials were lost.
+const NEWS: Duration = Duration::from_secs(60 * 60);
 /// Denied flows kept for `events`, by instance.
 const RECENT_EVENTS: usize = 256;
 
@@ -48,6 +50,8 @@ struct Instance {
     recent: VecDeque<LoggedEvent>,
     /// `limited` and `lost` of which the log knows.
     left_out: (u64, u64),
+    /// When `lost` last grew, as far as this daemon knows; it may have while there was none.
+    lost_at: Option<Instant>,
 }
 
 /// Everything that is confined.
@@ -117,7 +121,7 @@ impl Daemon {
         let (links, services) = (self.pins.all_links(), self.hierarchy.services()?);
         let mut instances = BTreeMap::new();
         for (name, instance) in &self.instances {
-            let Instance { index, policy, entries, late, detached, recent, .. } = instance;
+            let Instance { index, policy, entries, late, detached, recent, lost_at, .. } = instance;
             let units = policy
                 .units
                 .iter()
@@ -130,6 +134,7 @@ impl Daemon {
                 entries: *entries,
                 units,
                 detached: *detached,
+                lost_lately: lost_at.is_some_and(|at| at.elapsed() < NEWS),
                 counters: self.loaded.maps.counters(*index)?.into(),
                 last_denial: recent.back().cloned(),
             };
@@ -173,7 +178,7 @@ impl Daemon {
     }
 
     /// How often it is told how many denials had no line.
-    pub fn interval(&self) -> std::time::Duration {
+    pub fn interval(&self) -> Duration {
         self.set.log.interval
     }
 
@@ -193,9 +198,4 @@ impl Daemon {
             known: String::new(),
         })
     }
-}
-
-/// Seconds since 1970.
-fn unix_time() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

@@ -3,16 +3,18 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     path::Path,
+    time::Instant,
 };
 
 use opencode_egress_common::decide::{Verdict, decide};
 use tracing::{error, info, warn};
 
-use super::{Daemon, DaemonError, Instance, error_chain, unix_time};
+use super::{Daemon, DaemonError, Instance, error_chain};
 use crate::{
     compile::{CompiledPolicy, compile},
     config,
     connections::{self, Connection},
+    human::now,
     journal::RELOAD_REFUSED_ID,
     policy::{InstanceName, Mode, Policy, PolicySet, mode_name},
 };
@@ -64,13 +66,14 @@ impl Daemon {
                 detached: false,
                 recent: VecDeque::new(),
                 left_out: (counters.limited, counters.lost),
+                lost_at: (counters.lost > 0).then(Instant::now),
             });
             instance.policy = set.instances[&name].clone();
             instance.entries = compiled.entries.len();
             instance.detached = false;
         }
         self.set = set;
-        self.applied = unix_time();
+        self.applied = now();
         self.reconcile();
         // After it, so that a unit whose instance has another name now is never without a policy.
         self.retire_others();

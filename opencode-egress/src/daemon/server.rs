@@ -1,14 +1,6 @@
 //! Running the daemon: the control socket, the ring buffer, signals, time.
 
-use std::{
-    cell::RefCell,
-    fs, io,
-    os::{fd::AsFd as _, unix::fs::PermissionsExt as _},
-    path::Path,
-    rc::Rc,
-    sync::Arc,
-    time::Duration,
-};
+use std::{cell::RefCell, fs, io, os::fd::AsFd as _, path::Path, rc::Rc, sync::Arc, time::Duration};
 
 use libsystemd::daemon::{NotifyState, notify};
 use tokio::{
@@ -25,6 +17,7 @@ use crate::{
     control::{LoggedEvent, MAX_REQUEST, Reply, Request},
     exposition::{Address, Listener},
     metrics::exposition,
+    socket,
 };
 
 /// How long a client may take to say what it wants, and to take what it is told.
@@ -117,21 +110,11 @@ pub async fn serve(daemon: Daemon, socket: &Path, metrics: Option<&Address>) -> 
     fs::remove_file(socket)
 }
 
-fn listen(socket: &Path) -> io::Result<UnixListener> {
-    if let Some(directory) = socket.parent() {
+fn listen(path: &Path) -> io::Result<UnixListener> {
+    if let Some(directory) = path.parent() {
         fs::create_dir_all(directory)?;
     }
-    if std::os::unix::net::UnixStream::connect(socket).is_ok() {
-        let message = format!("another daemon answers at {}; stop it first", socket.display());
-        return Err(io::Error::new(io::ErrorKind::AddrInUse, message));
-    }
-    match fs::remove_file(socket) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let listener = UnixListener::bind(socket)?;
-    fs::set_permissions(socket, fs::Permissions::from_mode(0o600))?;
-    Ok(listener)
+    socket::listen(path, 0o600)
 }
 
 /// Waits for room and then for a client.

@@ -1,4 +1,4 @@
-use std::{cell::Cell, os::unix::net::UnixListener as StdUnixListener};
+use std::{cell::Cell, os::unix::net::UnixListener as StdUnixListener, path::Path};
 
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},

@@ -95,14 +95,12 @@ impl InstanceStatus {
         if self.mode == "audit" {
             add(Weight::Open, "mode audit: what the policy denies is told, and passes".to_owned());
         }
-        if self.counters.lost > 0 {
+        if self.lost_lately {
             let lost = count(self.counters.lost);
-            add(
-                Weight::Look,
-                format!(
-                    "{lost} denials were lost on the way to the log; only counters and `suggest` have them"
-                ),
+            let text = format!(
+                "{lost} denials never reached the log, some lately; counters and `suggest` have them"
             );
+            add(Weight::Look, text);
         }
         notices.sort_by_key(|notice| notice.weight);
         notices
@@ -194,6 +192,7 @@ pub(crate) mod tests {
             entries: 9,
             units,
             detached: false,
+            lost_lately: false,
             counters,
             last_denial: None,
         }
@@ -224,6 +223,7 @@ pub(crate) mod tests {
         b.units[0].late = true;
         b.last_denial = Some(event(940));
         b.counters.lost = 7;
+        b.lost_lately = true;
         let mut c = instance(vec![unit("c", true, 0)]);
         c.detached = true;
         let mut d = instance(vec![unit("d", true, 9), unit("d2", true, full)]);
@@ -248,7 +248,7 @@ opencode-egress 0.1.0, policy policy.json
 ! d: d.service runs with 9 of 10 hooks
 ! d: mode audit: what the policy denies is told, and passes
 ! b: b.service was running before it was confined; restart it
-! b: 7 denials were lost on the way to the log; only counters and `suggest` have them
+! b: 7 denials never reached the log, some lately; counters and `suggest` have them
 ! the last reload was not applied: policy.json:3:1: an error
 
 INSTANCE  MODE     UNITS                    LINKS  GEN  RULES  ALLOWED         DENIED  LOST  LAST DENIAL

@@ -36,6 +36,7 @@ fn everything() -> String {
         },
         last_denial: None,
         detached: false,
+        lost_lately: false,
     };
     let status = Status {
         version: "0.1.0".into(),

@@ -11,6 +11,9 @@ use anyhow::{Context as _, Result, bail};
 use super::kernels::fresh;
 use crate::process::{output, run as run_command};
 
+/// Whose signatures are good.
+pub(super) const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+
 #[derive(Clone, Copy, clap::ValueEnum)]
 pub(crate) enum Kernel {
     #[value(name = "5.10")]
@@ -82,8 +85,7 @@ impl Apt {
         fs::create_dir_all(lists.join("partial"))?;
         let (sources, status) = (directory.join("sources.list"), directory.join("status"));
         let (mirror, suite) = (mirror()?, kernel.suite());
-        let key = "/usr/share/keyrings/debian-archive-keyring.gpg";
-        fs::write(&sources, format!("deb [arch=amd64 signed-by={key}] {mirror} {suite} main\n"))?;
+        fs::write(&sources, format!("deb [arch=amd64 signed-by={KEYRING}] {mirror} {suite} main\n"))?;
         // What is installed here is not asked for.
         fs::write(&status, "")?;
         let option = |name: &str, value: &Path| format!("-o{name}={}", value.display());
@@ -129,7 +131,7 @@ impl Apt {
 }
 
 /// Where this machine has its Debian packages from.
-fn mirror() -> Result<String> {
+pub(super) fn mirror() -> Result<String> {
     let format = "$(ORIGIN)|$(LABEL)|$(REPO_URI)";
     let targets = output(Command::new("apt-get").args(["indextargets", "--format", format]));
     let targets = targets.context("apt-get does not say where packages come from")?;

@@ -17,25 +17,18 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use super::debian::{Kernel, parts, unpacked};
+use super::{
+    debian::{Kernel, parts, unpacked},
+    qemu,
+};
 use crate::{
     build_ebpf,
     process::{apt_install, output, run as run_command},
     root,
 };
 
-const PACKAGES: [&str; 10] = [
-    "qemu-system-x86",
-    "util-linux",
-    "busybox-static",
-    "bash",
-    "kmod",
-    "cpio",
-    "xz-utils",
-    "binutils",
-    "iproute2",
-    "tcpdump",
-];
+const PACKAGES: [&str; 9] =
+    ["util-linux", "busybox-static", "bash", "kmod", "cpio", "xz-utils", "binutils", "iproute2", "tcpdump"];
 
 /// A machine on which no test has ended for so long hangs. One test takes a minute or two, and several times
 /// that where others take the processor.
@@ -64,6 +57,7 @@ $busybox poweroff -f
 /// Runs the tests with one of `names` in theirs, or all, on one kernel after the other.
 pub(super) fn run(kernels: &[Kernel], names: &[String]) -> Result<()> {
     apt_install("the virtual machine", &PACKAGES)?;
+    qemu::ensure()?;
     build_ebpf::run(&build_ebpf::Args::default())?;
     let binaries = Binaries::build()?;
     let mut rows = vec![];

@@ -1,0 +1,56 @@
+//! The emulator.
+
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context as _, Result};
+
+use super::debian::{KEYRING, mirror};
+use crate::{
+    process::{apt_install, output, run},
+    root,
+};
+
+/// 7.2, which Debian 12 has, ends Linux 6.12 in faults at random while it boots, and takes several times as long.
+const OLDEST: u32 = 10;
+
+/// Sees to it that a version is there that these kernels run on: the release's own, or from its backports.
+pub(super) fn ensure() -> Result<()> {
+    apt_install("the virtual machine", &["qemu-system-x86"])?;
+    if version()? >= OLDEST {
+        return Ok(());
+    }
+    let release = fs::read_to_string("/etc/os-release")?;
+    let codename = release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));
+    let suite = format!("{}-backports", codename.context("/etc/os-release names no release")?);
+    let sources = root().join("target/kernels/backports.list");
+    let own = fs::read_to_string("/etc/apt/sources.list").unwrap_or_default();
+    fs::create_dir_all(root().join("target/kernels"))?;
+    fs::write(&sources, format!("{own}\ndeb [signed-by={KEYRING}] {} {suite} main\n", mirror()?))?;
+    let what = format!("asking {suite} for QEMU {OLDEST} or newer");
+    run(&what, apt(&sources).args(["-q", "update"]))?;
+    let install = ["-q", "-y", "--no-install-recommends", "install", "-t", &suite, "qemu-system-x86"];
+    run("installing it", apt(&sources).args(install))?;
+    anyhow::ensure!(version()? >= OLDEST, "{suite} has no QEMU {OLDEST}; install one by hand");
+    Ok(())
+}
+
+/// apt-get with these sources beside those in `/etc/apt/sources.list.d`.
+fn apt(sources: &Path) -> Command {
+    let mut command = Command::new("apt-get");
+    command.arg(format!("-oDir::Etc::sourcelist={}", sources.display()));
+    command.env("DEBIAN_FRONTEND", "noninteractive").stdin(Stdio::null()).stdout(Stdio::null());
+    command
+}
+
+/// The major version.
+fn version() -> Result<u32> {
+    let said = output(Command::new("qemu-system-x86_64").arg("--version"));
+    let said = said.context("qemu-system-x86_64 cannot be run")?;
+    let number =
+        said.strip_prefix("QEMU emulator version ").and_then(|rest| rest.split('.').next()?.parse().ok());
+    number.with_context(|| format!("qemu-system-x86_64 has an unknown version: {said}"))
+}
