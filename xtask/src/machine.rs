@@ -38,6 +38,30 @@ pub(crate) struct Machine {
     directory: PathBuf,
     upstreams: Child,
     witness: Witness,
+    _packet_log: PacketLog,
+}
+
+/// Lets nftables log packets of network namespaces other than the first, as the machine's, for as long as this lives
+/// (`nf_log_all_netns` in <https://docs.kernel.org/networking/netfilter-sysctl.html>).
+struct PacketLog {
+    before: String,
+}
+
+impl PacketLog {
+    const SWITCH: &str = "/proc/sys/net/netfilter/nf_log_all_netns";
+
+    fn start() -> Result<Self> {
+        let before =
+            fs::read_to_string(Self::SWITCH).with_context(|| format!("cannot read {}", Self::SWITCH))?;
+        fs::write(Self::SWITCH, "1").with_context(|| format!("cannot write {}", Self::SWITCH))?;
+        Ok(Self { before })
+    }
+}
+
+impl Drop for PacketLog {
+    fn drop(&mut self) {
+        let _ = fs::write(Self::SWITCH, &self.before);
+    }
 }
 
 /// Where Debian and most others have systemd.
@@ -110,7 +134,8 @@ impl Machine {
         let witness = Witness::start(&name)?;
         // It sees everything from the first packet on.
         connect(init)?;
-        let machine = Self { name, init, unshare, cgroup, directory, upstreams, witness };
+        let _packet_log = PacketLog::start()?;
+        let machine = Self { name, init, unshare, cgroup, directory, upstreams, witness, _packet_log };
         wait("the machine to boot", || {
             let state = machine.run(&["systemctl", "is-system-running"]).ok()?;
             matches!(state.trim(), "running" | "degraded").then_some(())
