@@ -8,8 +8,9 @@ use crate::{
     reason::DropReason,
 };
 
-/// The version of everything in this module. A change of any layout, map or program name raises it;
-/// pins of another version are never touched by this one.
+/// The version of everything in this module. A change of any layout, map or program name raises it, and gives the map
+/// that it is in another size or another name: of another version's pins, a daemon takes over what it finds under a name that
+/// it knows and in the shape that it knows.
 pub const ABI_VERSION: u32 = 1;
 
 /// How many instances the maps can hold. Index 0 means "no instance".
@@ -241,6 +242,16 @@ pub struct Counter {
     pub packets: u64,
     /// Their IP length; 0 for refused operations, which never became packets.
     pub bytes: u64,
+}
+
+impl Counter {
+    /// All of them together.
+    pub fn sum<'a>(counters: impl IntoIterator<Item = &'a Self>) -> Self {
+        counters.into_iter().fold(Self::default(), |sum, counter| Self {
+            packets: sum.packets + counter.packets,
+            bytes: sum.bytes + counter.bytes,
+        })
+    }
 }
 
 /// What was refused to an instance.

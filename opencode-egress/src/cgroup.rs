@@ -54,6 +54,9 @@ impl CgroupError {
     }
 }
 
+/// Services that have cgroups, and where.
+pub type Services = BTreeMap<UnitName, Vec<PathBuf>>;
+
 /// The cgroup2 hierarchy. On a hybrid host it is the one beside the v1 controllers.
 #[derive(Clone, Debug)]
 pub struct Hierarchy {
@@ -91,6 +94,16 @@ impl Hierarchy {
         }
     }
 
+    /// Opens those of the cgroups at these paths that are still there.
+    ///
+    /// # Errors
+    ///
+    /// When one that is there cannot be opened.
+    pub fn open_all(&self, paths: Option<&Vec<PathBuf>>) -> Result<Vec<Cgroup>, CgroupError> {
+        let opened = paths.into_iter().flatten().map(|path| self.open(path));
+        opened.filter(|cgroup| !cgroup.as_ref().is_err_and(CgroupError::is_not_found)).collect()
+    }
+
     /// Opens the cgroup at a path relative to the hierarchy.
     ///
     /// # Errors
@@ -116,17 +129,18 @@ impl Hierarchy {
         &self.mount
     }
 
-    /// Every service that has a cgroup, and where: in the root slice or any slice below it.
+    /// Every service that has a cgroup, and where: in the root slice or any slice below it. A service that was moved to
+    /// another slice has two while processes of before are left.
     ///
     /// # Errors
     ///
     /// When a slice cannot be read, which is something else than having no service.
-    pub fn services(&self) -> Result<BTreeMap<UnitName, PathBuf>, CgroupError> {
-        let mut services = BTreeMap::new();
+    pub fn services(&self) -> Result<Services, CgroupError> {
+        let mut services = Services::new();
         for slice in self.slices()? {
             for (name, here) in self.below(&slice)? {
                 if let Some(unit) = name.to_str().and_then(|name| name.parse().ok()) {
-                    services.insert(unit, here);
+                    services.entry(unit).or_default().push(here);
                 }
             }
         }

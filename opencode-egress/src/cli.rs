@@ -82,7 +82,7 @@ pub enum Command {
 #[derive(Debug, Args)]
 pub struct ControlArgs {
     /// The daemon's socket
-    #[arg(long, value_name = "PATH", default_value = CONTROL_SOCKET, env = "OPENCODE_EGRESS_SOCKET")]
+    #[arg(long, value_name = "PATH", default_value = CONTROL_SOCKET)]
     pub socket: PathBuf,
 }
 

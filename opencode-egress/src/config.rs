@@ -58,9 +58,16 @@ pub enum ConfigError {
 ///
 /// When it cannot be read, or has any error.
 pub fn load(path: &Path) -> Result<PolicySet, ConfigError> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-    parse(path, &text)
+    parse(path, &read(path)?)
+}
+
+/// The text of a policy file.
+///
+/// # Errors
+///
+/// When it cannot be read.
+pub fn read(path: &Path) -> Result<String, ConfigError> {
+    std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })
 }
 
 /// Parses the text of a policy file; `path` is for the messages.

@@ -158,6 +158,25 @@ pub enum ControlError {
         #[source]
         source: io::Error,
     },
+    /// Somebody else answers.
+    #[error(
+        "what answers at {path} runs as user {uid}, so it is not the daemon, which is root's; find out who made the socket"
+    )]
+    Impostor {
+        /// The socket.
+        path: PathBuf,
+        /// Whose process it is.
+        uid: u32,
+    },
+    /// The socket is root's.
+    #[error("only root may ask the daemon at {path}; use sudo")]
+    NotRoot {
+        /// The socket.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
     /// The conversation broke off.
     #[error("the daemon at {path} broke off")]
     Broken {
@@ -205,10 +224,21 @@ impl Client {
                 Err(error) if missing(&error) && Instant::now() < deadline => {
                     std::thread::sleep(Duration::from_millis(50));
                 }
+                Err(source) if source.kind() == io::ErrorKind::PermissionDenied => {
+                    return Err(ControlError::NotRoot { path: path.to_owned(), source });
+                }
                 Err(source) => return Err(ControlError::NoDaemon { path: path.to_owned(), source }),
             }
         };
         let broken = |source| ControlError::Broken { path: path.to_owned(), source };
+        // `attach` believes what it is told, and a unit starts because of it.
+        let uid = rustix::net::sockopt::socket_peercred(&stream)
+            .map_err(|errno| broken(errno.into()))?
+            .uid
+            .as_raw();
+        if uid != 0 {
+            return Err(ControlError::Impostor { path: path.to_owned(), uid });
+        }
         let mut line = serde_json::to_vec(request).map_err(|error| broken(error.into()))?;
         line.push(b'\n');
         (&stream).write_all(&line).map_err(broken)?;

@@ -140,13 +140,12 @@ impl fmt::Display for DeniedFlow {
     }
 }
 
-/// Takes what is in the ring buffer now.
-pub fn drain(ring: &mut RingBuf<MapData>) -> Vec<Result<Record, DecodeError>> {
-    let mut records = vec![];
+/// Takes what is in the ring buffer now, one after the other: a record leaves it when `each` is done with it, so that
+/// what ends this process between two loses none.
+pub fn drain(ring: &mut RingBuf<MapData>, mut each: impl FnMut(Result<Record, DecodeError>)) {
     while let Some(item) = ring.next() {
-        records.push(Record::decode(&item));
+        each(Record::decode(&item));
     }
-    records
 }
 
 #[cfg(test)]

@@ -251,6 +251,8 @@ pub struct Explanation {
     /// What is in force.
     #[serde(flatten)]
     pub judgement: Judgement,
+    /// The instance's links were taken away on request, so nothing holds its units to that.
+    pub detached: bool,
     /// The policy file's path.
     pub config: String,
     /// What it says.
@@ -259,8 +261,13 @@ pub struct Explanation {
 
 impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { destination, judgement, config, file } = self;
+        let Self { destination, judgement, detached, config, file } = self;
         write!(f, "{destination}: {judgement}")?;
+        if *detached {
+            f.write_str(
+                "\n! the instance was detached on request, so its running units are not held to this; `opencode-egress reload` confines them again",
+            )?;
+        }
         match file {
             PolicyFile::Same => Ok(()),
             PolicyFile::OtherPolicy => write!(
@@ -339,7 +346,8 @@ mod tests {
             let compiled = file.map(|policy| (policy, compile(policy).expect("it fits")));
             let file = compiled.as_ref().map(|(policy, compiled)| (*policy, compiled));
             let file = PolicyFile::compare(file, &in_force, destination, &judgement);
-            let shown = Explanation { destination, judgement, config: "FILE".into(), file }.to_string();
+            let shown = Explanation { destination, judgement, detached: false, config: "FILE".into(), file }
+                .to_string();
             let Some(shown) = shown.strip_prefix("10.10.0.1:443/tcp: allowed\n  allow 10.10.0.0/16 tcp 443")
             else {
                 panic!("what is in force comes first: {shown}")
@@ -375,6 +383,7 @@ mod tests {
         let explanation = Explanation {
             destination,
             judgement,
+            detached: true,
             config: "FILE".into(),
             file: PolicyFile::OtherVerdict(other),
         };
@@ -383,5 +392,6 @@ mod tests {
         assert_eq!(json["file"]["state"].as_str(), Some("other_verdict"));
         assert_eq!(json["file"]["reason"].as_str(), Some("not-allowed"));
         assert_eq!(serde_json::from_value::<Explanation>(json).expect("an explanation"), explanation);
+        assert!(explanation.to_string().contains("\n! the instance was detached"), "{explanation}");
     }
 }

@@ -12,6 +12,10 @@ use crate::{
 pub const DENIED_ID: &str = "2da292e8965a49f690f448fafc95f50a";
 /// Denials had no line of their own.
 pub const LEFT_OUT_ID: &str = "471259d7e4c94873b2977a6f2613f6a6";
+/// A unit runs and cannot be confined.
+pub const NOT_CONFINED_ID: &str = "13e879b47d564d06a1b451c2be57482a";
+/// Links were taken away on request.
+pub const DETACHED_ID: &str = "dccd20c76e5a45c28486eaf3ab20b3b8";
 /// Links that somebody removed are back.
 pub const LINKS_RESTORED_ID: &str = "df7acd0316b74e7cb1696a899ca658d6";
 /// A unit ran before it was confined.
@@ -85,7 +89,15 @@ mod tests {
     fn the_catalog_explains_every_line() {
         let catalog = include_str!("../../dist/opencode-egress.catalog");
         let mut entries: Vec<_> = catalog.lines().filter_map(|line| line.strip_prefix("-- ")).collect();
-        let mut ids = [DENIED_ID, LEFT_OUT_ID, LINKS_RESTORED_ID, CONFINED_LATE_ID, RELOAD_REFUSED_ID];
+        let mut ids = [
+            DENIED_ID,
+            LEFT_OUT_ID,
+            NOT_CONFINED_ID,
+            DETACHED_ID,
+            LINKS_RESTORED_ID,
+            CONFINED_LATE_ID,
+            RELOAD_REFUSED_ID,
+        ];
         entries.sort_unstable();
         ids.sort_unstable();
         assert_eq!(entries, ids);

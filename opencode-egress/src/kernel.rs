@@ -59,15 +59,19 @@ pub enum KernelError {
 ///
 /// When it has not, naming the first thing that is not there.
 pub(crate) fn check() -> Result<(), KernelError> {
-    if KernelVersion::current().is_ok_and(|version| version < OLDEST) {
-        let found = rustix::system::uname().release().to_string_lossy().into_owned();
-        return Err(KernelError::Old { found });
+    // A version that nobody can read is for the rest to find out.
+    if let Ok(version) = KernelVersion::current() {
+        new_enough(version, &rustix::system::uname().release().to_string_lossy())?;
     }
     for (program, name) in PROGRAMS {
         judge(name, is_program_supported(program).map_err(program_error))?;
     }
     let storage = is_map_supported(MapType::CgroupStorage);
     judge("cgroup_storage maps", storage.map_err(|SyscallError { io_error, .. }| io_error))
+}
+
+fn new_enough(version: KernelVersion, release: &str) -> Result<(), KernelError> {
+    if version < OLDEST { Err(KernelError::Old { found: release.to_owned() }) } else { Ok(()) }
 }
 
 fn program_error(error: ProgramError) -> io::Error {
@@ -112,5 +116,16 @@ mod tests {
         check(errno(libc::EPERM), &["cgroup_skb programs", "CAP_BPF"]);
         check(errno(libc::EIO), &["cgroup_skb programs"]);
         assert!(judge("cgroup_skb programs", Ok(true)).is_ok());
+    }
+
+    #[test]
+    fn an_old_kernel_is_told_its_version_and_what_it_takes() {
+        let check =
+            |version: KernelVersion, release| new_enough(version, release).map_err(|error| error.to_string());
+        assert_eq!(
+            check(KernelVersion::new(5, 9, 255), "5.9.255-distribution"),
+            Err("this kernel is 5.9.255-distribution; opencode-egress needs 5.10 or newer and does not run in a weaker mode".to_owned())
+        );
+        assert_eq!(check(KernelVersion::new(5, 10, 0), "5.10.0"), Ok(()));
     }
 }

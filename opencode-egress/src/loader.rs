@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs, io,
+    io,
     os::fd::{AsFd as _, BorrowedFd},
     path::{Path, PathBuf},
 };
@@ -26,8 +26,9 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use crate::{
     cgroup::Cgroup,
     kernel::{self, KernelError},
-    links::{CgroupLink, attach_for_good},
+    links::{CgroupLink, CgroupLinkInfo, attach_for_good},
     maps::{Maps, MapsError, take_events},
+    pins,
 };
 
 /// The maps that outlive the daemon, with what a pin must be to be one of them. The others belong to one
@@ -64,6 +65,13 @@ impl MapShape {
         let (key, value) = (info.key_size() as usize, info.value_size() as usize);
         Ok(Self { map_type: info.map_type()?, key, value, entries: info.max_entries() })
     }
+}
+
+/// Whether what is pinned at a path is a map as this version makes it under that name. A layout that changes gets another
+/// size or another name, so of what another version made this is enough to know how to read it.
+pub(crate) fn is_as_ours(name: &str, path: &Path) -> bool {
+    let ours = PINNED_MAPS.iter().find(|(known, _)| *known == name);
+    ours.is_some_and(|(_, shape)| MapShape::of_pin(path).ok() == Some(*shape))
 }
 
 /// Why the kernel side could not be had.
@@ -202,7 +210,7 @@ pub fn load(lifetime: &Lifetime<'_>) -> Result<Loaded, LoadError> {
             // A descriptor for each policy's rules. Where too few may be open, making one too many says so.
             let files = getrlimit(Resource::Nofile);
             let _ = setrlimit(Resource::Nofile, Rlimit { current: files.maximum, ..files });
-            prepare_pins(directory)
+            pins::prepare(directory)
                 .map_err(|source| LoadError::PinDirectory { path: (*directory).to_owned(), source })?;
             paths = PINNED_MAPS.map(|(name, shape)| (name, shape, directory.join(name)));
             for (name, shape, path) in &paths {
@@ -242,18 +250,6 @@ fn fill_random(keys: &mut [u64]) {
     }
 }
 
-fn prepare_pins(directory: &Path) -> io::Result<()> {
-    const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
-    let existing = directory.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
-    if rustix::fs::statfs(existing)?.f_type as i64 != BPF_FS_MAGIC {
-        return Err(io::Error::other(format!(
-            "{} is not on a BPF file system; mount one: mount -t bpf bpf /sys/fs/bpf",
-            existing.display()
-        )));
-    }
-    fs::create_dir_all(directory)
-}
-
 fn load_program(program: &mut Program) -> Result<(), ProgramError> {
     match program {
         Program::CgroupSockAddr(program) => program.load(),
@@ -270,6 +266,11 @@ impl Programs {
         self.ebpf.program(hook.name())
     }
 
+    /// Whether a hook's link has this load's program.
+    pub fn is_in(&self, hook: Hook, link: &CgroupLinkInfo) -> bool {
+        self.ids.get(&hook) == Some(&link.program)
+    }
+
     /// Puts this load's program into a link that an earlier one made, so that a new build judges what runs already.
     ///
     /// # Errors
@@ -277,7 +278,7 @@ impl Programs {
     /// When the kernel refuses.
     pub fn renew(&self, hook: Hook, link: &CgroupLink, cgroup: &Cgroup) -> Result<(), AttachError> {
         let renew = || match self.program(hook).map(Program::fd) {
-            _ if self.ids.get(&hook) == Some(&link.info()?.program) => Ok(()),
+            _ if self.is_in(hook, &link.info()?) => Ok(()),
             Some(Ok(program)) => link.update(program.as_fd()),
             _ => Err(io::Error::other("the program is not loaded")),
         };

@@ -10,7 +10,9 @@ use std::{
 
 use aya::{
     Ebpf,
-    maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, RingBuf, lpm_trie::Key},
+    maps::{
+        Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, PerCpuValues, RingBuf, lpm_trie::Key,
+    },
 };
 use opencode_egress_common::{
     abi::{
@@ -63,6 +65,11 @@ pub enum MapsError {
         #[source]
         source: io::Error,
     },
+    /// Somebody else wrote to the kernel's maps.
+    #[error(
+        "the rules in the kernel are not those that this daemon put there; somebody else wrote to the map TRIES. Restart the daemon, which puts the policy file in force"
+    )]
+    Replaced,
     /// The kernel does not let the map be mapped into memory.
     #[error("cannot map CURRENT into memory")]
     Mmap(#[source] io::Error),
@@ -182,7 +189,7 @@ impl Maps {
     ///
     /// # Errors
     ///
-    /// When the kernel refuses; then the old policies are in force, or the new ones, each whole.
+    /// When the kernel refuses; then the old policies are in force.
     pub fn install_all(&mut self, policies: &[(InstanceIndex, &CompiledPolicy)]) -> Result<(), MapsError> {
         let next = |instance: InstanceIndex, before: Current| {
             let first = instance.number() * 2;
@@ -206,7 +213,9 @@ impl Maps {
             self.in_force.insert(*instance, trie);
             old.extend((before.slot() != 0).then_some(before.slot()));
         }
-        self.free(&old)
+        // They are in force now. Old rules that cannot be freed take memory until their slots are filled again.
+        let _ = self.free(&old);
+        Ok(())
     }
 
     /// Sets slots' tries. Returns when every program that was running before has ended.
@@ -224,18 +233,45 @@ impl Maps {
         self.set_tries(slots, &vec![&self.empty; slots.len()])
     }
 
-    /// Takes an instance's policy out of force: everything is denied to it. Its generation stays, so that
-    /// no later one repeats it.
+    /// Takes instances' policies out of force: everything is denied to them. Their generations stay, so that no later one
+    /// repeats them.
     ///
     /// # Errors
     ///
-    /// When the kernel refuses to free the old policy, which is out of force all the same.
-    pub fn retire(&mut self, instance: InstanceIndex) -> Result<(), MapsError> {
-        let before = self.current.load(instance);
-        self.current.store(instance, Current::new(before.generation(), 0));
-        self.in_force.remove(&instance);
-        let slots = [instance.number() * 2, instance.number() * 2 + 1];
-        self.free(&slots)
+    /// When the kernel refuses to free the old policies, which are out of force all the same.
+    pub fn retire(&mut self, instances: &[InstanceIndex]) -> Result<(), MapsError> {
+        for instance in instances {
+            let before = self.current.load(*instance);
+            self.current.store(*instance, Current::new(before.generation(), 0));
+            self.in_force.remove(instance);
+        }
+        let slots = instances.iter().flat_map(|instance| [instance.number() * 2, instance.number() * 2 + 1]);
+        self.free(&slots.collect::<Vec<_>>())
+    }
+
+    /// Goes on from the generation and the counters that an instance had elsewhere. It has had no policy here, and no cgroup
+    /// has it, so nobody else counts.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn go_on_from(
+        &mut self,
+        instance: InstanceIndex,
+        generation: u32,
+        counters: &Counters,
+    ) -> Result<(), MapsError> {
+        let (index, write) = (instance.number(), || MapsError::operation("write to", "ALLOWED"));
+        let before = self.allowed.get(&index, 0).map_err(MapsError::operation("read", "ALLOWED"))?;
+        // All on one processor: it is their sum that is read.
+        let first = std::iter::once(counters.allowed).chain(std::iter::repeat(Counter::default()));
+        let allowed = PerCpuValues::try_from(first.take(before.len()).collect::<Vec<_>>());
+        let allowed = allowed.map_err(|error| write()(error.into()))?;
+        self.allowed.set(index, allowed, 0).map_err(write())?;
+        let write = MapsError::operation("write to", "DENIED");
+        self.denied.set(index, counters.denied, 0).map_err(write)?;
+        self.current.store(instance, Current::new(generation, 0));
+        Ok(())
     }
 
     /// The policy in force for an instance.
@@ -254,7 +290,13 @@ impl Maps {
         let Some(trie) = self.in_force.get(&instance).filter(|_| slot != 0) else { return Ok(None) };
         let head = self.heads.get(&slot, 0).map_err(MapsError::operation("read", "HEADS"))?;
         let trie = trie.try_clone().map_err(MapsError::tries("open an entry of"))?;
-        let trie = MapData::from_fd(trie).map_err(MapsError::operation("inspect an entry of", "TRIES"))?;
+        let inspect = MapsError::operation("inspect an entry of", "TRIES");
+        let trie = MapData::from_fd(trie).map_err(inspect)?;
+        let inspect = MapsError::operation("inspect an entry of", "TRIES");
+        let ours = trie.info().map_err(inspect)?.id();
+        if tries::id(self.tries.as_fd(), slot).map_err(MapsError::tries("read"))? != ours {
+            return Err(MapsError::Replaced);
+        }
         let trie = LpmTrie::try_from(Map::LpmTrie(trie))
             .map_err(|source| MapsError::Other { name: "TRIES", source: Box::new(source) })?;
         Ok(Some((head, KernelRules(trie))))
@@ -280,12 +322,25 @@ impl Maps {
     pub fn counters(&self, instance: InstanceIndex) -> Result<Counters, MapsError> {
         let index = instance.number();
         let allowed = self.allowed.get(&index, 0).map_err(MapsError::operation("read", "ALLOWED"))?;
-        let allowed = allowed.iter().fold(Counter::default(), |sum, cpu| Counter {
-            packets: sum.packets + cpu.packets,
-            bytes: sum.bytes + cpu.bytes,
-        });
+        let allowed = Counter::sum(allowed.iter());
         let denied = self.denied.get(&index, 0).map_err(MapsError::operation("read", "DENIED"))?;
         Ok(Counters { allowed, denied })
+    }
+
+    /// Has the next denial of each destination of an instance told at once, as if it were the first.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn tell_again(&mut self, instance: InstanceIndex) -> Result<(), MapsError> {
+        for (key, seen) in self.seen()? {
+            if key.instance == instance.number() {
+                // An attempt that is counted meanwhile is not remembered; the counters have it.
+                let seen = Seen { reported: 0, ..seen };
+                self.seen.insert(key, seen, 0).map_err(MapsError::operation("write to", "SEEN"))?;
+            }
+        }
+        Ok(())
     }
 
     /// How often a destination was denied so far; `None` when it was long ago.

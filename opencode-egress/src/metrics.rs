@@ -147,7 +147,7 @@ mod tests {
     use crate::status::UnitStatus;
 
     fn unit(name: &str, running: bool, links: usize, late: bool) -> UnitStatus {
-        UnitStatus { unit: format!("opencode-{name}.service"), running, links, late }
+        UnitStatus { unit: format!("opencode-{name}.service"), running, unlisted: false, links, late }
     }
 
     fn status() -> Status {
@@ -176,6 +176,7 @@ mod tests {
                 limited: 2,
             },
             last_denial: None,
+            removed: false,
             detached: false,
             lost_lately: false,
         };

@@ -4,19 +4,26 @@
 //! /sys/fs/bpf/opencode-egress/v1/CURRENT …             maps
 //!                               /NAMES                 which instance has which number
 //!                               /links/<unit>/<cgroup id>/<hook>
+//!                                                        /late   a directory: it ran before it was confined
 //! ```
 //!
 //! A dot cannot be in a name there, so a unit's dots are commas, which no unit name has.
 
 use std::{
-    fs, io,
+    fs::{self, File},
+    io,
     path::{Path, PathBuf},
 };
 
+use aya::maps::MapData;
 use opencode_egress_common::{abi::ABI_VERSION, reason::Hook};
+use rustix::{
+    fs::{FlockOperation, flock},
+    io::Errno,
+};
 
 use crate::{
-    links::{CgroupLink, attach_type},
+    links::{CgroupLink, CgroupLinkInfo, attach_type},
     loader::ATTACH_ORDER,
     policy::UnitName,
 };
@@ -35,6 +42,23 @@ pub enum PinError {
         #[source]
         source: io::Error,
     },
+    /// There can be no pins here.
+    #[error("cannot use {path} for pins")]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// What is wrong and what to do.
+        #[source]
+        source: io::Error,
+    },
+    /// Another daemon has them.
+    #[error(
+        "another opencode-egress keeps what is pinned in {path}; stop it first (systemctl stop opencode-egress), or choose another directory with --pins"
+    )]
+    Taken {
+        /// The directory.
+        path: PathBuf,
+    },
     /// A pin that this program did not make.
     #[error("{path} is not a link of {hook} to the cgroup that it is named after; remove it by hand after finding out who made it", hook = hook.name())]
     Foreign {
@@ -49,7 +73,15 @@ pub enum PinError {
 #[derive(Clone, Debug)]
 pub struct Pins(PathBuf);
 
+/// The right to change what is pinned below a base directory, by whatever version. It ends with this value.
+#[derive(Debug)]
+pub struct PinLock(#[expect(dead_code, reason = "open, it holds the lock")] File);
+
 const DIRECTORY_PREFIX: &str = "v";
+/// Where links are.
+const LINKS: &str = "links";
+/// The mark of a cgroup whose processes ran before it was confined.
+const LATE: &str = "late";
 
 /// The pinned links of one cgroup of a unit.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,28 +104,54 @@ impl Pins {
         Self(base.join(format!("{DIRECTORY_PREFIX}{ABI_VERSION}")))
     }
 
-    /// The pins of other ABI versions beside these: what a daemon of another build left.
-    pub fn of_other_versions(&self) -> Vec<Self> {
-        let base = self.0.parent().unwrap_or(&self.0);
-        let entries = fs::read_dir(base).into_iter().flatten().flatten();
-        let versions = entries.filter(|entry| {
-            let name = entry.file_name();
-            let number = name.to_str().and_then(|name| name.strip_prefix(DIRECTORY_PREFIX));
-            number.is_some_and(|number| number.parse::<u32>().is_ok())
-        });
-        versions.map(|entry| Self(entry.path())).filter(|pins| pins.0 != self.0).collect()
+    fn base(&self) -> &Path {
+        self.0.parent().unwrap_or(&self.0)
     }
 
-    /// Removes the maps, unless a link is still there that needs them.
+    /// Makes the base directory, and takes the right to change what is below it.
     ///
     /// # Errors
     ///
-    /// When one cannot be removed.
+    /// When it is not on a BPF file system, or another process has that right.
+    pub fn lock(&self) -> Result<PinLock, PinError> {
+        let base = self.base();
+        prepare(base).map_err(|source| PinError::Directory { path: base.to_owned(), source })?;
+        let directory = File::open(base).map_err(io_error("open", base))?;
+        match flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(PinLock(directory)),
+            Err(Errno::WOULDBLOCK) => Err(PinError::Taken { path: base.to_owned() }),
+            Err(errno) => Err(io_error("lock", base)(errno.into())),
+        }
+    }
+
+    /// The pins of other ABI versions beside these: what a daemon of another build left.
+    ///
+    /// # Errors
+    ///
+    /// When the base directory cannot be read.
+    pub fn of_other_versions(&self) -> Result<Vec<Self>, PinError> {
+        let names = names(self.base())?.into_iter().filter(|name| {
+            let number = name.strip_prefix(DIRECTORY_PREFIX);
+            number.is_some_and(|number| number.parse::<u32>().is_ok())
+        });
+        Ok(names.map(|name| Self(self.base().join(name))).filter(|pins| pins.0 != self.0).collect())
+    }
+
+    /// Removes the maps, unless there may be a link that needs them.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be found out, or one cannot be removed.
     pub fn remove_if_unused(&self) -> Result<(), PinError> {
-        if !self.all_links().is_empty() {
+        if !names(&self.0.join(LINKS))?.is_empty() {
             return Ok(());
         }
         fs::remove_dir_all(&self.0).map_err(io_error("remove", &self.0))
+    }
+
+    /// Whether the base directory is there.
+    pub fn is_there(&self) -> bool {
+        self.base().exists()
     }
 
     /// Where maps are.
@@ -107,25 +165,91 @@ impl Pins {
     ///
     /// When it cannot be made.
     pub fn links(&self, unit: &UnitName, cgroup: u64) -> Result<LinkDirectory, PinError> {
-        let path = self.0.join("links").join(unit.as_str().replace('.', ",")).join(cgroup.to_string());
+        let path = self.0.join(LINKS).join(unit.as_str().replace('.', ",")).join(cgroup.to_string());
         fs::create_dir_all(&path).map_err(io_error("create", &path))?;
         Ok(LinkDirectory { unit: unit.clone(), cgroup, path })
     }
 
     /// Every directory of links.
-    pub fn all_links(&self) -> Vec<LinkDirectory> {
+    ///
+    /// # Errors
+    ///
+    /// When a directory cannot be read, which is something else than having none.
+    pub fn all_links(&self) -> Result<Vec<LinkDirectory>, PinError> {
+        let links = self.0.join(LINKS);
         let mut all = vec![];
-        for unit_directory in fs::read_dir(self.0.join("links")).into_iter().flatten().flatten() {
-            let name = unit_directory.file_name().to_string_lossy().replace(',', ".");
-            let Ok(unit) = name.parse::<UnitName>() else { continue };
-            for entry in fs::read_dir(unit_directory.path()).into_iter().flatten().flatten() {
-                if let Ok(cgroup) = entry.file_name().to_string_lossy().parse() {
-                    all.push(LinkDirectory { unit: unit.clone(), cgroup, path: entry.path() });
+        for name in names(&links)? {
+            let directory = links.join(&name);
+            let Ok(unit) = name.replace(',', ".").parse::<UnitName>() else { continue };
+            for name in names(&directory)? {
+                if let Ok(cgroup) = name.parse() {
+                    all.push(LinkDirectory { unit: unit.clone(), cgroup, path: directory.join(name) });
                 }
             }
         }
-        all
+        Ok(all)
     }
+}
+
+/// The pinned maps, held so that one whose pin is removed can be pinned again.
+pub struct MapPins(Vec<(PathBuf, MapData)>);
+
+impl MapPins {
+    /// Those that are pinned now.
+    ///
+    /// # Errors
+    ///
+    /// When one cannot be opened.
+    pub fn open(pins: &Pins) -> Result<Self, PinError> {
+        let paths = names(pins.maps())?.into_iter().map(|name| pins.maps().join(name));
+        let maps = paths.filter(|path| path.is_file()).map(|path| {
+            let map = MapData::from_pin(&path);
+            let map = map.map_err(|error| io_error("open", &path)(io::Error::other(error)))?;
+            Ok((path, map))
+        });
+        Ok(Self(maps.collect::<Result<_, _>>()?))
+    }
+
+    /// Pins those again whose pins are gone, and returns how many.
+    ///
+    /// # Errors
+    ///
+    /// When one cannot be pinned.
+    pub fn restore(&self) -> Result<usize, PinError> {
+        let gone = self.0.iter().filter(|(path, _)| !path.exists());
+        let restored = gone.map(|(path, map)| {
+            let directory = path.parent().unwrap_or(path);
+            fs::create_dir_all(directory).map_err(io_error("create", directory))?;
+            map.pin(path).map_err(|error| io_error("make", path)(io::Error::other(error)))
+        });
+        Ok(restored.collect::<Result<Vec<_>, _>>()?.len())
+    }
+}
+
+/// What is in a directory; nothing if it is not there.
+fn names(directory: &Path) -> Result<Vec<String>, PinError> {
+    let entries = match fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(vec![]),
+        entries => entries.map_err(io_error("read", directory))?,
+    };
+    entries
+        .map(|entry| {
+            Ok(entry.map_err(io_error("read", directory))?.file_name().to_string_lossy().into_owned())
+        })
+        .collect()
+}
+
+/// Makes a directory for pins.
+pub(crate) fn prepare(directory: &Path) -> io::Result<()> {
+    const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
+    let existing = directory.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+    if rustix::fs::statfs(existing)?.f_type as i64 != BPF_FS_MAGIC {
+        return Err(io::Error::other(format!(
+            "{} is not on a BPF file system; mount one: mount -t bpf bpf /sys/fs/bpf",
+            existing.display()
+        )));
+    }
+    fs::create_dir_all(directory)
 }
 
 impl LinkDirectory {
@@ -164,9 +288,38 @@ impl LinkDirectory {
         Ok(Some(link))
     }
 
-    /// How many hooks' links are pinned here.
-    pub fn count(&self) -> usize {
-        ATTACH_ORDER.iter().filter(|hook| matches!(self.link(**hook), Ok(Some(_)))).count()
+    /// How many hooks' links are pinned here, of those with a program that `is_ours`.
+    pub fn count(&self, is_ours: impl Fn(Hook, &CgroupLinkInfo) -> bool) -> usize {
+        let ours = |hook| {
+            let link = self.link(hook).ok().flatten();
+            link.and_then(|link| link.info().ok()).is_some_and(|info| is_ours(hook, &info))
+        };
+        ATTACH_ORDER.into_iter().filter(|hook| ours(*hook)).count()
+    }
+
+    /// Notes that the cgroup's processes ran before they were confined. It stays until the links go.
+    ///
+    /// # Errors
+    ///
+    /// When the note cannot be made.
+    pub fn mark_late(&self) -> Result<(), PinError> {
+        let path = self.path.join(LATE);
+        fs::create_dir_all(&path).map_err(io_error("make", &path))
+    }
+
+    /// Takes that back: they asked to be confined after all.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be removed.
+    pub fn unmark_late(&self) -> Result<(), PinError> {
+        let path = self.path.join(LATE);
+        gone(fs::remove_dir(&path)).map_err(io_error("remove", &path))
+    }
+
+    /// Whether the cgroup's processes ran before they were confined.
+    pub fn is_late(&self) -> bool {
+        self.path.join(LATE).exists()
     }
 
     /// Pins a link, in the place of one that is attached no more.
@@ -176,12 +329,7 @@ impl LinkDirectory {
     /// When the kernel refuses.
     pub fn pin(&self, hook: Hook, link: &CgroupLink) -> Result<(), PinError> {
         let path = self.path.join(hook.name());
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(io_error("remove", &path)(error));
-            }
-            _ => {}
-        }
+        gone(fs::remove_file(&path)).map_err(io_error("remove", &path))?;
         link.pin(&path).map_err(io_error("make", &path))
     }
 
@@ -194,18 +342,22 @@ impl LinkDirectory {
     pub fn remove(&self) -> Result<(), PinError> {
         for hook in ATTACH_ORDER.iter().rev() {
             let path = self.path.join(hook.name());
-            match fs::remove_file(&path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(io_error("remove", &path)(error));
-                }
-                _ => {}
-            }
+            gone(fs::remove_file(&path)).map_err(io_error("remove", &path))?;
         }
+        self.unmark_late()?;
         fs::remove_dir(&self.path).map_err(io_error("remove", &self.path))?;
         if let Some(unit_directory) = self.path.parent() {
             // Not empty: another cgroup of the unit is confined.
             let _ = fs::remove_dir(unit_directory);
         }
         Ok(())
+    }
+}
+
+/// What was not there is as good as removed.
+fn gone(removed: io::Result<()>) -> io::Result<()> {
+    match removed {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
     }
 }

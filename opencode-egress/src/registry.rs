@@ -8,6 +8,9 @@ use opencode_egress_common::abi::MAX_INSTANCES;
 
 use crate::{maps::InstanceIndex, policy::InstanceName};
 
+/// The name of its pin.
+const PIN: &str = "NAMES";
+
 /// Room for a name; shorter ones are padded with NUL.
 type NameBytes = [u8; 64];
 
@@ -51,7 +54,7 @@ impl Registry {
     ///
     /// When the kernel refuses, or the pin is something else.
     pub fn open(directory: &Path) -> Result<Self, RegistryError> {
-        let path = directory.join("NAMES");
+        let path = directory.join(PIN);
         let map = if path.exists() {
             let data = MapData::from_pin(&path).map_err(map_error("open"))?;
             Array::try_from(Map::Array(data)).map_err(map_error("open"))?
@@ -61,20 +64,32 @@ impl Registry {
             let data = MapData::from_pin(&path).map_err(map_error("open"))?;
             Array::try_from(Map::Array(data)).map_err(map_error("open"))?
         };
-        let mut known = BTreeMap::new();
-        for index in (1..MAX_INSTANCES).filter_map(InstanceIndex::new) {
-            let bytes: NameBytes = map.get(&index.number(), 0).map_err(map_error("read"))?;
-            let text = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
-            if let Some(name) = std::str::from_utf8(text).ok().and_then(|text| text.parse().ok()) {
-                known.insert(name, index);
-            }
-        }
+        let known = names_in(&map)?;
         Ok(Self { map, known })
+    }
+
+    /// The names in the pinned registry of another version; none if it has none.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read.
+    pub fn read(directory: &Path) -> Result<BTreeMap<InstanceName, InstanceIndex>, RegistryError> {
+        let path = directory.join(PIN);
+        if !path.exists() {
+            return Ok(BTreeMap::new());
+        }
+        let data = MapData::from_pin(&path).map_err(map_error("open"))?;
+        names_in(&Array::try_from(Map::Array(data)).map_err(map_error("open"))?)
     }
 
     /// The instances that have a number.
     pub fn known(&self) -> &BTreeMap<InstanceName, InstanceIndex> {
         &self.known
+    }
+
+    /// The name of the instance with a number.
+    pub fn name_of(&self, index: InstanceIndex) -> Option<&InstanceName> {
+        self.known.iter().find_map(|(name, known)| (*known == index).then_some(name))
     }
 
     /// The number of an instance, a new one if it has none.
@@ -95,4 +110,16 @@ impl Registry {
         self.known.insert(name.clone(), index);
         Ok(index)
     }
+}
+
+fn names_in(map: &Array<MapData, NameBytes>) -> Result<BTreeMap<InstanceName, InstanceIndex>, RegistryError> {
+    let mut known = BTreeMap::new();
+    for index in (1..MAX_INSTANCES).filter_map(InstanceIndex::new) {
+        let bytes: NameBytes = map.get(&index.number(), 0).map_err(map_error("read"))?;
+        let text = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
+        if let Some(name) = std::str::from_utf8(text).ok().and_then(|text| text.parse().ok()) {
+            known.insert(name, index);
+        }
+    }
+    Ok(known)
 }

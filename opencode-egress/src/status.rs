@@ -37,6 +37,8 @@ pub struct InstanceStatus {
     pub entries: usize,
     /// The units.
     pub units: Vec<UnitStatus>,
+    /// The policy file does not have it any more; everything is denied to the units of it that still run.
+    pub removed: bool,
     /// Its links were taken away on request.
     pub detached: bool,
     /// Denials found no room in the ring buffer within the last hour, or perhaps while no daemon ran.
@@ -54,6 +56,8 @@ pub struct UnitStatus {
     pub unit: String,
     /// Whether it has processes.
     pub running: bool,
+    /// The instance does not list it any more; it is confined until it stops.
+    pub unlisted: bool,
     /// How many hooks are attached to its cgroup.
     pub links: usize,
     /// It was running before it was confined.

@@ -14,6 +14,7 @@ use crate::links::{bpf, number, owned};
 
 // Commands of bpf(2).
 const BPF_MAP_CREATE: i32 = 0;
+const BPF_MAP_LOOKUP_ELEM: i32 = 1;
 const BPF_MAP_UPDATE_ELEM: i32 = 2;
 const BPF_BTF_LOAD: i32 = 18;
 const BPF_MAP_UPDATE_BATCH: i32 = 26;
@@ -188,23 +189,35 @@ fn update_batch<K, V>(map: BorrowedFd<'_>, keys: &[K], values: &[V]) -> io::Resu
 }
 
 fn update_one<K, V>(map: BorrowedFd<'_>, key: &K, value: &V) -> io::Result<()> {
-    #[repr(C)]
-    struct Attr {
-        map: u32,
-        padding: u32,
-        key: u64,
-        value: u64,
-        flags: u64,
-    }
-    let mut attr = Attr {
-        map: number(map),
-        padding: 0,
-        key: std::ptr::from_ref(key).expose_provenance() as u64,
-        value: std::ptr::from_ref(value).expose_provenance() as u64,
-        flags: 0,
-    };
+    let mut attr = Element::of(map, key, std::ptr::from_ref(value).expose_provenance());
     // SAFETY: the layout of BPF_MAP_UPDATE_ELEM; key and value are of the map's sizes, which every caller's
     // types are, and outlive the call.
     unsafe { bpf(BPF_MAP_UPDATE_ELEM, &mut attr)? };
     Ok(())
+}
+
+/// The kernel's id of the trie in a slot.
+pub(crate) fn id(tries: BorrowedFd<'_>, slot: u32) -> io::Result<u32> {
+    let mut id = 0_u32;
+    let mut attr = Element::of(tries, &slot, (&raw mut id).expose_provenance());
+    // SAFETY: the layout of BPF_MAP_LOOKUP_ELEM; key and value of a map of maps are 32 bits wide, and outlive the call.
+    unsafe { bpf(BPF_MAP_LOOKUP_ELEM, &mut attr)? };
+    Ok(id)
+}
+
+/// What the calls for one element take.
+#[repr(C)]
+struct Element {
+    map: u32,
+    padding: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+impl Element {
+    fn of<K>(map: BorrowedFd<'_>, key: &K, value: usize) -> Self {
+        let key = std::ptr::from_ref(key).expose_provenance() as u64;
+        Self { map: number(map), padding: 0, key, value: value as u64, flags: 0 }
+    }
 }

@@ -47,8 +47,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if let Some(minutes) = minutes {
         let mixed = probes.mixed(Duration::from_secs(60 * minutes))?;
         told(format!(
-            "ok     {} rounds of everything: nothing leaked, nothing wrongly refused, all counted; the daemon had {} KiB resident, at most {},",
-            mixed.rounds, mixed.first, mixed.largest
+            "ok     {} rounds of everything: nothing leaked, nothing wrongly refused, all counted; the daemon had {} KiB resident, and {} KiB after {} rounds more,",
+            mixed.rounds, mixed.first, mixed.last, mixed.undisturbed
         ));
     }
     Ok(())

@@ -3,6 +3,7 @@
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 
+use super::print_line;
 use crate::{cli::CheckArgs, compile::compile, config, policy::mode_name};
 
 #[derive(Serialize)]
@@ -39,23 +40,21 @@ pub(super) fn check(args: &CheckArgs) -> Result<()> {
         });
     }
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&instances)?);
-        return Ok(());
+        return print_line(serde_json::to_string_pretty(&instances)?);
     }
     for Checked { instance, units, mode, allow, deny, listen, entries, port_sets } in &instances {
-        println!("{instance}  mode {mode}; {entries} map entries, {port_sets} port sets");
+        print_line(format_args!("{instance}  mode {mode}; {entries} map entries, {port_sets} port sets"))?;
         for (label, lines) in [("units", units), ("allow", allow), ("deny", deny), ("listen", listen)] {
             let shown: Vec<_> = lines.iter().take(SHOWN).map(String::as_str).collect();
             let more = lines.len().saturating_sub(SHOWN);
             match (lines.is_empty(), more) {
-                (true, _) => println!("  {label:6} nothing"),
-                (_, 0) => println!("  {label:6} {}", shown.join("; ")),
-                _ => println!("  {label:6} {}; and {more} more", shown.join("; ")),
+                (true, _) => print_line(format_args!("  {label:6} nothing"))?,
+                (_, 0) => print_line(format_args!("  {label:6} {}", shown.join("; ")))?,
+                _ => print_line(format_args!("  {label:6} {}; and {more} more", shown.join("; ")))?,
             }
         }
     }
-    println!("{}: good; {} instances", args.file.display(), instances.len());
-    Ok(())
+    print_line(format_args!("{}: good; {} instances", args.file.display(), instances.len()))
 }
 
 /// Rules shown of a long list.

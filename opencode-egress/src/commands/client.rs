@@ -1,9 +1,13 @@
 //! The commands that ask the daemon.
 
-use std::time::{Duration, Instant};
+use std::{
+    io::Write as _,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Result, bail};
 
+use super::print_line;
 use crate::{
     cli::{AttachArgs, ControlArgs, DetachArgs, EventsArgs, ExplainArgs, ReadArgs},
     control::{Client, Reply, Request},
@@ -32,8 +36,7 @@ pub(super) fn attach(args: &AttachArgs) -> Result<()> {
     let request = Request::Attach { instance: args.name.to_string() };
     match Client::ask(&args.control.socket, &request, left())?.reply(Some(left()))? {
         Reply::Attached { unit, generation } => {
-            println!("{unit} is confined, generation {generation}");
-            Ok(())
+            print_line(format_args!("{unit} is confined, generation {generation}"))
         }
         other => Err(unexpected(&other)),
     }
@@ -51,11 +54,9 @@ pub(super) fn ask_status(control: &ControlArgs) -> Result<Status> {
 pub(super) fn status(args: &ReadArgs) -> Result<()> {
     let status = ask_status(&args.control)?;
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&status)?);
-    } else {
-        anstream::print!("{}", view::text(&status, now()));
+        return print_line(serde_json::to_string_pretty(&status)?);
     }
-    Ok(())
+    Ok(write!(anstream::stdout(), "{}", view::text(&status, now()))?)
 }
 
 /// `explain`.
@@ -63,12 +64,11 @@ pub(super) fn explain(args: &ExplainArgs) -> Result<()> {
     let request = Request::Explain { instance: args.name.to_string(), destination: args.destination };
     match ask(&args.read.control, &request)? {
         Reply::Explained(explanation) if args.read.json => {
-            println!("{}", serde_json::to_string_pretty(&explanation)?);
+            print_line(serde_json::to_string_pretty(&explanation)?)
         }
-        Reply::Explained(explanation) => println!("{explanation}"),
-        other => return Err(unexpected(&other)),
+        Reply::Explained(explanation) => print_line(explanation),
+        other => Err(unexpected(&other)),
     }
-    Ok(())
 }
 
 /// `events`.
@@ -79,8 +79,8 @@ pub(super) fn events(args: &EventsArgs) -> Result<()> {
     let timeout = (!args.follow).then_some(PATIENCE);
     loop {
         match client.reply(timeout)? {
-            Reply::Event(event) if args.read.json => println!("{}", serde_json::to_string(&event)?),
-            Reply::Event(event) => println!("{event}"),
+            Reply::Event(event) if args.read.json => print_line(serde_json::to_string(&event)?)?,
+            Reply::Event(event) => print_line(event)?,
             Reply::End => return Ok(()),
             other => return Err(unexpected(&other)),
         }
@@ -90,11 +90,10 @@ pub(super) fn events(args: &EventsArgs) -> Result<()> {
 /// `reload`.
 pub(super) fn reload(args: &ControlArgs) -> Result<()> {
     match ask(args, &Request::Reload)? {
-        Reply::Reloaded { changes } if changes.is_empty() => println!("nothing changed"),
-        Reply::Reloaded { changes } => changes.iter().for_each(|change| println!("{change}")),
-        other => return Err(unexpected(&other)),
+        Reply::Reloaded { changes } if changes.is_empty() => print_line("nothing changed"),
+        Reply::Reloaded { changes } => changes.iter().try_for_each(print_line),
+        other => Err(unexpected(&other)),
     }
-    Ok(())
 }
 
 /// `detach`.
@@ -103,8 +102,9 @@ pub(super) fn detach(args: &DetachArgs) -> Result<()> {
         Reply::Detached { units } if units.is_empty() => {
             bail!("no unit of `{}` is confined; nothing to detach", args.name)
         }
-        Reply::Detached { units } => units.iter().for_each(|unit| println!("{unit} is no longer confined")),
-        other => return Err(unexpected(&other)),
+        Reply::Detached { units } => {
+            units.iter().try_for_each(|unit| print_line(format_args!("{unit} is no longer confined")))
+        }
+        other => Err(unexpected(&other)),
     }
-    Ok(())
 }

@@ -240,12 +240,10 @@ fn ignore_interrupts() {
 }
 
 fn report(loaded: &mut Loaded) {
-    for record in drain(&mut loaded.events) {
-        match record {
-            Ok(record) => say(&format!("refused: {}", record.denied_flow(record.event.suppressed))),
-            Err(error) => say(&error.to_string()),
-        }
-    }
+    drain(&mut loaded.events, |record| match record {
+        Ok(record) => say(&format!("refused: {}", record.denied_flow(record.event.suppressed))),
+        Err(error) => say(&error.to_string()),
+    });
 }
 
 /// Writes a line at once, so that what the command writes does not come into its middle.

@@ -22,7 +22,8 @@ use crate::{
 pub(super) fn run(args: &RunArgs) -> Result<()> {
     log();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let daemon = Daemon::start(&args.config, &args.pins)?;
+    let last_applied = args.control.socket.with_file_name("last-applied.json");
+    let daemon = Daemon::start(&args.config, &args.pins, &last_applied)?;
     let local = tokio::task::LocalSet::new();
     local.block_on(&runtime, serve(daemon, &args.control.socket, args.metrics.as_ref()))?;
     Ok(())

@@ -1,16 +1,18 @@
 //! Denied flows: out of the ring buffer, into the journal, kept for `events`.
 
-use std::time::Instant;
+use std::{collections::BTreeMap, time::Instant};
 
 use tracing::{error, warn};
 
-use super::{Daemon, DaemonError, RECENT_EVENTS};
+use super::{Daemon, DaemonError, Instance, RECENT_EVENTS, predecessor::Predecessor};
 use crate::{
     control::LoggedEvent,
-    events::{Record, drain},
+    events::{DecodeError, Record, drain},
     human::now,
     journal,
     maps::InstanceIndex,
+    policy::InstanceName,
+    registry::Registry,
 };
 
 impl Daemon {
@@ -28,18 +30,23 @@ impl Daemon {
         Ok(events)
     }
 
-    /// Takes the events that are there, and logs and returns them.
+    /// Takes the events that are there, and logs and returns them; also those for which the daemons of other versions left no
+    /// reader.
     pub fn take_events(&mut self) -> Vec<LoggedEvent> {
+        let Self { loaded, registry, instances, folds, predecessors, set, .. } = self;
         let mut logged = vec![];
-        for record in drain(&mut self.loaded.events) {
-            match record {
-                Ok(record) => {
-                    let suppressed = self.folds.event(&record, Instant::now(), self.set.log.interval);
-                    logged.extend(self.log(&record, suppressed));
-                }
-                Err(error) => error!("{error}"),
+        let mut take = |record: Result<Record, DecodeError>| match record {
+            Ok(record) => {
+                let suppressed = folds.event(&record, Instant::now(), set.log.interval);
+                logged.extend(log(registry, instances, &record, suppressed));
             }
+            Err(error) => error!("{error}"),
+        };
+        for predecessor in predecessors.iter_mut() {
+            predecessor.drain(registry, &mut take);
         }
+        drain(&mut loaded.events, &mut take);
+        predecessors.retain(Predecessor::is_there);
         logged
     }
 
@@ -50,10 +57,27 @@ impl Daemon {
 
     /// Logs what was folded or left out and has no event of its own.
     pub fn take_folded(&mut self) -> Vec<LoggedEvent> {
-        let maps = &self.loaded.maps;
-        let due = self.folds.due(Instant::now(), |key| maps.attempts(key));
+        let Self { loaded, folds, .. } = self;
+        let due = folds.due(Instant::now(), |key| loaded.maps.attempts(key));
+        let mut logged = std::mem::take(&mut self.unpublished);
+        logged.extend(self.log_folded(due));
+        logged
+    }
+
+    /// Logs what was folded into an instance's lines until now: what comes next is of another mode.
+    pub(super) fn end_folds(&mut self, index: InstanceIndex) {
+        let Self { loaded, folds, .. } = self;
+        let folded = folds.of(index, |key| loaded.maps.attempts(key));
+        let logged = self.log_folded(folded);
+        self.unpublished.extend(logged);
+    }
+
+    fn log_folded(&mut self, folded: Vec<(Record, u64)>) -> Vec<LoggedEvent> {
+        let Self { registry, instances, .. } = self;
         // The line itself stands for one of them.
-        due.into_iter().filter_map(|(record, attempts)| self.log(&record, attempts - 1)).collect()
+        let lines =
+            folded.into_iter().map(|(record, attempts)| log(registry, instances, &record, attempts - 1));
+        lines.flatten().collect()
     }
 
     /// Logs how many denials had no line, of the instances where that is more than last time.
@@ -63,7 +87,7 @@ impl Daemon {
             let counted = (counters.denied.limited, counters.denied.lost);
             if counted != instance.left_out {
                 let (limited, lost) = (counted.0 - instance.left_out.0, counted.1 - instance.left_out.1);
-                journal::log_left_out(name, instance.policy.mode, limited, lost);
+                journal::log_left_out(name, instance.mode(), limited, lost);
                 instance.left_out = counted;
                 if lost > 0 {
                     instance.lost_at = Some(Instant::now());
@@ -71,23 +95,28 @@ impl Daemon {
             }
         }
     }
+}
 
-    fn log(&mut self, record: &Record, suppressed: u64) -> Option<LoggedEvent> {
-        let index = InstanceIndex::new(record.event.instance);
-        let flow = record.denied_flow(suppressed);
-        // Also one that the policy file does not have any more.
-        let Some((name, _)) = self.registry.known().iter().find(|(_, known)| Some(**known) == index) else {
-            warn!("denied to a cgroup of nobody: {flow}");
-            return None;
-        };
-        let event = LoggedEvent { time: now(), instance: name.to_string(), flow };
-        journal::log_denial(&event);
-        if let Some(instance) = self.instances.get_mut(name) {
-            if instance.recent.len() == RECENT_EVENTS {
-                instance.recent.pop_front();
-            }
-            instance.recent.push_back(event.clone());
+fn log(
+    registry: &Registry,
+    instances: &mut BTreeMap<InstanceName, Instance>,
+    record: &Record,
+    suppressed: u64,
+) -> Option<LoggedEvent> {
+    let flow = record.denied_flow(suppressed);
+    // Also one that the policy file does not have any more.
+    let Some(name) = InstanceIndex::new(record.event.instance).and_then(|index| registry.name_of(index))
+    else {
+        warn!("denied to a cgroup of nobody: {flow}");
+        return None;
+    };
+    let event = LoggedEvent { time: now(), instance: name.to_string(), flow };
+    journal::log_denial(&event);
+    if let Some(instance) = instances.get_mut(name) {
+        if instance.recent.len() == RECENT_EVENTS {
+            instance.recent.pop_front();
         }
-        Some(event)
+        instance.recent.push_back(event.clone());
     }
+    Some(event)
 }

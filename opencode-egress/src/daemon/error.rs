@@ -74,7 +74,7 @@ pub enum DaemonError {
         config: PathBuf,
     },
     /// `attach` from outside a unit.
-    #[error("process {pid} is in {}, which is no service's cgroup; `attach` is for a unit's ExecStartPre=+", cgroup.display())]
+    #[error("process {pid} is in {}, which is no system service's cgroup; `attach` is for a unit's ExecStartPre=+", cgroup.display())]
     NoUnit {
         /// The caller.
         pid: u32,

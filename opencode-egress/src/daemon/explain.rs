@@ -12,23 +12,25 @@ impl Daemon {
     pub fn explain(&self, name: &str, destination: Destination) -> Result<Explanation, DaemonError> {
         let file = policies::read(&self.config);
         let known = self.known(name).map_err(|unknown| match &file {
-            Ok((set, _)) if set.instances.keys().any(|known| known.as_str() == name) => {
+            Ok(read) if read.set.instances.keys().any(|known| known.as_str() == name) => {
                 DaemonError::NotApplied { name: name.to_owned(), config: self.config.clone() }
             }
             _ => unknown,
         })?;
         let instance = self.instance(&known)?;
+        let in_force = instance.policy.clone().unwrap_or_default();
         let judgement = match self.loaded.maps.policy(instance.index)? {
-            Some((head, rules)) => explain(destination, &head, &rules, &instance.policy),
+            Some((head, rules)) => explain(destination, &head, &rules, &in_force),
             None => Judgement::without_policy(),
         };
         let file = match &file {
-            Ok((set, compiled)) => {
-                let file = set.instances.get(&known).zip(compiled.get(&known));
-                PolicyFile::compare(file, &instance.policy, destination, &judgement)
+            Ok(read) => {
+                let file = read.set.instances.get(&known).zip(read.compiled.get(&known));
+                PolicyFile::compare(file, &in_force, destination, &judgement)
             }
             Err(error) => PolicyFile::Unusable { error: error_chain(error) },
         };
-        Ok(Explanation { destination, judgement, config: self.config.display().to_string(), file })
+        let config = self.config.display().to_string();
+        Ok(Explanation { destination, judgement, detached: instance.detached, config, file })
     }
 }

@@ -8,7 +8,7 @@ use std::{
 
 use opencode_egress_common::abi::SeenKey;
 
-use crate::events::Record;
+use crate::{events::Record, maps::InstanceIndex};
 
 /// Destinations remembered at most; as many as the kernel remembers.
 const CAPACITY: usize = opencode_egress_common::abi::SEEN_ENTRIES as usize;
@@ -33,12 +33,23 @@ impl Folds {
             Some(told) if told.attempts < record.event.attempts => record.event.attempts - told.attempts - 1,
             _ => record.event.suppressed,
         };
-        if self.0.len() >= CAPACITY {
-            self.0.retain(|_, told| told.due.is_some());
+        if self.0.len() >= CAPACITY && !self.0.contains_key(&record.seen_key()) {
+            self.make_room();
         }
         let told = Told { record: *record, attempts: record.event.attempts, due: Some(now + interval) };
         self.0.insert(record.seen_key(), told);
         suppressed
+    }
+
+    /// Forgets what was asked for; if that is nothing, the half that is due first, whose repeats only the counters have then.
+    fn make_room(&mut self) {
+        self.0.retain(|_, told| told.due.is_some());
+        if self.0.len() >= CAPACITY {
+            let mut dues: Vec<_> = self.0.values().filter_map(|told| told.due).collect();
+            let (_, median, _) = dues.select_nth_unstable(CAPACITY / 2);
+            let median = *median;
+            self.0.retain(|_, told| told.due > Some(median));
+        }
     }
 
     /// The destinations whose interval is over and that were tried again in it, with how often. `attempts`
@@ -48,9 +59,26 @@ impl Folds {
         now: Instant,
         attempts: impl Fn(&SeenKey) -> Option<u64>,
     ) -> Vec<(Record, u64)> {
+        self.take(|_, due| due <= now, attempts)
+    }
+
+    /// The same for an instance's destinations, before their time.
+    pub(super) fn of(
+        &mut self,
+        instance: InstanceIndex,
+        attempts: impl Fn(&SeenKey) -> Option<u64>,
+    ) -> Vec<(Record, u64)> {
+        self.take(|key, _| key.instance == instance.number(), attempts)
+    }
+
+    fn take(
+        &mut self,
+        wanted: impl Fn(&SeenKey, Instant) -> bool,
+        attempts: impl Fn(&SeenKey) -> Option<u64>,
+    ) -> Vec<(Record, u64)> {
         let mut folded = vec![];
         for (key, told) in &mut self.0 {
-            if told.due.is_none_or(|due| due > now) {
+            if !told.due.is_some_and(|due| wanted(key, due)) {
                 continue;
             }
             told.due = None;

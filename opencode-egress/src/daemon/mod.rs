@@ -8,15 +8,18 @@ mod error;
 mod explain;
 mod fold;
 mod policies;
+mod predecessor;
 mod seen;
 mod server;
 mod watch;
 
 use std::{
-    collections::{BTreeMap, HashSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashSet, VecDeque},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
+
+use opencode_egress_common::abi::Denied;
 
 pub use error::{DaemonError, error_chain};
 pub use server::serve;
@@ -26,8 +29,8 @@ use crate::{
     control::LoggedEvent,
     loader::{Lifetime, Loaded, load},
     maps::InstanceIndex,
-    pins::{LinkDirectory, Pins},
-    policy::{InstanceName, Policy, PolicySet, UnitName, mode_name},
+    pins::{LinkDirectory, MapPins, PinLock, Pins},
+    policy::{InstanceName, Mode, Policy, PolicySet, UnitName, mode_name},
     registry::Registry,
     status::{InstanceStatus, Status, UnitStatus},
 };
@@ -39,12 +42,13 @@ const RECENT_EVENTS: usize = 256;
 
 struct Instance {
     index: InstanceIndex,
-    policy: Policy,
+    /// `None`: the policy file does not have it any more, and units of it still run. Everything is denied to them.
+    policy: Option<Policy>,
     entries: usize,
+    /// Units that are confined by it and that it does not list any more; each until it stops.
+    unlisted: BTreeSet<UnitName>,
     /// Units that were confined before they asked, and when.
     unasked: BTreeMap<UnitName, Instant>,
-    /// Units that never asked, so that nobody knows what they did before they were confined, and their cgroups.
-    late: BTreeMap<UnitName, u64>,
     /// Its links were taken away on purpose, and stay away until a unit starts or a reload.
     detached: bool,
     recent: VecDeque<LoggedEvent>,
@@ -54,19 +58,60 @@ struct Instance {
     lost_at: Option<Instant>,
 }
 
+impl Instance {
+    /// One without a policy, of which this much was denied until now.
+    fn new(index: InstanceIndex, denied: &Denied) -> Self {
+        Self {
+            index,
+            policy: None,
+            entries: 0,
+            unlisted: BTreeSet::new(),
+            unasked: BTreeMap::new(),
+            detached: false,
+            recent: VecDeque::new(),
+            left_out: (denied.limited, denied.lost),
+            lost_at: (denied.lost > 0).then(Instant::now),
+        }
+    }
+
+    /// The units that its policy lists.
+    fn listed(&self) -> impl Iterator<Item = &UnitName> {
+        self.policy.iter().flat_map(|policy| &policy.units)
+    }
+
+    /// The units that it confines.
+    fn units(&self) -> impl Iterator<Item = &UnitName> {
+        self.listed().chain(&self.unlisted)
+    }
+
+    /// Whether what is denied to it is refused.
+    fn mode(&self) -> Mode {
+        self.policy.as_ref().map_or(Mode::Enforce, |policy| policy.mode)
+    }
+}
+
 /// Everything that is confined.
 pub struct Daemon {
     loaded: Loaded,
     pins: Pins,
+    /// Held for as long as this lives: nobody else changes what is pinned.
+    lock: PinLock,
+    map_pins: MapPins,
+    /// Those whose pins are still there.
+    predecessors: Vec<predecessor::Predecessor>,
     registry: Registry,
     hierarchy: Hierarchy,
     config: PathBuf,
+    /// A copy of the policy file as it was last applied, for a start with one that has an error.
+    last_applied: PathBuf,
     set: PolicySet,
     reload_error: Option<String>,
     /// When the file was last applied; seconds since 1970.
     applied: u64,
     instances: BTreeMap<InstanceName, Instance>,
     folds: fold::Folds,
+    /// Logged already, and still to be told to those who follow.
+    unpublished: Vec<LoggedEvent>,
     watch: watch::Watch,
     /// Units that run and cannot be confined, and why; told once.
     failing: BTreeMap<UnitName, String>,
@@ -80,35 +125,51 @@ pub struct Daemon {
 
 impl Daemon {
     /// Loads the programs, takes over what an earlier daemon pinned, puts the file's policies in force and
-    /// confines the units that are running.
+    /// confines the units that are running. A copy of the file goes to `last_applied`; when the file has an error, and
+    /// there is such a copy, that is what is in force.
     ///
     /// # Errors
     ///
-    /// When the file has an error, or the kernel lacks something; what was enforced before still is.
-    pub fn start(config: &Path, pins: &Path) -> Result<Self, DaemonError> {
-        let (set, compiled) = policies::read(config)?;
+    /// When the file has an error and was never applied, another daemon has the pins, or the kernel lacks something; what
+    /// was enforced before still is.
+    pub fn start(config: &Path, pins: &Path, last_applied: &Path) -> Result<Self, DaemonError> {
+        let (read, reload_error) = policies::read_or_last(config, last_applied)?;
         let hierarchy = Hierarchy::find()?;
         let pins = Pins::below(pins);
-        let loaded = load(&Lifetime::Pinned(pins.maps()))?;
-        let registry = Registry::open(pins.maps())?;
+        let lock = pins.lock()?;
+        let mut loaded = load(&Lifetime::Pinned(pins.maps()))?;
+        let mut registry = Registry::open(pins.maps())?;
+        let mut predecessors = vec![];
+        for version in pins.of_other_versions()? {
+            predecessors.push(predecessor::Predecessor::take_over(
+                &version,
+                &mut loaded.maps,
+                &mut registry,
+            )?);
+        }
         let mut daemon = Self {
             loaded,
+            map_pins: MapPins::open(&pins)?,
             pins,
+            lock,
+            predecessors,
             registry,
             hierarchy,
             config: config.to_owned(),
-            set: PolicySet { log: set.log, instances: BTreeMap::new() },
-            reload_error: None,
+            last_applied: last_applied.to_owned(),
+            set: PolicySet { log: read.set.log, instances: BTreeMap::new() },
+            reload_error,
             applied: 0,
             instances: BTreeMap::new(),
             folds: fold::Folds::default(),
+            unpublished: vec![],
             watch: watch::Watch::new().map_err(DaemonError::Watch)?,
             failing: BTreeMap::new(),
             not_followed: None,
             confined: HashSet::new(),
             let_go: HashSet::new(),
         };
-        daemon.apply(set, compiled)?;
+        daemon.apply(read)?;
         Ok(daemon)
     }
 
@@ -116,23 +177,25 @@ impl Daemon {
     ///
     /// # Errors
     ///
-    /// When a counter cannot be read.
+    /// When a counter or the pins cannot be read.
     pub fn status(&self) -> Result<Status, DaemonError> {
-        let (links, services) = (self.pins.all_links(), self.hierarchy.services()?);
+        let (links, services) = (self.pins.all_links()?, self.hierarchy.services()?);
         let mut instances = BTreeMap::new();
         for (name, instance) in &self.instances {
-            let Instance { index, policy, entries, late, detached, recent, lost_at, .. } = instance;
-            let units = policy
-                .units
-                .iter()
-                .map(|unit| self.unit_status(unit, &links, services.get(unit), late))
-                .collect();
+            let units = instance.units().map(|unit| {
+                let unlisted = instance.unlisted.contains(unit);
+                self.unit_status(unit, unlisted, &links, services.get(unit))
+            });
+            let Instance { index, policy, entries, detached, recent, lost_at, .. } = instance;
+            let rules =
+                policy.as_ref().map(|policy| [policy.allow.len(), policy.deny.len(), policy.listen.len()]);
             let status = InstanceStatus {
-                mode: mode_name(policy.mode).to_owned(),
+                mode: mode_name(instance.mode()).to_owned(),
                 generation: self.loaded.maps.current(*index).generation(),
-                rules: [policy.allow.len(), policy.deny.len(), policy.listen.len()],
+                rules: rules.unwrap_or_default(),
                 entries: *entries,
-                units,
+                units: units.collect(),
+                removed: policy.is_none(),
                 detached: *detached,
                 lost_lately: lost_at.is_some_and(|at| at.elapsed() < NEWS),
                 counters: self.loaded.maps.counters(*index)?.into(),
@@ -152,28 +215,34 @@ impl Daemon {
     fn unit_status(
         &self,
         unit: &UnitName,
+        unlisted: bool,
         links: &[LinkDirectory],
-        path: Option<&PathBuf>,
-        late: &BTreeMap<UnitName, u64>,
+        paths: Option<&Vec<PathBuf>>,
     ) -> UnitStatus {
-        let cgroup = path.and_then(|path| self.hierarchy.open(path).ok());
-        let of_unit = links.iter().find(|links| {
-            links.unit == *unit && cgroup.as_ref().is_some_and(|cgroup| cgroup.id() == links.cgroup)
-        });
+        let cgroups = self.hierarchy.open_all(paths).unwrap_or_default();
+        let (populated, empty): (Vec<_>, Vec<_>) = cgroups.into_iter().partition(Cgroup::is_populated);
+        let running = !populated.is_empty();
+        let of =
+            |cgroup: &Cgroup| links.iter().find(|links| links.unit == *unit && links.cgroup == cgroup.id());
+        let judged = if running { populated } else { empty };
+        let confined = judged.iter().map(|cgroup| of(cgroup).map_or(0, |links| self.ours(links)));
         UnitStatus {
             unit: unit.to_string(),
-            running: cgroup.as_ref().is_some_and(Cgroup::is_populated),
-            links: of_unit.map_or(0, LinkDirectory::count),
-            late: cgroup.is_some_and(|cgroup| late.get(unit) == Some(&cgroup.id())),
+            running,
+            unlisted,
+            links: confined.min().unwrap_or(0),
+            late: judged.iter().filter_map(of).any(LinkDirectory::is_late),
         }
     }
 
     /// Whether a process is in a confined unit. Such a one may ask for its own confinement and nothing else.
     pub fn is_confined(&self, pid: u32) -> bool {
-        let Ok(path) = self.hierarchy.of_process(pid) else { return true };
+        let (Ok(path), Ok(links)) = (self.hierarchy.of_process(pid), self.pins.all_links()) else {
+            return true;
+        };
         unit_of(&path).is_some_and(|(unit, _)| {
-            self.instances.values().any(|instance| instance.policy.units.contains(&unit))
-                || self.pins.all_links().iter().any(|links| links.unit == unit)
+            self.instances.values().any(|instance| instance.units().any(|known| *known == unit))
+                || links.iter().any(|links| links.unit == unit)
         })
     }
 
@@ -184,18 +253,19 @@ impl Daemon {
 
     fn known(&self, name: &str) -> Result<InstanceName, DaemonError> {
         let found = self.instances.keys().find(|known| known.as_str() == name);
-        found.cloned().ok_or_else(|| DaemonError::UnknownInstance {
-            name: name.to_owned(),
-            config: self.config.clone(),
-            known: self.instances.keys().map(InstanceName::as_str).collect::<Vec<_>>().join(", "),
-        })
+        found.cloned().ok_or_else(|| self.unknown(name))
     }
 
     fn instance(&self, name: &InstanceName) -> Result<&Instance, DaemonError> {
-        self.instances.get(name).ok_or_else(|| DaemonError::UnknownInstance {
-            name: name.to_string(),
+        self.instances.get(name).ok_or_else(|| self.unknown(name.as_str()))
+    }
+
+    fn unknown(&self, name: &str) -> DaemonError {
+        let there = self.instances.iter().filter(|(_, instance)| instance.policy.is_some());
+        DaemonError::UnknownInstance {
+            name: name.to_owned(),
             config: self.config.clone(),
-            known: String::new(),
-        })
+            known: there.map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", "),
+        }
     }
 }

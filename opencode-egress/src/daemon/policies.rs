@@ -1,9 +1,9 @@
 //! Policies: from the file into force.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fs, io,
     path::Path,
-    time::Instant,
 };
 
 use opencode_egress_common::decide::{Verdict, decide};
@@ -16,8 +16,42 @@ use crate::{
     connections::{self, Connection},
     human::now,
     journal::RELOAD_REFUSED_ID,
-    policy::{InstanceName, Mode, Policy, PolicySet, mode_name},
+    policy::{InstanceName, LogLimits, Mode, PolicySet, mode_name},
 };
+
+/// A policy file: its text, the policies in it, and what each compiles to.
+pub(super) struct Read {
+    text: String,
+    pub(super) set: PolicySet,
+    pub(super) compiled: BTreeMap<InstanceName, CompiledPolicy>,
+}
+
+pub(super) fn read(config: &Path) -> Result<Read, DaemonError> {
+    let text = config::read(config)?;
+    let set = config::parse(config, &text)?;
+    let mut compiled = BTreeMap::new();
+    for (name, policy) in &set.instances {
+        let policy = compile(policy).map_err(|source| DaemonError::Compile { name: name.clone(), source })?;
+        compiled.insert(name.clone(), policy);
+    }
+    Ok(Read { text, set, compiled })
+}
+
+/// The policy file; or, when that has an error, what was last applied, and the error.
+pub(super) fn read_or_last(
+    config: &Path,
+    last_applied: &Path,
+) -> Result<(Read, Option<String>), DaemonError> {
+    let error = match read(config) {
+        Ok(read) => return Ok((read, None)),
+        Err(error) => error,
+    };
+    // The error to tell is the file's.
+    let Ok(last) = read(last_applied) else { return Err(error) };
+    let why = error_chain(&error);
+    error!(MESSAGE_ID = RELOAD_REFUSED_ID, "the policies that were applied last are in force again: {why}");
+    Ok((last, Some(why)))
+}
 
 impl Daemon {
     /// Applies the policy file again: all of it, or, when it has an error, nothing. Returns what changed.
@@ -27,7 +61,7 @@ impl Daemon {
     /// When the file has an error; the running policy stays.
     pub fn reload(&mut self) -> Result<Vec<String>, DaemonError> {
         let config = self.config.clone();
-        let result = read(&config).and_then(|(set, compiled)| self.apply(set, compiled));
+        let result = read(&config).and_then(|read| self.apply(read));
         self.reload_error = result.as_ref().err().map(|error| error_chain(error));
         match &result {
             Ok(changes) => info!("applied {}: {} changes", config.display(), changes.len()),
@@ -38,95 +72,128 @@ impl Daemon {
         result
     }
 
-    pub(super) fn apply(
-        &mut self,
-        set: PolicySet,
-        compiled: BTreeMap<InstanceName, CompiledPolicy>,
-    ) -> Result<Vec<String>, DaemonError> {
+    pub(super) fn apply(&mut self, read: Read) -> Result<Vec<String>, DaemonError> {
+        let Read { text, set, compiled } = read;
         let changes = changes(&self.set, &set);
-        let mut changed = vec![];
-        for name in compiled.keys() {
+        let (mut changed, mut other_mode, mut new) = (vec![], vec![], vec![]);
+        for (name, policy) in &set.instances {
             let index = self.registry.claim(name)?;
-            if self.instances.get(name).map(|instance| &instance.policy) != set.instances.get(name) {
-                changed.push((name.clone(), index));
+            match self.instances.get(name) {
+                Some(instance) if instance.policy.as_ref() == Some(policy) => continue,
+                Some(instance) if instance.mode() != policy.mode => other_mode.push(index),
+                Some(_) => {}
+                None => {
+                    let denied = self.loaded.maps.counters(index)?.denied;
+                    new.push((name.clone(), Instance::new(index, &denied)));
+                }
+            }
+            changed.push((name.clone(), index));
+        }
+        self.loaded.maps.set_limits(&set.log)?;
+        // What was folded until now was judged in another mode.
+        other_mode.iter().for_each(|index| self.end_folds(*index));
+        let policies: Vec<_> = changed.iter().map(|(name, index)| (*index, &compiled[name])).collect();
+        if let Err(error) = self.loaded.maps.install_all(&policies) {
+            let _ = self.loaded.maps.set_limits(&self.set.log);
+            return Err(error.into());
+        }
+        // They are in force. Nothing from here on makes that untrue.
+        for index in other_mode {
+            if let Err(error) = self.loaded.maps.tell_again(index) {
+                warn!(
+                    "repeats of what was denied before are told at the end of their interval: {}",
+                    error_chain(&error)
+                );
             }
         }
-        let policies: Vec<_> = changed.iter().map(|(name, index)| (*index, &compiled[name])).collect();
-        self.loaded.maps.install_all(&policies)?;
-        self.loaded.maps.set_limits(&set.log)?;
-        for (name, compiled) in compiled {
-            let index = self.registry.claim(&name)?;
-            let counters = self.loaded.maps.counters(index)?.denied;
-            let instance = self.instances.entry(name.clone()).or_insert_with(|| Instance {
-                index,
-                policy: Policy::default(),
-                entries: 0,
-                unasked: BTreeMap::new(),
-                late: BTreeMap::new(),
-                detached: false,
-                recent: VecDeque::new(),
-                left_out: (counters.limited, counters.lost),
-                lost_at: (counters.lost > 0).then(Instant::now),
-            });
-            instance.policy = set.instances[&name].clone();
-            instance.entries = compiled.entries.len();
-            instance.detached = false;
+        self.instances.extend(new);
+        for (name, instance) in &mut self.instances {
+            if let Some(policy) = set.instances.get(name) {
+                instance.policy = Some(policy.clone());
+                instance.entries = compiled[name].entries.len();
+                instance.detached = false;
+            }
         }
         self.set = set;
         self.applied = now();
+        self.keep(&text);
         self.reconcile();
         // After it, so that a unit whose instance has another name now is never without a policy.
-        self.retire_others();
-        let changed: Vec<_> = changed.iter().map(|(name, _)| name).collect();
-        if let Err(error) = self.reset_denied(&changed) {
+        let retired = self.retire_others();
+        let judged: Vec<_> = changed.iter().map(|(name, _)| name).chain(&retired).collect();
+        if let Err(error) = self.reset_denied(&judged) {
             warn!("open connections that are denied now are refused, but not reset: {}", error_chain(&error));
         }
         Ok(changes)
     }
 
-    /// Takes the policies of instances that the file does not have out of force.
-    fn retire_others(&mut self) {
-        let others = self.registry.known().iter().filter(|(name, _)| !self.set.instances.contains_key(*name));
-        let others: Vec<_> = others.map(|(name, index)| (name.clone(), *index)).collect();
-        for (name, index) in others {
-            self.instances.remove(&name);
-            if self.loaded.maps.current(index).slot() != 0
-                && let Err(error) = self.loaded.maps.retire(index)
-            {
-                warn!("the policy of {name} is out of force, but stays in memory: {}", error_chain(&error));
-            }
+    /// Keeps what was applied, for a start with a file that has an error.
+    fn keep(&self, text: &str) {
+        let keep = || -> io::Result<()> {
+            let new = self.last_applied.with_extension("new");
+            fs::create_dir_all(new.parent().unwrap_or(&new))?;
+            fs::write(&new, text)?;
+            fs::rename(&new, &self.last_applied)
+        };
+        if let Err(error) = keep() {
+            let path = self.last_applied.display();
+            warn!(
+                "cannot keep a copy of the policy file at {path}, so a daemon that starts with a bad file ends: {error}"
+            );
         }
+    }
+
+    /// Takes the policies of instances that the file does not have out of force, and returns those whose units run.
+    fn retire_others(&mut self) -> Vec<InstanceName> {
+        let others = self.registry.known().iter().filter(|(name, index)| {
+            !self.set.instances.contains_key(*name) && self.loaded.maps.current(**index).slot() != 0
+        });
+        let others: Vec<_> = others.map(|(_, index)| *index).collect();
+        if let Err(error) = self.loaded.maps.retire(&others) {
+            warn!("policies are out of force, but stay in memory: {}", error_chain(&error));
+        }
+        let removed = self.instances.iter_mut().filter(|(name, _)| !self.set.instances.contains_key(*name));
+        removed.for_each(|(_, instance)| {
+            instance.policy = None;
+            instance.entries = 0;
+        });
+        if let Err(error) = self.find_unlisted() {
+            warn!("cannot find units that no instance lists any more: {}", error_chain(&error));
+        }
+        let without = self.instances.iter().filter(|(_, instance)| instance.policy.is_none());
+        without.map(|(name, _)| name.clone()).collect()
     }
 
     /// Resets what instances have open and their policies deny, so that no program waits for an answer.
     pub(super) fn reset_denied(&self, names: &[&InstanceName]) -> Result<(), DaemonError> {
         let services = self.hierarchy.services()?;
-        // Cgroups, and by which of the policies what they have open is judged.
+        // Cgroups, and by which of the policies what they have open is judged. Without one, all is denied.
         let mut judged_by: HashMap<u64, usize> = HashMap::new();
         let mut policies = vec![];
         for name in names {
             let instance = self.instance(name)?;
-            let paths = instance.policy.units.iter().filter_map(|unit| services.get(unit));
-            let ids: Vec<_> = paths
-                .filter_map(|path| self.hierarchy.open(path).ok())
-                .flat_map(|cgroup| cgroup.ids())
-                .collect();
+            let mut ids = vec![];
+            for unit in instance.units() {
+                let cgroups = self.hierarchy.open_all(services.get(unit))?;
+                ids.extend(cgroups.iter().flat_map(|cgroup| cgroup.ids()));
+            }
             // An instance that does not run has nothing open.
-            if ids.is_empty() || instance.policy.mode == Mode::Audit {
+            if ids.is_empty() || instance.mode() == Mode::Audit {
                 continue;
             }
-            if let Some(policy) = self.loaded.maps.policy(instance.index)? {
-                judged_by.extend(ids.into_iter().map(|id| (id, policies.len())));
-                policies.push(policy);
-            }
+            judged_by.extend(ids.into_iter().map(|id| (id, policies.len())));
+            policies.push(self.loaded.maps.policy(instance.index)?);
         }
         if policies.is_empty() {
             return Ok(());
         }
         let denied = |connection: &Connection| {
-            judged_by.get(&connection.cgroup).is_some_and(|policy| {
-                let (head, rules) = &policies[*policy];
-                !head.listens_on(connection.local_port) && decide(rules, &connection.flow) != Verdict::Allow
+            judged_by.get(&connection.cgroup).is_some_and(|policy| match &policies[*policy] {
+                Some((head, rules)) => {
+                    !head.listens_on(connection.local_port)
+                        && decide(rules, &connection.flow) != Verdict::Allow
+                }
+                None => true,
             })
         };
         let reset = connections::reset(denied).map_err(DaemonError::Connections)?;
@@ -135,19 +202,6 @@ impl Daemon {
         }
         Ok(())
     }
-}
-
-/// A file's policies, and what each compiles to.
-type Read = (PolicySet, BTreeMap<InstanceName, CompiledPolicy>);
-
-pub(super) fn read(config: &Path) -> Result<Read, DaemonError> {
-    let set = config::load(config)?;
-    let mut compiled = BTreeMap::new();
-    for (name, policy) in &set.instances {
-        let policy = compile(policy).map_err(|source| DaemonError::Compile { name: name.clone(), source })?;
-        compiled.insert(name.clone(), policy);
-    }
-    Ok((set, compiled))
 }
 
 /// What differs between two policy sets, a line each.
@@ -165,10 +219,19 @@ fn changes(old: &PolicySet, new: &PolicySet) -> Vec<String> {
         }
         lines
     }
+    let limits = (old.log != new.log).then(|| [('-', limits(&old.log)), ('+', limits(&new.log))]);
+    let limits = limits.into_iter().flatten().map(|(sign, limits)| format!("{sign} log: {limits}"));
     let (old, new) = (lines(old), lines(new));
     let removed = old.difference(&new).map(|(name, text)| (name, '-', text));
     let added = new.difference(&old).map(|(name, text)| (name, '+', text));
     let mut changes: Vec<_> = removed.chain(added).collect();
     changes.sort_by_key(|(name, ..)| *name);
-    changes.into_iter().map(|(name, sign, text)| format!("{sign} {name}: {text}")).collect()
+    let changes = changes.into_iter().map(|(name, sign, text)| format!("{sign} {name}: {text}"));
+    limits.chain(changes).collect()
+}
+
+/// Limits of the log as the policy file has them.
+fn limits(log: &LogLimits) -> String {
+    let LogLimits { interval, burst, per_sec } = log;
+    format!("interval_secs {}, burst {burst}, per_sec {per_sec}", interval.as_secs())
 }

@@ -24,6 +24,8 @@ use crate::{
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// How many clients are answered at a time; the others wait.
 const CLIENTS: usize = 128;
+/// How many of them may follow events, which takes as long as they like. There is always room for `attach`.
+const FOLLOWERS: usize = CLIENTS / 2;
 /// How often folded lines are looked for.
 const TICK: Duration = Duration::from_secs(1);
 /// How often units without links, and links without units, are looked for when nothing rings.
@@ -49,7 +51,8 @@ pub async fn serve(daemon: Daemon, socket: &Path, metrics: Option<&Address>) -> 
     let mut quiet_until = Box::pin(sleep(Duration::ZERO));
     let (sender, _) = broadcast::channel(1024);
     let clients = Arc::new(Semaphore::new(CLIENTS));
-    let server = Rc::new(Server { daemon: RefCell::new(daemon), events: sender, clients });
+    let followers = Semaphore::new(FOLLOWERS);
+    let server = Rc::new(Server { daemon: RefCell::new(daemon), events: sender, clients, followers });
     let mut tick = interval(TICK);
     let mut reconcile = interval(RECONCILE);
     let mut left_out_told = Instant::now();
@@ -84,6 +87,8 @@ pub async fn serve(daemon: Daemon, socket: &Path, metrics: Option<&Address>) -> 
             _ = tick.tick() => {
                 let _ = notify(false, &[NotifyState::Watchdog]);
                 server.daemon.borrow_mut().find_late();
+                // Of rings that nobody else reads any more nothing rings.
+                server.publish(Daemon::take_events);
                 server.publish(Daemon::take_folded);
                 let mut daemon = server.daemon.borrow_mut();
                 if left_out_told.elapsed() >= daemon.interval() {
@@ -130,6 +135,7 @@ struct Server {
     daemon: RefCell<Daemon>,
     events: broadcast::Sender<LoggedEvent>,
     clients: Arc<Semaphore>,
+    followers: Semaphore,
 }
 
 impl Server {
@@ -224,6 +230,10 @@ impl Server {
         instance: Option<String>,
         follow: bool,
     ) -> io::Result<()> {
+        let Ok(_permit) = self.followers.try_acquire() else {
+            let refusal = format!("{FOLLOWERS} clients follow events already; end one of them");
+            return send(stream, &Reply::Error(refusal)).await;
+        };
         let mut coming = self.events.subscribe();
         let recent = self.daemon.borrow().recent(instance.as_deref());
         let recent = match recent {
@@ -237,7 +247,12 @@ impl Server {
             return send(stream, &Reply::End).await;
         }
         loop {
-            match coming.recv().await {
+            let event = tokio::select! {
+                event = coming.recv() => event,
+                // A client has said all that it has to say: it can only go away.
+                _ = stream.read_u8() => return Ok(()),
+            };
+            match event {
                 Ok(event) if instance.as_ref().is_none_or(|name| *name == event.instance) => {
                     send(stream, &Reply::Event(event)).await?;
                 }

@@ -43,8 +43,8 @@ impl Watch {
         Ok(())
     }
 
-    /// Watches a directory of links for those that go.
-    pub(super) fn links(&self, path: &Path) -> io::Result<()> {
+    /// Watches a directory of pins for those that go.
+    pub(super) fn pins(&self, path: &Path) -> io::Result<()> {
         self.add(path, WatchFlags::DELETE).map(drop)
     }
 

@@ -82,12 +82,20 @@ impl InstanceStatus {
         let mut add = |weight, text: String| {
             notices.push(Notice { weight, text: format!("{name}: {text}") });
         };
-        for UnitStatus { unit, links, late, .. } in self.units.iter().filter(|unit| unit.running) {
+        for UnitStatus { unit, links, late, unlisted, .. } in self.units.iter().filter(|unit| unit.running) {
             if self.detached {
                 let remedy = "`opencode-egress reload` confines it again";
                 add(Weight::Open, format!("{unit} is not confined, it was detached on request; {remedy}"));
             } else if *links < ATTACH_ORDER.len() {
                 add(Weight::Open, format!("{unit} runs with {links} of {} hooks", ATTACH_ORDER.len()));
+            } else if self.removed {
+                let why = "the policy file does not have this instance any more";
+                add(Weight::Look, format!("{unit} runs, and {why}: everything is denied to it; stop it"));
+            } else if *unlisted {
+                add(
+                    Weight::Look,
+                    format!("{unit} is not listed any more; this policy holds it until it stops"),
+                );
             } else if *late {
                 add(Weight::Look, format!("{unit} was running before it was confined; restart it"));
             }
@@ -107,13 +115,14 @@ impl InstanceStatus {
     }
 }
 
-/// A denial in the fewest words: `tcp 192.0.2.30:80 not-allowed`.
+/// A denial in the fewest words: `tcp 192.0.2.30:80 not-allowed`, and whether the mode let it pass.
 pub fn denial(flow: &DeniedFlow) -> String {
     let place = match flow.dport {
         0 => flow.dst.to_string(),
         port => std::net::SocketAddr::new(flow.dst, port).to_string(),
     };
-    format!("{} {place} {}", flow.proto, flow.reason)
+    let audit = if flow.audit { " (audit: it passed)" } else { "" };
+    format!("{} {place} {}{audit}", flow.proto, flow.reason)
 }
 
 /// The whole status as text, with colours; `now` is seconds since 1970.
@@ -175,7 +184,7 @@ pub(crate) mod tests {
     use crate::{control::LoggedEvent, status::CountersStatus};
 
     fn unit(name: &str, running: bool, links: usize) -> UnitStatus {
-        UnitStatus { unit: format!("{name}.service"), running, links, late: false }
+        UnitStatus { unit: format!("{name}.service"), running, unlisted: false, links, late: false }
     }
 
     pub(crate) fn instance(units: Vec<UnitStatus>) -> InstanceStatus {
@@ -191,6 +200,7 @@ pub(crate) mod tests {
             rules: [3, 1, 1],
             entries: 9,
             units,
+            removed: false,
             detached: false,
             lost_lately: false,
             counters,
@@ -228,8 +238,17 @@ pub(crate) mod tests {
         c.detached = true;
         let mut d = instance(vec![unit("d", true, 9), unit("d2", true, full)]);
         d.mode = "audit".to_owned();
+        d.last_denial = Some(event(940));
+        if let Some(LoggedEvent { flow, .. }) = &mut d.last_denial {
+            flow.audit = true;
+        }
         let e = instance(vec![unit("e", false, 0)]);
-        let instances = [("a", a), ("b", b), ("c", c), ("d", d), ("e", e)];
+        let mut f = instance(vec![unit("f", true, full)]);
+        f.removed = true;
+        f.units[0].unlisted = true;
+        let mut g = instance(vec![unit("g", true, full), unit("g2", true, full)]);
+        g.units[1].unlisted = true;
+        let instances = [("a", a), ("b", b), ("c", c), ("d", d), ("e", e), ("f", f), ("g", g)];
         Status {
             version: "0.1.0".to_owned(),
             config: "policy.json".to_owned(),
@@ -249,14 +268,18 @@ opencode-egress 0.1.0, policy policy.json
 ! d: mode audit: what the policy denies is told, and passes
 ! b: b.service was running before it was confined; restart it
 ! b: 7 denials never reached the log, some lately; counters and `suggest` have them
+! f: f.service runs, and the policy file does not have this instance any more: everything is denied to it; stop it
+! g: g2.service is not listed any more; this policy holds it until it stops
 ! the last reload was not applied: policy.json:3:1: an error
 
 INSTANCE  MODE     UNITS                    LINKS  GEN  RULES  ALLOWED         DENIED  LOST  LAST DENIAL
 a         enforce  1/1 confined, 1 stopped  10/10  2    5      12.3k (5.0 MB)  3       0     -
 b         enforce  1/1 confined             10/10  2    5      12.3k (5.0 MB)  3       7     tcp 203.0.113.9:443 not-allowed, 1m ago
 c         enforce  0/1 confined             0/10   2    5      12.3k (5.0 MB)  3       0     -
-d         audit    1/2 confined             19/20  2    5      12.3k (5.0 MB)  3       0     -
+d         audit    1/2 confined             19/20  2    5      12.3k (5.0 MB)  3       0     tcp 203.0.113.9:443 not-allowed (audit: it passed), 1m ago
 e         enforce  stopped                  -      2    5      12.3k (5.0 MB)  3       0     -
+f         enforce  1/1 confined             10/10  2    5      12.3k (5.0 MB)  3       0     -
+g         enforce  2/2 confined             20/20  2    5      12.3k (5.0 MB)  3       0     -
 ";
         assert_eq!(plain, expect);
     }

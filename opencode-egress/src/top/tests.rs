@@ -34,7 +34,7 @@ fn watched() -> Top {
 
 #[test]
 fn rates_denials_and_what_needs_attention_are_shown() {
-    let (lines, backend) = screen(&watched(), 120, 30);
+    let (lines, backend) = screen(&watched(), 120, 40);
     assert_eq!(lines[0], "opencode-egress 0.1.0, policy policy.json; q leaves");
     assert!(lines[1].starts_with("! c: c.service is not confined"), "{lines:#?}");
     assert_eq!(backend.buffer()[(0, 1)].fg, Color::Red);
@@ -43,13 +43,15 @@ fn rates_denials_and_what_needs_attention_are_shown() {
         "c         enforce  0/1 confined             0/10   2    0          0 B     0         0 B  0",
         "d         audit    1/2 confined             19/20  2    0          0 B     0         0 B  0",
         "b         enforce  1/1 confined             10/10  2    2.5k       1.5 MB  2         0 B  7",
+        "f         enforce  1/1 confined             10/10  2    0          0 B     0         0 B  0",
+        "g         enforce  2/2 confined             20/20  2    0          0 B     0         0 B  0",
         "a         enforce  1/1 confined, 1 stopped  10/10  2    0          0 B     0         0 B  0",
         "e         enforce  stopped                  -      2    0          0 B     0         0 B  0",
     ];
-    assert_eq!(&lines[7..13], table, "{lines:#?}");
-    assert_eq!(lines[14], "Denied last");
+    assert_eq!(&lines[9..17], table, "{lines:#?}");
+    assert_eq!(lines[18], "Denied last");
     let last = format!("{} b: tcp 203.0.113.9:443 not-allowed by node", local_time(1_790_000_011));
-    assert_eq!(lines[15], last, "the last one comes first");
+    assert_eq!(lines[19], last, "the last one comes first");
     assert_eq!(lines.iter().filter(|line| line.ends_with("by node")).count(), 12);
 }
 
@@ -76,8 +78,8 @@ fn a_small_screen_says_that_there_is_more() {
         lines[1],
         "! c: c.service is not confined, it was detached on request; `opencode-egress reload` confines it aga"
     );
-    assert!(lines[2].starts_with("and 5 more"), "{lines:#?}");
-    assert_eq!(lines[6], "and 3 more instances", "{lines:#?}");
+    assert!(lines[2].starts_with("and 7 more"), "{lines:#?}");
+    assert_eq!(lines[6], "and 5 more instances", "{lines:#?}");
     for (width, height) in [(0, 0), (1, 1), (5, 3)] {
         screen(&watched(), width, height);
     }

@@ -28,13 +28,20 @@ fn everything() -> String {
         generation: u32::MAX,
         rules: [1, 2, 3],
         entries: 4,
-        units: vec![UnitStatus { unit: "opencode-a.service".into(), running: true, links: 10, late: false }],
+        units: vec![UnitStatus {
+            unit: "opencode-a.service".into(),
+            running: true,
+            unlisted: false,
+            links: 10,
+            late: false,
+        }],
         counters: CountersStatus {
             denied_by_reason: by_reason.clone(),
             denied_bytes_by_reason: by_reason,
             ..CountersStatus::default()
         },
         last_denial: None,
+        removed: false,
         detached: false,
         lost_lately: false,
     };

@@ -32,7 +32,7 @@ fn journalctl_compiles_the_catalog() {
         listed.trim_end(),
         format!("{} opencode-egress: @OPENCODE_INSTANCE@ may not reach @EGRESS_DST@", journal::DENIED_ID)
     );
-    assert_eq!(succeed(journalctl().arg("--list-catalog")).lines().count(), 5);
+    assert_eq!(succeed(journalctl().arg("--list-catalog")).lines().count(), 7);
 }
 
 #[test]
@@ -69,6 +69,24 @@ fn every_subcommand_has_a_manual_page_that_groff_renders() {
             succeed(Command::new("groff").args(["-man", "-ww", "-Tutf8", "-P-cbou"]).arg(pages.join(&name)));
         assert!(rendered.contains("NAME") && rendered.contains("SYNOPSIS"), "{name}: {rendered}");
     }
+}
+
+/// `status | head`: whoever read has enough.
+#[test]
+fn a_reader_that_goes_away_is_no_error() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let policy = directory.path().join("policy.json");
+    fs::write(&policy, r#"{ "version": 1, "instances": { "a": { "units": ["a.service"] } } }"#)
+        .expect("a file");
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    let check = || {
+        let mut command = program();
+        command.arg("check").arg(&policy);
+        command
+    };
+    assert!(succeed(&mut check()).contains("good; 1 instances"));
+    drop(reader);
+    succeed(check().stdout(writer));
 }
 
 fn names(directory: &Path) -> BTreeSet<String> {

@@ -160,7 +160,7 @@ fn without_a_policy_everything_is_denied() {
     world.install(&base_policy());
     world.judges("TCP", |to| tcp(to).map(drop));
     let generation = world.loaded.maps.current(InstanceIndex::FIRST).generation();
-    world.loaded.maps.retire(InstanceIndex::FIRST).expect("the policy is retired");
+    world.loaded.maps.retire(&[InstanceIndex::FIRST]).expect("the policy is retired");
     check(&mut world);
     world.install(&base_policy());
     world.judges("TCP", |to| tcp(to).map(drop));

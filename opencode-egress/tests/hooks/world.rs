@@ -233,7 +233,9 @@ impl World {
 
     /// The events since the last call.
     pub(crate) fn events(&mut self) -> Vec<Record> {
-        drain(&mut self.loaded.events).into_iter().map(|record| record.expect("an event")).collect()
+        let mut records = vec![];
+        drain(&mut self.loaded.events, |record| records.push(record.expect("an event")));
+        records
     }
 }
 

@@ -1,6 +1,6 @@
 //! Many of one thing. `cargo xtask soak` does more of them.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
@@ -46,13 +46,16 @@ fn flood(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     };
     wait("the flood", || counted(machine).filter(|count| *count > 0))?;
     // A destination that `a` never tried before.
+    let refused = Instant::now();
     let other = get(machine, A, "192.0.2.30:8099/from-a")?;
     ensure!(other.contains("refused"), "{other}");
     let line = ["journalctl", "-t", "opencode-a-blocked", "EGRESS_DPORT=8099", "--no-pager", "-o", "cat"];
     wait("the other instance's line", || {
         machine.run(&line).ok().filter(|lines| lines.contains("dport=8099"))
     })?;
-    ensure!(counted(machine) < Some(ATTEMPTS), "the flood was over before the other instance was refused");
+    let (logged, still) = (refused.elapsed(), counted(machine).context("no counter")?);
+    ensure!(still < ATTEMPTS, "the flood was over before the other instance was refused");
+    ensure!(logged < Duration::from_secs(2), "the other instance's line came after {logged:?}");
     wait("the end of the flood", || {
         let state = machine.run(&["systemctl", "is-active", "opencode-flood"]).ok()?;
         matches!(state.trim(), "inactive" | "failed").then_some(())

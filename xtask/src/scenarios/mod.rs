@@ -1,10 +1,12 @@
 //! What is tried on the machine, a file a subject. The demo tells the main job to a reader; the tests run all of it. A
 //! step that does not show what it says fails with what was seen instead.
 
+mod keeping;
 mod lifecycle;
 mod load;
 mod main_job;
 mod metrics;
+mod policy_file;
 mod refusals;
 
 use anyhow::{Context as _, Result};
@@ -26,12 +28,27 @@ pub(crate) type Tell<'a> = &'a dyn Fn(&str);
 
 /// All of them, in the order in which they run on one machine.
 pub(crate) fn all() -> impl Iterator<Item = &'static Scenario> {
-    [MAIN_JOB, refusals::REFUSALS, lifecycle::LIFECYCLE, metrics::METRICS, load::LOAD].into_iter().flatten()
+    let others = [
+        refusals::REFUSALS,
+        policy_file::POLICY_FILE,
+        lifecycle::LIFECYCLE,
+        keeping::KEEPING,
+        metrics::METRICS,
+    ];
+    std::iter::once(MAIN_JOB).chain(others).chain([load::LOAD]).flatten()
 }
 
 const A: &str = "192.0.2.1:8787";
 const B: &str = "127.0.0.1:8788";
 const POLICY: &str = "/etc/opencode-egress/policy.json";
+
+/// Talks to the control socket as no client of ours does.
+const TALK: &str = "import socket
+def connect():
+    s = socket.socket(socket.AF_UNIX)
+    s.connect('/run/opencode-egress/control.sock')
+    return s
+";
 
 /// A request from the agent's shell; it prints the answer and `reached`, or curl's error and `refused`.
 fn get(machine: &Machine, server: &str, url: &str) -> Result<String> {

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 
-use super::{A, POLICY, Scenario, Tell, get};
+use super::{A, POLICY, Scenario, TALK, Tell, get};
 use crate::machine::Machine;
 
 /// What it refuses.
@@ -54,7 +54,7 @@ fn unlisted_unit(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     let said = machine.succeed(&["journalctl", "-u", "opencode-orphan", "--no-pager", "-o", "cat"])?;
     ensure!(said.contains("opencode-orphan.service asks for instance `a`, which does not list it"), "{said}");
     let said = machine.fail(&["opencode-egress", "attach", "a"])?;
-    ensure!(said.contains("which is no service's cgroup"), "{said}");
+    ensure!(said.contains("which is no system service's cgroup"), "{said}");
     let said = machine.fail(&["opencode-egress", "attach", "nobody"])?;
     ensure!(
         said.contains("no instance `nobody` in /etc/opencode-egress/policy.json; it has: a, b"),
@@ -66,19 +66,22 @@ fn unlisted_unit(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
 fn control_is_guarded(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     let said =
         machine.fail(&["setpriv", "--reuid", "65534", "--clear-groups", "opencode-egress", "detach", "a"])?;
-    ensure!(said.contains("ermission denied"), "{said}");
+    ensure!(said.contains("only root may ask the daemon"), "{said}");
     let said = machine.fail(&[
         "sh",
         "-c",
         "echo $$ > /sys/fs/cgroup/system.slice/opencode-a.service/cgroup.procs; opencode-egress detach a",
     ])?;
     ensure!(said.contains("a process of a confined unit may ask for nothing but `attach`"), "{said}");
-    let said = machine.run(&[
-        "sh",
-        "-c",
-        "echo '{\"detach\":{}}' | nc -U -w1 /run/opencode-egress/control.sock || true",
-    ])?;
-    ensure!(said.is_empty() || said.contains("this is no request") || said.contains("not found"), "{said}");
+    let nonsense = format!("{TALK}s = connect(); s.sendall(b'{{}}' + bytes([10])); print(s.recv(999))");
+    let said = machine.succeed(&["python3", "-c", &nonsense])?;
+    ensure!(said.contains("this is no request"), "{said}");
+    // One that says nothing is not waited for, and keeps nobody else from being answered.
+    let silent = format!(
+        "{TALK}s = connect(); import subprocess; subprocess.check_call(['opencode-egress', 'status']); print(s.recv(999))"
+    );
+    let silent = machine.succeed(&["python3", "-c", &silent])?;
+    ensure!(silent.contains("1/1 confined") && silent.contains("no request came in time"), "{silent}");
     Ok(())
 }
 

@@ -68,7 +68,7 @@ impl Kernel {
         let maps = &mut loaded.maps;
         match policy {
             Some(policy) => maps.install(InstanceIndex::FIRST, policy).map(drop),
-            None => maps.retire(InstanceIndex::FIRST),
+            None => maps.retire(&[InstanceIndex::FIRST]),
         }
         .expect("the kernel takes it");
         let Current(word) = maps.current(InstanceIndex::FIRST);

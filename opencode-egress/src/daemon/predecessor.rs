@@ -1,0 +1,127 @@
+//! What a daemon of another ABI version left: counters and generations that go on, denied flows that wait in its ring.
+//!
+//! Its links judge until this version's are there, and go then. What they count meanwhile, a moment, stays behind.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use aya::maps::{Array, Map, MapData, MapError, PerCpuArray, RingBuf};
+use opencode_egress_common::abi::{Counter, Current, Denied};
+use tracing::{info, warn};
+
+use super::{DaemonError, error_chain};
+use crate::{
+    events::{DecodeError, Record, drain},
+    loader::is_as_ours,
+    maps::{Counters, InstanceIndex, Maps},
+    pins::Pins,
+    policy::InstanceName,
+    registry::Registry,
+};
+
+/// The pins of a daemon of another version.
+pub(super) struct Predecessor {
+    directory: PathBuf,
+    names: BTreeMap<InstanceName, InstanceIndex>,
+    /// `None`: this version cannot read it.
+    events: Option<RingBuf<MapData>>,
+}
+
+impl Predecessor {
+    /// Opens another version's pins, and goes on from what it counted for the instances that have had no policy here.
+    ///
+    /// # Errors
+    ///
+    /// When its instances cannot be read, or the kernel refuses to write.
+    pub(super) fn take_over(
+        pins: &Pins,
+        maps: &mut Maps,
+        registry: &mut Registry,
+    ) -> Result<Self, DaemonError> {
+        let directory = pins.maps().to_owned();
+        let names = Registry::read(&directory)?;
+        let counters = match Ledger::open(&directory) {
+            Ok(ledger) => Some(ledger),
+            Err(why) => {
+                warn!("what {} counted starts again: {why}", directory.display());
+                None
+            }
+        };
+        for (name, index) in &names {
+            let here = registry.claim(name)?;
+            if let Some(ledger) = counters.as_ref().filter(|_| maps.current(here) == Current::default()) {
+                match ledger.of(*index) {
+                    Ok((generation, counters)) => maps.go_on_from(here, generation, &counters)?,
+                    Err(error) => warn!("what was counted for {name} starts again: {}", error_chain(&error)),
+                }
+            }
+        }
+        let events = open("EVENTS", &directory).and_then(|map| Ok(RingBuf::try_from(map)?));
+        if let Err(why) = &events {
+            warn!("denied flows that wait in {} are not logged: {why}", directory.display());
+        }
+        info!("{} is of another version, and is taken over", directory.display());
+        Ok(Self { directory, names, events: events.ok() })
+    }
+
+    /// Takes the events that wait, each with this version's number for its instance.
+    pub(super) fn drain(&mut self, registry: &Registry, mut each: impl FnMut(Result<Record, DecodeError>)) {
+        let Some(events) = &mut self.events else { return };
+        drain(events, |record| {
+            each(record.map(|mut record| {
+                let name = self.names.iter().find(|(_, index)| index.number() == record.event.instance);
+                let here = name.and_then(|(name, _)| registry.known().get(name));
+                record.event.instance = here.map_or(0, |index| index.number());
+                record
+            }));
+        });
+    }
+
+    /// Whether its pins are still there.
+    pub(super) fn is_there(&self) -> bool {
+        self.directory.exists()
+    }
+}
+
+/// A map of another version cannot be read.
+#[derive(Debug, thiserror::Error)]
+enum Unreadable {
+    #[error("its map {0} is of another layout")]
+    Layout(&'static str),
+    #[error(transparent)]
+    Map(#[from] MapError),
+}
+
+fn open(name: &'static str, directory: &Path) -> Result<Map, Unreadable> {
+    let path = directory.join(name);
+    if !is_as_ours(name, &path) {
+        return Err(Unreadable::Layout(name));
+    }
+    Ok(Map::from_map_data(MapData::from_pin(path)?)?)
+}
+
+/// What it counted.
+struct Ledger {
+    current: Array<MapData, u64>,
+    allowed: PerCpuArray<MapData, Counter>,
+    denied: Array<MapData, Denied>,
+}
+
+impl Ledger {
+    fn open(directory: &Path) -> Result<Self, Unreadable> {
+        Ok(Self {
+            current: open("CURRENT", directory)?.try_into()?,
+            allowed: open("ALLOWED", directory)?.try_into()?,
+            denied: open("DENIED", directory)?.try_into()?,
+        })
+    }
+
+    fn of(&self, index: InstanceIndex) -> Result<(u32, Counters), MapError> {
+        let index = index.number();
+        let allowed = Counter::sum(self.allowed.get(&index, 0)?.iter());
+        let denied = Denied { bucket: 0, ..self.denied.get(&index, 0)? };
+        Ok((Current(self.current.get(&index, 0)?).generation(), Counters { allowed, denied }))
+    }
+}

@@ -1,0 +1,197 @@
+//! What somebody takes away from the daemon, or puts beside it: pins, cgroups, another daemon, another version.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::{A, B, POLICY, Scenario, Tell, daemon_log, get, pinned, status};
+use crate::{
+    endurance::Probes,
+    machine::{Machine, wait},
+};
+
+/// What it keeps.
+pub(super) const KEEPING: &[Scenario] = &[
+    Scenario {
+        title: "a daemon of another ABI version takes over: new links before old, counters, generations and events go on",
+        run: other_version,
+    },
+    Scenario { title: "a second daemon changes nothing", run: second_daemon },
+    Scenario { title: "a link that somebody removed is put back, and reported", run: removed_link },
+    Scenario { title: "so is everything that is pinned", run: removed_pins },
+    Scenario { title: "links whose maps are gone are replaced by the next daemon", run: removed_maps },
+    Scenario {
+        title: "a cgroup of the unit's name elsewhere is confined too, and stays so when the unit restarts",
+        run: cgroup_elsewhere,
+    },
+    Scenario { title: "detach takes the links away, and says so", run: detach },
+];
+
+const PINS: &str = "/sys/fs/bpf/opencode-egress";
+
+/// Generation, refused packets and allowed packets of an instance.
+fn counted(machine: &Machine, name: &str) -> Result<[u64; 3]> {
+    let instance = &status(machine)?["instances"][name];
+    let facts = [
+        &instance["generation"],
+        &instance["counters"]["denied_packets"],
+        &instance["counters"]["allowed_packets"],
+    ];
+    let [generation, denied, allowed] = facts.map(serde_json::Value::as_u64);
+    Ok([generation.context("no generation")?, denied.context("no denials")?, allowed.context("no packets")?])
+}
+
+fn confined(machine: &Machine) -> Result<()> {
+    wait("both to be confined by this daemon", || {
+        let status = machine.succeed(&["opencode-egress", "status"]).ok()?;
+        (status.matches("1/1 confined").count() == 2).then_some(())
+    })
+}
+
+fn other_version(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
+    let before = counted(machine, "a")?;
+    machine.succeed(&["systemctl", "stop", "opencode-egress"])?;
+    let reply = get(machine, A, "192.0.2.20:7779/from-a")?;
+    ensure!(reply.contains("refused"), "no daemon runs and this passes: {reply}");
+    // As if the daemon that pinned them had been of another version.
+    machine.succeed(&["mv", &format!("{PINS}/v1"), &format!("{PINS}/v0")])?;
+    ensure!(get(machine, A, "192.0.2.20/from-a")?.contains("refused"), "between versions this passes");
+    machine.succeed(&["systemctl", "start", "opencode-egress"])?;
+    let left = machine.succeed(&["ls", PINS])?;
+    ensure!(left.trim() == "v1", "pins of {left}");
+    let line = ["journalctl", "-t", "opencode-a-blocked", "EGRESS_DPORT=7779", "--no-pager", "-o", "cat"];
+    wait("the line that waited in the other version's ring", || {
+        machine.run(&line).ok().filter(|lines| lines.contains("dst=192.0.2.20 dport=7779"))
+    })?;
+    let after = counted(machine, "a")?;
+    ensure!(
+        after[0] == before[0] + 1 && after[1] == before[1] + 2 && after[2] >= before[2],
+        "generation, denied, allowed: {before:?} became {after:?}"
+    );
+    let status = machine.succeed(&["opencode-egress", "status"])?;
+    ensure!(status.matches("1/1 confined").count() == 2 && !status.contains('!'), "{status}");
+    ensure!(get(machine, A, "192.0.2.20/from-a")?.contains("refused"), "after the upgrade this passes");
+    ensure!(get(machine, A, "192.0.2.10/from-a")?.contains("reached"), "after the upgrade this is refused");
+    // While probes try what is allowed and what is not, all the time.
+    Probes::install(machine)?.takeovers(3)
+}
+
+fn second_daemon(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
+    let before = counted(machine, "a")?[0];
+    machine.write("/run/try.json", r#"{ "version": 1, "instances": {} }"#)?;
+    let said = machine.fail(&[
+        "opencode-egress",
+        "run",
+        "--config",
+        "/run/try.json",
+        "--socket",
+        "/run/try/control.sock",
+    ])?;
+    ensure!(
+        said.contains("another opencode-egress keeps what is pinned in /sys/fs/bpf/opencode-egress"),
+        "{said}"
+    );
+    ensure!(counted(machine, "a")?[0] == before, "it has changed the policy");
+    ensure!(get(machine, A, "192.0.2.10/from-a")?.contains("reached"), "it has changed the policy");
+    Ok(())
+}
+
+fn removed_link(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
+    let cgroup = pinned(machine, "opencode-b.service")?.join("");
+    let link = format!("{PINS}/v1/links/opencode-b,service/{cgroup}/egress");
+    machine.succeed(&["rm", &link])?;
+    let begin = Instant::now();
+    wait("the link to come back", || machine.succeed(&["test", "-e", &link]).ok())?;
+    let took = begin.elapsed();
+    ensure!(took < Duration::from_secs(2), "the link was away for {took:?}");
+    let journal = daemon_log(machine)?;
+    ensure!(journal.contains("1 links of opencode-b.service were gone"), "{journal}");
+    ensure!(get(machine, B, "192.0.2.10/from-b")?.contains("refused"), "b reaches what it may not");
+    Ok(())
+}
+
+fn removed_pins(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
+    let there = || machine.succeed(&["find", PINS]).map(|found| found.lines().count());
+    let before = there()?;
+    // In one step: the daemon puts back what goes while the rest is still going.
+    machine.succeed(&["mv", PINS, "/sys/fs/bpf/gone"])?;
+    machine.succeed(&["rm", "-r", "/sys/fs/bpf/gone"])?;
+    wait("the pins to come back", || there().ok().filter(|count| *count == before))?;
+    confined(machine)?;
+    ensure!(get(machine, B, "192.0.2.10/from-b")?.contains("refused"), "b reaches what it may not");
+    // What is pinned is what judges: the next daemon goes on with it.
+    let counted_before = counted(machine, "b")?;
+    machine.succeed(&["systemctl", "restart", "opencode-egress"])?;
+    let counted_after = counted(machine, "b")?;
+    ensure!(
+        counted_after[0] > counted_before[0] && counted_after[1] == counted_before[1],
+        "{counted_before:?} became {counted_after:?}"
+    );
+    let said = machine.fail(&["opencode-egress", "run", "--socket", "/run/try/control.sock"])?;
+    ensure!(said.contains("another opencode-egress keeps"), "the new directory is not locked: {said}");
+    confined(machine)
+}
+
+fn removed_maps(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
+    machine.succeed(&["systemctl", "stop", "opencode-egress"])?;
+    machine.succeed(&["find", &format!("{PINS}/v1"), "-maxdepth", "1", "-type", "f", "-delete"])?;
+    ensure!(get(machine, B, "192.0.2.10/from-b")?.contains("refused"), "without pinned maps this passes");
+    machine.succeed(&["systemctl", "start", "opencode-egress"])?;
+    confined(machine)?;
+    let said = daemon_log(machine)?;
+    ensure!(said.contains("10 links of opencode-b.service were gone, or their maps"), "{said}");
+    // They judge by what this daemon writes.
+    let policy = machine.read(POLICY)?;
+    machine.write(POLICY, &policy.replace("192.0.2.20/32", "192.0.2.30/32"))?;
+    machine.succeed(&["opencode-egress", "reload"])?;
+    let (now, before) = (get(machine, B, "192.0.2.30/from-b")?, get(machine, B, "192.0.2.20/from-b")?);
+    machine.write(POLICY, &policy)?;
+    machine.succeed(&["opencode-egress", "reload"])?;
+    ensure!(now.contains("reached") && before.contains("refused"), "allowed: {now}\nand no longer: {before}");
+    Ok(())
+}
+
+fn cgroup_elsewhere(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
+    let elsewhere = "/sys/fs/cgroup/other.slice/opencode-b.service";
+    // A process of before that the unit left behind in another slice, sending where b may not.
+    let leave = format!(
+        "mkdir -p {elsewhere} && (echo 0 > {elsewhere}/cgroup.procs; exec setsid bash -c 'while sleep 0.05; do echo x > /dev/udp/192.0.2.10/9; done') > /dev/null 2>&1 &"
+    );
+    machine.succeed(&["sh", "-c", &leave])?;
+    wait("both cgroups to have links", || {
+        (pinned(machine, "opencode-b.service").ok()?.len() == 2).then_some(())
+    })?;
+    machine.succeed(&["systemctl", "restart", "opencode-b"])?;
+    machine.witnessed()?;
+    let before = counted(machine, "b")?[1];
+    wait("it to be refused", || counted(machine, "b").ok().filter(|now| now[1] >= before + 5))?;
+    let seen = machine.witnessed()?;
+    let leaked: Vec<_> = seen.iter().filter(|line| line.contains("> 192.0.2.10.9:")).collect();
+    ensure!(leaked.is_empty(), "the one left behind got out when the unit restarted: {leaked:#?}");
+    ensure!(pinned(machine, "opencode-b.service")?.len() == 2, "its links are gone");
+    machine.succeed(&["sh", "-c", &format!("kill -KILL $(cat {elsewhere}/cgroup.procs)")])?;
+    wait("its cgroup to go", || machine.succeed(&["rmdir", elsewhere]).ok())?;
+    wait("its links to go", || (pinned(machine, "opencode-b.service").ok()?.len() == 1).then_some(()))
+}
+
+fn detach(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
+    let said = machine.succeed(&["opencode-egress", "detach", "a"])?;
+    ensure!(said.contains("opencode-a.service is no longer confined"), "{said}");
+    ensure!(
+        pinned(machine, "opencode-a.service")?
+            .iter()
+            .all(|name| !name.starts_with(|c: char| c.is_ascii_digit())),
+        "links are left"
+    );
+    let explained = machine.succeed(&["opencode-egress", "explain", "a", "192.0.2.20:80"])?;
+    ensure!(explained.contains("! the instance was detached on request"), "{explained}");
+    let said = machine.fail(&["opencode-egress", "detach", "a"])?;
+    ensure!(said.contains("nothing to detach"), "{said}");
+    let journal = daemon_log(machine)?;
+    ensure!(journal.contains("opencode-a.service is no longer confined: detached on request"), "{journal}");
+    machine.succeed(&["opencode-egress", "reload"])?;
+    confined(machine)?;
+    let explained = machine.succeed(&["opencode-egress", "explain", "a", "192.0.2.20:80"])?;
+    ensure!(!explained.contains("detached"), "{explained}");
+    Ok(())
+}
