@@ -1,11 +1,11 @@
 //! The maps, typed: filling policies, putting them in force, reading counters.
 
+mod current;
+
 use std::{
     collections::BTreeMap,
     io,
     os::fd::{AsFd as _, OwnedFd},
-    ptr::NonNull,
-    sync::atomic::{AtomicU64, Ordering},
 };
 
 use aya::{
@@ -22,6 +22,7 @@ use opencode_egress_common::{
     decide::Rules,
 };
 
+use self::current::CurrentWords;
 use crate::{
     compile::CompiledPolicy,
     policy::LogLimits,
@@ -382,61 +383,6 @@ pub struct KernelRules(Trie);
 impl Rules for KernelRules {
     fn entry(&self, key: &TrieKey) -> Option<Entry> {
         self.0.get(&trie_key(key), 0).ok()
-    }
-}
-
-/// The map CURRENT in this process' memory, where one word can be stored at once. The map update call copies
-/// bytes, which no one promises to be atomic.
-struct CurrentWords {
-    words: NonNull<AtomicU64>,
-    len: usize,
-}
-
-// SAFETY: the mapping belongs to the process, not to a thread, and is only used through atomics.
-unsafe impl Send for CurrentWords {}
-
-impl CurrentWords {
-    fn map(map: Map) -> Result<Self, MapsError> {
-        use rustix::mm::{MapFlags, ProtFlags, mmap};
-        let Map::Array(data) = map else { return Err(MapsError::Missing("CURRENT")) };
-        let info = data.info().map_err(MapsError::operation("inspect", "CURRENT"))?;
-        if info.value_size() != 8 {
-            return Err(MapsError::Missing("CURRENT"));
-        }
-        let len = info.max_entries() as usize;
-        let flags = ProtFlags::READ | ProtFlags::WRITE;
-        // SAFETY: a fresh mapping at an address of the kernel's choice; the map is an array of u64 made with
-        // BPF_F_MMAPABLE, whose values lie one behind the other from the first byte.
-        let address =
-            unsafe { mmap(std::ptr::null_mut(), len * 8, flags, MapFlags::SHARED, data.fd().as_fd(), 0) };
-        let address = address.map_err(|errno| MapsError::Mmap(errno.into()))?;
-        let words =
-            NonNull::new(address.cast()).ok_or_else(|| MapsError::Mmap(io::ErrorKind::Other.into()))?;
-        Ok(Self { words, len })
-    }
-
-    fn word(&self, instance: InstanceIndex) -> &AtomicU64 {
-        let index = instance.number() as usize;
-        assert!(index < self.len, "instance {index} of {}", self.len);
-        // SAFETY: inside the mapping, which lives as long as self; kernel and user space access the word
-        // only as a whole.
-        unsafe { self.words.add(index).as_ref() }
-    }
-
-    fn load(&self, instance: InstanceIndex) -> Current {
-        Current(self.word(instance).load(Ordering::Acquire))
-    }
-
-    fn store(&self, instance: InstanceIndex, current: Current) {
-        self.word(instance).store(current.0, Ordering::Release);
-    }
-}
-
-impl Drop for CurrentWords {
-    fn drop(&mut self) {
-        // SAFETY: the mapping that `map` made, and nothing borrows from it any more. An error would mean
-        // that it is not one, and there is nothing left to do about that.
-        let _ = unsafe { rustix::mm::munmap(self.words.as_ptr().cast(), self.len * 8) };
     }
 }
 

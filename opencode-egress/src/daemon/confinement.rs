@@ -286,8 +286,9 @@ impl Daemon {
         let name = self.known(name)?;
         let path = self.hierarchy.of_process(pid)?;
         let services = self.hierarchy.services()?;
-        // A cgroup of that name elsewhere is no unit's.
+        // A cgroup of that name elsewhere is no unit's; and what runs below a user's manager is that user's, not the system's.
         let found = unit_of(&path)
+            .filter(|(unit, _)| !unit.as_str().starts_with("user@"))
             .filter(|(unit, path)| services.get(unit).is_some_and(|paths| paths.contains(path)));
         let Some((unit, unit_path)) = found else {
             return Err(DaemonError::NoUnit { pid, cgroup: path });

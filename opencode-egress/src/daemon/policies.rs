@@ -2,7 +2,9 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    fs, io,
+    fs::{self, OpenOptions},
+    io::{self, Write as _},
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::Path,
 };
 
@@ -46,6 +48,11 @@ pub(super) fn read_or_last(
         Ok(read) => return Ok((read, None)),
         Err(error) => error,
     };
+    // Nobody else's word is a policy.
+    let own = |metadata: fs::Metadata| metadata.uid() == rustix::process::geteuid().as_raw();
+    if !fs::symlink_metadata(last_applied).is_ok_and(own) {
+        return Err(error);
+    }
     // The error to tell is the file's.
     let Ok(last) = read(last_applied) else { return Err(error) };
     let why = error_chain(&error);
@@ -132,7 +139,10 @@ impl Daemon {
         let keep = || -> io::Result<()> {
             let new = self.last_applied.with_extension("new");
             fs::create_dir_all(new.parent().unwrap_or(&new))?;
-            fs::write(&new, text)?;
+            // Left by a daemon that ended while it wrote; or by somebody who wants it written elsewhere.
+            let _ = fs::remove_file(&new);
+            let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
+            file.write_all(text.as_bytes())?;
             fs::rename(&new, &self.last_applied)
         };
         if let Err(error) = keep() {

@@ -55,6 +55,11 @@ fn unlisted_unit(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     ensure!(said.contains("opencode-orphan.service asks for instance `a`, which does not list it"), "{said}");
     let said = machine.fail(&["opencode-egress", "attach", "a"])?;
     ensure!(said.contains("which is no system service's cgroup"), "{said}");
+    // A user's own manager has units of any name.
+    let of_user = "d=/sys/fs/cgroup/user.slice/user-1000.slice/user@1000.service/opencode-a.service
+                   mkdir -p $d && echo $$ > $d/cgroup.procs && exec opencode-egress attach a";
+    let said = machine.fail(&["sh", "-c", of_user])?;
+    ensure!(said.contains("which is no system service's cgroup"), "{said}");
     let said = machine.fail(&["opencode-egress", "attach", "nobody"])?;
     ensure!(
         said.contains("no instance `nobody` in /etc/opencode-egress/policy.json; it has: a, b"),
