@@ -27,7 +27,8 @@ pub(crate) fn write(results: &[(&Script, Outcome)]) -> Result<()> {
     for (script, outcome) in results {
         let name = script.name();
         let outcome = match outcome {
-            Outcome::Passed => "passed",
+            Outcome::Passed(parts) if parts.is_empty() => "passed",
+            Outcome::Passed(parts) => &format!("passed, **but for**: {}", parts.join("; ")),
             Outcome::Skipped(why) => &format!("**skipped**: {why}"),
             Outcome::Failed => "**failed**",
         };

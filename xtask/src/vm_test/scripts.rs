@@ -30,7 +30,8 @@ pub(crate) struct Script {
 
 /// What became of one.
 pub(crate) enum Outcome {
-    Passed,
+    /// But for these parts, of which it says that they cannot be shown here, and why.
+    Passed(Vec<String>),
     /// It says that it cannot run here, and why.
     Skipped(String),
     Failed,
@@ -93,7 +94,7 @@ pub(super) fn run(names: &[String]) -> Result<()> {
         let begin = Instant::now();
         let outcome = run_one(script, &binary)?;
         let word = match outcome {
-            Outcome::Passed => "ok     ",
+            Outcome::Passed(_) => "ok     ",
             Outcome::Skipped(_) => "SKIPPED",
             Outcome::Failed => "FAILED ",
         };
@@ -105,8 +106,7 @@ pub(super) fn run(names: &[String]) -> Result<()> {
         verification::write(&results)?;
     }
     let failed = results.iter().filter(|(_, outcome)| matches!(outcome, Outcome::Failed)).count();
-    let skipped = results.iter().filter(|(_, outcome)| matches!(outcome, Outcome::Skipped(_))).count();
-    println!("{} passed, {skipped} skipped, {failed} failed", results.len() - failed - skipped);
+    println!("{}", totals(results.iter().map(|(_, outcome)| outcome)));
     if failed > 0 { bail!("{failed} of {} scenarios failed", results.len()) } else { Ok(()) }
 }
 
@@ -119,13 +119,52 @@ fn run_one(script: &Script, binary: &Path) -> Result<Outcome> {
         python.current_dir(root()).stderr(Stdio::inherit()).output().context("cannot run python3")?;
     let said = String::from_utf8_lossy(&output.stdout);
     print!("{said}");
-    match output.status.code() {
-        Some(0) => Ok(Outcome::Passed),
+    outcome(output.status.code(), &said)
+}
+
+/// What became of a scenario that ended so, after it had said this.
+fn outcome(status: Option<i32>, said: &str) -> Result<Outcome> {
+    let mut skipped = said.lines().filter_map(|line| line.strip_prefix("SKIPPED: ")).map(str::to_owned);
+    match status {
+        Some(0) => Ok(Outcome::Passed(skipped.collect())),
         // As driver.py has it.
         Some(77) => {
-            let why = said.lines().find_map(|line| line.strip_prefix("SKIPPED: "));
-            Ok(Outcome::Skipped(why.context("a scenario was skipped, and does not say why")?.to_owned()))
+            Ok(Outcome::Skipped(skipped.next_back().context("a scenario was skipped, and does not say why")?))
         }
         _ => Ok(Outcome::Failed),
+    }
+}
+
+/// How many became what.
+fn totals<'a>(outcomes: impl Iterator<Item = &'a Outcome>) -> String {
+    let (mut whole, mut in_part, mut skipped, mut failed) = (0, 0, 0, 0);
+    for outcome in outcomes {
+        match outcome {
+            Outcome::Passed(parts) if parts.is_empty() => whole += 1,
+            Outcome::Passed(_) => in_part += 1,
+            Outcome::Skipped(_) => skipped += 1,
+            Outcome::Failed => failed += 1,
+        }
+    }
+    format!("{whole} passed, {in_part} passed in part, {skipped} skipped, {failed} failed")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_not_shown_is_not_counted_as_passed() {
+        let whole = outcome(Some(0), "something else\n").unwrap();
+        let in_part = outcome(Some(0), "SKIPPED: one\nmore\nSKIPPED: another\n").unwrap();
+        let skipped = outcome(Some(77), "SKIPPED: all of it\n").unwrap();
+        let failed = outcome(Some(1), "SKIPPED: one\n").unwrap();
+        assert!(matches!(&in_part, Outcome::Passed(parts) if *parts == ["one", "another"]));
+        assert!(matches!(&skipped, Outcome::Skipped(why) if why == "all of it"));
+        assert_eq!(
+            totals([whole, in_part, skipped, failed].iter()),
+            "1 passed, 1 passed in part, 1 skipped, 1 failed"
+        );
+        assert!(outcome(Some(77), "").is_err(), "a scenario is skipped without a reason");
     }
 }
