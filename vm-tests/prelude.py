@@ -28,7 +28,12 @@ def prepare(*directories):
 def address(name):
     """Where an instance listens, from its unit."""
     words = machine.succeed(f"systemctl show -P ExecStart opencode-{name}").split()
-    return words[words.index("--hostname") + 1] + ":" + words[words.index("--port") + 1]
+    return bracketed(words[words.index("--hostname") + 1]) + ":" + words[words.index("--port") + 1]
+
+
+def bracketed(address):
+    """An address as URLs have it."""
+    return f"[{address}]" if ":" in address else address
 
 
 def healthy(name, timeout=120):
@@ -88,8 +93,7 @@ def cannot(name, *commands):
 
 def tcp(address, port=80):
     """A command that asks an HTTP server."""
-    host = f"[{address}]" if ":" in address else address
-    return f"curl -sS -m 5 http://{host}:{port}/"
+    return f"curl -sS -m 5 http://{bracketed(address)}:{port}/"
 
 
 def udp(address, port):

@@ -1,4 +1,5 @@
-# Two servers on every address; one is opened, and has a port for its tools.
+# Servers on every address of one family and of both, some opened, and one where the module puts it by default. The first has a port
+# for its tools.
 {
   imports = [ ../common.nix ];
 
@@ -20,6 +21,25 @@
           address = "0.0.0.0";
           port = 4102;
         };
+      };
+      opened6 = {
+        directory = "/srv/opened6";
+        listen = {
+          address = "::";
+          port = 4103;
+        };
+        openFirewall = true;
+      };
+      closed6 = {
+        directory = "/srv/closed6";
+        listen = {
+          address = "::";
+          port = 4104;
+        };
+      };
+      local = {
+        directory = "/srv/local";
+        listen.port = 4105;
       };
     };
   };
