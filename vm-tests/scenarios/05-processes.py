@@ -1,15 +1,16 @@
 # host: sandbox
 """An agent sees its own processes and asks nothing of the kernel that an ordinary program does not.
 Other processes are invisible to it. Kernel tunables, modules, cgroup files, the clock, namespaces, packet and raw sockets, keyrings and tracing are
-refused, and a setuid program gives it nothing. Memory that can be written and executed is allowed, for the server's own JIT compiler."""
+refused, and so is what its confinement is made of: the bpf system call, the pins, the daemon's socket. A hook of the setup is refused the same.
+A setuid program gives nothing. Memory that can be written and executed is allowed, for the server's own JIT compiler."""
 
 # Each tries one thing, and tells the error that the kernel gives. Run outside the unit, as root, each is allowed.
 PROBE = r"""
-import ctypes, errno, mmap, os, socket
+import ctypes, errno, mmap, os, socket, struct
 
 libc = ctypes.CDLL(None, use_errno=True)
 # Numbers of the system calls that libc has no function for.
-INIT_MODULE, ADD_KEY, KEYCTL = {"x86_64": (175, 248, 250), "aarch64": (105, 217, 219)}[os.uname().machine]
+INIT_MODULE, ADD_KEY, KEYCTL, BPF = {"x86_64": (175, 248, 250, 321), "aarch64": (105, 217, 219, 280)}[os.uname().machine]
 CGROUP = "/sys/fs/cgroup" + open("/proc/self/cgroup").read().split("::")[1].strip()
 
 
@@ -31,13 +32,20 @@ def clock():
     call("adjtimex", timex)
 
 
-def module():
-    # Whoever may load one is told that this is none.
+def told(number, *arguments):
+    # Whoever may ask is told this, for there is no such thing.
     try:
-        call("syscall", INIT_MODULE, b"none", 4, b"")
+        call(*arguments)
     except OSError as error:
-        if error.errno != errno.ENOEXEC:
+        if error.errno != number:
             raise
+
+
+def bpf():
+    # BPF_OBJ_GET, which the kernel asks no privilege for.
+    path = ctypes.c_char_p(b"/nowhere")
+    attributes = struct.pack("QII", ctypes.cast(path, ctypes.c_void_p).value, 0, 0)
+    told(errno.ENOENT, "syscall", BPF, 7, attributes, len(attributes))
 
 
 PROBES = {
@@ -49,7 +57,10 @@ PROBES = {
     "a cgroup's processes": lambda: change(CGROUP + "/cgroup.procs"),
     "a cgroup's limit": lambda: change(CGROUP + "/cgroup.max.depth"),
     "the clock": clock,
-    "a module": module,
+    "a module": lambda: told(errno.ENOEXEC, "syscall", INIT_MODULE, b"none", 4, b""),
+    "the bpf system call": bpf,
+    "the pins": lambda: os.listdir("/sys/fs/bpf/opencode-egress"),
+    "the daemon's socket": lambda: socket.socket(socket.AF_UNIX).connect("/run/opencode-egress/control.sock"),
     "a key": lambda: call("syscall", ADD_KEY, b"user", b"probe", b"x", 1, -2),
     "a keyring": lambda: call("syscall", KEYCTL, 1, None),
     "tracing": lambda: call("ptrace", 0, 0, 0, 0),
@@ -86,16 +97,22 @@ start("a", "b")
 
 with subtest("what the kernel refuses, and would not refuse outside"):
     outside = answers(machine.succeed("python3 /srv/a/probe.py"))
-    inside = answers(agent("a", "python3 /srv/a/probe.py"))
     # A kernel without modules has no such call. What the unit may call is asked first, so the answer inside tells one from the other.
     assert outside.pop("a module") in {"allowed", "ENOSYS"}
     assert set(outside.values()) == {"allowed"}, outside
-    assert inside["executable memory"] == "allowed", inside
     # What a lack of privilege would refuse as well ends with another error here: the unit's setting comes first.
     first = dict.fromkeys(["a packet socket", "a netlink socket"], "EAFNOSUPPORT")
     first |= dict.fromkeys(["a kernel tunable", "a cgroup's processes", "a cgroup's limit"], "EROFS")
-    for name in inside.keys() - {"executable memory"}:
-        assert inside[name] == first.get(name, "EPERM"), f"{name}: {inside[name]}"
+    first |= dict.fromkeys(["the pins", "the daemon's socket"], "EACCES")
+    first |= {"executable memory": "allowed"}
+    # The setup ran the probe in its `preInitScript`.
+    for place, said in ("the server", agent("a", "python3 /srv/a/probe.py")), ("the setup", machine.succeed("cat /srv/a/from-setup")):
+        inside = answers(said)
+        assert inside.keys() == outside.keys() | {"a module"}, f"{place}: {said}"
+        for name, answer in inside.items():
+            assert answer == first.get(name, "EPERM"), f"{place}, {name}: {answer}"
+    cannot("a", "ls /sys/fs/bpf/opencode-egress")
+    machine.succeed("ls /sys/fs/bpf/opencode-egress")
 
 with subtest("executable memory is refused where a unit asks for that"):
     hardened = "systemd-run --wait --pipe -q -p MemoryDenyWriteExecute=yes"
