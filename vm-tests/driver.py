@@ -1,8 +1,9 @@
 """Runs a scenario's script as the NixOS test driver does, on a machine in namespaces of this one.
 
-    driver.py XTASK FILES DAEMON SCRIPT
+    driver.py XTASK FILES DAEMON SCRIPT SECONDS
 
-It exits with 0 when the script comes to its end, with 77 when it says that it cannot run here, and otherwise with 1.
+It exits with 0 when the script comes to its end, with 77 when it says that it cannot run here, and otherwise with 1; so also when it takes longer
+than SECONDS.
 
 Of the test driver's machine it has the calls that the scripts use, with their names, arguments and meaning:
 https://nixos.org/manual/nixos/stable/#ssec-machine-objects. `machine` has what FILES puts on it; `witness` is the second
@@ -11,6 +12,7 @@ host, at the other end of its cable. What both environments need and the driver 
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -25,6 +27,10 @@ ENTER = (
 )
 
 
+# How long a command may take that says nothing else, and how long a machine may to go; in seconds.
+PATIENCE = 120
+
+
 class Failure(Exception):
     """A command did something else than the script says."""
 
@@ -34,8 +40,8 @@ class Node:
 
     prefix = ""
 
-    def execute(self, command, check_return=True, check_output=True, timeout=900):
-        shell = f"{self.prefix} timeout {timeout or 900} bash -c 'set -o pipefail; eval \"$1\"' bash \"$0\""
+    def execute(self, command, check_return=True, check_output=True, timeout=None):
+        shell = f"{self.prefix} timeout {timeout or PATIENCE} bash -c 'set -euo pipefail; eval \"$1\"' bash \"$0\""
         done = subprocess.run(
             ["sh", "-c", shell, command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, errors="replace"
         )
@@ -117,10 +123,16 @@ class Machine(Node):
         witness.prefix = f"ip netns exec {names['witness']}"
 
     def shutdown(self):
-        if self.process:
-            self.process.stdin.close()
-            self.process.wait()
-            self.process = None
+        if not self.process:
+            return
+        process, self.process = self.process, None
+        process.stdin.close()
+        try:
+            process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            # Its processes go with it; its cgroup and the second host's namespace stay.
+            process.kill()
+            raise Failure(f"the machine is not gone after {PATIENCE} s: {' '.join(self.command)}") from None
 
     def execute(self, *args, **named):
         self.start()
@@ -168,6 +180,10 @@ class Witness(Node):
         return super().execute(*args, **named)
 
 
+def too_long(*_):
+    raise Failure(f"it takes longer than {seconds} s")
+
+
 class Skipped(Exception):
     """The scenario cannot be run here."""
 
@@ -188,11 +204,13 @@ def subtest(name):
 
 
 if __name__ == "__main__":
-    xtask, files, daemon, script = sys.argv[1:]
+    xtask, files, daemon, script, seconds = sys.argv[1:]
     witness = Witness()
     machine = Machine(xtask, files, daemon)
     names = {"machine": machine, "witness": witness, "subtest": subtest, "skip": skip}
     names |= {"arrived": machine.arrived, "switch_to": machine.switch_to}
+    signal.signal(signal.SIGALRM, too_long)
+    signal.alarm(int(seconds))
     try:
         for path in (__file__.replace("driver.py", "prelude.py"), script):
             with open(path) as source:
@@ -201,6 +219,7 @@ if __name__ == "__main__":
         print(f"SKIPPED: {why}")
         sys.exit(77)
     except Exception as error:
+        signal.alarm(0)
         here = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == script]
         if machine.process:
             print(machine.execute("journalctl --no-pager -n 40 -o short-precise")[1], file=sys.stderr)
@@ -208,4 +227,5 @@ if __name__ == "__main__":
         print(f"{script}:{at}: {type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(1)
     finally:
+        signal.alarm(0)
         machine.shutdown()

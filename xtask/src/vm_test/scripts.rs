@@ -5,7 +5,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -38,6 +38,11 @@ pub(crate) enum Outcome {
 }
 
 impl Script {
+    /// How long one may take; ten servers take longer.
+    fn limit(&self) -> Duration {
+        Duration::from_secs(if self.host == "ten" { 600 } else { 300 })
+    }
+
     /// The host of those that take no machine.
     pub(crate) const NO_HOST: &str = "none";
 
@@ -87,6 +92,7 @@ pub(super) fn run(names: &[String]) -> Result<()> {
     let binary = daemon::build()?;
     let all = Script::all()?;
     let mut results = vec![];
+    let begin_all = Instant::now();
     for script in &all {
         if !names.is_empty() && !names.iter().any(|name| script.name().contains(name)) {
             continue;
@@ -106,7 +112,8 @@ pub(super) fn run(names: &[String]) -> Result<()> {
         verification::write(&results)?;
     }
     let failed = results.iter().filter(|(_, outcome)| matches!(outcome, Outcome::Failed)).count();
-    println!("{}", totals(results.iter().map(|(_, outcome)| outcome)));
+    let minutes = begin_all.elapsed().as_secs_f32() / 60.;
+    println!("{}, in {minutes:.1} minutes", totals(results.iter().map(|(_, outcome)| outcome)));
     if failed > 0 { bail!("{failed} of {} scenarios failed", results.len()) } else { Ok(()) }
 }
 
@@ -115,6 +122,7 @@ fn run_one(script: &Script, binary: &Path) -> Result<Outcome> {
     // Nothing is left beside the scripts.
     python.arg("-B").arg(root().join("vm-tests/driver.py")).arg(std::env::current_exe()?);
     python.arg(render::directory().join(&script.host)).arg(binary).arg(&script.path);
+    python.arg(script.limit().as_secs().to_string());
     let output =
         python.current_dir(root()).stderr(Stdio::inherit()).output().context("cannot run python3")?;
     let said = String::from_utf8_lossy(&output.stdout);
