@@ -39,7 +39,7 @@ def bracketed(address):
 def healthy(name, timeout=120):
     """Waits until an instance answers. One that is just starting takes a request and never answers it."""
     url = f"http://{address(name)}/global/health"
-    return machine.wait_until_succeeds(f"curl -sf -m 2 {url} | grep -q '\"healthy\":true'", timeout)
+    return machine.wait_until_succeeds(f"curl -sf -m 2 {url} | grep '\"healthy\":true'", timeout)
 
 
 def start(*names, timeout=120):
@@ -69,26 +69,27 @@ def says(name, command, expected):
 
 
 def probe(name, commands):
-    """Runs commands through one call of a server's own shell tool. Returns of each what it prints, and whether it succeeded."""
+    """Runs commands through one call of a server's own shell tool. Returns of each what it prints, and the status that it ends with."""
     mark = "=== "
     script = "".join(f"({command}) 2>&1; printf '\\n%s%s\\n' '{mark}' $?\n" for command in commands)
     # The tool's own shell reads the text twice.
     said = agent(name, f"echo {base64.b64encode(script.encode()).decode()} | base64 -d | sh")
     found = re.findall(f"(.*?)\n{mark}(\\d+)\n?", said, re.DOTALL)
     assert len(found) == len(commands), f"{name}: not every command ended: {said}"
-    return [(output, status == "0") for output, status in found]
+    return [(output, int(status)) for output, status in found]
 
 
 def can(name, *commands):
     """Each of the agent's commands succeeds."""
-    for command, (said, succeeded) in zip(commands, probe(name, commands)):
-        assert succeeded, f"{name} cannot {command}: {said}"
+    for command, (said, status) in zip(commands, probe(name, commands)):
+        assert status == 0, f"{name} cannot {command}: {said}"
 
 
 def cannot(name, *commands):
-    """Each of the agent's commands fails."""
-    for command, (said, succeeded) in zip(commands, probe(name, commands)):
-        assert not succeeded, f"{name} can {command}: {said}"
+    """Each of the agent's commands fails, and not for want of the program."""
+    for command, (said, status) in zip(commands, probe(name, commands)):
+        assert status not in (126, 127), f"{name} cannot even run {command}: {said}"
+        assert status != 0, f"{name} can {command}: {said}"
 
 
 def tcp(address, port=80):
@@ -114,6 +115,17 @@ def status():
 def main_pid(unit):
     """The process that is the unit's service; another one after each start."""
     return machine.succeed(f"systemctl show -P MainPID {unit}").strip()
+
+
+def traces(name, part=""):
+    """What a server, or the setup of one (`-setup`), has on the host while it runs -> the command that shows it."""
+    unit, user = f"opencode-{name}{part}", f"opencode-{name}"
+    return {
+        "processes": f"pgrep -u {user}",
+        "cgroup": f"ls -d /sys/fs/cgroup/system.slice/{unit}.service",
+        "links": f"ls -d /sys/fs/bpf/opencode-egress/v1/links/{unit},service",
+        "temporary files": f"ls -d /tmp/systemd-private-*-{unit}.service-*",
+    }
 
 
 def not_shown(why):

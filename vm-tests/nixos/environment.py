@@ -35,5 +35,5 @@ def switch_to(host):
 
 # It watches before the machine has a network.
 witness.wait_for_unit("upstream.service")
-witness.wait_until_succeeds("journalctl -u witness | grep -q 'listening on'")
+witness.wait_until_succeeds("journalctl -u witness | grep 'listening on'")
 machine.wait_for_unit("multi-user.target")

@@ -1,7 +1,19 @@
 # host: two
 """Servers start, end and fail each for itself.
-A crashed server comes back alone; a broken one does not stop the other; one that is turned off has no unit; a stop leaves no links, no
-processes and no cgroup behind."""
+A crashed server comes back alone; a broken one does not stop the other; one that is turned off has no unit; a stop, of a server or of its
+setup, leaves no links, processes, cgroup, temporary files or shared memory behind."""
+
+# Shared memory of the user of `a` in the host's own IPC namespace.
+SHARED = "awk -v user=$(id -u opencode-a) '$8 == user {found = 1} END {exit !found}' /proc/sysvipc/shm"
+
+
+def stopped(unit, shows):
+    """What is shown of it is there, and when it is stopped is no more. The daemon sees a moment later that links are of no use."""
+    for show in shows:
+        machine.succeed(show)
+    machine.succeed(f"systemctl stop {unit}")
+    for show in shows:
+        (machine.wait_until_fails if "/links/" in show else machine.fail)(show)
 
 prepare("a", "b")
 start("a", "b")
@@ -33,8 +45,18 @@ with subtest("a broken server does not stop the other"):
     start("a")
 
 with subtest("a stop leaves nothing behind"):
-    machine.succeed("systemctl stop opencode-a")
-    machine.fail("pgrep -u opencode-a")
-    machine.wait_until_fails("ls /sys/fs/bpf/opencode-egress/v1/links | grep -q opencode-a,service")
-    machine.fail("ls -d /sys/fs/cgroup/system.slice/opencode-a.service")
+    own = ["ls /tmp/left", "ls /dev/shm/left", "[ $(wc -l < /proc/sysvipc/shm) = 2 ]"]
+    can("a", "touch /tmp/left /dev/shm/left && ipcmk -M 4096", *own)
+    machine.succeed("runuser -u opencode-a -- ipcmk -M 4096")
+    stopped("opencode-a", [*traces("a").values(), SHARED])
+    start("a")
+    cannot("a", *own)
     healthy("b")
+
+with subtest("nor does a stop of its setup"):
+    machine.succeed("systemctl stop opencode-a")
+    override("opencode-a-setup", "[Service]\nExecStartPost=/bin/sh -c 'exec sleep 600'\n")
+    machine.succeed("systemctl start --no-block opencode-a-setup")
+    machine.wait_until_succeeds("[ $(systemctl show -P SubState opencode-a-setup) = start-post ]")
+    stopped("opencode-a-setup", traces("a", "-setup").values())
+    override("opencode-a-setup", "")

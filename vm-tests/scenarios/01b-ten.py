@@ -1,7 +1,7 @@
 # host: ten
 """Ten servers from one list run beside each other.
 All answer, each as a user of its own; one that crashes comes back and one that cannot start fails, while the others stay as they are; a
-stop of them all leaves no process, cgroup or link behind, and the policies stay in force for the next start."""
+stop of them all leaves no process, cgroup, link or temporary file behind, and the policies stay in force for the next start."""
 
 names = "atlas beacon cedar delta ember fjord grove harbor iris juniper".split()
 units = " ".join(f"opencode-{name}" for name in names)
@@ -21,7 +21,7 @@ with subtest("all run, each as its own user, confined by its own policy"):
     assert sorted(users) == sorted(f"opencode-{name}" for name in names), users
     assert set(status()) == set(names)
     for name in names:
-        machine.succeed(f"ls /sys/fs/bpf/opencode-egress/v1/links | grep -q opencode-{name},service")
+        machine.succeed(*traces(name).values())
 
 with subtest("one that crashes comes back, and no other is restarted"):
     before = pids(names)
@@ -45,8 +45,8 @@ with subtest("one that cannot start fails, and the others go on"):
 with subtest("stopped, they leave nothing behind"):
     machine.succeed(f"systemctl stop {units}")
     for name in names:
-        machine.fail(f"pgrep -u opencode-{name}")
-        machine.fail(f"ls -d /sys/fs/cgroup/system.slice/opencode-{name}.service")
-    machine.wait_until_fails("ls /sys/fs/bpf/opencode-egress/v1/links | grep -q opencode-")
+        machine.wait_until_fails(traces(name)["links"])
+        machine.fail(*traces(name).values())
+    machine.fail("ls /sys/fs/bpf/opencode-egress/v1/links | grep opencode-")
     assert set(status()) == set(names)
     machine.require_unit_state("opencode-egress")
