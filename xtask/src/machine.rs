@@ -1,67 +1,40 @@
 //! A machine with real systemd: fresh namespaces over a throw-away root, and a second host behind a veth that
 //! witnesses what arrives.
 
+mod cable;
+mod parts;
 mod witness;
 
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::{Child, Command, Output, Stdio},
+    process::{Command, Output, Stdio},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
 
-use self::witness::Witness;
+use self::{
+    cable::{HOST_ADDRESSES, in_netns},
+    parts::{Cgroup, Directory, Netns, PacketLog, Process},
+    witness::Witness,
+};
 use crate::{opencode, process::ensure, root};
-
-/// Addresses of the machine and of the second host.
-const MACHINE_ADDRESSES: [&str; 2] = ["192.0.2.1/24", "2001:db8::1/64"];
-const HOST_ADDRESSES: [&str; 6] = [
-    "192.0.2.10/24",
-    "192.0.2.20/24",
-    "192.0.2.30/24",
-    "2001:db8::10/64",
-    "2001:db8::20/64",
-    "2001:db8::30/64",
-];
 
 /// How long anything on the machine may take.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A booted machine; it goes with this value.
+/// A booted machine; it goes with this value, and its parts in this order.
 pub(crate) struct Machine {
     name: String,
     init: u32,
-    unshare: Child,
-    cgroup: PathBuf,
-    directory: PathBuf,
-    upstreams: Child,
     witness: Witness,
+    _upstreams: Process,
+    _second_host: Netns,
+    _unshare: Process,
+    _cgroup: Cgroup,
+    _directory: Directory,
     _packet_log: PacketLog,
-}
-
-/// Lets nftables log packets of network namespaces other than the first, as the machine's, for as long as this lives
-/// (`nf_log_all_netns` in <https://docs.kernel.org/networking/netfilter-sysctl.html>).
-struct PacketLog {
-    before: String,
-}
-
-impl PacketLog {
-    const SWITCH: &str = "/proc/sys/net/netfilter/nf_log_all_netns";
-
-    fn start() -> Result<Self> {
-        let before =
-            fs::read_to_string(Self::SWITCH).with_context(|| format!("cannot read {}", Self::SWITCH))?;
-        fs::write(Self::SWITCH, "1").with_context(|| format!("cannot write {}", Self::SWITCH))?;
-        Ok(Self { before })
-    }
-}
-
-impl Drop for PacketLog {
-    fn drop(&mut self) {
-        let _ = fs::write(Self::SWITCH, &self.before);
-    }
 }
 
 /// Where Debian and most others have systemd.
@@ -103,16 +76,15 @@ impl Machine {
             ],
         )?;
         let name = format!("egress-{}", std::process::id());
-        let directory = root().join("target/machine").join(&name);
-        fs::create_dir_all(&directory)?;
-        let cgroup = unified()?.join(&name);
-        fs::create_dir(&cgroup)
-            .with_context(|| format!("cannot create {}; run as root", cgroup.display()))?;
+        let packet_log = PacketLog::start()?;
+        let directory = Directory(root().join("target/machine").join(&name));
+        fs::create_dir_all(&directory.0)?;
+        let cgroup = Cgroup::make(unified()?.join(&name))?;
         let mut command = Command::new("sh");
         // In a cgroup of its own before the cgroup namespace is made, which is then rooted there. It ends with this
         // process, however that ends.
         command.args(["-c", "echo $$ > \"$1/cgroup.procs\" && shift && exec setpriv --pdeathsig KILL unshare --fork --kill-child --pid --mount --net --cgroup --uts --ipc sh \"$@\"", "sh"]);
-        command.arg(&cgroup).arg(root().join("vm-tests/machine/boot.sh")).arg(&directory);
+        command.arg(&cgroup.0).arg(root().join("vm-tests/machine/boot.sh")).arg(&directory.0);
         command.arg(files);
         let xtask = std::env::current_exe()?;
         for (file, target) in single.iter().chain([&(xtask.as_path(), "usr/local/bin/xtask")]) {
@@ -120,22 +92,32 @@ impl Machine {
         }
         let log = fs::File::create(root().join("target/machine").join(format!("{name}.log")))?;
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        let unshare = command.spawn().context("cannot run unshare")?;
+        let unshare = Process(command.spawn().context("cannot run unshare")?);
         let init = wait("systemd to start", || {
-            let pid = unshare.id();
+            let pid = unshare.0.id();
             let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
             let init = children.split_whitespace().next()?.parse().ok()?;
             let name = fs::read_to_string(format!("/proc/{init}/comm")).ok()?;
             (name.trim() == "systemd").then_some(init)
         })?;
-        lay_cable(&name, init)?;
+        let second_host = cable::lay(&name, init)?;
         let addresses = HOST_ADDRESSES.map(|address| address.split('/').next().unwrap_or_default());
-        let upstreams = in_netns(&name, std::env::current_exe()?).arg("upstreams").args(addresses).spawn()?;
+        let upstreams =
+            Process(in_netns(&name, std::env::current_exe()?).arg("upstreams").args(addresses).spawn()?);
         let witness = Witness::start(&name)?;
         // It sees everything from the first packet on.
-        connect(init)?;
-        let _packet_log = PacketLog::start()?;
-        let machine = Self { name, init, unshare, cgroup, directory, upstreams, witness, _packet_log };
+        cable::connect(init)?;
+        let machine = Self {
+            name,
+            init,
+            witness,
+            _upstreams: upstreams,
+            _second_host: second_host,
+            _unshare: unshare,
+            _cgroup: cgroup,
+            _directory: directory,
+            _packet_log: packet_log,
+        };
         wait("the machine to boot", || {
             let state = machine.run(&["systemctl", "is-system-running"]).ok()?;
             matches!(state.trim(), "running" | "degraded").then_some(())
@@ -257,67 +239,12 @@ pub(crate) fn serve(files: &Path, binary: &Path) -> Result<()> {
     Ok(())
 }
 
-impl Drop for Machine {
-    fn drop(&mut self) {
-        for child in [&mut self.upstreams, &mut self.witness.tcpdump, &mut self.unshare] {
-            // Gone already is as good.
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-        let _ = Command::new("ip").args(["netns", "del", &self.name]).status();
-        let _ = wait("the machine's cgroups to go", || remove_cgroup(&self.cgroup).ok());
-        let _ = fs::remove_dir(&self.directory);
-    }
-}
-
-/// Makes the second host and the cable between it and the machine.
-fn lay_cable(name: &str, init: u32) -> Result<()> {
-    let ip = |words: &[&str]| {
-        let mut command = Command::new("ip");
-        command.args(words);
-        checked(command)
-    };
-    ip(&["netns", "add", name])?;
-    let init = init.to_string();
-    ip(&["link", "add", "veth", "netns", name, "type", "veth", "peer", "name", "eth0", "netns", &init])?;
-    for address in HOST_ADDRESSES {
-        ip(&[&["-n", name, "addr", "add", address, "dev", "veth"][..], nodad(address)].concat())?;
-    }
-    ip(&["-n", name, "link", "set", "veth", "up"])?;
-    ip(&["-n", name, "link", "set", "lo", "up"])
-}
-
-/// Connects the machine to it.
-fn connect(init: u32) -> Result<()> {
-    let inside = |words: &[&str]| {
-        let mut command = Command::new("nsenter");
-        command.args(["-t", &init.to_string(), "-n", "ip"]).args(words);
-        checked(command)
-    };
-    for address in MACHINE_ADDRESSES {
-        inside(&[&["addr", "add", address, "dev", "eth0"][..], nodad(address)].concat())?;
-    }
-    inside(&["link", "set", "eth0", "up"])?;
-    inside(&["link", "set", "lo", "up"])
-}
-
-/// An IPv6 address is usable at once without duplicate address detection.
-fn nodad(address: &str) -> &'static [&'static str] {
-    if address.contains(':') { &["nodad"] } else { &[] }
-}
-
 fn checked(mut command: Command) -> Result<()> {
     let output = command.output().with_context(|| format!("cannot run {command:?}"))?;
     if !output.status.success() {
         bail!("{command:?} failed: {}", text(&output));
     }
     Ok(())
-}
-
-fn in_netns(name: &str, program: impl AsRef<std::ffi::OsStr>) -> Command {
-    let mut command = Command::new("ip");
-    command.args(["netns", "exec", name]).arg(program).stdin(Stdio::null());
-    command
 }
 
 /// Where cgroup2 is mounted here.
@@ -328,13 +255,6 @@ fn unified() -> Result<PathBuf> {
         .map(|line| line.split(' ').collect::<Vec<_>>())
         .find(|fields| fields.get(2) == Some(&"cgroup2"));
     Ok(mount.context("no cgroup2 mount here")?[1].into())
-}
-
-fn remove_cgroup(directory: &Path) -> std::io::Result<()> {
-    for entry in fs::read_dir(directory)?.flatten().filter(|entry| entry.path().is_dir()) {
-        remove_cgroup(&entry.path())?;
-    }
-    fs::remove_dir(directory)
 }
 
 /// Waits until `fact` gives something.

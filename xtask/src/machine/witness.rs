@@ -2,18 +2,18 @@
 
 use std::{
     io::{BufRead, BufReader},
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     sync::mpsc,
     time::Instant,
 };
 
 use anyhow::{Context as _, Result, bail};
 
-use super::{PATIENCE, checked, in_netns};
+use super::{PATIENCE, cable::in_netns, checked, parts::Process};
 
 /// The second host's interface, watched.
 pub(super) struct Witness {
-    pub(super) tcpdump: Child,
+    tcpdump: Process,
     lines: mpsc::Receiver<String>,
     /// What tcpdump says of itself.
     said: mpsc::Receiver<String>,
@@ -23,7 +23,7 @@ pub(super) struct Witness {
 impl Witness {
     /// Begins to watch the one interface of a namespace.
     pub(super) fn start(netns: &str) -> Result<Self> {
-        let mut tcpdump = in_netns(netns, "tcpdump")
+        let tcpdump = in_netns(netns, "tcpdump")
             .args(["-n", "-l", "-U", "--immediate-mode", "-i", "veth", "-Q", "in"])
             // Headers, and room for many of them: its buffer is cut into pieces of the first size.
             .args(["-s", "256", "-B", "32768", "ip or ip6"])
@@ -31,7 +31,8 @@ impl Witness {
             .stderr(Stdio::piped())
             .spawn()
             .context("cannot run tcpdump")?;
-        let said = tcpdump.stderr.take().context("tcpdump has no stderr")?;
+        let mut tcpdump = Process(tcpdump);
+        let said = tcpdump.0.stderr.take().context("tcpdump has no stderr")?;
         let mut said = BufReader::new(said);
         let mut line = String::new();
         while !line.contains("listening on") {
@@ -40,7 +41,7 @@ impl Witness {
                 bail!("tcpdump ended before it listened");
             }
         }
-        let printed = BufReader::new(tcpdump.stdout.take().context("tcpdump has no stdout")?);
+        let printed = BufReader::new(tcpdump.0.stdout.take().context("tcpdump has no stdout")?);
         Ok(Self { tcpdump, lines: received(printed), said: received(said), markers: 40000 })
     }
 
@@ -69,7 +70,7 @@ impl Witness {
     /// A witness that lost packets says nothing about what did not arrive.
     fn missed_nothing(&self) -> Result<()> {
         let mut kill = Command::new("kill");
-        kill.args(["-USR1", &self.tcpdump.id().to_string()]);
+        kill.args(["-USR1", &self.tcpdump.0.id().to_string()]);
         checked(kill)?;
         loop {
             let line = self.said.recv_timeout(PATIENCE).context("tcpdump does not say what it lost")?;
