@@ -48,7 +48,7 @@ let
     {
       systemd.services = lib.mapAttrs' (
         name: _: lib.nameValuePair "opencode-${name}" { wantedBy = lib.mkForce [ ]; }
-      ) config.services.opencode.instances;
+      ) (lib.filterAttrs (_: instance: instance.enable) config.services.opencode.instances);
     };
 
   witness = {
@@ -59,7 +59,10 @@ let
       )
     ];
     networking.firewall.enable = false;
-    environment.systemPackages = [ pkgs.curl ];
+    environment.systemPackages = [
+      pkgs.curl
+      pkgs.python3
+    ];
     systemd.services.upstream = {
       wantedBy = [ "multi-user.target" ];
       serviceConfig.ExecStart = "${lib.getExe pkgs.python3} ${./nixos/upstream.py}";
@@ -67,9 +70,11 @@ let
     systemd.services.witness = {
       wantedBy = [ "multi-user.target" ];
       serviceConfig = {
-        ExecStart = "${lib.getExe pkgs.tcpdump} -n -l -U --immediate-mode -i eth1 -Q in 'ip or ip6'";
+        # Headers, and room for many of them: its buffer is cut into pieces of the first size.
+        ExecStart = "${lib.getExe pkgs.tcpdump} -n -l -U --immediate-mode -i eth1 -Q in -s 256 -B 32768 'ip or ip6'";
         StandardOutput = "file:/run/arrived";
-        StandardError = "journal";
+        # What it says of itself.
+        StandardError = "append:/run/witness";
         Restart = "on-failure";
       };
     };

@@ -179,6 +179,7 @@ let
       lib.concatMap (
         { assertions, ... }: map (failed: failed.message) (lib.filter (one: !one.assertion) assertions)
       ) ([ machine ] ++ others)
+      ++ lib.optional (machine.systemd.services ? opencode-off) "an instance that is turned off has a unit"
       ++ lib.optional (started != { } && name != "vm-08c-boot") "servers start by themselves"
       ++ lib.optional (started == { } && name == "vm-08c-boot") "the boot starts no server"
       ++ lib.optional (
