@@ -1,8 +1,10 @@
 # host: network
 """Each of the two locks holds alone, and none depends on the daemon running.
-A killed daemon opens nothing, and without one nothing starts, with a reason in the journal. With the eBPF programs detached the
-nftables table refuses, and the other way round; a process of the same user outside the unit is the table's. At the end both are taken
-away: then the same probe gets out. The table's log lines are shown only where the machine has the first network namespace."""
+A killed daemon opens nothing, and without one nothing starts, with a reason in the journal. Stopped or restarted, neither lock takes a server
+down. With the eBPF programs detached the nftables table refuses, counts and logs, at a bounded rate, and the other way round; a process of the
+same user outside the unit is the table's. At the end both are taken away: then the same probe gets out."""
+
+import random
 
 calls = [tcp(OTHER), tcp(DENIED6)]
 # The kernel shows a connected socket's datagrams to the table before it shows them to the programs.
@@ -59,6 +61,15 @@ with subtest("with a daemon it starts"):
     start("a")
     held("b")
 
+with subtest("a lock that is stopped or restarted leaves the servers running, and the other holds"):
+    before = [main_pid("opencode-a"), main_pid("opencode-b")]
+    for lock in "opencode-egress", "nftables":
+        for command, state in ("stop", "inactive"), ("start", "active"), ("restart", "active"):
+            machine.succeed(f"systemctl {command} {lock}")
+            machine.require_unit_state(lock, state)
+            assert before == [main_pid("opencode-a"), main_pid("opencode-b")], f"{command} {lock}"
+            held("b")
+
 with subtest("the second lock holds when the first is detached"):
     machine.succeed("opencode-egress detach b")
     # Where kernel and log are another machine's as well, there may be lines already.
@@ -69,6 +80,19 @@ with subtest("the second lock holds when the first is detached"):
 
 with subtest("what the second lock refuses is in the kernel's log"):
     machine.wait_until_succeeds(f"test {logged} -gt {lines}")
+
+with subtest("a flood of that is counted, and does not fill the log"):
+    # Nobody else's, where the log is another machine's as well.
+    port, count = random.randrange(20000, 30000), 400
+    before, begin = rejected(), time.monotonic()
+    cannot("b", f"bash -c 'for i in $(seq {count}); do echo x > /dev/udp/{OTHER}/{port}; done 2> /dev/null'")
+    took = time.monotonic() - begin
+    assert rejected() >= before + count, (before, rejected())
+    assert not any(f" > {OTHER}." in packet for packet in arrived())
+    machine.succeed("journalctl --sync")
+    written = int(machine.succeed(f"journalctl -k -o cat | grep -c 'opencode-b-blocked: .* DST={OTHER} .* DPT={port} '"))
+    # A burst of 20, and 5 a second.
+    assert 0 < written <= 20 + 5 * (took + 1) < count, (written, took)
 
 with subtest("it holds a process of the same user outside the unit"):
     outside = "systemd-run -q --wait --pipe -p User={} "
