@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// The version that the tests run.
-const VERSION: &str = "1.18.33";
+pub(crate) const VERSION: &str = "1.18.33";
 
 /// Where the real server is; it is installed when it is not there.
 pub(crate) fn binary() -> Result<PathBuf> {

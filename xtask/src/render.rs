@@ -74,6 +74,11 @@ fn hash() -> Result<String> {
     collect(&root().join("nixos"), &mut files)?;
     collect(&root().join("vm-tests/hosts"), &mut files)?;
     files.retain(|file| !file.starts_with(root().join("nixos/tests")));
+    digest(files)
+}
+
+/// A hash of files' names and what is in them.
+pub(crate) fn digest(mut files: Vec<PathBuf>) -> Result<String> {
     files.sort();
     let mut hash = Sha256::new();
     for file in files {
@@ -85,7 +90,8 @@ fn hash() -> Result<String> {
     Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-fn collect(directory: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
+/// Adds the files below a directory.
+pub(crate) fn collect(directory: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
     for entry in fs::read_dir(directory).with_context(|| format!("cannot read {}", directory.display()))? {
         let entry = entry?;
         match entry.file_type()?.is_dir() {

@@ -8,7 +8,7 @@ use crate::{
     assets, build_ebpf, daemon, fuzz,
     machine::Machine,
     process::{ensure, output, run as run_command},
-    render, root, scenarios,
+    render, root, scenarios, verification,
 };
 
 /// What to run.
@@ -49,7 +49,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         None if wanted(Tier::Machine) => machine()?,
         _ => {}
     }
-    Ok(())
+    // Last: what it asks for takes long, and says nothing about the rest.
+    if wanted(Tier::Host) { verification::check() } else { Ok(()) }
 }
 
 /// Formatting and lints, where the toolchain has what that takes.

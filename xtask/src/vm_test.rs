@@ -9,7 +9,7 @@ use anyhow::Result;
 use clap::ValueEnum as _;
 
 use self::debian::Kernel;
-pub(crate) use self::scripts::{Outcome, Script};
+pub(crate) use self::scripts::{Outcome, Script, totals};
 
 /// What to run, and on what.
 #[derive(clap::Args)]

@@ -92,7 +92,8 @@ pub(super) fn run(names: &[String]) -> Result<()> {
     let binary = daemon::build()?;
     let all = Script::all()?;
     let mut results = vec![];
-    let begin_all = Instant::now();
+    // Of what is there now: whoever edits a script meanwhile is to run it again.
+    let (hash, begin_all) = (verification::hash()?, Instant::now());
     for script in &all {
         if !names.is_empty() && !names.iter().any(|name| script.name().contains(name)) {
             continue;
@@ -108,11 +109,12 @@ pub(super) fn run(names: &[String]) -> Result<()> {
         results.push((script, outcome));
     }
     ensure!(!results.is_empty(), "no scenario has {names:?} in its name");
+    let took = begin_all.elapsed();
     if names.is_empty() {
-        verification::write(&results)?;
+        verification::write(&results, took, &hash)?;
     }
     let failed = results.iter().filter(|(_, outcome)| matches!(outcome, Outcome::Failed)).count();
-    let minutes = begin_all.elapsed().as_secs_f32() / 60.;
+    let minutes = took.as_secs_f32() / 60.;
     println!("{}, in {minutes:.1} minutes", totals(results.iter().map(|(_, outcome)| outcome)));
     if failed > 0 { bail!("{failed} of {} scenarios failed", results.len()) } else { Ok(()) }
 }
@@ -144,7 +146,7 @@ fn outcome(status: Option<i32>, said: &str) -> Result<Outcome> {
 }
 
 /// How many became what.
-fn totals<'a>(outcomes: impl Iterator<Item = &'a Outcome>) -> String {
+pub(crate) fn totals<'a>(outcomes: impl Iterator<Item = &'a Outcome>) -> String {
     let (mut whole, mut in_part, mut skipped, mut failed) = (0, 0, 0, 0);
     for outcome in outcomes {
         match outcome {
