@@ -5,14 +5,15 @@
 
 use std::{
     fs,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
-use crate::{machine::wait, opencode, process::ensure, root};
+use crate::{machine::wait, opencode, process::ensure as ensure_program, root};
 
 /// Where the Nix side of the test is.
 const TESTS: &str = "nixos/tests/opencode-json";
@@ -132,9 +133,36 @@ const LAYERS: &[Layers] = &[
     },
 ];
 
+/// A wrapper, and what the server that it starts takes for the user's name: with none in the worktree, and with one.
+struct Wrapper {
+    title: &'static str,
+    /// Below `nixos/tests/opencode-json/wrapper`, where `overlay.nix` compares it with what `wrapOpencode` makes.
+    file: &'static str,
+    alone: &'static str,
+    in_worktree: &'static str,
+}
+
+const WRAPPERS: &[Wrapper] = &[
+    Wrapper {
+        title: "wrapOpencode goes before the user's files, and the worktree before it",
+        file: "opencode.sh",
+        alone: "wrapped",
+        in_worktree: "worktree",
+    },
+    Wrapper {
+        title: "wrapOpencode with projectConfig = false goes before both",
+        file: "opencode-alone.sh",
+        alone: "wrapped",
+        in_worktree: "wrapped",
+    },
+];
+
 /// Runs all, and says which failed.
 pub(crate) fn run() -> Result<()> {
-    ensure("the test of opencode.json", &[("ip", "iproute2"), ("curl", "curl"), ("unshare", "util-linux")])?;
+    ensure_program(
+        "the test of opencode.json",
+        &[("ip", "iproute2"), ("curl", "curl"), ("unshare", "util-linux")],
+    )?;
     let mut failed = 0;
     let mut told = |title: &str, result: Result<()>| match result {
         Ok(()) => println!("ok      {title}"),
@@ -145,7 +173,7 @@ pub(crate) fn run() -> Result<()> {
     };
     match std::env::var_os("NIXPKGS") {
         Some(_) => {
-            ensure("the test of opencode.json", &[("nix-instantiate", "nix-bin")])?;
+            ensure_program("the test of opencode.json", &[("nix-instantiate", "nix-bin")])?;
             let cases = nix(&format!("import ./{TESTS}/refused.nix"))?;
             for (name, case) in cases.as_object().context("refused.nix is no set")? {
                 told(&format!("refused: {name}"), refused(name, case));
@@ -167,7 +195,38 @@ pub(crate) fn run() -> Result<()> {
     for layers in LAYERS {
         told(layers.title, layered(&binary, layers));
     }
+    for wrapper in WRAPPERS {
+        told(wrapper.title, wrapped(&binary, wrapper));
+    }
     if failed > 0 { bail!("{failed} failed") } else { Ok(()) }
+}
+
+/// The wrapper's server has its configuration, as far as no other goes before that.
+fn wrapped(binary: &Path, wrapper: &Wrapper) -> Result<()> {
+    let named = |name: &str| format!(r#"{{ "username": "{name}" }}"#);
+    let text = fs::read_to_string(root().join(TESTS).join("wrapper").join(wrapper.file))?;
+    for (worktree, wanted) in [(None, wrapper.alone), (Some(named("worktree")), wrapper.in_worktree)] {
+        let (home, own) = (named("home"), named("wrapped"));
+        let mut files = vec![("home/.config/opencode/opencode.json", home.as_str()), ("own.json", &own)];
+        files.extend(worktree.as_deref().map(|worktree| ("project/opencode.json", worktree)));
+        let place = Place::make(&files)?;
+        // What Nix puts there: the configuration, the package, and a shell.
+        let (config, program) =
+            ("/nix/store/@system@-opencode.json", "/nix/store/@system@-opencode/bin/opencode");
+        let text = text.replace(config, &place.0.join("own.json").display().to_string());
+        let text = text.replace(program, &binary.display().to_string());
+        ensure!(!text.contains("@system@"), "something else of the store is in {}: {text}", wrapper.file);
+        let executable = place.0.join("opencode");
+        fs::write(&executable, format!("#!/bin/sh\n{text}"))?;
+        fs::set_permissions(&executable, fs::Permissions::from_mode(0o755))?;
+        let reported = place.serve(&executable, &[])?.get("config")?;
+        ensure!(
+            reported["username"] == wanted,
+            "the server has {}, and should have {wanted}",
+            reported["username"]
+        );
+    }
+    Ok(())
 }
 
 /// The evaluation fails, and the message has the part that is listed.

@@ -49,6 +49,7 @@ let
       curl = stored "curl";
       findutils = stored "findutils";
       git = stored "git";
+      postgresql = stored "postgresql";
       python3 = stored "python3" // { meta.mainProgram = "python3"; };
       tcpdump = stored "tcpdump" // { meta.mainProgram = "tcpdump"; };
       util-linux = stored "util-linux";
@@ -71,6 +72,9 @@ let
       legacyPackages = lib.genAttrs systems nixpkgs;
     };
   };
+
+  # `cargo xtask config-test` runs these, with the real server.
+  wrapperText = system: file: lib.replaceStrings [ "@system@" ] [ system ] (builtins.readFile file);
 
   config.model = "p/m";
   text = ''
@@ -109,15 +113,11 @@ let
       };
       wrapOpencode = {
         got = wrapper.text;
-        wanted = ''
-          export OPENCODE_CONFIG=/nix/store/${system}-opencode.json
-
-          exec /nix/store/${system}-opencode/bin/opencode "$@"
-        '';
+        wanted = wrapperText system ./wrapper/opencode.sh;
       };
       "wrapOpencode without the worktree's files" = {
-        got = lib.hasInfix "\nexport OPENCODE_DISABLE_PROJECT_CONFIG=1\n" alone.text;
-        wanted = true;
+        got = alone.text;
+        wanted = wrapperText system ./wrapper/opencode-alone.sh;
       };
       "the flake's outputs" = {
         got = [
