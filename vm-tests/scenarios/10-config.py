@@ -2,7 +2,8 @@
 """The declared configuration is what the server has, beside the user's own; who has the last word is as documented.
 opencode.json is a link in the state directory. Declared agents, commands and skills are found, and so are those that the user put
 there. The worktree can widen the operator's permissions, by opencode.json and by .opencode/, but not the policy; where the remedies of
-docs/opencode-json.md are in place it cannot, and neither can files in the home directory."""
+docs/opencode-json.md are in place it cannot, and neither can files in the home directory. The server's own API is open to the agent all the same,
+and does not ask the permissions. Plugins are tried nowhere: all servers here leave them out (`OPENCODE_PURE=1`)."""
 
 from fnmatch import fnmatch
 
@@ -32,6 +33,18 @@ def widen(pattern, path):
     """The agent's command that allows what the pattern matches."""
     config = json.dumps({"permission": {"bash": {pattern: "allow"}}})
     return f"mkdir -p $(dirname {path}) && echo {shlex.quote(config)} > {path}"
+
+
+def api(name, method, path, body):
+    """The agent's own request to its server: the status, and what is answered."""
+    data = shlex.quote(json.dumps(body))
+    url = f"http://{address(name)}{path}"
+    curl = f"curl -s -m 20 -w '\\n%{{http_code}}' -X {method} -H 'content-type: application/json' -d {data} {url}"
+    # A server that takes another configuration ends what its shell tool runs.
+    agent(name, f"setsid -f sh -c {shlex.quote(f'{curl} > answer.part; mv answer.part answer')}")
+    said = machine.wait_until_succeeds(f"cat /srv/{name}/answer && rm /srv/{name}/answer")
+    answer, _, code = said.strip().rpartition("\n")
+    return int(code), answer
 
 
 def put(name, path, text):
@@ -95,11 +108,37 @@ with subtest("all that widens what the operator denies"):
     assert verdict("plain", "rm x") == "deny"
     assert "eager" in names("plain", "agent")
 
-with subtest("with the remedies nothing does"):
+with subtest("with the remedies none of these files does"):
     for pattern, path in (WORKTREE | AT_HOME).items():
         assert verdict("firm", pattern) == "deny", path
     assert verdict("firm", "git status") == "allow"
     assert "eager" not in names("firm", "agent")
+
+with subtest("by the API the agent changes the user's configuration, at once, unless it is kept from the files"):
+    change = {"permission": {"bash": {"scp *": "allow"}}}
+    for name in ["plain", "firm"]:
+        assert verdict(name, "scp x") == "deny", name
+    assert api("plain", "PATCH", "/global/config", change)[0] == 200
+    assert verdict("plain", "scp x") == "allow"
+    assert api("firm", "PATCH", "/global/config", change)[0] == 500
+    assert verdict("firm", "scp x") == "deny"
+
+with subtest("and the worktree's config.json, which no server reads"):
+    change = {"permission": {"bash": {"rsync *": "allow"}}}
+    for name in ["plain", "firm"]:
+        assert api(name, "PATCH", "/config", change)[0] == 200
+        machine.succeed(f"grep -F 'rsync *' /srv/{name}/config.json", f"systemctl restart opencode-{name}")
+        healthy(name)
+        assert verdict(name, "rsync x") == "deny", name
+
+with subtest("it starts sessions with rules of its own, and runs what the permissions deny, remedies or not"):
+    rule = {"permission": "bash", "pattern": "*", "action": "allow"}
+    for name in ["plain", "firm"]:
+        code, answer = api(name, "POST", "/session", {"permission": [rule]})
+        assert code == 200 and json.loads(answer)["permission"] == [rule], answer
+        assert verdict(name, "id -un") == "deny"
+        code, answer = api(name, "POST", f"/session/{json.loads(answer)['id']}/shell", {"agent": "build", "command": "id -un"})
+        assert code == 200 and f"opencode-{name}" in answer, answer
 
 with subtest("what is wider is not the policy"):
     arrived()
