@@ -29,12 +29,14 @@ let
       virtualisation.cores = 2;
       environment.systemPackages = [
         pkgs.curl
+        pkgs.postgresql
         pkgs.python3
       ];
       # What Debian's programs are in namespaces.
       services.opencode.defaults.path = [
         pkgs.bash
         pkgs.curl
+        pkgs.postgresql
         pkgs.python3
         pkgs.util-linux
       ];

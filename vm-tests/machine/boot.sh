@@ -45,6 +45,13 @@ ln -s /dev/null "$units/systemd-udevd-control.socket"
 rm -rf "$root/var/log/journal"
 cp -R "$files/." "$root/"
 
+# Debian has PostgreSQL where no PATH leads, and in its place a program that asks which of several is meant.
+for program in initdb postgres psql; do
+    for found in "$root"/usr/lib/postgresql/*/bin/$program; do
+        [ ! -x "$found" ] || ln -sf "${found#"$root"}" "$root/usr/bin/$program"
+    done
+done
+
 cd "$root"
 mkdir -p .old-root
 pivot_root . .old-root

@@ -89,6 +89,7 @@ pub(super) fn run(names: &[String]) -> Result<()> {
     render::check()?;
     ensure_program("the scenarios", &[("python3", "python3")])?;
     apt_install("the second lock", &["nftables"])?;
+    apt_install("a database on a Unix socket", &["postgresql"])?;
     let binary = daemon::build()?;
     let all = Script::all()?;
     let mut results = vec![];
