@@ -63,7 +63,7 @@
             pkgs.clippy
             pkgs.rustfmt
           ];
-          inherit (pkgs.opencode-egress) OPENCODE_EGRESS_RUSTC;
+          OPENCODE_EGRESS_RUSTC = lib.getExe' pkgs.opencode-egress.compiler "rustc";
         };
       });
 

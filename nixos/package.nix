@@ -1,7 +1,7 @@
 # Object and daemon from source, as `cargo xtask test-offline` builds them.
 #
-# bpf-linker has to be of the version that xtask/src/build_ebpf.rs names, with the LLVM of rustc: it reads that compiler's
-# bitcode.
+# bpf-linker has to be of the version that xtask/src/build_ebpf.rs names or a newer one, with the LLVM of rustc: it reads that
+# compiler's bitcode.
 {
   lib,
   stdenv,
@@ -44,18 +44,12 @@ rustPlatform.buildRustPackage {
 
   src = lib.fileset.toSource {
     root = ../.;
-    fileset = lib.fileset.unions [
-      ../.cargo
-      ../Cargo.lock
-      ../Cargo.toml
-      (lib.fileset.maybeMissing ../dist)
-      ../opencode-egress
-      ../opencode-egress-common
-      ../opencode-egress-ebpf
-      ../xtask
-    ];
+    # `cargo xtask test-offline` builds from the same.
+    fileset = lib.fileset.unions (map (name: ../. + "/${name}") (lib.importJSON ./package-sources.json));
   };
   inherit cargoDeps;
+  # For the flake's shell.
+  passthru = { inherit compiler; };
 
   nativeBuildInputs = [
     bpf-linker

@@ -14,6 +14,7 @@ let
     "egress"
     "examples"
     "options"
+    "package"
     "units"
   ] (name: import (./. + "/${name}.nix") arguments);
 

@@ -16,6 +16,7 @@ use crate::{
     root,
 };
 
+/// The oldest bpf-linker that will do, and the one that is installed where there is none.
 const LINKER_VERSION: &str = "0.10.3";
 const TARGET: &str = "bpfel-unknown-none";
 /// The instruction set: 32-bit arithmetic and jumps, which every supported kernel has (5.1).
@@ -98,18 +99,18 @@ fn has_sources(rustc: &Path) -> bool {
     })
 }
 
-/// The linker: ours under `target/`, one in PATH of the same version, or a fresh one. It loads the LLVM of
+/// The linker: ours under `target/`, one in PATH that is not older, or a fresh one. It loads the LLVM of
 /// the compiler that it is built with, so that is the same compiler.
 fn linker(root: &Path, args: &Args, rustc: &Path) -> Result<PathBuf> {
     let tools = root.join("target/tools");
     let ours = tools.join("bin/bpf-linker");
     for linker in [ours.as_path(), Path::new("bpf-linker")] {
-        if output(Command::new(linker).arg("--version")).is_some_and(|text| text.ends_with(LINKER_VERSION)) {
+        if output(Command::new(linker).arg("--version")).is_some_and(|said| suffices(&said)) {
             return Ok(linker.to_owned());
         }
     }
     if args.offline {
-        bail!("no bpf-linker {LINKER_VERSION} in PATH; install it, or leave out --offline");
+        bail!("no bpf-linker {LINKER_VERSION} or newer in PATH; install one, or leave out --offline");
     }
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.args(["install", "--quiet", "bpf-linker", "--version", LINKER_VERSION, "--locked", "--root"]);
@@ -119,4 +120,34 @@ fn linker(root: &Path, args: &Args, rustc: &Path) -> Result<PathBuf> {
         &mut cargo,
     )?;
     Ok(ours)
+}
+
+/// Whether a linker that says this of itself, `bpf-linker 0.10.3`, is new enough.
+fn suffices(said: &str) -> bool {
+    let found = said.strip_prefix("bpf-linker ").and_then(version);
+    found.is_some_and(|found| Some(found) >= version(LINKER_VERSION))
+}
+
+/// Major, minor and patch version.
+fn version(text: &str) -> Option<[u32; 3]> {
+    let numbers: Option<Vec<u32>> = text.split('.').map(|number| number.parse().ok()).collect();
+    numbers?.try_into().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{LINKER_VERSION, suffices};
+
+    #[test]
+    fn a_linker_of_this_version_or_a_newer_one_will_do() {
+        assert!(suffices(&format!("bpf-linker {LINKER_VERSION}")));
+        for newer in ["bpf-linker 0.10.12", "bpf-linker 0.11.0", "bpf-linker 1.0.0"] {
+            assert!(suffices(newer), "{newer}");
+        }
+        let others =
+            ["bpf-linker 0.10.2", "bpf-linker 0.9.15", "bpf-linker 0.11", "bpf-linker", "other 1.0.0", ""];
+        for refused in others {
+            assert!(!suffices(refused), "{refused}");
+        }
+    }
 }

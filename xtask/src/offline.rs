@@ -11,7 +11,7 @@ use crate::{
     root,
 };
 
-/// Vendors, copies the tree, and builds both in a namespace without a network.
+/// Vendors, copies what the Nix package has of the tree, and builds both in a namespace without a network.
 pub(crate) fn run() -> Result<()> {
     // What has to be there besides: the compiler and the linker.
     build_ebpf::run(&build_ebpf::Args::default())?;
@@ -33,13 +33,17 @@ pub(crate) fn run() -> Result<()> {
     // The library's manifest uses unstable keys.
     run_command("vendoring every dependency", vendoring.env("RUSTC_BOOTSTRAP", "1"))?;
 
+    // As a flake has them: files that Git knows, and of these what the package takes.
+    let sources = root().join("nixos/package-sources.json");
+    let sources: Vec<String> = serde_json::from_str(&fs::read_to_string(&sources)?)
+        .with_context(|| format!("{} is no list of names", sources.display()))?;
     let mut copy = Command::new("sh");
     copy.current_dir(root()).args([
         "-c",
-        "git ls-files -z --cached --others --exclude-standard | xargs -0 cp --parents -t \"$1\"",
+        "tree=$1; shift; git ls-files -z --cached -- \"$@\" | xargs -0 cp --parents -t \"$tree\"",
         "sh",
     ]);
-    run_command("copying the tree", copy.arg(&tree))?;
+    run_command("copying the package's sources", copy.arg(&tree).args(&sources))?;
     let config = tree.join(".cargo/config.toml");
     let own = fs::read_to_string(&config)?;
     let replacement = format!(
