@@ -2,7 +2,7 @@
 { lib, permission }:
 let
   inherit (lib) types;
-  inherit (import ./types.nix { inherit lib; }) open optional;
+  inherit (import ./types.nix { inherit lib; }) json open optional;
 in
 open {
   description = optional types.str "What the agent is for; other agents choose by it.";
@@ -31,7 +31,7 @@ open {
       "info"
     ]
   )) "Color that it is shown in.";
-  options = optional (types.attrsOf types.json) "Options that go with every request to the model.";
+  options = optional (types.attrsOf json) "Options that go with every request to the model.";
   tools = optional (types.attrsOf types.bool) "Deprecated: use `permission`. Tools, and whether the agent has them.";
   maxSteps = optional types.ints.positive "Deprecated: use `steps`.";
 }

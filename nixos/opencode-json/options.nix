@@ -5,6 +5,7 @@ let
   inherit (import ./types.nix { inherit lib; })
     checked
     closed
+    json
     optional
     required
     strings
@@ -41,7 +42,7 @@ let
   );
 
   plugin = types.either types.str (
-    types.addCheck (types.listOf types.json) (
+    types.addCheck (types.listOf json) (
       entry: builtins.length entry == 2 && builtins.isString (builtins.head entry)
     )
     // {

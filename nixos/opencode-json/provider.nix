@@ -4,6 +4,7 @@ let
   inherit (lib) types;
   inherit (import ./types.nix { inherit lib; })
     closed
+    json
     open
     optional
     required
@@ -71,7 +72,7 @@ let
       npm = optional types.str "The AI SDK's package for this model.";
       api = optional types.str "Base URL for this model.";
     }) "Where this model differs from its provider.";
-    options = optional (types.attrsOf types.json) "Options that go with every request to the model.";
+    options = optional (types.attrsOf json) "Options that go with every request to the model.";
     headers = optional stringMap "HTTP headers that go with every request to the model.";
     variants = optional (types.attrsOf (open {
       disabled = optional types.bool "Whether the variant is taken away.";

@@ -5,6 +5,7 @@ let
   inherit (import ./types.nix { inherit lib; })
     checked
     closed
+    json
     optional
     stringMap
     strings
@@ -75,7 +76,7 @@ in
     command = optional strings "Program and arguments.";
     extensions = optional strings "File name endings that it is for, such as `.nix`. A server that opencode does not know needs them.";
     env = optional stringMap "Environment variables.";
-    initialization = optional (types.attrsOf types.json) "Initialization options of the protocol.";
+    initialization = optional (types.attrsOf json) "Initialization options of the protocol.";
   }) (
     server:
     if server.disabled == true || server.command != null then

@@ -5,6 +5,10 @@ let
   version = "1.18";
 in
 rec {
+  # Any value that JSON has.
+  json =
+    types.json or (throw "opencode.json's options take `lib.types.json`, which nixpkgs has since 26.05, and this is nixpkgs ${lib.trivial.release}. Use nixpkgs 26.05 or newer.");
+
   # A key that may be left out: null, which is not written.
   optional =
     type: description:
@@ -21,7 +25,7 @@ rec {
   open =
     options:
     types.submodule {
-      freeformType = types.attrsOf types.json;
+      freeformType = types.attrsOf json;
       inherit options;
     };
 
@@ -35,11 +39,11 @@ rec {
     };
 
   # The value of a key that opencode does not know.
-  unknown = types.json // {
+  unknown = json // {
     merge =
       loc: defs:
       lib.warn "${showOption loc}: opencode ${version} knows no such key and ignores it; check the spelling" (
-        types.json.merge loc defs
+        json.merge loc defs
       );
   };
 

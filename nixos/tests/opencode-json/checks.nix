@@ -91,6 +91,10 @@ let
     ++ known { agent.build.effort = "high"; }
     ++ concatLists (mapAttrsToList (_: known) configs);
 
+  # Said, and not just an attribute that is missing.
+  older = import ../../opencode-json { lib = lib // { types = removeAttrs lib.types [ "json" ]; }; };
+  tooOld = optional (!fails (older.mkConfigFromAttrs { other = 1; })) "a nixpkgs without types.json is taken";
+
   text = opencode.json.toOrderedJSON;
   serializer =
     equal "order" (text (opencode.json.ordered [ { name = "b"; value = 1; } { name = "a"; value = "\"\n"; } ]))
@@ -102,6 +106,7 @@ in
 concatLists (golden ++ refused)
 ++ modules
 ++ beyond
+++ tooOld
 ++ serializer
 ++ concatLists (
   mapAttrsToList (

@@ -37,7 +37,9 @@ let
         rustLibSrc = stored "rust-lib-src";
         rustVendorSrc = stored "rust-vendor-src";
         importCargoLock = { lockFile }: stored (baseNameOf lockFile);
-        buildRustPackage = arguments: arguments // arguments.env // { inherit system; };
+        # With structured attributes, the environment is not the derivation's own.
+        buildRustPackage =
+          arguments: removeAttrs arguments [ "passthru" ] // arguments.passthru // { inherit system; };
       };
       writeText = name: text: stored name // { inherit text; };
       writeShellScriptBin = name: text: { inherit name text; };
@@ -96,7 +98,10 @@ let
     in
     lib.mapAttrs' (name: lib.nameValuePair "${name} on ${system}") {
       "the package" = {
-        got = { inherit (pkgs.opencode-egress) system pname OPENCODE_EGRESS_RUSTC; };
+        got = {
+          inherit (pkgs.opencode-egress) system pname;
+          inherit (pkgs.opencode-egress.env) OPENCODE_EGRESS_RUSTC;
+        };
         wanted = {
           inherit system;
           pname = "opencode-egress";
@@ -131,7 +136,7 @@ let
           system
           system
           system
-          pkgs.opencode-egress.OPENCODE_EGRESS_RUSTC
+          pkgs.opencode-egress.env.OPENCODE_EGRESS_RUSTC
           "/nix/store/${system}-nixfmt-tree"
         ];
       };
