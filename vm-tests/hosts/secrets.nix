@@ -11,6 +11,8 @@
         environment = {
           # The module's own is "1".
           OPENCODE_DISABLE_AUTOUPDATE = "environment";
+          # Nothing that systemd knows a meaning of.
+          PROXY = "http://me%40example.org:50%25@proxy.example";
           FROM_FILE = "environment";
           FROM_LAST = "environment";
         };

@@ -1,11 +1,22 @@
-# One server with a declared file of each kind, and hooks that say what they find and fail when they are told to.
+# One server with every flag, a declared file of each kind, and hooks that say what they find and fail when they are told to.
 {
   imports = [ ../common.nix ];
 
   services.opencode = {
     instances.a = {
       directory = "/srv/a";
-      listen.port = 4101;
+      # mDNS is for others, so not on loopback.
+      listen = {
+        address = "192.0.2.1";
+        port = 4101;
+      };
+      cors = [
+        "https://one.example"
+        "https://two.example"
+      ];
+      mdns = true;
+      mdnsDomain = "project.local";
+      pure = true;
       agents.reviewer = ''
         ---
         description: Reviews a change

@@ -2,7 +2,7 @@
 """The setup makes what is missing, keeps what is there, and stops a server whose hooks fail.
 A first run makes directories and links, a second changes nothing, one after a part was lost makes that part. A user's own files stay, and the
 journal says so. `preInitScript` runs before that and `postInitScript` after it, both before the server; when one fails, the server does not
-start and the journal says why. The project's directory is never touched."""
+start and the journal says why. The server takes every flag that the module has for it. The project's directory is never touched."""
 
 STATE = "/var/lib/opencode/instance-state/a"
 SETUP = "opencode-a-setup"
@@ -111,3 +111,11 @@ with subtest("the project's directory is as it was"):
     assert listing("/srv/a") == directory, set(listing("/srv/a")) ^ set(directory)
     can("a", "touch src/new")
     assert listing("/srv/a") != directory
+
+with subtest("it takes every flag, and they act"):
+    asks = f"curl -sf -m 10 -o /dev/null -D - -H 'Origin: {{}}' http://{address('a')}/global/health"
+    for origin in "https://one.example", "https://two.example":
+        machine.succeed(f"{asks.format(origin)} | grep -qix 'access-control-allow-origin: {origin}.'")
+    machine.fail(f"{asks.format('https://three.example')} | grep -qi access-control-allow-origin")
+    machine.succeed(f"ss -Hulnp 'sport = 5353' | grep -q pid={main_pid('opencode-a')},")
+    says("a", "tr '\\0' ' ' < /proc/$(pgrep -o -f 'opencode serve')/cmdline", "--mdns --mdns-domain project.local --pure")

@@ -1,5 +1,6 @@
 //! `render`: what the module makes of the hosts in `nixos/examples` and `vm-tests/hosts`, as files. They are committed, so that
-//! tests can start them where there is no Nix; a hash of what they are made from tells when they are stale.
+//! tests can start them where there is no Nix; hashes of what they are made from and of themselves tell when they are stale, or
+//! were written by hand.
 
 use std::{
     collections::BTreeMap,
@@ -37,24 +38,40 @@ pub(crate) fn run() -> Result<()> {
         }
         println!("{host}: {} files", files.len());
     }
-    fs::write(
-        root().join("docs/options.md"),
-        serde_json::from_str::<String>(&evaluate("nixos/options-doc.nix")?)?,
-    )?;
-    fs::write(directory.join("inputs.sha256"), hash()? + "\n")?;
+    fs::write(options(), serde_json::from_str::<String>(&evaluate("nixos/options-doc.nix")?)?)?;
+    fs::write(hashes(), format!("{}\n{}\n", digest(inputs()?)?, digest(outputs()?)?))?;
     Ok(())
 }
 
-/// Fails when the files were made from other sources than these.
+/// Fails when the files were made from other sources than these, or are not as they were made.
 pub(crate) fn check() -> Result<()> {
-    let path = directory().join("inputs.sha256");
-    let recorded = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    const AGAIN: &str = "render them again: NIXPKGS=… cargo xtask render";
+    let path = hashes();
+    let recorded =
+        fs::read_to_string(&path).with_context(|| format!("cannot read {}; {AGAIN}", path.display()))?;
+    let (of_inputs, of_outputs) = recorded
+        .trim_end()
+        .split_once('\n')
+        .with_context(|| format!("{} has not two lines; {AGAIN}", path.display()))?;
     ensure!(
-        recorded.trim() == hash()?,
-        "what is in vm-tests/rendered was made from other sources than those in nixos/ and vm-tests/hosts; render them again: \
-         NIXPKGS=… cargo xtask render"
+        of_inputs == digest(inputs()?)?,
+        "what is in vm-tests/rendered and docs/options.md was made from other sources than those in nixos/ and vm-tests/hosts; {AGAIN}"
+    );
+    ensure!(
+        of_outputs == digest(outputs()?)?,
+        "what is in vm-tests/rendered and docs/options.md is not what was rendered: change nixos/ or vm-tests/hosts instead, and {AGAIN}"
     );
     Ok(())
+}
+
+/// The option reference.
+fn options() -> PathBuf {
+    root().join("docs/options.md")
+}
+
+/// The hash of what the files are made from, and on the next line that of the files.
+fn hashes() -> PathBuf {
+    directory().join("hashes")
 }
 
 /// What a Nix file evaluates to, as JSON.
@@ -68,13 +85,21 @@ pub(crate) fn evaluate(file: &str) -> Result<String> {
     Ok(String::from_utf8(output.stdout)?)
 }
 
-/// A hash of everything that decides what is rendered, but for nixpkgs.
-fn hash() -> Result<String> {
+/// Everything that decides what is rendered, but for nixpkgs.
+fn inputs() -> Result<Vec<PathBuf>> {
     let mut files = vec![root().join("vm-tests/common.nix")];
     collect(&root().join("nixos"), &mut files)?;
     collect(&root().join("vm-tests/hosts"), &mut files)?;
     files.retain(|file| !file.starts_with(root().join("nixos/tests")));
-    digest(files)
+    Ok(files)
+}
+
+/// Everything that is.
+fn outputs() -> Result<Vec<PathBuf>> {
+    let mut files = vec![options()];
+    collect(&directory(), &mut files)?;
+    files.retain(|file| *file != hashes());
+    Ok(files)
 }
 
 /// A hash of files' names and what is in them.
@@ -82,7 +107,7 @@ pub(crate) fn digest(mut files: Vec<PathBuf>) -> Result<String> {
     files.sort();
     let mut hash = Sha256::new();
     for file in files {
-        let content = fs::read(&file)?;
+        let content = fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
         let name = file.strip_prefix(root())?.to_string_lossy().into_owned();
         hash.update(format!("{name}\n{}\n", content.len()));
         hash.update(content);
