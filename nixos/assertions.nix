@@ -16,20 +16,40 @@ let
     isolated
     listeners
     names
+    nested
     option
     overlap
     pairs
+    policy
     setupUnit
+    within
     ;
 
   problem = bad: message: optional bad { assertion = false; inherit message; };
 
-  # One directory is the other, or is inside it.
-  within = inner: outer: hasPrefix "${outer}/" "${inner}/";
-  nested = a: b: within a b || within b a;
-
   goodName = name: builtins.match "[A-Za-z0-9_-]{1,64}" name != null;
   goodKey = key: builtins.match "[A-Za-z0-9_][A-Za-z0-9._-]*" key != null;
+
+  it = list: if length list == 1 then "it" else "them";
+
+  # Whether there is to be such a user or group.
+  isDeclared =
+    declared: name: lib.any (one: one.enable or true && one.name == name) (lib.attrValues declared);
+
+  # Where agents write, as { name, setting, path }.
+  writable = concatMap lib.id (
+    mapAttrsToList (
+      name: instance:
+      map (setting: {
+        inherit name setting;
+        path = instance.${setting};
+      }) [ "directory" "stateDir" ]
+      ++ map (path: {
+        inherit name path;
+        setting = "sandbox.readWritePaths";
+      }) instance.sandbox.readWritePaths
+    ) enabled
+  );
 
   unitNames = problem (enabled ? egress) "services.opencode.instances.egress: its unit would be opencode-egress.service, which is the daemon's. Call the instance something else.";
 
@@ -48,6 +68,26 @@ let
         import ./units/kept-settings.nix
       );
       sockets = import ./sockets.nix { inherit lib; } instance.sandbox;
+      loading = attrNames (lib.getAttrs (filter (key: instance.environment ? ${key}) (import ./units/loader-variables.nix)) instance.environment);
+      # Commands with the prefixes by which systemd runs them as root, whatever else the unit says (systemd.service(5)).
+      # They may be in quotes, and there may be several.
+      privileged = filter (
+        key:
+        lib.any (command: builtins.match "([-@:|[:space:]]*|.*[[:space:]];[[:space:]]+[-@:|]*)[+!\"'\\].*" command != null) (
+          map toString (lib.toList instance.sandbox.extraConfig.${key})
+        )
+      ) (filter (hasPrefix "Exec") (attrNames instance.sandbox.extraConfig));
+      misnamed = filter (key: builtins.match "[A-Za-z0-9]+" key == null) (
+        attrNames instance.sandbox.extraConfig
+      );
+      # What `attach` is, and whom it asks.
+      covered = filter (
+        mount: mount.source != mount.destination && lib.any (nested mount.destination) [
+          (dirOf instances.attachProgram)
+          "/run/opencode-egress"
+          builtins.storeDir
+        ]
+      ) (import ./mounts.nix { inherit lib; } instance.sandbox);
     in
     problem (!goodName name)
       "services.opencode.instances: `${name}` is no instance name; units, paths and log identifiers are made of it. Use 1 to 64 letters, digits, `-` or `_`."
@@ -64,6 +104,23 @@ let
       problem (hasPrefix "${builtins.storeDir}/" file)
         "${option name "environmentFile"} (${file}) is in the store, where everybody on this host can read it. Have the file made at run time, by sops-nix, agenix or by hand, and give its path as a string."
     ) secrets
+    ++ concatMap (
+      file:
+      concatMap (
+        place:
+        problem (within file place.path)
+          "${option name "environmentFile"} (${file}) is in ${option place.name place.setting} (${place.path}), which an agent may change: systemd reads the file as root, so a link in its place would hand the agent a file that it may not read. Put the file where only root writes, such as /run/secrets."
+      ) writable
+    ) secrets
+    ++ problem (!isDeclared config.users.users instance.user)
+      "${option name "user"}: `${instance.user}` is not in users.users. Its units would not start, and nftables would refuse the host's whole ruleset, other tables included. Declare the user, correct the name, or leave the option out."
+    ++ problem (!isDeclared config.users.groups instance.group)
+      "${option name "group"}: `${instance.group}` is not in users.groups, so its units would not start. Declare the group, correct the name, or leave the option out."
+    ++ concatMap (
+      group:
+      problem (!isDeclared config.users.groups group)
+        "${option name "extraGroups"}: `${group}` is not in users.groups, so its units would not start. Declare the group, correct the name, or remove it."
+    ) instance.extraGroups
     ++ concatMap (
       kind:
       concatMap (
@@ -89,7 +146,18 @@ let
         "${option name setting}: through ${path} the agent can have ${owner} reach any network, and the instance's policy would see none of it. Remove it, or turn ${option name "networkIsolation.enable"} off and know that the instance is not confined."
     ) sockets
     ++ problem (isolation.enable && refused != [ ])
-      "${option name "sandbox.extraConfig"}: ${lib.concatStringsSep ", " refused} would lead round the instance's policy. Remove ${if length refused == 1 then "it" else "them"}, or turn ${option name "networkIsolation.enable"} off."
+      "${option name "sandbox.extraConfig"}: ${lib.concatStringsSep ", " refused} would lead round the instance's policy. Remove ${it refused}, or turn ${option name "networkIsolation.enable"} off."
+    ++ problem (isolation.enable && loading != [ ])
+      "${option name "environment"}: ${lib.concatStringsSep ", " loading} would have code of the instance's choice loaded into the root process that attaches its policy, so the units do not get ${it loading}. Remove ${it loading}, and wrap the programs that need ${it loading}; or turn ${option name "networkIsolation.enable"} off."
+    ++ problem (isolation.enable && privileged != [ ])
+      "${option name "sandbox.extraConfig"}: ${lib.concatStringsSep ", " privileged}: a command after `+` or `!` has root's privileges, with which it can leave the instance's policy; quotes and backslashes can hide one. Write the absolute path first, or turn ${option name "networkIsolation.enable"} off."
+    ++ problem (isolation.enable && misnamed != [ ])
+      "${option name "sandbox.extraConfig"}: `${lib.concatStringsSep "`, `" misnamed}` is no name of a setting, and what systemd makes of it could lead round the instance's policy. Write a name as in systemd.exec(5)."
+    ++ concatMap (
+      mount:
+      problem isolation.enable
+        "${option name "sandbox.extraConfig"}.${mount.setting}: ${mount.source} would be seen at ${mount.destination}, in the place of the program that attaches the instance's policy, or of the daemon that it asks. Choose another destination, or turn ${option name "networkIsolation.enable"} off."
+    ) covered
     ++ problem (enabled ? ${lib.removeSuffix "-setup" name} && lib.hasSuffix "-setup" name)
       "services.opencode.instances.${name}: its unit would be ${setupUnit (lib.removeSuffix "-setup" name)}.service, which instance `${lib.removeSuffix "-setup" name}` has. Call one of them something else.";
 
@@ -115,15 +183,6 @@ let
         x: filter (y: x.port == y.port && overlap x.address y.address) (listeners right)
       ) (listeners left);
       clash = lib.head clashes;
-      policy = instance: {
-        inherit (instance.networkIsolation)
-          enable
-          mode
-          outboundAllow
-          outboundAllowCidrs
-          outboundDenyCidrs
-          ;
-      };
       # What the sandbox of one shows of the other's state.
       shown =
         name: instance: otherName: other:

@@ -22,6 +22,11 @@ rec {
     lib.optional (instance.environmentFile != null) instance.environmentFile
     ++ instance.environmentFiles;
 
+  # The command line as units name it. With its path in the store, an upgrade would change every unit, and so restart every
+  # server.
+  attachProgram = "/etc/${attachEtcName}";
+  attachEtcName = "opencode-egress/opencode-egress";
+
   # Where an instance listens, as the policy file has it.
   listeners =
     instance:
@@ -60,6 +65,25 @@ rec {
   ownsUser = name: instance: instance.user == userName name;
   ownsGroup = name: instance: instance.group == userName name;
   userName = import ./user-name.nix { inherit lib; };
+
+  # One directory is the other, or is inside it.
+  within = inner: outer: lib.hasPrefix "${outer}/" "${inner}/";
+  nested = a: b: within a b || within b a;
+
+  # What an instance may reach. Without isolation the lists say nothing.
+  policy =
+    instance:
+    if !instance.networkIsolation.enable then
+      null
+    else
+      {
+        inherit (instance.networkIsolation)
+          mode
+          outboundAllow
+          outboundAllowCidrs
+          outboundDenyCidrs
+          ;
+      };
 
   # Pairs of different names, each once.
   pairs =

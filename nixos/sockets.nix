@@ -1,6 +1,7 @@
 # Unix sockets that hand the network out: somebody else, in another cgroup, does the talking.
 { lib }:
 let
+  inherit (lib) concatMap;
   owners = {
     "/nix/var/nix/daemon-socket" = "the Nix daemon";
     "/nix/var/nix/gc-socket" = "the Nix daemon";
@@ -34,15 +35,23 @@ let
     in
     if found == [ ] then null else owners.${lib.head found};
 
-  # The source of a mount as systemd writes it: -SOURCE:DESTINATION:OPTIONS.
-  source = mount: lib.head (lib.splitString ":" (lib.removePrefix "-" mount));
-  mounts =
+  # A file that output goes to is connected to where it is a socket.
+  output =
     sandbox: setting:
-    map source (lib.filter lib.isString (lib.toList (sandbox.extraConfig.${setting} or [ ])));
+    concatMap (
+      value:
+      let
+        found = builtins.match "(file|append|truncate):(.*)" (toString value);
+      in
+      lib.optional (found != null) {
+        setting = "sandbox.extraConfig.${setting}";
+        paths = [ (lib.elemAt found 1) ];
+      }
+    ) (lib.toList (sandbox.extraConfig.${setting} or [ ]));
 in
 # [ { setting, path, owner } ]
 sandbox:
-lib.concatMap
+concatMap
   (
     { setting, paths }:
     map (path: {
@@ -50,25 +59,24 @@ lib.concatMap
       owner = owner path;
     }) paths
   )
-  [
-    {
-      setting = "sandbox.unixSockets.allow";
-      paths = sandbox.unixSockets.allow;
-    }
-    {
-      setting = "sandbox.readWritePaths";
-      paths = sandbox.readWritePaths;
-    }
-    {
-      setting = "sandbox.readOnlyPaths";
-      paths = sandbox.readOnlyPaths;
-    }
+  (
+    [
       {
-      setting = "sandbox.extraConfig.BindPaths";
-      paths = mounts sandbox "BindPaths";
-    }
-    {
-      setting = "sandbox.extraConfig.BindReadOnlyPaths";
-      paths = mounts sandbox "BindReadOnlyPaths";
-    }
-  ]
+        setting = "sandbox.unixSockets.allow";
+        paths = sandbox.unixSockets.allow;
+      }
+      {
+        setting = "sandbox.readWritePaths";
+        paths = sandbox.readWritePaths;
+      }
+      {
+        setting = "sandbox.readOnlyPaths";
+        paths = sandbox.readOnlyPaths;
+      }
+    ]
+    ++ map (mount: {
+      setting = "sandbox.extraConfig.${mount.setting}";
+      paths = [ mount.source ];
+    }) (import ./mounts.nix { inherit lib; } sandbox)
+    ++ concatMap (output sandbox) [ "StandardOutput" "StandardError" ]
+  )

@@ -107,13 +107,16 @@ rec {
         { value = text; }
     );
 
-  # A value of a unit's setting; a list is the setting several times.
+  # A value of a unit's setting; a list is the setting several times. What comes after a line break would be another setting.
   unitSetting =
     let
+      line = types.addCheck types.str (text: !lib.hasInfix "\n" text) // {
+        description = "string without line breaks";
+      };
       atom = types.oneOf [
         types.bool
         types.int
-        types.str
+        line
         types.package
       ];
     in

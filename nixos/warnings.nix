@@ -35,7 +35,41 @@ let
       optional (!isolation.enable)
         "${option name socket.setting}: through ${socket.path} the agent can have ${socket.owner} act for it, outside its sandbox. Remove it, unless that is what it is for."
     ) handed;
+
+  # A directory of one that the other sees, under another policy.
+  ofPair =
+    { a, b }:
+    let
+      places =
+        name: settings:
+        concatMap (
+          setting:
+          map (path: { inherit name setting path; }) (
+            lib.toList (lib.getAttrFromPath (lib.splitString "." setting) enabled.${name})
+          )
+        ) settings;
+      writable = name: places name [ "directory" "sandbox.readWritePaths" ];
+      readable = name: places name [ "sandbox.readOnlyPaths" ];
+      meet =
+        some: others:
+        lib.filter ({ mine, theirs }: instances.nested mine.path theirs.path) (
+          lib.cartesianProduct {
+            mine = some;
+            theirs = others;
+          }
+        );
+      common =
+        meet (writable a) (writable b ++ readable b) ++ meet (readable a) (writable b);
+      bridges = instances.policy enabled.${a} != instances.policy enabled.${b};
+    in
+    concatMap (
+      { mine, theirs }:
+      optional bridges
+        "${option mine.name mine.setting} (${mine.path}) and ${option theirs.name theirs.setting} (${theirs.path}) are one directory, or one is inside the other, under different policies: by a Unix socket there, or by a file that the other runs, one agent can have the other do what its own policy refuses. Set them apart, or give both the same `networkIsolation`."
+    ) common;
 in
 {
-  warnings = concatMap lib.id (mapAttrsToList ofInstance enabled);
+  warnings =
+    concatMap lib.id (mapAttrsToList ofInstance enabled)
+    ++ concatMap ofPair (instances.pairs instances.names);
 }

@@ -28,7 +28,8 @@ let
       "/sys"
       "/run"
     ];
-    ReadWritePaths = [ "/sys/fs/bpf" ] ++ socketDirectory;
+    # Without the socket's directory there are no metrics, and the daemon says so; the servers are not to wait for it.
+    ReadWritePaths = [ "/sys/fs/bpf" ] ++ map (directory: "-${directory}") socketDirectory;
     InaccessiblePaths = [
       "/dev/shm"
       "/dev/mqueue"
@@ -78,6 +79,8 @@ in
   stopIfChanged = false;
   # Whatever made it fail, it is needed: no instance starts without it.
   startLimitIntervalSec = 0;
+  # What waits for it is told after a minute of failures, and fails. It is tried again all the same.
+  unitConfig.JobRunningTimeoutSec = 60;
   serviceConfig = {
     Type = "notify";
     ExecStart = exec (
@@ -98,6 +101,8 @@ in
     ];
     Restart = "always";
     RestartSec = 1;
+    # A start that fails and is tried again is no failure to those that wait for it: they would not be tried again.
+    RestartMode = "direct";
     WatchdogSec = 30;
     RuntimeDirectory = "opencode-egress";
     RuntimeDirectoryMode = "0700";

@@ -38,6 +38,7 @@ in
     { networking.firewall.allowedTCPPorts = lib.unique openPorts; }
     (lib.mkIf (instances.isolated != { }) {
       environment.etc."opencode-egress/policy.json".source = policyFile;
+      environment.etc.${instances.attachEtcName}.source = "${egress.package}/bin/opencode-egress";
       environment.systemPackages = [ egress.package ];
       systemd.services.opencode-egress = import ./daemon.nix { inherit lib egress policyFile; };
       networking.nftables.tables.opencode-egress = {

@@ -14,7 +14,11 @@ in
       };
       description = ''
         Environment variables. They take precedence over the module's own (`HOME`, `PATH`, `OPENCODE_DISABLE_AUTOUPDATE`), and those of
-        {option}`environmentFile` over them. Everybody on the host can read them: no secrets.
+        {option}`environmentFile` over them. A value is what it is, `%` and `$` too. Everybody on the host can read them: no secrets.
+
+        Under {option}`networkIsolation` the units get no variables by which the dynamic linker or the C library load code or write files, such as
+        `LD_PRELOAD` and `LD_LIBRARY_PATH`, whatever sets them: they would have the process that attaches the policy, which is root's, load
+        what the agent has put there. Here they are refused.
       '';
     };
 
@@ -25,7 +29,7 @@ in
       description = ''
         File of `NAME=value` lines, for keys and passwords, such as `ANTHROPIC_API_KEY` and `OPENCODE_SERVER_PASSWORD`. systemd reads it as root when
         the server starts; the server itself need not be able to. A string, so that it is not copied to the world-readable store.
-        The agent can read what it sets, and print it.
+        The agent can read what it sets, and print it. **Not where an agent writes**: it could put a link in its place, and have any file read for it.
       '';
     };
 

@@ -54,7 +54,7 @@ in
       default = userName;
       defaultText = "opencode-<name>";
       description = ''
-        The user that the server runs as. The default is created; another one must be declared by you. Instances that share a user can
+        The user that the server runs as. The default is created; another one must be declared by you, in {option}`users.users`. Instances that share a user can
         signal and, by `/proc`, inspect each other, and read each other's files where both are visible. Under
           {option}`networkIsolation` everything that this user runs on the host has the instance's list in nftables. Not `root`.
       '';
@@ -64,7 +64,7 @@ in
       type = types.passwdEntry types.str;
       default = userName;
       defaultText = "opencode-<name>";
-      description = "The group that the server runs as. The default is created; another one must be declared by you.";
+      description = "The group that the server runs as. The default is created; another one must be declared by you, in {option}`users.groups`.";
     };
 
     extraGroups = mkOption {
@@ -72,7 +72,7 @@ in
       default = [ ];
       example = [ "developers" ];
       description = ''
-        Groups that the server has besides {option}`group`. A group such as `docker` or `libvirtd` is as good as root, if its socket can
+        Groups that the server has besides {option}`group`, declared in {option}`users.groups`. A group such as `docker` or `libvirtd` is as good as root, if its socket can
         be reached.
       '';
     };

@@ -11,7 +11,8 @@ in
       default = [ ];
       description = ''
         Files and directories that the server sees and may change, as far as {option}`user` may. They must exist. **Each is a way out for whatever
-        the agent wants to leave there**, and a directory brings the sockets in it along.
+        the agent wants to leave there**, and a directory brings the sockets in it along. By one that another instance sees too, each can have the
+        other do what its own policy refuses.
       '';
     };
 
@@ -44,10 +45,11 @@ in
         ProtectProc = "default";
       };
       description = ''
-        Settings of the server's `[Service]` section that take precedence over the module's, for those who know {manpage}`systemd.exec(5)`. A
+        Settings of the server's `[Service]` section, each one line, that take precedence over the module's, for those who know {manpage}`systemd.exec(5)`. A
         list replaces the module's. **They can open the sandbox**, to sockets that have somebody else do the talking above all. They cannot take
-        {option}`networkIsolation` away: with it, settings that run something before the policy is attached, that move the unit's cgroup, change
-        its user, show it the host's root or give it capabilities or sockets of other families are refused.
+        {option}`networkIsolation` away: with it, settings that run something before the policy is attached or with root's privileges (commands after
+        `+` or `!`), that move the unit's cgroup or its network namespace, change its user, show it the host's root or images, put something in the
+        place of the program that attaches the policy, or give it capabilities or sockets of other families are refused.
       '';
     };
   };

@@ -54,13 +54,22 @@ let
     };
   };
 
-  user = types.submodule {
-    options = {
-      isSystemUser = option false types.bool;
-      group = option "" types.str;
-      home = option "/var/empty" types.path;
-      description = option "" types.str;
-    };
+  # Users and groups have the names of their attributes, unless they are given others.
+  named =
+    options:
+    types.submodule (
+      { name, ... }:
+      {
+        options = options // {
+          name = option name types.str;
+        };
+      }
+    );
+  user = named {
+    isSystemUser = option false types.bool;
+    group = option "" types.str;
+    home = option "/var/empty" types.path;
+    description = option "" types.str;
   };
 in
 {
@@ -72,7 +81,7 @@ in
     systemd.services = option { } (types.attrsOf service);
     systemd.tmpfiles.rules = strings;
     users.users = option { } (types.attrsOf user);
-    users.groups = option { } (types.attrsOf (types.submodule { }));
+    users.groups = option { } (types.attrsOf (named { }));
     networking.firewall = {
       enable = option true types.bool;
       allowedTCPPorts = option [ ] (types.listOf types.port);

@@ -132,6 +132,11 @@ let
       packages =
         filter isAttrs commands
         ++ map (etc: etc.source) (attrValues config.environment.etc);
+      # What /etc has of a package's files is a link, as on NixOS.
+      links = mapAttrsToList (name: etc: "L+ /etc/${name} - - - - ${etc.source}") (
+        lib.filterAttrs (_: etc: !isAttrs etc.source) config.environment.etc
+      );
+      preCheck = config.networking.nftables.preCheckRuleset;
     in
     if failed != [ ] then
       throw "host ${name}: ${(head failed).message}"
@@ -145,6 +150,10 @@ let
       // mapAttrs' (
         name: table: nameValuePair "/etc/nftables.d/${name}.nft" (nftables name table)
       ) config.networking.nftables.tables
+      // optionalAttrs (preCheck != "") {
+        # What the build does to a copy of the rules before it checks them.
+        "/etc/nftables-pre-check" = "#!/bin/sh\nset -eu\n${preCheck}";
+      }
       // {
         # As enabling them does.
         "/etc/systemd/system/multi-user.target.d/wants.conf" = "[Unit]\n${settings (words "Wants" enabledUnits)}";
@@ -156,7 +165,9 @@ let
           flush ruleset
           include "/etc/nftables.d/*.nft"
         '';
-        "/etc/tmpfiles.d/opencode.conf" = concatMapStrings (line: line + "\n") config.systemd.tmpfiles.rules;
+        "/etc/tmpfiles.d/opencode.conf" = concatMapStrings (line: line + "\n") (
+          links ++ config.systemd.tmpfiles.rules
+        );
         "/etc/sysusers.d/opencode.conf" = users config;
       };
 in

@@ -73,8 +73,58 @@ in
     host.one { user = "alice"; }
   );
   "a long user name" =
-    fails (host.one { user = lib.concatStrings (lib.genList (_: "x") 32); }) [ "31 bytes" ]
-      (host.one { user = lib.concatStrings (lib.genList (_: "x") 31); });
+    let
+      long =
+        length:
+        let
+          user = lib.concatStrings (lib.genList (_: "x") length);
+        in
+        host.config [
+          { users.users.${user} = { }; }
+          (host.called "a" {
+            directory = "/srv/a";
+            inherit user;
+          })
+        ];
+    in
+    fails (long 32) [ "31 bytes" ] (long 31);
+  "a user that nobody declares" =
+    fails (host.one { user = "alicia"; })
+      [ "instances.a.user" "alicia" "users.users" "nftables" "Declare the user" ]
+      (host.one { user = "alice"; });
+  "a group that nobody declares" =
+    fails (host.one { group = "developer"; }) [ "instances.a.group" "developer" "users.groups" "Declare" ]
+      (host.one { group = "developers"; });
+  "another group that nobody declares" =
+    fails (host.one { extraGroups = [ "developers" "developer" ]; })
+      [ "instances.a.extraGroups" "`developer`" "users.groups" "Declare" ]
+      (host.one { extraGroups = [ "developers" ]; });
+  "users and groups are known by the names they are given" =
+    let
+      given =
+        name:
+        host.config [
+          {
+            users.users.bob = { inherit name; };
+            users.groups.bobs = { inherit name; };
+          }
+          (host.called "a" {
+            directory = "/srv/a";
+            user = "robert";
+            group = "robert";
+          })
+        ];
+    in
+    {
+      got = map (name: builtins.length (host.failures (given name))) [
+        "robert"
+        "bob"
+      ];
+      expected = [
+        0
+        2
+      ];
+    };
   "the state directory in the project" =
     fails (host.one { stateDir = "/srv/a/.state"; }) [ "instances.a.stateDir" "committed" "apart from" ]
       (host.one { stateDir = "/srv/a-state"; });
@@ -99,6 +149,43 @@ in
   "another secret in the store" = fails (host.one { environmentFiles = [ "${builtins.storeDir}/x" ]; }) [
     "instances.a.environmentFile"
   ] (host.one { environmentFiles = [ "/run/secrets/x" ]; });
+  "a secret where an agent writes" = {
+    got =
+      map
+        (file: host.failures (host.two { environmentFile = file; } { sandbox.readWritePaths = [ "/srv/shared" ]; }) != [ ])
+        [
+          "/srv/a/.env"
+          "/var/lib/opencode/instance-state/a/env"
+          # The other's.
+          "/srv/b/.env"
+          "/srv/shared/env"
+          "/srv/env"
+          "/run/secrets/x"
+        ];
+    expected = [
+      true
+      true
+      true
+      true
+      false
+      false
+    ];
+  };
+  "a secret where an agent writes, in words" =
+    fails (host.one { environmentFiles = [ "/srv/a/.env" ]; })
+      [ "instances.a.environmentFile" "instances.a.directory" "as root" "/run/secrets" ]
+      (host.one { environmentFiles = [ "/srv/a.env" ]; });
+  "variables that load code into attach" =
+    let
+      with' = isolation: name: host.one (isolation // { environment.${name} = "/srv/a/lib"; });
+    in
+    fails (with' (isolated { }) "LD_LIBRARY_PATH")
+      [ "instances.a.environment" "LD_LIBRARY_PATH" "root" "wrap" ]
+      (with' (isolated { }) "LIBRARY_PATH");
+  "variables that load code, without isolation" = {
+    got = host.failures (host.one { environment.LD_LIBRARY_PATH = "/srv/a/lib"; });
+    expected = [ ];
+  };
   "a skill's name" = fails (host.one { skills."../x" = "text"; }) [ "skills.\"../x\"" ] (
     host.one { skills.x = "text"; }
   );
@@ -108,8 +195,18 @@ in
       (host.one (isolated { outboundAllowCidrs = [ "10.0.0.0/8" ]; }));
   "a deny-list without isolation" =
     fails (host.one { networkIsolation.outboundDenyCidrs = [ "10.0.0.0/8" ]; })
-      [ "networkIsolation.outboundDenyCidrs" ]
+      [ "networkIsolation.outboundDenyCidrs" "confines nothing" ]
       (host.one (isolated { outboundDenyCidrs = [ "10.0.0.0/8" ]; }));
+  "rules without isolation" =
+    let
+      rules = {
+        outboundAllow = [ { cidr = "10.0.0.0/8"; } ];
+      };
+    in
+    fails (host.one { networkIsolation = rules; }) [
+      "networkIsolation.outboundAllow:"
+      "confines nothing"
+    ] (host.one (isolated rules));
   "ports of ICMP" =
     let
       rule = ports: isolated {
@@ -167,6 +264,84 @@ in
     fails (extra { BindReadOnlyPaths = [ "-/run/dbus:/run/dbus" ]; })
       [ "instances.a.sandbox.extraConfig.BindReadOnlyPaths" "D-Bus" ]
       (extra { BindReadOnlyPaths = "/srv/reference:/reference"; });
+  "such a socket by one mount of several" =
+    fails (extra { BindReadOnlyPaths = "/srv/reference /run/dbus"; })
+      [ "instances.a.sandbox.extraConfig.BindReadOnlyPaths" "/run/dbus" "D-Bus" ]
+      (extra { BindReadOnlyPaths = "/srv/reference /srv/other:/other:rbind"; });
+  "ways to write such a mount" = {
+    got = map (text: host.failures (extra { BindPaths = [ text ]; }) != [ ]) [
+      "/run/dbus"
+      "-/run/dbus"
+      "/srv/x	/run/dbus"
+      "\"/run/dbus\""
+      "'/srv/my x' '/run/dbus:/x'"
+      "%t/dbus"
+      "/run//./dbus"
+      "/var/run/docker.sock"
+      "/:/host"
+      "/srv/x:/run/dbus"
+      "/srv/run/dbus"
+    ];
+    expected = lib.replicate 9 true ++ lib.replicate 2 false;
+  };
+  "such a socket as the standard output" =
+    fails (extra { StandardOutput = "append:/run/docker.sock"; })
+      [ "instances.a.sandbox.extraConfig.StandardOutput" "Docker" ]
+      (extra { StandardOutput = "append:/srv/a/log"; });
+  "something in the place of attach" = {
+    got = map (text: host.failures (extra { BindPaths = text; }) != [ ]) [
+      "/srv/a/x:/etc/opencode-egress/opencode-egress"
+      "/srv/a/etc:/etc"
+      "/srv/a/run:/run/opencode-egress"
+      "/srv/a/store:/nix/store"
+      "/srv/a/etc:/srv/etc"
+      "/etc/nixos"
+    ];
+    expected = lib.replicate 4 true ++ lib.replicate 2 false;
+  };
+  "something in the place of attach, in words" =
+    fails (extra { BindPaths = "/srv/a/etc:/etc"; })
+      [ "instances.a.sandbox.extraConfig.BindPaths" "/srv/a/etc" "attaches" "Choose another destination" ]
+      (extra { BindPaths = "/srv/a/etc:/srv/etc"; });
+  "commands with root's privileges" =
+    fails (extra { ExecStartPost = "+/bin/x"; })
+      [ "instances.a.sandbox.extraConfig" "ExecStartPost" "root's privileges" "absolute path" ]
+      (extra { ExecStartPost = "-/bin/x +y"; });
+  "ways to write such a command" = {
+    got = map (command: host.failures (extra { ExecStart = command; }) != [ ]) [
+      "+/bin/x"
+      "!/bin/x"
+      "!!/bin/x"
+      "@+/bin/x x"
+      "-:+/bin/x"
+      [
+        "/bin/x"
+        "+/bin/y"
+      ]
+      "/bin/x ; +/bin/y"
+      "/bin/x ;	-!/bin/y"
+      "\"+/bin/x\""
+      "\\x2b/bin/x"
+      " +/bin/x"
+      "/bin/x"
+      "-@/bin/x x +y !z"
+      "/bin/sh -c \"true; x\""
+      ""
+    ];
+    expected = lib.replicate 11 true ++ lib.replicate 4 false;
+  };
+  "such a command without isolation" = {
+    got = host.failures (host.one { sandbox.extraConfig.ExecStart = "+/bin/x"; });
+    expected = [ ];
+  };
+  "settings by another name" =
+    fails (extra { "User " = "x"; }) [ "instances.a.sandbox.extraConfig" "`User `" "systemd.exec(5)" ] (
+      extra { CPUWeight = 5; }
+    );
+  "each setting that leads round the policy" = {
+    got = lib.filter (key: host.failures (extra { ${key} = "x"; }) == [ ]) (import ../units/kept-settings.nix);
+    expected = [ ];
+  };
   "settings that lead round the policy" =
     fails (extra { Slice = "x.slice"; }) [ "sandbox.extraConfig" "Slice" "lead round" ] (
       extra { Nice = 5; }
@@ -287,6 +462,60 @@ in
   "audit" = warns (host.one (isolated { mode = "audit"; })) [ "networkIsolation.mode" "let pass" ] (
     host.one (isolated { })
   );
+  "a directory in common under different policies" =
+    let
+      shared = isolation: host.two (isolation // { directory = "/srv/x"; }) { directory = "/srv/x/y"; };
+    in
+    warns (shared (isolated { }))
+      [ "instances.a.directory" "instances.b.directory" "/srv/x/y" "Unix socket" "Set them apart" ]
+      (shared { });
+  "ways to have one in common" = {
+    got =
+      map
+        (
+          { a, b }:
+          (host.two (lib.recursiveUpdate (isolated { outboundAllowCidrs = [ "10.0.0.0/8" ]; }) a) (
+            lib.recursiveUpdate (isolated { }) b
+          )).warnings != [ ]
+        )
+        [
+          {
+            a.sandbox.readWritePaths = [ "/srv/shared" ];
+            b.sandbox.readWritePaths = [ "/srv/shared/x" ];
+          }
+          {
+            a.sandbox.readWritePaths = [ "/srv/shared" ];
+            b.sandbox.readOnlyPaths = [ "/srv" ];
+          }
+          {
+            a.sandbox.readWritePaths = [ "/srv/b" ];
+            b = { };
+          }
+          {
+            a.sandbox.readOnlyPaths = [ "/srv/shared" ];
+            b.sandbox.readOnlyPaths = [ "/srv/shared" ];
+          }
+          {
+            a.sandbox.readWritePaths = [ "/srv/shared" ];
+            b.sandbox.readWritePaths = [ "/srv/shared2" ];
+          }
+          {
+            a.directory = "/srv/x";
+            b = {
+              directory = "/srv/x";
+              networkIsolation.outboundAllowCidrs = [ "10.0.0.0/8" ];
+            };
+          }
+        ];
+    expected = [
+      true
+      true
+      true
+      false
+      false
+      false
+    ];
+  };
   "such a socket without isolation" =
     warns (host.one { sandbox.unixSockets.allow = [ "/run/docker.sock" ]; })
       [ "unixSockets.allow" "Docker" ]

@@ -154,8 +154,10 @@ in
           Type
           WatchdogSec
           Restart
+          RestartMode
           RestrictAddressFamilies
           ;
+        inherit (service.unitConfig) JobRunningTimeoutSec;
       }
       {
         wantedBy = [ "multi-user.target" ];
@@ -167,6 +169,8 @@ in
         Type = "notify";
         WatchdogSec = 30;
         Restart = "always";
+        RestartMode = "direct";
+        JobRunningTimeoutSec = 60;
         RestrictAddressFamilies = [
           "AF_UNIX"
           "AF_NETLINK"
@@ -206,7 +210,7 @@ in
         network = false;
         ReadWritePaths = [
           "/sys/fs/bpf"
-          "/run/metrics"
+          "-/run/metrics"
         ];
       };
 

@@ -32,6 +32,7 @@ in
   "one is rendered" = {
     got = attrNames rendered.one;
     expected = [
+      "/etc/nftables-pre-check"
       "/etc/nftables.conf"
       "/etc/nftables.d/opencode-egress.nft"
       "/etc/opencode-egress/policy.json"

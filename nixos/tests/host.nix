@@ -13,6 +13,15 @@ rec {
           services.opencode.enable = true;
           networking.nftables.enable = true;
           networking.firewall.enable = false;
+          # NixOS' own, and an operator's.
+          users.users = {
+            root = { };
+            alice = { };
+          };
+          users.groups = {
+            users = { };
+            developers = { };
+          };
         }
       ]
       ++ modules

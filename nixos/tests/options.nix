@@ -77,7 +77,8 @@ let
 
   egress = module: (host.config [ { services.opencode.egress = module; } ]).services.opencode.egress;
   metrics = value: (egress { metrics = value; }).metrics;
-  burst = value: (egress { log.burst = value; }).log.burst;
+  log = name: value: (egress { log.${name} = value; }).log.${name};
+  enable = value: (host.config [ { services.opencode.enable = lib.mkForce value; } ]).services.opencode.enable;
 in
 rows
 // {
@@ -142,19 +143,62 @@ rows
       package = "/nix/store/opencode-egress";
     };
   };
-  "the daemon's log limits are counts" = {
-    got = map host.throws [
-      (burst 0)
-      (burst 1000001)
-      (burst "1")
-      (burst 1)
-    ];
-    expected = [
-      true
-      true
+  "nothing is enabled by itself" = {
+    got = (import ../stub { inherit lib; } [ ]).config.services.opencode.enable;
+    expected = false;
+  };
+  "enabling is yes or no" = {
+    got = map (value: host.throws (enable value)) [
       true
       false
+      "yes"
+      1
+      null
     ];
+    expected = [
+      false
+      false
+      true
+      true
+      true
+    ];
+  };
+  "the daemon's package is a package" = {
+    got = map (value: host.throws (egress { package = value; }).package.outPath) [
+      (package "other")
+      "opencode-egress"
+      null
+      [ ]
+    ];
+    expected = [
+      false
+      true
+      true
+      true
+    ];
+  };
+  "the daemon's log limits are counts" = {
+    got = lib.genAttrs [ "intervalSecs" "burst" "perSec" ] (
+      name:
+      map (value: host.throws (log name value)) [
+        1
+        1000000
+        0
+        1000001
+        (-1)
+        "1"
+        null
+      ]
+    );
+    expected = lib.genAttrs [ "intervalSecs" "burst" "perSec" ] (_: [
+      false
+      false
+      true
+      true
+      true
+      true
+      true
+    ]);
   };
   "metrics are on loopback or a socket" = {
     got = map (value: host.throws (metrics value)) [

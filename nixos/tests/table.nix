@@ -307,6 +307,8 @@ in
     bad = [
       "Nice=5"
       { Nice = { }; }
+      { Nice = "5\nUser=root"; }
+      { Nice = [ "5\nUser=root" ]; }
     ];
   };
   "networkIsolation.enable" = flag;

@@ -10,7 +10,7 @@ let
   settings = instance: (server (host.one instance)).serviceConfig;
   command = instance: (settings instance).ExecStart;
   base = "/nix/store/opencode/bin/opencode serve --hostname 127.0.0.1 --port 4096 --print-logs --log-level INFO";
-  attach = "+/nix/store/opencode-egress/bin/opencode-egress attach a";
+  attach = "+/etc/opencode-egress/opencode-egress attach --timeout 60 a";
 
   two = host.two isolation isolation;
   filesOf = config: config.environment.etc."opencode-instances/a".source.entries;
@@ -27,7 +27,7 @@ in
     is
       {
         services = attrNames config.systemd.services;
-        users = attrNames config.users.users;
+        users = lib.filter (hasPrefix "opencode-") (attrNames config.users.users);
         inherit (config.systemd) tmpfiles;
         tables = attrNames config.networking.nftables.tables;
         etc = attrNames config.environment.etc;
@@ -124,6 +124,45 @@ in
           ];
         };
       };
+  "another version of the daemon changes no server, and the program is where the units have it" =
+    let
+      version = package: host.config [
+        (host.called "a" ({ directory = "/srv/a"; } // isolation))
+        {
+          services.opencode.egress.package = {
+            type = "derivation";
+            name = package;
+            outPath = "/nix/store/${package}";
+          };
+        }
+      ];
+      units = config: {
+        server = server config;
+        setup = setup config;
+      };
+      program = config: config.environment.etc."opencode-egress/opencode-egress".source;
+      old = version "old";
+      new = version "new";
+    in
+    is
+      {
+        same = units old == units new;
+        daemons = old.systemd.services.opencode-egress == new.systemd.services.opencode-egress;
+        programs = map program [
+          old
+          new
+        ];
+        seen = elem "/etc/opencode-egress/opencode-egress" (server new).serviceConfig.BindReadOnlyPaths;
+      }
+      {
+        same = true;
+        daemons = false;
+        programs = [
+          "/nix/store/old/bin/opencode-egress"
+          "/nix/store/new/bin/opencode-egress"
+        ];
+        seen = true;
+      };
   "a changed policy changes no server" = is (server (host.one isolation)) (
     server (
       host.one {
@@ -144,11 +183,47 @@ in
     pre = (settings { }) ? ExecStartPre;
     inherit (server (host.one { })) wants;
     socket = elem "-/run/opencode-egress" (settings { }).BindReadOnlyPaths;
+    program = elem "/etc/opencode-egress/opencode-egress" (settings { }).BindReadOnlyPaths;
+    unset = (settings { }) ? UnsetEnvironment;
   } {
     pre = false;
     wants = [ ];
     socket = false;
+    program = false;
+    unset = false;
   };
+  "what would be loaded into attach is unset, in both units" =
+    let
+      config = host.one (
+        isolation
+        // {
+          sandbox.extraConfig = {
+            UnsetEnvironment = "X";
+            EnvironmentFile = "/x";
+            Environment = "LD_PRELOAD=/srv/a/x.so";
+          };
+        }
+      );
+      unset = unit: lib.all (name: elem name unit.serviceConfig.UnsetEnvironment) [
+        "LD_PRELOAD"
+        "LD_LIBRARY_PATH"
+        "LD_AUDIT"
+        "GCONV_PATH"
+      ];
+    in
+    is
+      {
+        server = unset (server config);
+        setup = unset (setup config);
+        file = (server config).serviceConfig ? EnvironmentFile;
+        path = elem "PATH" (server config).serviceConfig.UnsetEnvironment;
+      }
+      {
+        server = true;
+        setup = true;
+        file = false;
+        path = false;
+      };
 
   "hooks are around the setup" =
     is
@@ -202,6 +277,14 @@ in
         OPENCODE_DISABLE_AUTOUPDATE = "1";
         X = "1";
       };
+  "a value of the environment is what it is, in both units" =
+    let
+      config = host.one { environment.PROXY = "http://me%40x:50%25$@proxy"; };
+    in
+    is (map (unit: (unit config).environment.PROXY) [
+      server
+      setup
+    ]) (lib.replicate 2 "http://me%%40x:50%%25$@proxy");
   "its files, in their order" =
     is
       (settings {
@@ -331,27 +414,40 @@ in
       { };
   "groups" = is (settings { extraGroups = [ "x" ]; }).SupplementaryGroups [ "x" ];
 
-  "users and groups are made" = is (host.one { }).users {
-    users.opencode-a = {
-      isSystemUser = true;
-      group = "opencode-a";
-      home = "/var/lib/opencode/instance-state/a";
-      description = "opencode server, instance a";
-    };
-    groups.opencode-a = { };
-  };
-  "users of others are not" = is (host.one {
-    user = "alice";
-    group = "users";
-  }).users {
-    users = { };
-    groups = { };
-  };
+  "users and groups are made" =
+    let
+      inherit (host.one { }) users;
+    in
+    is
+      {
+        user = removeAttrs users.users.opencode-a [ "name" ];
+        group = users.groups ? opencode-a;
+      }
+      {
+        user = {
+          isSystemUser = true;
+          group = "opencode-a";
+          home = "/var/lib/opencode/instance-state/a";
+          description = "opencode server, instance a";
+        };
+        group = true;
+      };
+  "users of others are not" =
+    let
+      inherit
+        (host.one {
+          user = "alice";
+          group = "users";
+        })
+        users
+        ;
+    in
+    is (lib.filter (hasPrefix "opencode-") (attrNames users.users ++ attrNames users.groups)) [ ];
   "a long name still makes a good user" =
     let
       name = lib.concatStrings (lib.genList (_: "x") 64);
       config = host.config [ (host.called name { directory = "/srv/x"; }) ];
-      user = head (attrNames config.users.users);
+      user = head (lib.filter (hasPrefix "opencode-") (attrNames config.users.users));
     in
     is {
       length = builtins.stringLength user;

@@ -1,6 +1,10 @@
 # What a server and its scripts see of the machine, and what they may ask of the kernel: nothing that is not listed here.
 { lib }:
-{ instance, files }:
+{
+  instance,
+  files,
+  attachProgram,
+}:
 let
   # Files that programs of all kinds need: who is who, how names are resolved, whom TLS trusts, what time it is, and the two
   # paths that scripts begin with. Where one is missing, programs do without it.
@@ -35,8 +39,11 @@ in
     builtins.storeDir
   ]
   ++ map (path: "-${path}") common
-  # The daemon's directory, of root alone, for the `attach` that comes first: it runs in the same mounts.
-  ++ lib.optional instance.networkIsolation.enable "-/run/opencode-egress"
+  # For the `attach` that comes first, which runs in the same mounts: the program, and the daemon's directory, of root alone.
+  ++ lib.optionals instance.networkIsolation.enable [
+    attachProgram
+    "-/run/opencode-egress"
+  ]
   ++ [ "${files.package}:${files.at}" ]
   ++ files.outside
   ++ instance.sandbox.readOnlyPaths

@@ -8,12 +8,14 @@
 let
   inherit (lib) mkForce optionalAttrs;
   inherit (instance) networkIsolation resources;
-  inherit (config.services.opencode) egress;
   instances = import ../instances.nix { inherit config lib; };
   sandbox = import ./sandbox.nix { inherit lib; };
   exec = import ./exec.nix { inherit lib; };
 
   environmentFiles = instances.environmentFiles instance;
+
+  # Values are what they are, to systemd too.
+  literal = lib.replaceStrings [ "%" ] [ "%%" ];
 
   # A setting that is null is not written.
   given = lib.filterAttrs (_: value: value != null);
@@ -28,12 +30,15 @@ in
     # The package is the system's to update.
     OPENCODE_DISABLE_AUTOUPDATE = "1";
   }
-  // lib.mapAttrs (_: mkForce) instance.environment;
+  // lib.mapAttrs (_: value: mkForce (literal value)) instance.environment;
 
   inherit (instance) path;
 
   serviceConfig =
-    sandbox { inherit instance files; }
+    sandbox {
+      inherit instance files;
+      inherit (instances) attachProgram;
+    }
     // given {
       MemoryMax = resources.memoryMax;
       MemoryHigh = resources.memoryHigh;
@@ -50,14 +55,19 @@ in
     // optionalAttrs (environmentFiles != [ ]) { EnvironmentFile = environmentFiles; }
     // optionalAttrs networkIsolation.enable {
       # First, whatever else is added, before anything of the instance runs. It fails, and the unit with it, when the policy is not in force.
+      # A daemon that comes back within a minute does no harm.
       ExecStartPre = lib.mkOrder 0 [
         "+${
           exec [
-            "${egress.package}/bin/opencode-egress"
+            instances.attachProgram
             "attach"
+            "--timeout"
+            "60"
             name
           ]
         }"
       ];
+      # Of all that sets variables this has the last word.
+      UnsetEnvironment = import ./loader-variables.nix;
     };
 }
