@@ -1,4 +1,4 @@
-# opencode-egress.service, as dist/opencode-egress.service has it.
+# opencode-egress.service, as dist/opencode-egress.service has it, but for what comes of units that require it.
 {
   lib,
   egress,
@@ -79,7 +79,7 @@ in
   stopIfChanged = false;
   # Whatever made it fail, it is needed: no instance starts without it.
   startLimitIntervalSec = 0;
-  # What waits for it is told after a minute of failures, and fails. It is tried again all the same.
+  # With `direct`, what waits would wait for ever: it is told after a minute, and fails. The daemon is tried again all the same.
   unitConfig.JobRunningTimeoutSec = 60;
   serviceConfig = {
     Type = "notify";
@@ -101,7 +101,8 @@ in
     ];
     Restart = "always";
     RestartSec = 1;
-    # A start that fails and is tried again is no failure to those that wait for it: they would not be tried again.
+    # A start that fails and is tried again is no failure to the set-ups that require it: they would not be tried again, and
+    # Restart= of the servers does not help those that never started. (systemd 254 and newer.)
     RestartMode = "direct";
     WatchdogSec = 30;
     RuntimeDirectory = "opencode-egress";

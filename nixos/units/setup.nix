@@ -68,6 +68,7 @@ in
 {
   description = "State of the opencode server, instance ${name}";
   # Both locks. Here it is Requires=: this unit is over when the server starts, so what becomes of them later does not stop it.
+  # A daemon whose first start fails is waited for, by its RestartMode=.
   requires = locks;
   after = [ "network.target" ] ++ locks;
 
