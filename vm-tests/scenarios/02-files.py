@@ -10,7 +10,7 @@ HIDDEN = [
     *["/srv/b", f"{STATE}/b", "/srv/reference", "/srv/reference/hidden", "/srv/exchange", "/srv/exchange/hidden"],
 ]
 # What docs/nixos.md says that there is of /etc, and where the declared files are.
-ETC = "passwd group nsswitch.conf hosts host.conf resolv.conf localtime zoneinfo protocols services ssl opencode-instances"
+ETC = "passwd group nsswitch.conf hosts host.conf resolv.conf localtime zoneinfo protocols services ssl opencode-egress opencode-instances"
 
 
 def outside(command):
@@ -47,6 +47,8 @@ with subtest("nor are the directories around it"):
 with subtest("of /etc there are a few files"):
     there = set(lines(agent("a", "ls -A /etc")))
     assert "passwd" in there and there <= set(ETC.split()), there
+    # The program, and no policies.
+    assert lines(agent("a", "ls -A /etc/opencode-egress")) == ["opencode-egress"]
 
 with subtest("it writes to what is its own"):
     own = ["/srv/a", f"{STATE}/a", "/srv/exchange/shown", "/tmp", "/var/tmp", "/dev/shm"]
