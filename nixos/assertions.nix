@@ -32,7 +32,7 @@ let
 
   it = list: if length list == 1 then "it" else "them";
 
-  # Whether there is to be such a user or group.
+  # Whether there is to be such a user or group. A user may be declared and off.
   isDeclared =
     declared: name: lib.any (one: one.enable or true && one.name == name) (lib.attrValues declared);
 
@@ -68,7 +68,7 @@ let
         import ./units/kept-settings.nix
       );
       sockets = import ./sockets.nix { inherit lib; } instance.sandbox;
-      loading = attrNames (lib.getAttrs (filter (key: instance.environment ? ${key}) (import ./units/loader-variables.nix)) instance.environment);
+      loading = filter (key: instance.environment ? ${key}) (import ./units/loader-variables.nix);
       # Commands with the prefixes by which systemd runs them as root, whatever else the unit says (systemd.service(5)).
       # They may be in quotes, and there may be several.
       privileged = filter (

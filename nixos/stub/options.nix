@@ -66,6 +66,7 @@ let
       }
     );
   user = named {
+    enable = option true types.bool;
     isSystemUser = option false types.bool;
     group = option "" types.str;
     home = option "/var/empty" types.path;

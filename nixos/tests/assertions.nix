@@ -92,6 +92,19 @@ in
     fails (host.one { user = "alicia"; })
       [ "instances.a.user" "alicia" "users.users" "nftables" "Declare the user" ]
       (host.one { user = "alice"; });
+  "a user that is off" =
+    let
+      bob =
+        enable:
+        host.config [
+          { users.users.bob = { inherit enable; }; }
+          (host.called "a" {
+            directory = "/srv/a";
+            user = "bob";
+          })
+        ];
+    in
+    fails (bob false) [ "instances.a.user" "`bob`" ] (bob true);
   "a group that nobody declares" =
     fails (host.one { group = "developer"; }) [ "instances.a.group" "developer" "users.groups" "Declare" ]
       (host.one { group = "developers"; });

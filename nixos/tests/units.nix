@@ -420,7 +420,10 @@ in
     in
     is
       {
-        user = removeAttrs users.users.opencode-a [ "name" ];
+        user = removeAttrs users.users.opencode-a [
+          "enable"
+          "name"
+        ];
         group = users.groups ? opencode-a;
       }
       {
