@@ -107,7 +107,7 @@ in
     WatchdogSec = 30;
     RuntimeDirectory = "opencode-egress";
     RuntimeDirectoryMode = "0700";
-    RuntimeDirectoryPreserve = "restart";
+    RuntimeDirectoryPreserve = "yes";
     # Before Linux 5.11 maps count as locked memory. Each policy's rules are an open file.
     LimitMEMLOCK = "infinity";
     LimitNOFILE = 65536;
