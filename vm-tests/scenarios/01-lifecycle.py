@@ -10,7 +10,8 @@ SHARED = "awk -v user=$(id -u opencode-a) '$8 == user {found = 1} END {exit !fou
 def stopped(unit, shows):
     """What is shown of it is there, and when it is stopped is no more. The daemon sees a moment later that links are of no use."""
     for show in shows:
-        machine.succeed(show)
+        # Its processes take a moment to be its user's.
+        machine.wait_until_succeeds(show)
     machine.succeed(f"systemctl stop {unit}")
     for show in shows:
         (machine.wait_until_fails if "/links/" in show else machine.fail)(show)

@@ -47,11 +47,16 @@ with subtest("while the daemon cannot run nothing starts, and the journal says w
     override("opencode-egress", "[Service]\nRestart=no\nExecStart=\nExecStart=/bin/sh -c 'exit 1'\n")
     machine.fail("systemctl start opencode-a")
     machine.succeed("journalctl -u opencode-a | grep 'Dependency failed'")
-    # And without the dependency, by what runs first in each unit.
+    # And without the dependency, by what runs first in each unit; here it is not patient for a minute.
+    attach = machine.succeed("systemctl cat opencode-a | grep ^ExecStartPre=+").strip()
+    hurried = re.sub(r"--timeout \d+", "--timeout 2", attach)
+    assert hurried != attach, attach
     for unit in "opencode-a-setup", "opencode-a":
+        override(unit, f"[Service]\nExecStartPre=\n{hurried}\n")
         machine.fail(f"systemctl start --job-mode=ignore-dependencies {unit}")
         machine.succeed(f"systemctl stop {unit}")
         machine.succeed(f"journalctl -u {unit} | grep 'opencode-egress\\[.*control.sock'")
+        override(unit, "")
     machine.fail("pgrep -u opencode-a")
     held("b")
 
