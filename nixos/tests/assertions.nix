@@ -1,36 +1,7 @@
-# Each assertion and warning, once true and once not.
+# Each assertion, once true and once not; those on the sandbox are in assertions-sandbox.nix.
 { lib, host }:
 let
-  inherit (lib) any filter hasInfix;
-  isolated = settings: { networkIsolation = settings // { enable = true; }; };
-
-  # A host that must fail with one message that has all these words, beside one that must not fail.
-  fails = config: words: good: {
-    got = {
-      said = filter (message: lib.all (word: hasInfix word message) words) (host.failures config) != [ ];
-      failures = builtins.length (host.failures config);
-      good = host.failures good;
-    };
-    expected = {
-      said = true;
-      failures = 1;
-      good = [ ];
-    };
-  };
-
-  warns = config: words: good: {
-    got = {
-      said = any (message: lib.all (word: hasInfix word message) words) config.warnings;
-      warnings = builtins.length config.warnings;
-      good = good.warnings;
-    };
-    expected = {
-      said = true;
-      warnings = 1;
-      good = [ ];
-    };
-  };
-
+  inherit (import ./said.nix { inherit lib host; }) fails isolated;
   named =
     name:
     host.config [
@@ -39,8 +10,6 @@ let
   listen = address: port: { listen = { inherit address port; }; };
   # Whether two listeners clash.
   clash = a: b: host.failures (host.two a b) != [ ];
-  extra = setting: host.one (isolated { } // { sandbox.extraConfig = setting; });
-  socket = path: isolated { } // { sandbox.unixSockets.allow = [ path ]; };
   bare =
     module:
     host.config [
@@ -188,17 +157,6 @@ in
     fails (host.one { environmentFiles = [ "/srv/a/.env" ]; })
       [ "instances.a.environmentFile" "instances.a.directory" "as root" "/run/secrets" ]
       (host.one { environmentFiles = [ "/srv/a.env" ]; });
-  "variables that load code into attach" =
-    let
-      with' = isolation: name: host.one (isolation // { environment.${name} = "/srv/a/lib"; });
-    in
-    fails (with' (isolated { }) "LD_LIBRARY_PATH")
-      [ "instances.a.environment" "LD_LIBRARY_PATH" "root" "wrap" ]
-      (with' (isolated { }) "LIBRARY_PATH");
-  "variables that load code, without isolation" = {
-    got = host.failures (host.one { environment.LD_LIBRARY_PATH = "/srv/a/lib"; });
-    expected = [ ];
-  };
   "a skill's name" = fails (host.one { skills."../x" = "text"; }) [ "skills.\"../x\"" ] (
     host.one { skills.x = "text"; }
   );
@@ -241,124 +199,6 @@ in
   "mDNS under isolation" = fails (host.one (isolated { } // { mdns = true; })) [ "instances.a.mdns" ] (
     host.one { mdns = true; }
   );
-  "sockets that hand the network out" = {
-    got = map (path: host.failures (host.one (socket path)) != [ ]) [
-      "/nix/var/nix/daemon-socket/socket"
-      "/var/run/docker.sock"
-      "/run/docker.sock"
-      "/run/podman/podman.sock"
-      "/run/containerd/containerd.sock"
-      "/run/dbus/system_bus_socket"
-      "/run/systemd/private"
-      "/run/nscd/socket"
-      "/run"
-      "/run/postgresql/.s.PGSQL.5432"
-      "/run/docker.sock.other"
-    ];
-    expected = [
-      true
-      true
-      true
-      true
-      true
-      true
-      true
-      true
-      true
-      false
-      false
-    ];
-  };
-  "such a socket by its directory" =
-    fails (host.one (isolated { } // { sandbox.readOnlyPaths = [ "/nix/var/nix" ]; }))
-      [ "instances.a.sandbox.readOnlyPaths" "the Nix daemon" "Remove it" ]
-      (host.one (isolated { } // { sandbox.readOnlyPaths = [ "/srv/reference" ]; }));
-  "such a socket by a mount of one's own" =
-    fails (extra { BindReadOnlyPaths = [ "-/run/dbus:/run/dbus" ]; })
-      [ "instances.a.sandbox.extraConfig.BindReadOnlyPaths" "D-Bus" ]
-      (extra { BindReadOnlyPaths = "/srv/reference:/reference"; });
-  "such a socket by one mount of several" =
-    fails (extra { BindReadOnlyPaths = "/srv/reference /run/dbus"; })
-      [ "instances.a.sandbox.extraConfig.BindReadOnlyPaths" "/run/dbus" "D-Bus" ]
-      (extra { BindReadOnlyPaths = "/srv/reference /srv/other:/other:rbind"; });
-  "ways to write such a mount" = {
-    got = map (text: host.failures (extra { BindPaths = [ text ]; }) != [ ]) [
-      "/run/dbus"
-      "-/run/dbus"
-      "/srv/x	/run/dbus"
-      "\"/run/dbus\""
-      "'/srv/my x' '/run/dbus:/x'"
-      "%t/dbus"
-      "/run//./dbus"
-      "/var/run/docker.sock"
-      "/:/host"
-      "/srv/x:/run/dbus"
-      "/srv/run/dbus"
-    ];
-    expected = lib.replicate 9 true ++ lib.replicate 2 false;
-  };
-  "such a socket as the standard output" =
-    fails (extra { StandardOutput = "append:/run/docker.sock"; })
-      [ "instances.a.sandbox.extraConfig.StandardOutput" "Docker" ]
-      (extra { StandardOutput = "append:/srv/a/log"; });
-  "something in the place of attach" = {
-    got = map (text: host.failures (extra { BindPaths = text; }) != [ ]) [
-      "/srv/a/x:/etc/opencode-egress/opencode-egress"
-      "/srv/a/etc:/etc"
-      "/srv/a/run:/run/opencode-egress"
-      "/srv/a/store:/nix/store"
-      "/srv/a/etc:/srv/etc"
-      "/etc/nixos"
-    ];
-    expected = lib.replicate 4 true ++ lib.replicate 2 false;
-  };
-  "something in the place of attach, in words" =
-    fails (extra { BindPaths = "/srv/a/etc:/etc"; })
-      [ "instances.a.sandbox.extraConfig.BindPaths" "/srv/a/etc" "attaches" "Choose another destination" ]
-      (extra { BindPaths = "/srv/a/etc:/srv/etc"; });
-  "commands with root's privileges" =
-    fails (extra { ExecStartPost = "+/bin/x"; })
-      [ "instances.a.sandbox.extraConfig" "ExecStartPost" "root's privileges" "absolute path" ]
-      (extra { ExecStartPost = "-/bin/x +y"; });
-  "ways to write such a command" = {
-    got = map (command: host.failures (extra { ExecStart = command; }) != [ ]) [
-      "+/bin/x"
-      "!/bin/x"
-      "!!/bin/x"
-      "@+/bin/x x"
-      "-:+/bin/x"
-      [
-        "/bin/x"
-        "+/bin/y"
-      ]
-      "/bin/x ; +/bin/y"
-      "/bin/x ;	-!/bin/y"
-      "\"+/bin/x\""
-      "\\x2b/bin/x"
-      " +/bin/x"
-      "/bin/x"
-      "-@/bin/x x +y !z"
-      "/bin/sh -c \"true; x\""
-      ""
-    ];
-    expected = lib.replicate 11 true ++ lib.replicate 4 false;
-  };
-  "such a command without isolation" = {
-    got = host.failures (host.one { sandbox.extraConfig.ExecStart = "+/bin/x"; });
-    expected = [ ];
-  };
-  "settings by another name" =
-    fails (extra { "User " = "x"; }) [ "instances.a.sandbox.extraConfig" "`User `" "systemd.exec(5)" ] (
-      extra { CPUWeight = 5; }
-    );
-  "each setting that leads round the policy" = {
-    got = lib.filter (key: host.failures (extra { ${key} = "x"; }) == [ ]) (import ../units/kept-settings.nix);
-    expected = [ ];
-  };
-  "settings that lead round the policy" =
-    fails (extra { Slice = "x.slice"; }) [ "sandbox.extraConfig" "Slice" "lead round" ] (
-      extra { Nice = 5; }
-    );
   "ports in common" =
     fails (host.two { } { listen.port = 4096; }) [ "instances.a.listen" "instances.b.listen" "4096" ] (
       host.two { } { }
@@ -445,92 +285,4 @@ in
     expected = [ ];
   };
 
-  "an open port without a password" =
-    let
-      open = isolated { } // {
-        listen.address = "0.0.0.0";
-        openFirewall = true;
-      };
-    in
-    warns (host.one open) [ "openFirewall" "OPENCODE_SERVER_PASSWORD" ] (
-      host.one (open // { environmentFile = "/run/x"; })
-    );
-  "an open port on loopback" = warns (host.one { openFirewall = true; }) [ "openFirewall" "127.0.0.1" ] (
-    host.one { }
-  );
-  "nothing keeps others out" =
-    warns
-      (host.one {
-        listen.address = "0.0.0.0";
-        environmentFile = "/run/x";
-      })
-      [ "instances.a.listen.address" "neither a firewall nor" ]
-      (host.one (isolated { } // { listen.address = "0.0.0.0"; }));
-  "an ephemeral port" = warns (host.one (isolated { } // { listen.port = 40000; })) [ "listen.port" "40000" ] (
-    host.one (isolated { } // { listen.port = 8080; })
-  );
-  "extra ports without isolation" = warns (host.one { listen.extraPorts = [ 5000 ]; }) [ "extraPorts" ] (
-    host.one (isolated { } // { listen.extraPorts = [ 5000 ]; })
-  );
-  "audit" = warns (host.one (isolated { mode = "audit"; })) [ "networkIsolation.mode" "let pass" ] (
-    host.one (isolated { })
-  );
-  "a directory in common under different policies" =
-    let
-      shared = isolation: host.two (isolation // { directory = "/srv/x"; }) { directory = "/srv/x/y"; };
-    in
-    warns (shared (isolated { }))
-      [ "instances.a.directory" "instances.b.directory" "/srv/x/y" "Unix socket" "Set them apart" ]
-      (shared { });
-  "ways to have one in common" = {
-    got =
-      map
-        (
-          { a, b }:
-          (host.two (lib.recursiveUpdate (isolated { outboundAllowCidrs = [ "10.0.0.0/8" ]; }) a) (
-            lib.recursiveUpdate (isolated { }) b
-          )).warnings != [ ]
-        )
-        [
-          {
-            a.sandbox.readWritePaths = [ "/srv/shared" ];
-            b.sandbox.readWritePaths = [ "/srv/shared/x" ];
-          }
-          {
-            a.sandbox.readWritePaths = [ "/srv/shared" ];
-            b.sandbox.readOnlyPaths = [ "/srv" ];
-          }
-          {
-            a.sandbox.readWritePaths = [ "/srv/b" ];
-            b = { };
-          }
-          {
-            a.sandbox.readOnlyPaths = [ "/srv/shared" ];
-            b.sandbox.readOnlyPaths = [ "/srv/shared" ];
-          }
-          {
-            a.sandbox.readWritePaths = [ "/srv/shared" ];
-            b.sandbox.readWritePaths = [ "/srv/shared2" ];
-          }
-          {
-            a.directory = "/srv/x";
-            b = {
-              directory = "/srv/x";
-              networkIsolation.outboundAllowCidrs = [ "10.0.0.0/8" ];
-            };
-          }
-        ];
-    expected = [
-      true
-      true
-      true
-      false
-      false
-      false
-    ];
-  };
-  "such a socket without isolation" =
-    warns (host.one { sandbox.unixSockets.allow = [ "/run/docker.sock" ]; })
-      [ "unixSockets.allow" "Docker" ]
-      (host.one { sandbox.unixSockets.allow = [ "/run/x.sock" ]; });
 }

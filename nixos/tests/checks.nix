@@ -9,13 +9,16 @@ let
   # Each file: name of a test -> { got, expected }.
   files = lib.genAttrs [
     "assertions"
+    "assertions-sandbox"
     "cidr"
     "defaults"
     "egress"
     "examples"
     "options"
     "package"
+    "files"
     "units"
+    "warnings"
   ] (name: import (./. + "/${name}.nix") arguments);
 
   # A test that fails to evaluate is a failure, not the end.
