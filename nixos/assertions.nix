@@ -48,6 +48,14 @@ let
         inherit name path;
         setting = "sandbox.readWritePaths";
       }) instance.sandbox.readWritePaths
+      ++ concatMap (
+        mount:
+        optional (mount.setting == "BindPaths") {
+          inherit name;
+          setting = "sandbox.extraConfig.BindPaths";
+          path = mount.source;
+        }
+      ) (import ./mounts.nix { inherit lib; } instance.sandbox)
     ) enabled
   );
 
@@ -112,6 +120,14 @@ let
           "${option name "environmentFile"} (${file}) is in ${option place.name place.setting} (${place.path}), which an agent may change: systemd reads the file as root, so a link in its place would hand the agent a file that it may not read. Put the file where only root writes, such as /run/secrets."
       ) writable
     ) secrets
+    ++ concatMap (
+      output:
+      concatMap (
+        place:
+        problem (within output.path place.path)
+          "${option name "sandbox.extraConfig"}.${output.setting}: ${output.path} is in ${option place.name place.setting} (${place.path}), which an agent may change: systemd opens the file as root, so a link in its place would have what the agent prints written where it may not write. Choose a file where only root writes, or leave the output to the journal."
+      ) writable
+    ) (import ./outputs.nix { inherit lib; } instance.sandbox)
     ++ problem (!isDeclared config.users.users instance.user)
       "${option name "user"}: `${instance.user}` is not in users.users. Its units would not start, and nftables would refuse the host's whole ruleset, other tables included. Declare the user, correct the name, or leave the option out."
     ++ problem (!isDeclared config.users.groups instance.group)

@@ -1,7 +1,6 @@
 # Unix sockets that hand the network out: somebody else, in another cgroup, does the talking.
 { lib }:
 let
-  inherit (lib) concatMap;
   owners = {
     "/nix/var/nix/daemon-socket" = "the Nix daemon";
     "/nix/var/nix/gc-socket" = "the Nix daemon";
@@ -34,24 +33,10 @@ let
       found = lib.filter (known: within here known || within known here) (lib.attrNames owners);
     in
     if found == [ ] then null else owners.${lib.head found};
-
-  # A file that output goes to is connected to where it is a socket.
-  output =
-    sandbox: setting:
-    concatMap (
-      value:
-      let
-        found = builtins.match "(file|append|truncate):(.*)" (toString value);
-      in
-      lib.optional (found != null) {
-        setting = "sandbox.extraConfig.${setting}";
-        paths = [ (lib.elemAt found 1) ];
-      }
-    ) (lib.toList (sandbox.extraConfig.${setting} or [ ]));
 in
 # [ { setting, path, owner } ]
 sandbox:
-concatMap
+lib.concatMap
   (
     { setting, paths }:
     map (path: {
@@ -78,5 +63,9 @@ concatMap
       setting = "sandbox.extraConfig.${mount.setting}";
       paths = [ mount.source ];
     }) (import ./mounts.nix { inherit lib; } sandbox)
-    ++ concatMap (output sandbox) [ "StandardOutput" "StandardError" ]
+    # A file that output goes to is connected to where it is a socket.
+    ++ map (output: {
+      setting = "sandbox.extraConfig.${output.setting}";
+      paths = [ output.path ];
+    }) (import ./outputs.nix { inherit lib; } sandbox)
   )

@@ -76,7 +76,26 @@ in
   "such a socket as the standard output" =
     fails (extra { StandardOutput = "append:/run/docker.sock"; })
       [ "instances.a.sandbox.extraConfig.StandardOutput" "Docker" ]
-      (extra { StandardOutput = "append:/srv/a/log"; });
+      (extra { StandardOutput = "append:/var/log/a"; });
+  "output to where an agent writes" =
+    fails (host.one { sandbox.extraConfig.StandardError = "append:/srv/a/log"; })
+      [ "instances.a.sandbox.extraConfig.StandardError" "/srv/a/log is in" "as root" "leave the output to the journal" ]
+      (host.one { sandbox.extraConfig.StandardError = "append:/srv/b/log"; });
+  "output to where an agent writes by a mount of its own" =
+    fails
+      (host.one {
+        sandbox.extraConfig = {
+          BindPaths = [ "/srv/out:/out" ];
+          StandardOutput = "file:/srv/out/log";
+        };
+      })
+      [ "sandbox.extraConfig.BindPaths" "/srv/out/log is in" ]
+      (host.one {
+        sandbox.extraConfig = {
+          BindReadOnlyPaths = [ "/srv/out:/out" ];
+          StandardOutput = "file:/srv/out/log";
+        };
+      });
   "something in the place of attach" = {
     got = map (text: host.failures (extra { BindPaths = text; }) != [ ]) [
       "/srv/a/x:/etc/opencode-egress/opencode-egress"

@@ -28,7 +28,7 @@ use crate::{
     kernel::{self, KernelError},
     links::{CgroupLink, CgroupLinkInfo, attach_for_good},
     maps::{Maps, MapsError, take_events},
-    pins,
+    pins::{self, PinError},
 };
 
 /// The maps that outlive the daemon, with what a pin must be to be one of them. The others belong to one
@@ -107,14 +107,8 @@ pub enum LoadError {
         path: PathBuf,
     },
     /// No pins here.
-    #[error("cannot use {path} for pins")]
-    PinDirectory {
-        /// The directory.
-        path: PathBuf,
-        /// What is wrong and what to do.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Pins(#[from] PinError),
 }
 
 /// Why a link was not made.
@@ -210,8 +204,7 @@ pub fn load(lifetime: &Lifetime<'_>) -> Result<Loaded, LoadError> {
             // A descriptor for each policy's rules. Where too few may be open, making one too many says so.
             let files = getrlimit(Resource::Nofile);
             let _ = setrlimit(Resource::Nofile, Rlimit { current: files.maximum, ..files });
-            pins::prepare(directory)
-                .map_err(|source| LoadError::PinDirectory { path: (*directory).to_owned(), source })?;
+            pins::prepare(directory)?;
             paths = PINNED_MAPS.map(|(name, shape)| (name, shape, directory.join(name)));
             for (name, shape, path) in &paths {
                 if path.exists() && MapShape::of_pin(path).ok() != Some(*shape) {

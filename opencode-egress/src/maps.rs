@@ -145,14 +145,18 @@ fn take<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) 
     T::try_from(map).map_err(|source| MapsError::Other { name, source: Box::new(source) })
 }
 
+/// The map SCOPES as one that can be read and written: aya's own type for it knows only the key of before Linux 5.9. Lookup
+/// and update are the same system calls for both.
+pub(crate) fn as_hash_map(map: Map) -> Map {
+    match map {
+        Map::CgroupStorage(data) => Map::HashMap(data),
+        other => other,
+    }
+}
+
 impl Maps {
     pub(crate) fn open(ebpf: &mut Ebpf) -> Result<Self, MapsError> {
-        let scopes = match ebpf.take_map("SCOPES").ok_or(MapsError::Missing("SCOPES"))? {
-            // aya's own type for this map knows only the key of before Linux 5.9. Lookup and update are
-            // the same system calls for both.
-            Map::CgroupStorage(data) => Map::HashMap(data),
-            other => other,
-        };
+        let scopes = as_hash_map(ebpf.take_map("SCOPES").ok_or(MapsError::Missing("SCOPES"))?);
         let scopes = HashMap::try_from(scopes)
             .map_err(|source| MapsError::Other { name: "SCOPES", source: Box::new(source) })?;
         let tries = ebpf.take_map("TRIES").ok_or(MapsError::Missing("TRIES"))?;

@@ -12,6 +12,7 @@
 use std::{
     fs::{self, File},
     io,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
@@ -75,7 +76,17 @@ pub struct Pins(PathBuf);
 
 /// The right to change what is pinned below a base directory, by whatever version. It ends with this value.
 #[derive(Debug)]
-pub struct PinLock(#[expect(dead_code, reason = "open, it holds the lock")] File);
+pub struct PinLock(File);
+
+impl PinLock {
+    /// Whether this is the right to change `pins`: their base directory is the one that was locked.
+    pub fn is_of(&self, pins: &Pins) -> bool {
+        let identity =
+            |metadata: io::Result<fs::Metadata>| metadata.ok().map(|data| (data.dev(), data.ino()));
+        let locked = identity(self.0.metadata());
+        locked.is_some() && locked == identity(fs::metadata(pins.base()))
+    }
+}
 
 const DIRECTORY_PREFIX: &str = "v";
 /// Where links are.
@@ -115,7 +126,7 @@ impl Pins {
     /// When it is not on a BPF file system, or another process has that right.
     pub fn lock(&self) -> Result<PinLock, PinError> {
         let base = self.base();
-        prepare(base).map_err(|source| PinError::Directory { path: base.to_owned(), source })?;
+        prepare(base)?;
         let directory = File::open(base).map_err(io_error("open", base))?;
         match flock(&directory, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(PinLock(directory)),
@@ -149,11 +160,6 @@ impl Pins {
         fs::remove_dir_all(&self.0).map_err(io_error("remove", &self.0))
     }
 
-    /// Whether the base directory is there.
-    pub fn is_there(&self) -> bool {
-        self.base().exists()
-    }
-
     /// Where maps are.
     pub fn maps(&self) -> &Path {
         &self.0
@@ -181,6 +187,10 @@ impl Pins {
         for name in names(&links)? {
             let directory = links.join(&name);
             let Ok(unit) = name.replace(',', ".").parse::<UnitName>() else { continue };
+            // What somebody else pinned there.
+            if directory.is_file() {
+                continue;
+            }
             for name in names(&directory)? {
                 if let Ok(cgroup) = name.parse() {
                     all.push(LinkDirectory { unit: unit.clone(), cgroup, path: directory.join(name) });
@@ -240,16 +250,19 @@ fn names(directory: &Path) -> Result<Vec<String>, PinError> {
 }
 
 /// Makes a directory for pins.
-pub(crate) fn prepare(directory: &Path) -> io::Result<()> {
+pub(crate) fn prepare(directory: &Path) -> Result<(), PinError> {
     const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
-    let existing = directory.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
-    if rustix::fs::statfs(existing)?.f_type as i64 != BPF_FS_MAGIC {
-        return Err(io::Error::other(format!(
-            "{} is not on a BPF file system; mount one: mount -t bpf bpf /sys/fs/bpf",
-            existing.display()
-        )));
-    }
-    fs::create_dir_all(directory)
+    let make = || {
+        let existing = directory.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+        if rustix::fs::statfs(existing)?.f_type as i64 != BPF_FS_MAGIC {
+            return Err(io::Error::other(format!(
+                "{} is not on a BPF file system; mount one: mount -t bpf bpf /sys/fs/bpf",
+                existing.display()
+            )));
+        }
+        fs::create_dir_all(directory)
+    };
+    make().map_err(|source| PinError::Directory { path: directory.to_owned(), source })
 }
 
 impl LinkDirectory {

@@ -2,6 +2,7 @@
 
 use std::{
     io::Write as _,
+    thread::sleep,
     time::{Duration, Instant},
 };
 
@@ -10,7 +11,7 @@ use anyhow::{Result, bail};
 use super::print_line;
 use crate::{
     cli::{AttachArgs, ControlArgs, DetachArgs, EventsArgs, ExplainArgs, ReadArgs},
-    control::{Client, Reply, Request},
+    control::{Client, ControlError, Reply, Request},
     human::now,
     status::{Status, view},
 };
@@ -34,7 +35,15 @@ pub(super) fn attach(args: &AttachArgs) -> Result<()> {
     let deadline = Instant::now() + Duration::from_secs(args.timeout);
     let left = || deadline.saturating_duration_since(Instant::now()).max(SHORTEST);
     let request = Request::Attach { instance: args.name.to_string() };
-    match Client::ask(&args.control.socket, &request, left())?.reply(Some(left()))? {
+    let reply = loop {
+        let asked = Client::ask(&args.control.socket, &request, left());
+        match asked.and_then(|mut client| client.reply(Some(left()))) {
+            // A daemon that could not start, and is tried again.
+            Err(ControlError::Broken { .. }) if left() > SHORTEST => sleep(SHORTEST),
+            reply => break reply?,
+        }
+    };
+    match reply {
         Reply::Attached { unit, generation } => {
             print_line(format_args!("{unit} is confined, generation {generation}"))
         }

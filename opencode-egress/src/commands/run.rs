@@ -11,7 +11,7 @@ use tracing_subscriber::{
 
 use crate::{
     cli::RunArgs,
-    daemon::{Daemon, serve},
+    daemon::{Daemon, listen, serve},
 };
 
 /// Runs the daemon until it is told to stop.
@@ -22,10 +22,18 @@ use crate::{
 pub(super) fn run(args: &RunArgs) -> Result<()> {
     log();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let last_applied = args.control.socket.with_file_name("last-applied.json");
-    let daemon = Daemon::start(&args.config, &args.pins, &last_applied)?;
+    let socket = &args.control.socket;
+    let entered = runtime.enter();
+    // Before anything is applied: where another daemon answers, nothing is. Who asks meanwhile waits.
+    let listener = listen(socket)?;
+    let daemon = Daemon::start(&args.config, &args.pins, &socket.with_file_name("last-applied.json"));
+    drop(entered);
+    let daemon = daemon.inspect_err(|_| {
+        // It is stale then, and the next daemon takes its place in any case.
+        let _ = std::fs::remove_file(socket);
+    })?;
     let local = tokio::task::LocalSet::new();
-    local.block_on(&runtime, serve(daemon, &args.control.socket, args.metrics.as_ref()))?;
+    local.block_on(&runtime, serve(daemon, listener, socket, args.metrics.as_ref()))?;
     Ok(())
 }
 

@@ -1,25 +1,19 @@
-//! Units: confining them when they ask, when they were forgotten, and letting go of what is gone.
+//! Confining a unit's cgroups: when it asks, and when it did not; and letting go of what is gone.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::{Duration, Instant},
-};
+use std::time::Instant;
 
 use opencode_egress_common::reason::Hook;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
-use super::{Daemon, DaemonError, Instance, error_chain};
+use super::{Daemon, DaemonError, error_chain};
 use crate::{
     cgroup::{Cgroup, Services, unit_of},
-    journal::{CONFINED_LATE_ID, DETACHED_ID, LINKS_RESTORED_ID, NOT_CONFINED_ID},
+    journal::{DETACHED_ID, LINKS_RESTORED_ID},
     loader::{ATTACH_ORDER, Loaded},
     maps::InstanceIndex,
     pins::LinkDirectory,
     policy::{InstanceName, UnitName},
 };
-
-/// A unit's `attach` comes this soon after its cgroup.
-const TIME_TO_ASK: Duration = Duration::from_secs(5);
 
 /// What it took to confine a cgroup.
 #[derive(Clone, Copy)]
@@ -31,209 +25,66 @@ struct Confined {
 }
 
 impl Daemon {
-    /// Confines the units that have a cgroup without all links, and removes the pins of cgroups that are gone. What
-    /// cannot be confined is logged and shown by `status`; the next call tries again.
-    pub fn reconcile(&mut self) {
-        // Watched first, so that what comes after the look rings the bell.
-        let followed = self.follow().err().map(|error| error_chain(&error));
-        if let Some(why) = followed.as_ref().filter(|why| self.not_followed.as_ref() != Some(why)) {
-            warn!("what comes and goes is found within seconds, not at once: {why}");
-        }
-        self.not_followed = followed;
-        if let Err(error) = self.look_after_units() {
-            error!("cannot look after units: {}", error_chain(&error));
-        }
-    }
-
-    fn look_after_units(&mut self) -> Result<(), DaemonError> {
-        self.restore_maps()?;
-        let services = self.hierarchy.services()?;
-        for links in self.pins.all_links()? {
-            self.remove_if_dead(&links, &services);
-        }
-        self.find_unlisted()?;
-        let instances = self.instances.iter().filter(|(_, instance)| !instance.detached);
-        let units: Vec<_> = instances
-            .flat_map(|(name, instance)| instance.units().map(|unit| (name.clone(), unit.clone())))
-            .collect();
-        for (name, unit) in units {
-            match self.confine_unasked(&name, &unit, &services) {
-                Ok(()) => drop(self.failing.remove(&unit)),
-                Err(error) => self.tell_failure(&name, unit, error_chain(&error)),
-            }
-        }
-        self.failing.retain(|unit, _| services.contains_key(unit));
-        if let Err(error) = self.replace_other_versions(&services) {
-            warn!("what another version of opencode-egress pinned stays: {}", error_chain(&error));
-        }
-        Ok(())
-    }
-
-    /// Pins the maps again that somebody took off their pins: the next daemon would make others, and judge by those.
-    fn restore_maps(&mut self) -> Result<(), DaemonError> {
-        if !self.pins.is_there() {
-            // The lock is of a directory that is gone.
-            self.lock = self.pins.lock()?;
-        }
-        let restored = self.map_pins.restore()?;
-        if restored > 0 {
-            warn!(
-                MESSAGE_ID = LINKS_RESTORED_ID,
-                "{restored} pins of maps were gone; somebody removed them, and they are back"
-            );
-        }
-        Ok(())
-    }
-
-    /// Finds the units that are confined and that no instance lists any more. They keep their instance, or what is left of it,
-    /// until they stop.
-    pub(super) fn find_unlisted(&mut self) -> Result<(), DaemonError> {
-        let Self { instances, loaded, registry, pins, .. } = self;
-        let listed: BTreeSet<_> = instances.values().flat_map(Instance::listed).cloned().collect();
-        let mut unlisted: BTreeMap<InstanceName, BTreeSet<UnitName>> = BTreeMap::new();
-        for links in pins.all_links()?.into_iter().filter(|links| !listed.contains(&links.unit)) {
-            let index = loaded.maps.scope_instance(links.cgroup);
-            if let Some(name) = index.and_then(|index| registry.name_of(index)) {
-                unlisted.entry(name.clone()).or_default().insert(links.unit);
-            }
-        }
-        for (name, instance) in instances.iter_mut() {
-            instance.unlisted = unlisted.remove(name).unwrap_or_default();
-        }
-        instances.retain(|_, instance| instance.policy.is_some() || !instance.unlisted.is_empty());
-        for (name, units) in unlisted {
-            if let Some(index) = registry.known().get(&name) {
-                let denied = loaded.maps.counters(*index)?.denied;
-                let instance = Instance { unlisted: units, ..Instance::new(*index, &denied) };
-                instances.insert(name, instance);
-            }
-        }
-        Ok(())
-    }
-
-    /// Takes away the links of other ABI versions where this one's are in place: new before old, so that the
-    /// unit is confined all the time. A unit that is not this policy's keeps the old ones until it stops.
-    fn replace_other_versions(&mut self, services: &Services) -> Result<(), DaemonError> {
-        let others = self.pins.of_other_versions()?;
-        let own = if others.is_empty() { vec![] } else { self.pins.all_links()? };
-        for version in others {
-            for links in version.all_links()? {
-                let new = own.iter().find(|new| new.is_for_the_same(&links));
-                if new.is_some_and(|new| self.ours(new) == ATTACH_ORDER.len()) {
-                    info!("{}: the links of another version are replaced", links.unit);
-                    links.remove()?;
-                } else {
-                    self.remove_if_dead(&links, services);
-                }
-            }
-            version.remove_if_unused()?;
-        }
-        Ok(())
-    }
-
-    /// How many hooks' links of a cgroup have this daemon's programs.
-    pub(super) fn ours(&self, links: &LinkDirectory) -> usize {
-        links.count(|hook, info| self.loaded.programs.is_in(hook, info))
-    }
-
-    fn follow(&mut self) -> Result<(), DaemonError> {
-        let slices = self.hierarchy.slices()?.into_iter().map(|slice| self.hierarchy.mount().join(slice));
-        self.watch.slices(slices).map_err(DaemonError::Watch)?;
-        self.watch.pins(self.pins.maps()).map_err(DaemonError::Watch)?;
-        for links in self.pins.all_links()? {
-            self.watch.pins(links.path()).map_err(DaemonError::Watch)?;
-        }
-        Ok(())
-    }
-
-    fn tell_failure(&mut self, name: &InstanceName, unit: UnitName, why: String) {
-        if self.failing.get(&unit) != Some(&why) {
-            error!(
-                MESSAGE_ID = NOT_CONFINED_ID,
-                OPENCODE_INSTANCE = %name,
-                OBJECT_SYSTEMD_UNIT = %unit,
-                "{unit} is not confined: {why}"
-            );
-            self.failing.insert(unit, why);
-        }
-    }
-
     /// Confines a unit that did not ask for it, or not yet: its cgroup comes a moment before its first process.
-    fn confine_unasked(
+    pub(super) fn confine_unasked(
         &mut self,
         name: &InstanceName,
         unit: &UnitName,
         services: &Services,
     ) -> Result<(), DaemonError> {
+        let index = self.instance(name)?.index;
+        let mut result = Ok(());
         for cgroup in self.hierarchy.open_all(services.get(unit))? {
             let was_confined = self.confined.contains(&cgroup.id());
-            let Confined { there, made } = self.confine(self.instance(name)?.index, unit, &cgroup)?;
-            if made == 0 {
-                continue;
-            }
-            if self.let_go.remove(&cgroup.id()) {
-                info!("{unit} is confined again");
-            } else if was_confined || there > 0 {
-                warn!(
-                    MESSAGE_ID = LINKS_RESTORED_ID,
-                    OPENCODE_INSTANCE = %name,
-                    OBJECT_SYSTEMD_UNIT = %unit,
-                    "{made} links of {unit} were gone, or their maps; somebody removed them, or a daemon ended while it made them. They are back"
-                );
-            } else if self.is_confined_by_another_version(unit, &cgroup)? {
-                info!("{unit} was confined by another version and is taken over");
-            } else if let Some(instance) = self.instances.get_mut(name) {
-                instance.unasked.entry(unit.clone()).or_insert_with(Instant::now);
-            }
-            if cgroup.is_populated() {
-                self.reset_denied(&[name])?;
+            match self.confine(index, unit, &cgroup) {
+                Ok(Confined { made: 0, .. }) => {}
+                Ok(Confined { there, made }) => {
+                    self.tell_confined(name, unit, &cgroup, (was_confined || there > 0).then_some(made));
+                }
+                // One that cannot be confined is no reason to leave out another.
+                Err(error) => result = Err(error),
             }
         }
-        Ok(())
+        result
     }
 
-    /// Reports the units that were confined a while ago and still have not asked for it.
-    pub fn find_late(&mut self) {
-        if self.instances.values().all(|instance| instance.unasked.is_empty()) {
-            return;
+    /// Says why a cgroup was confined that did not ask for it: `restored` links were missing of one that was confined before.
+    fn tell_confined(
+        &mut self,
+        name: &InstanceName,
+        unit: &UnitName,
+        cgroup: &Cgroup,
+        restored: Option<usize>,
+    ) {
+        if self.let_go.remove(&cgroup.id()) {
+            info!("{unit} is confined again");
+        } else if let Some(made) = restored {
+            warn!(
+                MESSAGE_ID = LINKS_RESTORED_ID,
+                OPENCODE_INSTANCE = %name,
+                OBJECT_SYSTEMD_UNIT = %unit,
+                "links of {unit} were gone, or the maps by which they judge: {made}. Somebody removed them, or a daemon ended while it made them; they are back"
+            );
+        } else if self.is_confined_by_another_version(unit, cgroup) {
+            info!("{unit} was confined by another version and is taken over");
+        } else if let Some(instance) = self.instances.get_mut(name) {
+            instance.unasked.entry(unit.clone()).or_insert_with(Instant::now);
         }
-        // What cannot be looked at is looked at again in a second.
-        let Ok(services) = self.hierarchy.services() else { return };
-        let Self { instances, hierarchy, pins, .. } = self;
-        for (name, instance) in instances {
-            let (due, unasked): (BTreeMap<_, _>, _) = std::mem::take(&mut instance.unasked)
-                .into_iter()
-                .partition(|(_, since)| since.elapsed() > TIME_TO_ASK);
-            instance.unasked = unasked;
-            for unit in due.into_keys() {
-                let cgroups = hierarchy.open_all(services.get(&unit)).unwrap_or_default();
-                let running: Vec<_> = cgroups.into_iter().filter(Cgroup::is_populated).collect();
-                if running.is_empty() {
-                    continue;
-                }
-                warn!(
-                    MESSAGE_ID = CONFINED_LATE_ID,
-                    OPENCODE_INSTANCE = %name,
-                    OBJECT_SYSTEMD_UNIT = %unit,
-                    "{unit} did not ask to be confined before it ran: its first ExecStartPre=+ must be `opencode-egress attach {name}`. It is confined now; restart it"
-                );
-                for cgroup in running {
-                    let marked = pins.links(&unit, cgroup.id()).and_then(|links| links.mark_late());
-                    if let Err(error) = marked {
-                        warn!("`status` will not show that {unit} was late: {}", error_chain(&error));
-                    }
-                }
-            }
+        if cgroup.is_populated()
+            && let Err(error) = self.reset_denied(&[name])
+        {
+            warn!(
+                "open connections of {unit} that are denied are refused, but not reset: {}",
+                error_chain(&error)
+            );
         }
     }
 
-    fn is_confined_by_another_version(&self, unit: &UnitName, cgroup: &Cgroup) -> Result<bool, DaemonError> {
-        for version in self.pins.of_other_versions()? {
-            if version.all_links()?.iter().any(|links| links.unit == *unit && links.cgroup == cgroup.id()) {
-                return Ok(true);
-            }
-        }
-        Ok(false)
+    fn is_confined_by_another_version(&self, unit: &UnitName, cgroup: &Cgroup) -> bool {
+        self.predecessors.iter().any(|predecessor| {
+            let links = predecessor.pins().all_links().unwrap_or_default();
+            links.iter().any(|links| links.unit == *unit && links.cgroup == cgroup.id())
+        })
     }
 
     /// Confines a cgroup of a unit.
@@ -253,9 +104,9 @@ impl Daemon {
         }
         let before = there.len();
         let scope = self.loaded.maps.scope_instance(cgroup.id());
-        if scope.is_none() {
-            // What is there judges by maps that are nobody's any more. It goes when a new link is pinned in its place.
-            (there, missing) = (vec![], ATTACH_ORDER.to_vec());
+        if scope.is_none() && before > 0 {
+            self.replace_orphans(index, &directory, cgroup)?;
+            return Ok(Confined { there: before, made: ATTACH_ORDER.len() });
         }
         if !missing.is_empty() || scope != Some(index) {
             let attach = |loaded: &mut Loaded, hook: Hook, cgroup: &Cgroup| {
@@ -277,6 +128,24 @@ impl Daemon {
         Ok(Confined { there: before, made: missing.len() })
     }
 
+    /// Makes new links where those that are there judge by maps that are nobody's any more; each of them goes when a new one is
+    /// pinned in its place. The scope comes last: until then everything is denied, and when this ends in the middle it is
+    /// done again, and no old link is taken for one of this daemon's.
+    fn replace_orphans(
+        &mut self,
+        index: InstanceIndex,
+        directory: &LinkDirectory,
+        cgroup: &Cgroup,
+    ) -> Result<(), DaemonError> {
+        for hook in ATTACH_ORDER {
+            let link = self.loaded.programs.attach(hook, cgroup)?;
+            directory.pin(hook, &link)?;
+        }
+        self.loaded.maps.set_scope(cgroup.id(), index)?;
+        self.confined.insert(cgroup.id());
+        Ok(())
+    }
+
     /// Confines the unit of a process that says it belongs to `name`.
     ///
     /// # Errors
@@ -284,6 +153,7 @@ impl Daemon {
     /// When it does not, or the kernel refuses.
     pub fn attach(&mut self, name: &str, pid: u32) -> Result<(UnitName, u32), DaemonError> {
         let name = self.known(name)?;
+        self.keep_lock()?;
         let path = self.hierarchy.of_process(pid)?;
         let services = self.hierarchy.services()?;
         // A cgroup of that name elsewhere is no unit's; and what runs below a user's manager is that user's, not the system's.
@@ -317,21 +187,28 @@ impl Daemon {
         Ok((unit, generation))
     }
 
-    /// Takes the links of an instance's units away. They come back when a unit starts or at a reload.
+    /// Takes the links of the units that an instance lists away. They come back when a unit starts or at a reload. A unit that
+    /// is not listed any more would not get them back, and nobody would see it: that is stopped instead.
     ///
     /// # Errors
     ///
-    /// When a pin cannot be removed.
+    /// When the file does not have the instance, or a pin cannot be removed.
     pub fn detach(&mut self, name: &str) -> Result<Vec<UnitName>, DaemonError> {
         let name = self.known(name)?;
         let links = self.pins.all_links()?;
-        let units: Vec<_> = self.instance(&name)?.units().cloned().collect();
+        let instance = self.instance(&name)?;
+        if instance.policy.is_none() {
+            return Err(self.unknown(name.as_str()));
+        }
+        let units: Vec<_> = instance.listed().cloned().collect();
         if let Some(instance) = self.instances.get_mut(&name) {
             instance.detached = true;
+            instance.unasked.clear();
         }
         let mut detached = vec![];
         for directory in links.into_iter().filter(|links| units.contains(&links.unit)) {
             directory.remove()?;
+            self.confined.remove(&directory.cgroup);
             self.let_go.insert(directory.cgroup);
             warn!(
                 MESSAGE_ID = DETACHED_ID,
@@ -346,7 +223,7 @@ impl Daemon {
     }
 
     /// Removes the links of a cgroup that is none of those that the unit has. Not being able to look is no reason to let go.
-    fn remove_if_dead(&mut self, links: &LinkDirectory, services: &Services) {
+    pub(super) fn remove_if_dead(&mut self, links: &LinkDirectory, services: &Services) {
         match self.hierarchy.open_all(services.get(&links.unit)) {
             Ok(cgroups) if cgroups.iter().any(|cgroup| cgroup.id() == links.cgroup) => return,
             Ok(_) => {}

@@ -11,6 +11,7 @@ mod policies;
 mod predecessor;
 mod seen;
 mod server;
+mod upkeep;
 mod watch;
 
 use std::{
@@ -20,13 +21,15 @@ use std::{
 };
 
 use opencode_egress_common::abi::Denied;
+use tracing::error;
 
 pub use error::{DaemonError, error_chain};
-pub use server::serve;
+pub use server::{listen, serve};
 
 use crate::{
     cgroup::{Cgroup, Hierarchy, unit_of},
     control::LoggedEvent,
+    journal::RELOAD_REFUSED_ID,
     loader::{Lifetime, Loaded, load},
     maps::InstanceIndex,
     pins::{LinkDirectory, MapPins, PinLock, Pins},
@@ -115,8 +118,9 @@ pub struct Daemon {
     watch: watch::Watch,
     /// Units that run and cannot be confined, and why; told once.
     failing: BTreeMap<UnitName, String>,
-    /// Why changes are not followed; told once.
+    /// Why changes are not followed, and why units are not looked after; told once.
     not_followed: Option<String>,
+    not_looked: Option<String>,
     /// The ids of cgroups that this daemon confined.
     confined: HashSet<u64>,
     /// And of those that it let go again, because it was asked to.
@@ -133,7 +137,7 @@ impl Daemon {
     /// When the file has an error and was never applied, another daemon has the pins, or the kernel lacks something; what
     /// was enforced before still is.
     pub fn start(config: &Path, pins: &Path, last_applied: &Path) -> Result<Self, DaemonError> {
-        let (read, reload_error) = policies::read_or_last(config, last_applied)?;
+        let (read, bad_file) = policies::read_or_last(config, last_applied)?;
         let hierarchy = Hierarchy::find()?;
         let pins = Pins::below(pins);
         let lock = pins.lock()?;
@@ -158,7 +162,7 @@ impl Daemon {
             config: config.to_owned(),
             last_applied: last_applied.to_owned(),
             set: PolicySet { log: read.set.log, instances: BTreeMap::new() },
-            reload_error,
+            reload_error: bad_file,
             applied: 0,
             instances: BTreeMap::new(),
             folds: fold::Folds::default(),
@@ -166,10 +170,17 @@ impl Daemon {
             watch: watch::Watch::new().map_err(DaemonError::Watch)?,
             failing: BTreeMap::new(),
             not_followed: None,
+            not_looked: None,
             confined: HashSet::new(),
             let_go: HashSet::new(),
         };
         daemon.apply(read)?;
+        if let Some(why) = &daemon.reload_error {
+            error!(
+                MESSAGE_ID = RELOAD_REFUSED_ID,
+                "the policies that were applied last are in force again: {why}"
+            );
+        }
         Ok(daemon)
     }
 

@@ -55,9 +55,7 @@ pub(super) fn read_or_last(
     }
     // The error to tell is the file's.
     let Ok(last) = read(last_applied) else { return Err(error) };
-    let why = error_chain(&error);
-    error!(MESSAGE_ID = RELOAD_REFUSED_ID, "the policies that were applied last are in force again: {why}");
-    Ok((last, Some(why)))
+    Ok((last, Some(error_chain(&error))))
 }
 
 impl Daemon {
@@ -68,7 +66,7 @@ impl Daemon {
     /// When the file has an error; the running policy stays.
     pub fn reload(&mut self) -> Result<Vec<String>, DaemonError> {
         let config = self.config.clone();
-        let result = read(&config).and_then(|read| self.apply(read));
+        let result = self.keep_lock().and_then(|()| read(&config)).and_then(|read| self.apply(read));
         self.reload_error = result.as_ref().err().map(|error| error_chain(error));
         match &result {
             Ok(changes) => info!("applied {}: {} changes", config.display(), changes.len()),

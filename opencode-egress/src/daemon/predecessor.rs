@@ -2,31 +2,31 @@
 //!
 //! Its links judge until this version's are there, and go then. What they count meanwhile, a moment, stays behind.
 
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeMap, path::Path};
 
-use aya::maps::{Array, Map, MapData, MapError, PerCpuArray, RingBuf};
-use opencode_egress_common::abi::{Counter, Current, Denied};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf};
+use opencode_egress_common::abi::{Counter, Current, Denied, Scope};
 use tracing::{info, warn};
 
 use super::{DaemonError, error_chain};
 use crate::{
     events::{DecodeError, Record, drain},
     loader::is_as_ours,
-    maps::{Counters, InstanceIndex, Maps},
+    maps::{self, Counters, InstanceIndex, Maps},
     pins::Pins,
     policy::InstanceName,
     registry::Registry,
 };
 
+type Scopes = HashMap<MapData, u64, Scope>;
+
 /// The pins of a daemon of another version.
 pub(super) struct Predecessor {
-    directory: PathBuf,
+    pins: Pins,
     names: BTreeMap<InstanceName, InstanceIndex>,
     /// `None`: this version cannot read it.
     events: Option<RingBuf<MapData>>,
+    scopes: Option<Scopes>,
 }
 
 impl Predecessor {
@@ -40,9 +40,12 @@ impl Predecessor {
         maps: &mut Maps,
         registry: &mut Registry,
     ) -> Result<Self, DaemonError> {
-        let directory = pins.maps().to_owned();
-        let names = Registry::read(&directory)?;
-        let counters = match Ledger::open(&directory) {
+        let directory = pins.maps();
+        let names = Registry::read(directory).unwrap_or_else(|error| {
+            warn!("what {} has of instances starts again: {}", directory.display(), error_chain(&error));
+            BTreeMap::new()
+        });
+        let counters = match Ledger::open(directory) {
             Ok(ledger) => Some(ledger),
             Err(why) => {
                 warn!("what {} counted starts again: {why}", directory.display());
@@ -58,12 +61,13 @@ impl Predecessor {
                 }
             }
         }
-        let events = open("EVENTS", &directory).and_then(|map| Ok(RingBuf::try_from(map)?));
+        let events = open("EVENTS", directory).and_then(|map| Ok(RingBuf::try_from(map)?));
         if let Err(why) = &events {
             warn!("denied flows that wait in {} are not logged: {why}", directory.display());
         }
+        let scopes = open("SCOPES", directory).and_then(|map| Ok(Scopes::try_from(maps::as_hash_map(map))?));
         info!("{} is of another version, and is taken over", directory.display());
-        Ok(Self { directory, names, events: events.ok() })
+        Ok(Self { pins: pins.clone(), names, events: events.ok(), scopes: scopes.ok() })
     }
 
     /// Takes the events that wait, each with this version's number for its instance.
@@ -79,9 +83,20 @@ impl Predecessor {
         });
     }
 
+    /// What it pinned.
+    pub(super) fn pins(&self) -> &Pins {
+        &self.pins
+    }
+
+    /// Its name for the instance of a cgroup.
+    pub(super) fn name_of(&self, cgroup: u64) -> Option<&InstanceName> {
+        let scope = self.scopes.as_ref()?.get(&cgroup, 0).ok()?;
+        self.names.iter().find_map(|(name, index)| (index.number() == scope.instance).then_some(name))
+    }
+
     /// Whether its pins are still there.
     pub(super) fn is_there(&self) -> bool {
-        self.directory.exists()
+        self.pins.maps().exists()
     }
 }
 

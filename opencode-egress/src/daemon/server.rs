@@ -33,13 +33,17 @@ const RECONCILE: Duration = Duration::from_secs(5);
 /// At most this often when something does: a look at a thousand units takes tens of milliseconds.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves until told to stop. Everything that is confined stays so afterwards.
+/// Serves those who come to `listener`, at the path `socket`, until told to stop. Everything that is confined stays so afterwards.
 ///
 /// # Errors
 ///
-/// When the socket or a signal cannot be had.
-pub async fn serve(daemon: Daemon, socket: &Path, metrics: Option<&Address>) -> io::Result<()> {
-    let listener = listen(socket)?;
+/// When a signal cannot be had.
+pub async fn serve(
+    daemon: Daemon,
+    listener: UnixListener,
+    socket: &Path,
+    metrics: Option<&Address>,
+) -> io::Result<()> {
     let (mut reload, mut stop) = (signal(SignalKind::hangup())?, signal(SignalKind::terminate())?);
     let mut interrupt = signal(SignalKind::interrupt())?;
     let ring = daemon.loaded.events.as_fd().try_clone_to_owned()?;
@@ -87,7 +91,7 @@ pub async fn serve(daemon: Daemon, socket: &Path, metrics: Option<&Address>) -> 
             _ = tick.tick() => {
                 let _ = notify(false, &[NotifyState::Watchdog]);
                 server.daemon.borrow_mut().find_late();
-                // Of rings that nobody else reads any more nothing rings.
+                // A predecessor's ring wakes nobody.
                 server.publish(Daemon::take_events);
                 server.publish(Daemon::take_folded);
                 let mut daemon = server.daemon.borrow_mut();
@@ -115,7 +119,12 @@ pub async fn serve(daemon: Daemon, socket: &Path, metrics: Option<&Address>) -> 
     fs::remove_file(socket)
 }
 
-fn listen(path: &Path) -> io::Result<UnixListener> {
+/// Listens at the control socket.
+///
+/// # Errors
+///
+/// When another daemon does, or the system refuses.
+pub fn listen(path: &Path) -> io::Result<UnixListener> {
     if let Some(directory) = path.parent() {
         fs::create_dir_all(directory)?;
     }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::{A, B, POLICY, Scenario, Tell, daemon_log, get, pinned, status};
+use super::{A, B, POLICY, Scenario, Tell, daemon_log, get, health_request, healthy, pinned, status};
 use crate::{
     endurance::Probes,
     machine::{Machine, wait},
@@ -41,6 +41,12 @@ fn counted(machine: &Machine, name: &str) -> Result<[u64; 3]> {
     Ok([generation.context("no generation")?, denied.context("no denials")?, allowed.context("no packets")?])
 }
 
+/// How often the daemon has said that so many links of b were made again.
+fn restored(machine: &Machine, links: usize) -> Result<usize> {
+    let line = format!("links of opencode-b.service were gone, or the maps by which they judge: {links}. ");
+    Ok(daemon_log(machine)?.matches(&line).count())
+}
+
 fn confined(machine: &Machine) -> Result<()> {
     wait("both to be confined by this daemon", || {
         let status = machine.succeed(&["opencode-egress", "status"]).ok()?;
@@ -73,7 +79,32 @@ fn other_version(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     ensure!(get(machine, A, "192.0.2.20/from-a")?.contains("refused"), "after the upgrade this passes");
     ensure!(get(machine, A, "192.0.2.10/from-a")?.contains("reached"), "after the upgrade this is refused");
     // While probes try what is allowed and what is not, all the time.
-    Probes::install(machine)?.takeovers(3)
+    Probes::install(machine)?.takeovers(3)?;
+    // An instance that the file loses at the same time.
+    let policy = machine.read(POLICY)?;
+    machine.succeed(&["systemctl", "stop", "opencode-egress"])?;
+    machine.succeed(&["mv", &format!("{PINS}/v1"), &format!("{PINS}/v0")])?;
+    let mut without: serde_json::Value = serde_json::from_str(&policy)?;
+    without["instances"].as_object_mut().map(|instances| instances.remove("b"));
+    machine.write(POLICY, &without.to_string())?;
+    machine.succeed(&["systemctl", "start", "opencode-egress"])?;
+    let status = machine.succeed(&["opencode-egress", "status"])?;
+    // Everything is denied to it, its listener included.
+    let answers = machine.run(&health_request(B))?;
+    let left = machine.succeed(&["ls", PINS])?;
+    machine.write(POLICY, &policy)?;
+    machine.succeed(&["opencode-egress", "reload"])?;
+    ensure!(
+        status.contains(
+            "! b: opencode-b.service runs, and the policy file does not have this instance any more"
+        ),
+        "{status}"
+    );
+    ensure!(!answers.contains("healthy"), "b is not in the file, and answers");
+    ensure!(left.trim() == "v1", "pins of {left}");
+    wait("b to answer", || healthy(machine.succeed(&health_request(B))))?;
+    ensure!(get(machine, B, "192.0.2.20/from-b")?.contains("reached"), "b is back and this is refused");
+    Ok(())
 }
 
 fn second_daemon(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
@@ -91,6 +122,17 @@ fn second_daemon(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
         said.contains("another opencode-egress keeps what is pinned in /sys/fs/bpf/opencode-egress"),
         "{said}"
     );
+    let said = machine.fail(&[
+        "opencode-egress",
+        "run",
+        "--config",
+        "/run/try.json",
+        "--pins",
+        "/sys/fs/bpf/try",
+    ])?;
+    ensure!(said.contains("/run/opencode-egress/control.sock: another process answers there"), "{said}");
+    let kept = machine.read("/run/opencode-egress/last-applied.json")?;
+    ensure!(kept == machine.read(POLICY)?, "what was applied last is now {kept}");
     ensure!(counted(machine, "a")?[0] == before, "it has changed the policy");
     ensure!(get(machine, A, "192.0.2.10/from-a")?.contains("reached"), "it has changed the policy");
     Ok(())
@@ -99,13 +141,14 @@ fn second_daemon(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
 fn removed_link(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     let cgroup = pinned(machine, "opencode-b.service")?.join("");
     let link = format!("{PINS}/v1/links/opencode-b,service/{cgroup}/egress");
+    let reports = || restored(machine, 1);
+    let before = reports()?;
     machine.succeed(&["rm", &link])?;
     let begin = Instant::now();
     wait("the link to come back", || machine.succeed(&["test", "-e", &link]).ok())?;
     let took = begin.elapsed();
     ensure!(took < Duration::from_secs(2), "the link was away for {took:?}");
-    let journal = daemon_log(machine)?;
-    ensure!(journal.contains("1 links of opencode-b.service were gone"), "{journal}");
+    wait("the report", || reports().ok().filter(|now| *now == before + 1))?;
     ensure!(get(machine, B, "192.0.2.10/from-b")?.contains("refused"), "b reaches what it may not");
     Ok(())
 }
@@ -136,12 +179,15 @@ fn removed_maps(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     machine.succeed(&["systemctl", "stop", "opencode-egress"])?;
     machine.succeed(&["find", &format!("{PINS}/v1"), "-maxdepth", "1", "-type", "f", "-delete"])?;
     ensure!(get(machine, B, "192.0.2.10/from-b")?.contains("refused"), "without pinned maps this passes");
+    // With another instance before them, so that theirs are other numbers.
+    let policy = machine.read(POLICY)?;
+    let first = "\"instances\": { \"A\": { \"units\": [\"opencode-first.service\"] },";
+    machine.write(POLICY, &policy.replacen("\"instances\": {", first, 1))?;
+    let before = restored(machine, 10)?;
     machine.succeed(&["systemctl", "start", "opencode-egress"])?;
     confined(machine)?;
-    let said = daemon_log(machine)?;
-    ensure!(said.contains("10 links of opencode-b.service were gone, or their maps"), "{said}");
+    wait("the report", || restored(machine, 10).ok().filter(|now| *now == before + 1))?;
     // They judge by what this daemon writes.
-    let policy = machine.read(POLICY)?;
     machine.write(POLICY, &policy.replace("192.0.2.20/32", "192.0.2.30/32"))?;
     machine.succeed(&["opencode-egress", "reload"])?;
     let (now, before) = (get(machine, B, "192.0.2.30/from-b")?, get(machine, B, "192.0.2.20/from-b")?);

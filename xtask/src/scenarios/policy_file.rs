@@ -88,6 +88,10 @@ fn removed_instance(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
         metrics.contains("links_missing{opencode_instance=\"b\",unit=\"opencode-b.service\"} 0"),
         "{metrics}"
     );
+    // Nobody can let it go unseen.
+    let said = machine.fail(&["opencode-egress", "detach", "b"])?;
+    ensure!(said.contains("no instance `b` in /etc/opencode-egress/policy.json; it has: a"), "{said}");
+    held("after an attempt to detach it")?;
     // A link that goes comes back, as of any other.
     let cgroup = pinned(machine, "opencode-b.service")?.join("");
     let link = format!("/sys/fs/bpf/opencode-egress/v1/links/opencode-b,service/{cgroup}/connect4");
