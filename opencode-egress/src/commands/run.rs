@@ -1,6 +1,6 @@
 //! `run`: the daemon.
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use libsystemd::logging::connected_to_journal;
 use tracing_subscriber::{
     EnvFilter,
@@ -25,7 +25,7 @@ pub(super) fn run(args: &RunArgs) -> Result<()> {
     let socket = &args.control.socket;
     let entered = runtime.enter();
     // Before anything is applied: where another daemon answers, nothing is. Who asks meanwhile waits.
-    let listener = listen(socket)?;
+    let listener = listen(socket).with_context(|| format!("cannot listen at {}", socket.display()))?;
     let daemon = Daemon::start(&args.config, &args.pins, &socket.with_file_name("last-applied.json"));
     drop(entered);
     let daemon = daemon.inspect_err(|_| {
