@@ -4,7 +4,7 @@ use std::{
     io::{BufRead, BufReader},
     process::{Command, Stdio},
     sync::mpsc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -51,19 +51,22 @@ impl Witness {
         self.markers
     }
 
-    /// What has arrived before the marker.
-    pub(super) fn until(&self, marker: u32) -> Result<Vec<String>> {
-        let end = format!("> 192.0.2.10.{marker}: UDP");
-        let deadline = Instant::now() + PATIENCE;
-        let mut seen = vec![];
+    /// Adds what arrives before the marker to `seen`. Returns whether the marker came within `patience`.
+    pub(super) fn until(&self, marker: u32, patience: Duration, seen: &mut Vec<String>) -> Result<bool> {
+        // What tcpdump takes it for depends on the port.
+        let end = format!("> 192.0.2.10.{marker}: ");
+        let deadline = Instant::now() + patience;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            let line = self.lines.recv_timeout(left).context("the witness did not see the marker")?;
-            if line.contains(&end) {
-                self.missed_nothing()?;
-                return Ok(seen);
+            match self.lines.recv_timeout(left) {
+                Ok(line) if line.contains(&end) => {
+                    self.missed_nothing()?;
+                    return Ok(true);
+                }
+                Ok(line) => seen.push(line),
+                Err(mpsc::RecvTimeoutError::Timeout) => return Ok(false),
+                Err(mpsc::RecvTimeoutError::Disconnected) => bail!("tcpdump has ended"),
             }
-            seen.push(line);
         }
     }
 
