@@ -131,7 +131,8 @@ impl Daemon {
     }
 
     /// Takes away the links of other ABI versions where this one's are in place: new before old, so that the
-    /// unit is confined all the time. A unit that is not this policy's keeps the old ones until it stops.
+    /// unit is confined all the time. A unit that nobody lists, and whose instance cannot be read from the other version's
+    /// maps, keeps the old ones until it stops.
     fn replace_other_versions(&mut self, services: &Services) -> Result<(), DaemonError> {
         let others = self.pins.of_other_versions()?;
         let own = if others.is_empty() { vec![] } else { self.pins.all_links()? };
