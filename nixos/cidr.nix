@@ -1,4 +1,4 @@
-# CIDR blocks and IP addresses, parsed as the policy file's parser does (opencode-egress/src/policy.rs): what is taken here
+# CIDR blocks and IP addresses, parsed as the policy file's parser does (opencode-egress/src/policy/mod.rs): what is taken here
 # is taken there. An address is a list of 16-bit groups: two for IPv4, eight for IPv6.
 { lib }:
 let

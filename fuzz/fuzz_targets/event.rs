@@ -4,8 +4,8 @@
 #![no_main]
 
 use opencode_egress::{
-    control::{LoggedEvent, Reply},
-    events::Record,
+    control::request::{LoggedEvent, Reply},
+    kernel::ring::Record,
 };
 use opencode_egress_common::abi::Event;
 

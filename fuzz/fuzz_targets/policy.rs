@@ -3,16 +3,16 @@
 
 #![no_main]
 
-#[path = "../../opencode-egress/src/compile/tests/reference.rs"]
+#[path = "../../opencode-egress/src/policy/compile/tests/reference.rs"]
 mod reference;
 
 use std::{collections::HashSet, net::IpAddr, path::Path};
 
 // `reference` finds it in its crate.
 use opencode_egress::policy;
-use opencode_egress::{
+use opencode_egress::policy::{
     compile::compile,
-    config::{ConfigError, parse},
+    file::{ConfigError, parse},
 };
 use opencode_egress_common::{
     decide::decide,

@@ -3,9 +3,9 @@
 #![no_main]
 
 use opencode_egress::{
-    control::{Reply, Request},
-    daemon::error_chain,
-    explain::Destination,
+    control::request::{Reply, Request},
+    daemon::state::error_chain,
+    policy::explain::Destination,
 };
 
 libfuzzer_sys::fuzz_target!(|line: &[u8]| {

@@ -1,4 +1,4 @@
-# Networks and addresses, beside those of opencode-egress/src/policy.rs.
+# Networks and addresses, beside those of opencode-egress/src/policy/mod.rs.
 { lib, host }:
 let
   inherit (import ../cidr.nix { inherit lib; }) parseAddress parseCidr;

@@ -3,14 +3,14 @@
 use std::{io, process::ExitCode};
 
 use clap::Parser as _;
-use opencode_egress::{
-    cli::{Cli, Command},
-    commands,
+use opencode_egress::command::{
+    self,
+    args::{Cli, Command},
 };
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    match commands::run(&cli.command) {
+    match command::run(&cli.command) {
         Ok(code) => code,
         // `events --follow | head`: who read has enough.
         Err(error) if error.downcast_ref().is_some_and(is_closed) => ExitCode::SUCCESS,

@@ -8,10 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use crate::{
-    process::{ensure, output, run as run_command},
-    root,
-};
+use crate::process::{ensure, output, root, run as run_command};
 
 /// Tests metrics, alerts, dashboard, catalog, completions and manual pages.
 pub(crate) fn test() -> Result<()> {

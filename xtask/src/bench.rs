@@ -6,8 +6,7 @@ use anyhow::{Context as _, Result};
 
 use crate::{
     build_ebpf,
-    process::{ensure, output, run as run_command},
-    root,
+    process::{ensure, output, root, run as run_command},
 };
 
 /// How much to measure.

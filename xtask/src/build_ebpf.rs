@@ -11,10 +11,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{
-    process::{apt_install, output, run as run_command},
-    root,
-};
+use crate::process::{apt_install, output, root, run as run_command};
 
 /// The oldest bpf-linker that will do, and the one that is installed where there is none.
 const LINKER_VERSION: &str = "0.10.3";

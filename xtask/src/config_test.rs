@@ -13,7 +13,11 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
-use crate::{machine::wait, opencode, process::ensure as ensure_program, root};
+use crate::{
+    machine::wait,
+    opencode,
+    process::{ensure as ensure_program, root},
+};
 
 /// Where the Nix side of the test is.
 const TESTS: &str = "nixos/tests/opencode-json";

@@ -4,7 +4,10 @@ use std::{env, path::PathBuf, process::Command};
 
 use anyhow::Result;
 
-use crate::{build_ebpf, process::run, root};
+use crate::{
+    build_ebpf,
+    process::{root, run},
+};
 
 /// Builds the object of the present sources, and the daemon with it.
 pub(crate) fn build() -> Result<PathBuf> {

@@ -15,8 +15,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{
     build_ebpf,
-    process::{ensure, run as run_command},
-    root,
+    process::{ensure, root, run as run_command},
 };
 
 /// What to fuzz.

@@ -19,7 +19,10 @@ use self::{
     parts::{Cgroup, Directory, Netns, PacketLog, Process},
     witness::Witness,
 };
-use crate::{opencode, process::ensure, root};
+use crate::{
+    opencode,
+    process::{ensure, root},
+};
 
 /// How long anything on the machine may take.
 const PATIENCE: Duration = Duration::from_secs(60);

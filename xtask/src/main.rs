@@ -18,14 +18,9 @@ mod scenarios;
 mod soak;
 mod test;
 mod upstreams;
-mod verification;
 mod vm_test;
 
-use std::{
-    net::IpAddr,
-    path::{Path, PathBuf},
-    process::ExitCode,
-};
+use std::{net::IpAddr, path::PathBuf, process::ExitCode};
 
 use anyhow::Result;
 use clap::Parser;
@@ -96,10 +91,4 @@ fn run(task: Task) -> Result<()> {
         Task::VmTest(args) => vm_test::run(&args),
         Task::Upstreams { addresses } => upstreams::run(&addresses),
     }
-}
-
-/// The workspace's root.
-fn root() -> PathBuf {
-    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
-    manifest.parent().unwrap_or(manifest).to_owned()
 }

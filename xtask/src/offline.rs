@@ -7,8 +7,7 @@ use anyhow::{Context as _, Result};
 
 use crate::{
     build_ebpf,
-    process::{output, run as run_command},
-    root,
+    process::{output, root, run as run_command},
 };
 
 /// Vendors, copies what the Nix package has of the tree, and builds both in a namespace without a network.

@@ -8,10 +8,7 @@ use std::{
 
 use anyhow::{Result, bail};
 
-use crate::{
-    process::{ensure, run as run_command},
-    root,
-};
+use crate::process::{ensure, root, run as run_command};
 
 /// The version that the tests run.
 pub(crate) const VERSION: &str = "1.18.33";

@@ -1,6 +1,10 @@
 //! Running other programs, saying which.
 
-use std::process::{Command, Stdio};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -59,4 +63,17 @@ pub(crate) fn apt_install(why: &str, packages: &[&str]) -> Result<()> {
     let mut install = Command::new("apt-get");
     quiet(install.args(["-q", "-y", "--no-install-recommends", "install"]).args(&missing));
     run(&format!("installing {missing:?} with apt-get, for {why}"), &mut install)
+}
+
+/// The workspace's root.
+pub(crate) fn root() -> PathBuf {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
+    manifest.parent().unwrap_or(manifest).to_owned()
+}
+
+pub(crate) fn fresh(directory: &Path) -> Result<()> {
+    if directory.exists() {
+        fs::remove_dir_all(directory)?;
+    }
+    fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))
 }

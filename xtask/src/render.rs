@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use sha2::{Digest as _, Sha256};
 
-use crate::{process::ensure as ensure_program, root};
+use crate::process::{ensure as ensure_program, root};
 
 /// Where the files are: a directory a host.
 pub(crate) fn directory() -> PathBuf {

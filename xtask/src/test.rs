@@ -7,8 +7,9 @@ use anyhow::{Result, bail};
 use crate::{
     assets, build_ebpf, daemon, fuzz,
     machine::Machine,
-    process::{ensure, output, run as run_command},
-    render, root, scenarios, verification,
+    process::{ensure, output, root, run as run_command},
+    render, scenarios,
+    vm_test::verification,
 };
 
 /// What to run.

@@ -3,13 +3,14 @@
 mod debian;
 mod kernels;
 mod qemu;
+mod script;
 mod scripts;
+pub(crate) mod verification;
 
 use anyhow::Result;
 use clap::ValueEnum as _;
 
 use self::debian::Kernel;
-pub(crate) use self::scripts::{Outcome, Script, totals};
 
 /// What to run, and on what.
 #[derive(clap::Args)]

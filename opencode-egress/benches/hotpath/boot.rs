@@ -12,7 +12,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use opencode_egress::cgroup::Hierarchy;
+use opencode_egress::cgroups::Hierarchy;
 
 use crate::Args;
 

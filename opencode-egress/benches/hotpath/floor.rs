@@ -6,9 +6,11 @@ use std::{
 };
 
 use opencode_egress::{
-    cgroup::Cgroup,
-    links::{attach_for_good, attach_type},
-    loader::ATTACH_ORDER,
+    cgroups::Cgroup,
+    kernel::{
+        links::{attach_for_good, attach_type},
+        loader::ATTACH_ORDER,
+    },
 };
 use opencode_egress_common::reason::Hook;
 

@@ -1,8 +1,8 @@
 //! What a policy costs, measured beside no policy, idle programs, systemd and nftables.
 //!
 //! The whole measurement runs under a systemd of its own, in fresh namespaces (`boot`), because systemd's
-//! own programs are one of the things compared. Every variant is a service in the same slice with a network
-//! namespace of its own (`variant`); its process (`worker`) makes its sockets after the policy is in force
+//! own programs are one of the things compared. Every subject is a service in the same slice with a network
+//! namespace of its own (`subject`); its process (`worker`) makes its sockets after the policy is in force
 //! and runs a short batch of one operation whenever it is told to. Batches of all variants take turns, so that
 //! whatever disturbs the machine disturbs them alike, and the table has medians.
 
@@ -10,8 +10,8 @@ mod boot;
 mod floor;
 mod networks;
 mod scale;
+mod subject;
 mod table;
-mod variant;
 mod worker;
 
 use std::path::PathBuf;
@@ -22,7 +22,7 @@ use clap::Parser;
 /// What a policy costs.
 #[derive(Parser, Clone)]
 pub(crate) struct Args {
-    /// How often every variant is set up afresh
+    /// How often every subject is set up afresh
     #[arg(long, default_value_t = 5)]
     setups: usize,
     /// Batches of each operation after each set-up
@@ -59,7 +59,7 @@ fn main() -> Result<()> {
     match &args.role {
         None => boot::run(&args),
         Some(Role::Measure) => {
-            let mut report = table::of(&variant::measure(&args)?);
+            let mut report = table::of(&subject::measure(&args)?);
             if !args.no_scale {
                 report += &scale::measure()?;
             }

@@ -9,19 +9,19 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use opencode_egress::{
-    cgroup::Hierarchy,
-    compile::compile,
-    config,
-    loader::{Lifetime, load},
-    maps::InstanceIndex,
-    pins::Pins,
-    policy::{InstanceName, PolicySet, UnitName},
+    cgroups::Hierarchy,
+    kernel::{
+        loader::{Lifetime, load},
+        maps::InstanceIndex,
+        pins::Pins,
+    },
+    policy::{InstanceName, PolicySet, UnitName, compile::compile, file},
 };
 
 use crate::{
     networks::networks,
+    subject::{Subject, in_force, policy},
     table::{median, time},
-    variant::{Variant, in_force, policy},
 };
 
 const RULES: usize = 100_000;
@@ -38,11 +38,11 @@ pub(crate) fn measure() -> Result<String> {
     let (all, install) = many_rules()?;
     line("100k rules in force, from the policy file", took(all));
     line("of that, after parsing and compiling", took(install));
-    for variant in [Variant::Systemd(RULES), Variant::Nftables(RULES)] {
-        match in_force(variant) {
-            Ok(duration) => line(&format!("100k networks in force with {variant}"), took(duration)),
+    for subject in [Subject::Systemd(RULES), Subject::Nftables(RULES)] {
+        match in_force(subject) {
+            Ok(duration) => line(&format!("100k networks in force with {subject}"), took(duration)),
             Err(error) => {
-                line(&format!("100k networks in force with {variant}"), format!("skipped: {error:#}"))
+                line(&format!("100k networks in force with {subject}"), format!("skipped: {error:#}"))
             }
         }
     }
@@ -75,7 +75,7 @@ fn many_rules() -> Result<(Duration, Duration)> {
     let mut installing = vec![];
     let all = median_time(|| {
         let start = Instant::now();
-        let set: PolicySet = config::parse(Path::new("policy.json"), &file)?;
+        let set: PolicySet = file::parse(Path::new("policy.json"), &file)?;
         let compiled = compile(&set.instances[&name])?;
         let compiled_at = start.elapsed();
         loaded.maps.install(InstanceIndex::FIRST, &compiled)?;

@@ -2,16 +2,16 @@
 
 use std::fmt::Write as _;
 
-use crate::{variant::Variant, worker::Operation};
+use crate::{subject::Subject, worker::Operation};
 
-/// Nanoseconds by set-up, variant and operation.
+/// Nanoseconds by set-up, subject and operation.
 pub(crate) struct Table {
-    variants: Vec<Variant>,
-    setups: Vec<Vec<(Variant, Operation, f64)>>,
+    variants: Vec<Subject>,
+    setups: Vec<Vec<(Subject, Operation, f64)>>,
 }
 
 impl Table {
-    pub(crate) fn new(variants: &[Variant]) -> Self {
+    pub(crate) fn new(variants: &[Subject]) -> Self {
         Self { variants: variants.to_vec(), setups: vec![] }
     }
 
@@ -19,31 +19,31 @@ impl Table {
         self.setups.push(vec![]);
     }
 
-    pub(crate) fn add(&mut self, variant: Variant, operation: Operation, nanoseconds: f64) {
+    pub(crate) fn add(&mut self, subject: Subject, operation: Operation, nanoseconds: f64) {
         if let Some(setup) = self.setups.last_mut() {
-            setup.push((variant, operation, nanoseconds));
+            setup.push((subject, operation, nanoseconds));
         }
     }
 
     /// The median over set-ups of what `of` says of one.
-    fn over_setups(&self, of: impl Fn(&[(Variant, Operation, f64)]) -> Option<f64>) -> Option<f64> {
+    fn over_setups(&self, of: impl Fn(&[(Subject, Operation, f64)]) -> Option<f64>) -> Option<f64> {
         median(self.setups.iter().filter_map(|setup| of(setup)).collect())
     }
 
-    fn nanoseconds(&self, variant: Variant, operation: Operation) -> Option<f64> {
-        self.over_setups(|setup| in_setup(setup, variant, operation))
+    fn nanoseconds(&self, subject: Subject, operation: Operation) -> Option<f64> {
+        self.over_setups(|setup| in_setup(setup, subject, operation))
     }
 
     /// Relative to no policy.
-    fn ratio(&self, variant: Variant, operation: Operation) -> Option<f64> {
+    fn ratio(&self, subject: Subject, operation: Operation) -> Option<f64> {
         self.over_setups(|setup| {
-            Some(in_setup(setup, variant, operation)? / in_setup(setup, Variant::None, operation)?)
+            Some(in_setup(setup, subject, operation)? / in_setup(setup, Subject::None, operation)?)
         })
     }
 }
 
-fn in_setup(setup: &[(Variant, Operation, f64)], variant: Variant, operation: Operation) -> Option<f64> {
-    let of = setup.iter().filter(|one| one.0 == variant && one.1 == operation);
+fn in_setup(setup: &[(Subject, Operation, f64)], subject: Subject, operation: Operation) -> Option<f64> {
+    let of = setup.iter().filter(|one| one.0 == subject && one.1 == operation);
     median(of.map(|one| one.2).collect())
 }
 
@@ -64,25 +64,25 @@ pub(crate) fn of(table: &Table) -> String {
         "| | rules | TCP connect | UDP sendto, 64 B | UDP send, connected, 64 B | refused TCP connect |\n\
          |---|---|---|---|---|---|\n",
     );
-    for variant in &table.variants {
-        let (name, rules) = match variant {
-            Variant::None => ("no policy", None),
-            Variant::NoneAgain => ("no policy, again", None),
-            Variant::Floor => ("programs that return 1", None),
-            Variant::Ours(rules) => ("opencode-egress", Some(rules)),
-            Variant::Systemd(rules) => ("systemd `IPAddressAllow`", Some(rules)),
-            Variant::Nftables(rules) => ("nftables by cgroup", Some(rules)),
+    for subject in &table.variants {
+        let (name, rules) = match subject {
+            Subject::None => ("no policy", None),
+            Subject::NoneAgain => ("no policy, again", None),
+            Subject::Floor => ("programs that return 1", None),
+            Subject::Ours(rules) => ("opencode-egress", Some(rules)),
+            Subject::Systemd(rules) => ("systemd `IPAddressAllow`", Some(rules)),
+            Subject::Nftables(rules) => ("nftables by cgroup", Some(rules)),
         };
         let rules = rules.map(ToString::to_string).unwrap_or_default();
         let _ = write!(text, "| {name} | {rules} |");
         for operation in operations {
-            let cell = match variant {
-                Variant::None => table.nanoseconds(*variant, operation).map(time),
-                _ => table.ratio(*variant, operation).map(|ratio| format!("{ratio:.3}")),
+            let cell = match subject {
+                Subject::None => table.nanoseconds(*subject, operation).map(time),
+                _ => table.ratio(*subject, operation).map(|ratio| format!("{ratio:.3}")),
             };
             let _ = write!(text, " {} |", cell.unwrap_or_else(|| "skipped".into()));
         }
-        let refused = table.nanoseconds(*variant, Operation::Refused).map(time).unwrap_or_default();
+        let refused = table.nanoseconds(*subject, Operation::Refused).map(time).unwrap_or_default();
         let _ = writeln!(text, " {refused} |");
     }
     text

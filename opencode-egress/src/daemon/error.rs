@@ -3,15 +3,15 @@
 use std::path::PathBuf;
 
 use crate::{
-    cgroup::CgroupError,
-    compile::CompileError,
-    config::ConfigError,
-    confine::ConfineError,
-    loader::{AttachError, LoadError},
-    maps::MapsError,
-    pins::PinError,
-    policy::{InstanceName, UnitName},
-    registry::RegistryError,
+    cgroups::CgroupError,
+    kernel::{
+        confine::ConfineError,
+        loader::{AttachError, LoadError},
+        maps::MapsError,
+        pins::PinError,
+        registry::RegistryError,
+    },
+    policy::{InstanceName, UnitName, compile::CompileError, file::ConfigError},
 };
 
 /// Why the daemon did not do something.
@@ -100,16 +100,4 @@ impl From<ConfineError> for DaemonError {
             ConfineError::Maps(error) => error.into(),
         }
     }
-}
-
-/// An error with everything behind it, on one line.
-pub fn error_chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
 }

@@ -8,7 +8,7 @@ use std::{
 
 use opencode_egress_common::abi::SeenKey;
 
-use crate::{events::Record, maps::InstanceIndex};
+use crate::kernel::{maps::InstanceIndex, ring::Record};
 
 /// Destinations remembered at most; as many as the kernel remembers.
 const CAPACITY: usize = opencode_egress_common::abi::SEEN_ENTRIES as usize;
@@ -23,11 +23,11 @@ struct Told {
 
 /// Destinations with a line in the log.
 #[derive(Default)]
-pub(super) struct Folds(HashMap<SeenKey, Told>);
+pub(in crate::daemon) struct Folds(HashMap<SeenKey, Told>);
 
 impl Folds {
     /// Takes note of an event, and returns how many denials were folded into it.
-    pub(super) fn event(&mut self, record: &Record, now: Instant, interval: Duration) -> u64 {
+    pub(in crate::daemon) fn event(&mut self, record: &Record, now: Instant, interval: Duration) -> u64 {
         let suppressed = match self.0.get(&record.seen_key()) {
             // Some may have been told of at the end of an interval, of which the kernel does not know.
             Some(told) if told.attempts < record.event.attempts => record.event.attempts - told.attempts - 1,
@@ -54,7 +54,7 @@ impl Folds {
 
     /// The destinations whose interval is over and that were tried again in it, with how often. `attempts`
     /// asks the kernel.
-    pub(super) fn due(
+    pub(in crate::daemon) fn due(
         &mut self,
         now: Instant,
         attempts: impl Fn(&SeenKey) -> Option<u64>,
@@ -63,7 +63,7 @@ impl Folds {
     }
 
     /// The same for an instance's destinations, before their time.
-    pub(super) fn of(
+    pub(in crate::daemon) fn of(
         &mut self,
         instance: InstanceIndex,
         attempts: impl Fn(&SeenKey) -> Option<u64>,

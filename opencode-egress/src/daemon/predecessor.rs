@@ -8,20 +8,23 @@ use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf};
 use opencode_egress_common::abi::{Counter, Current, Denied, Scope};
 use tracing::{info, warn};
 
-use super::{DaemonError, error_chain};
 use crate::{
-    events::{DecodeError, Record, drain},
-    loader::is_as_ours,
-    maps::{self, Counters, InstanceIndex, Maps},
-    pins::Pins,
+    daemon::error::DaemonError,
+    kernel::{
+        loader::is_as_ours,
+        maps::{self, Counters, InstanceIndex, Maps},
+        pins::Pins,
+        registry::Registry,
+        ring::{DecodeError, Record, drain},
+    },
     policy::InstanceName,
-    registry::Registry,
+    report::human::error_chain,
 };
 
 type Scopes = HashMap<MapData, u64, Scope>;
 
 /// The pins of a daemon of another version.
-pub(super) struct Predecessor {
+pub(in crate::daemon) struct Predecessor {
     pins: Pins,
     names: BTreeMap<InstanceName, InstanceIndex>,
     /// `None`: this version cannot read it.
@@ -35,7 +38,7 @@ impl Predecessor {
     /// # Errors
     ///
     /// When its instances cannot be read, or the kernel refuses to write.
-    pub(super) fn take_over(
+    pub(in crate::daemon) fn take_over(
         pins: &Pins,
         maps: &mut Maps,
         registry: &mut Registry,
@@ -71,7 +74,11 @@ impl Predecessor {
     }
 
     /// Takes the events that wait, each with this version's number for its instance.
-    pub(super) fn drain(&mut self, registry: &Registry, mut each: impl FnMut(Result<Record, DecodeError>)) {
+    pub(in crate::daemon) fn drain(
+        &mut self,
+        registry: &Registry,
+        mut each: impl FnMut(Result<Record, DecodeError>),
+    ) {
         let Some(events) = &mut self.events else { return };
         drain(events, |record| {
             each(record.map(|mut record| {
@@ -84,18 +91,18 @@ impl Predecessor {
     }
 
     /// What it pinned.
-    pub(super) fn pins(&self) -> &Pins {
+    pub(in crate::daemon) fn pins(&self) -> &Pins {
         &self.pins
     }
 
     /// Its name for the instance of a cgroup.
-    pub(super) fn name_of(&self, cgroup: u64) -> Option<&InstanceName> {
+    pub(in crate::daemon) fn name_of(&self, cgroup: u64) -> Option<&InstanceName> {
         let scope = self.scopes.as_ref()?.get(&cgroup, 0).ok()?;
         self.names.iter().find_map(|(name, index)| (index.number() == scope.instance).then_some(name))
     }
 
     /// Whether its pins are still there.
-    pub(super) fn is_there(&self) -> bool {
+    pub(in crate::daemon) fn is_there(&self) -> bool {
         self.pins.maps().exists()
     }
 }

@@ -6,7 +6,7 @@ use std::{
     process::Command,
 };
 
-use opencode_egress::{
+use opencode_egress::report::{
     metrics::exposition,
     status::{CountersStatus, InstanceStatus, Status, UnitStatus},
 };

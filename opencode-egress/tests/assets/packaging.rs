@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, fs, path::Path, process::Command};
 
 use clap::CommandFactory as _;
-use opencode_egress::{cli::Cli, journal};
+use opencode_egress::{command::args::Cli, report::journal};
 
 use crate::{root, succeed};
 

@@ -8,10 +8,11 @@ use std::{
 };
 
 use opencode_egress::{
-    compile::compile,
-    loader::{ATTACH_ORDER, Lifetime, load},
-    maps::InstanceIndex,
-    policy::{Policy, RuleProtocol},
+    kernel::{
+        loader::{ATTACH_ORDER, Lifetime, load},
+        maps::InstanceIndex,
+    },
+    policy::{Policy, RuleProtocol, compile::compile},
 };
 use opencode_egress_common::reason::DropReason;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};

@@ -7,7 +7,8 @@ use std::{
 };
 
 use opencode_egress::{
-    events::Record, kernel::setsockopt_knows_caller, maps::InstanceIndex, policy::LogLimits,
+    kernel::{features::setsockopt_knows_caller, maps::InstanceIndex, ring::Record},
+    policy::LogLimits,
 };
 use opencode_egress_common::{
     flow::Protocol,

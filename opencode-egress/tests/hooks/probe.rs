@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use opencode_egress::cgroup::Cgroup;
+use opencode_egress::cgroups::Cgroup;
 use rustix::{
     process::{Pid, Signal, WaitOptions, kill_process, set_parent_process_death_signal, waitpid},
     thread::{LinkNameSpaceType, move_into_link_name_space},

@@ -13,12 +13,13 @@ use std::{
 };
 
 use opencode_egress::{
-    cgroup::{Cgroup, Hierarchy},
-    compile::compile,
-    events::{Record, drain},
-    loader::{Lifetime, Loaded, load},
-    maps::{Counters, InstanceIndex},
-    policy::{Listen, LogLimits, Policy, PortRange, Rule, RuleProtocol},
+    cgroups::{Cgroup, Hierarchy},
+    kernel::{
+        loader::{Lifetime, Loaded, load},
+        maps::{Counters, InstanceIndex},
+        ring::{Record, drain},
+    },
+    policy::{Listen, LogLimits, Policy, PortRange, Rule, RuleProtocol, compile::compile},
 };
 use opencode_egress_common::reason::DropReason;
 

@@ -8,7 +8,6 @@ use std::{
 use anyhow::Result;
 
 use super::{checked, parts::Netns};
-use crate::process::output;
 
 /// Addresses of the machine and of the second host.
 const MACHINE_ADDRESSES: [&str; 2] = ["192.0.2.1/24", "2001:db8::1/64"];
@@ -64,10 +63,4 @@ pub(super) fn in_netns(name: &str, program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new("ip");
     command.args(["netns", "exec", name]).arg(program).stdin(Stdio::null());
     command
-}
-
-/// What runs there.
-pub(super) fn pids(name: &str) -> Vec<String> {
-    let listed = output(Command::new("ip").args(["netns", "pids", name])).unwrap_or_default();
-    listed.split_whitespace().map(str::to_owned).collect()
 }

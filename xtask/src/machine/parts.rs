@@ -8,7 +8,8 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use super::{cable::pids, wait};
+use super::wait;
+use crate::process::output;
 
 /// Lets nftables log packets of network namespaces other than the first, as the machine's, for as long as this lives
 /// (`nf_log_all_netns` in <https://docs.kernel.org/networking/netfilter-sysctl.html>).
@@ -97,4 +98,10 @@ impl Drop for Netns {
         });
         let _ = Command::new("ip").args(["netns", "del", &self.0]).status();
     }
+}
+
+/// What runs there.
+pub(super) fn pids(name: &str) -> Vec<String> {
+    let listed = output(Command::new("ip").args(["netns", "pids", name])).unwrap_or_default();
+    listed.split_whitespace().map(str::to_owned).collect()
 }

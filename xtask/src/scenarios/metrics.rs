@@ -77,7 +77,7 @@ fn names(text: &str) -> Vec<&str> {
 
 /// Has promtool read it.
 fn check(text: &str) -> Result<()> {
-    let path = crate::root().join("target/machine/metrics.txt");
+    let path = crate::process::root().join("target/machine/metrics.txt");
     let mut file = File::options().read(true).write(true).create(true).truncate(true).open(path)?;
     file.write_all(text.as_bytes())?;
     file.rewind()?;

@@ -8,8 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use super::kernels::fresh;
-use crate::process::{output, run as run_command};
+use crate::process::{fresh, output, run as run_command};
 
 /// Whose signatures are good.
 pub(super) const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";

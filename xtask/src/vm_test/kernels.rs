@@ -23,8 +23,7 @@ use super::{
 };
 use crate::{
     build_ebpf,
-    process::{apt_install, output, run as run_command},
-    root,
+    process::{apt_install, fresh, output, root, run as run_command},
 };
 
 const PACKAGES: [&str; 9] =
@@ -105,13 +104,6 @@ impl Binaries {
         };
         Ok(Self { tests: executable("hooks")?, daemon: executable("opencode-egress")? })
     }
-}
-
-pub(super) fn fresh(directory: &Path) -> Result<()> {
-    if directory.exists() {
-        fs::remove_dir_all(directory)?;
-    }
-    fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))
 }
 
 /// Makes the initramfs.

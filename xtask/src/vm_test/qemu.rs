@@ -9,10 +9,7 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use super::debian::{KEYRING, mirror};
-use crate::{
-    process::{apt_install, output, run},
-    root,
-};
+use crate::process::{apt_install, output, root, run};
 
 /// 7.2, which Debian 12 has, ends Linux 6.12 in faults at random while it boots, and takes several times as long.
 const OLDEST: u32 = 10;

@@ -2,10 +2,9 @@
 //! has as many as they take. Each boots a machine with what the module made of a host in `vm-tests/hosts`.
 
 use std::{
-    fs,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Stdio},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -13,73 +12,12 @@ use anyhow::{Context as _, Result, bail, ensure};
 use crate::{
     daemon,
     machine::Machine,
-    process::{apt_install, ensure as ensure_program},
-    render, root, verification,
+    process::{apt_install, ensure as ensure_program, root},
+    render,
+    vm_test::verification,
 };
 
-/// One script.
-pub(crate) struct Script {
-    pub(crate) path: PathBuf,
-    /// The host that it runs on, or [`Script::NO_HOST`].
-    pub(crate) host: String,
-    /// The first line of what it says of itself.
-    pub(crate) title: String,
-    /// The rest of it.
-    pub(crate) shows: String,
-}
-
-/// What became of one.
-pub(crate) enum Outcome {
-    /// But for these parts, of which it says that they cannot be shown here, and why.
-    Passed(Vec<String>),
-    /// It says that it cannot run here, and why.
-    Skipped(String),
-    Failed,
-}
-
-impl Script {
-    /// How long one may take; ten servers take longer.
-    fn limit(&self) -> Duration {
-        Duration::from_secs(if self.host == "ten" { 600 } else { 300 })
-    }
-
-    /// The host of those that take no machine.
-    pub(crate) const NO_HOST: &str = "none";
-
-    fn read(path: PathBuf) -> Result<Self> {
-        let text = fs::read_to_string(&path)?;
-        let place = || path.display().to_string();
-        let (first, rest) = text.split_once('\n').with_context(place)?;
-        let hosts = first.strip_prefix("# host: ").with_context(|| format!("{}: no `# host: …`", place()))?;
-        // The others are those that it switches to.
-        let host = hosts.split(' ').next().unwrap_or(hosts);
-        let said = rest.strip_prefix("\"\"\"").and_then(|rest| rest.split_once("\"\"\""));
-        let (said, _) = said.with_context(|| format!("{} does not say what it shows", place()))?;
-        let (title, shows) = said.split_once('\n').unwrap_or((said, ""));
-        Ok(Self {
-            host: host.to_owned(),
-            title: title.trim().to_owned(),
-            shows: shows.split_whitespace().collect::<Vec<_>>().join(" "),
-            path,
-        })
-    }
-
-    /// Its file's name, without the ending.
-    pub(crate) fn name(&self) -> String {
-        self.path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
-    }
-
-    /// All of them, by name.
-    pub(crate) fn all() -> Result<Vec<Self>> {
-        let directory = root().join("vm-tests/scenarios");
-        let mut paths =
-            fs::read_dir(&directory)?.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
-        paths.retain(|path| path.extension().is_some_and(|extension| extension == "py"));
-        paths.sort();
-        ensure!(!paths.is_empty(), "{} has no scenarios", directory.display());
-        paths.into_iter().map(Self::read).collect()
-    }
-}
+use super::script::{Outcome, Script, outcome, totals};
 
 /// Runs the scenarios with one of `names` in theirs, or all; then also writes docs/verification.md.
 pub(super) fn run(names: &[String]) -> Result<()> {
@@ -131,52 +69,4 @@ fn run_one(script: &Script, binary: &Path) -> Result<Outcome> {
     let said = String::from_utf8_lossy(&output.stdout);
     print!("{said}");
     outcome(output.status.code(), &said)
-}
-
-/// What became of a scenario that ended so, after it had said this.
-fn outcome(status: Option<i32>, said: &str) -> Result<Outcome> {
-    let mut skipped = said.lines().filter_map(|line| line.strip_prefix("SKIPPED: ")).map(str::to_owned);
-    match status {
-        Some(0) => Ok(Outcome::Passed(skipped.collect())),
-        // As driver.py has it.
-        Some(77) => {
-            Ok(Outcome::Skipped(skipped.next_back().context("a scenario was skipped, and does not say why")?))
-        }
-        _ => Ok(Outcome::Failed),
-    }
-}
-
-/// How many became what.
-pub(crate) fn totals<'a>(outcomes: impl Iterator<Item = &'a Outcome>) -> String {
-    let (mut whole, mut in_part, mut skipped, mut failed) = (0, 0, 0, 0);
-    for outcome in outcomes {
-        match outcome {
-            Outcome::Passed(parts) if parts.is_empty() => whole += 1,
-            Outcome::Passed(_) => in_part += 1,
-            Outcome::Skipped(_) => skipped += 1,
-            Outcome::Failed => failed += 1,
-        }
-    }
-    format!("{whole} passed, {in_part} passed in part, {skipped} skipped, {failed} failed")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_was_not_shown_is_not_counted_as_passed() -> Result<()> {
-        let whole = outcome(Some(0), "something else\n")?;
-        let in_part = outcome(Some(0), "SKIPPED: one\nmore\nSKIPPED: another\n")?;
-        let skipped = outcome(Some(77), "SKIPPED: all of it\n")?;
-        let failed = outcome(Some(1), "SKIPPED: one\n")?;
-        assert!(matches!(&in_part, Outcome::Passed(parts) if *parts == ["one", "another"]));
-        assert!(matches!(&skipped, Outcome::Skipped(why) if why == "all of it"));
-        assert_eq!(
-            totals([whole, in_part, skipped, failed].iter()),
-            "1 passed, 1 passed in part, 1 skipped, 1 failed"
-        );
-        assert!(outcome(Some(77), "").is_err(), "a scenario is skipped without a reason");
-        Ok(())
-    }
 }

@@ -16,9 +16,11 @@ use aya::{
     programs::Program,
 };
 use opencode_egress::{
-    compile::CompiledPolicy,
-    loader::Loaded,
-    maps::{Counters, InstanceIndex},
+    kernel::{
+        loader::Loaded,
+        maps::{Counters, InstanceIndex},
+    },
+    policy::compile::CompiledPolicy,
 };
 use opencode_egress_common::{
     abi::{Counter, Current, Denied},

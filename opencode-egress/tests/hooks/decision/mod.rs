@@ -9,14 +9,14 @@
 mod kernel;
 mod model;
 mod packets;
-#[path = "../../../src/compile/tests/reference.rs"]
+#[path = "../../../src/policy/compile/tests/reference.rs"]
 mod reference;
-#[path = "../../../src/compile/tests/strategies.rs"]
+#[path = "../../../src/policy/compile/tests/strategies.rs"]
 mod strategies;
 
 use std::{collections::BTreeMap, env, panic, thread};
 
-use opencode_egress::compile::compile;
+use opencode_egress::policy::compile::compile;
 use opencode_egress_common::{
     abi::{Counter, Mode},
     decide::Verdict,

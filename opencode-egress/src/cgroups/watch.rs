@@ -1,0 +1,74 @@
+//! What makes the daemon look at once: a unit's cgroup that comes or goes, a link that somebody removes.
+//!
+//! Only a bell. What happened is found by looking, so that nothing depends on every ring being heard.
+
+use std::{
+    collections::BTreeSet,
+    io,
+    mem::MaybeUninit,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::{Path, PathBuf},
+};
+
+use rustix::{
+    fs::inotify::{CreateFlags, Reader, WatchFlags, add_watch, init, remove_watch},
+    io::Errno,
+};
+
+/// Watched directories.
+pub(crate) struct Watch {
+    inotify: OwnedFd,
+    /// The watches of slices. A watch goes with its directory, but not on cgroup2, whose directories never have
+    /// a link count of 0 (`kernfs_iop_getattr`, `dentry_unlink_inode`).
+    slices: BTreeSet<i32>,
+}
+
+impl Watch {
+    pub(crate) fn new() -> io::Result<Self> {
+        let inotify = init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?;
+        Ok(Self { inotify, slices: BTreeSet::new() })
+    }
+
+    /// Watches these slices, and no others, for cgroups that come and go.
+    pub(crate) fn slices(&mut self, paths: impl IntoIterator<Item = PathBuf>) -> io::Result<()> {
+        let mut watched = BTreeSet::new();
+        for path in paths {
+            watched.extend(self.add(&path, WatchFlags::CREATE | WatchFlags::DELETE)?);
+        }
+        for gone in self.slices.difference(&watched) {
+            // It may have gone by itself, which is as good.
+            let _ = remove_watch(&self.inotify, *gone);
+        }
+        self.slices = watched;
+        Ok(())
+    }
+
+    /// Watches a directory of pins for those that go.
+    pub(crate) fn pins(&self, path: &Path) -> io::Result<()> {
+        self.add(path, WatchFlags::DELETE).map(drop)
+    }
+
+    /// A directory that is watched already keeps its watch.
+    fn add(&self, path: &Path, flags: WatchFlags) -> io::Result<Option<i32>> {
+        match add_watch(&self.inotify, path, flags | WatchFlags::ONLYDIR) {
+            Ok(watch) => Ok(Some(watch)),
+            // It went between being found and being watched.
+            Err(Errno::NOENT) => Ok(None),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// Takes all that has happened.
+    pub(crate) fn drain(&self) {
+        let mut buffer = [MaybeUninit::uninit(); 4096];
+        let mut reader = Reader::new(&self.inotify, &mut buffer);
+        // It ends with "would block", and another error would be met again at the next look.
+        while reader.next().is_ok() {}
+    }
+}
+
+impl AsFd for Watch {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.inotify.as_fd()
+    }
+}

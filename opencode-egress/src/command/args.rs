@@ -1,0 +1,245 @@
+//! The command line. Every reading command has `--json`; errors go to stderr and say what to do.
+
+use std::{ffi::OsString, path::PathBuf};
+
+use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
+
+use crate::{
+    daemon::serve::exposition,
+    policy::{Cidr, InstanceName},
+};
+
+/// Where the daemon answers.
+pub const CONTROL_SOCKET: &str = "/run/opencode-egress/control.sock";
+/// Where links and maps are pinned.
+pub const PIN_DIRECTORY: &str = "/sys/fs/bpf/opencode-egress";
+/// Where the policy is.
+pub const POLICY_FILE: &str = "/etc/opencode-egress/policy.json";
+
+/// Egress control for headless opencode servers: what each may reach, enforced by eBPF on its cgroup.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the daemon: confine every listed unit, log what is refused
+    Run(RunArgs),
+    /// Confine the calling unit; its first ExecStartPre=+
+    ///
+    /// Returns once every hook is attached to the unit's cgroup. Fails, so that the unit does not start, when the
+    /// daemon does not answer, when the unit is not listed under NAME, or when the kernel refuses.
+    Attach(AttachArgs),
+    /// Run one command under a policy, without daemon and systemd
+    ///
+    /// The command runs in a fresh cgroup, without the capabilities that would lead round the policy. What is
+    /// refused to it is printed to stderr. The exit status is the command's; 125 when it could not be confined.
+    Exec(ExecArgs),
+    /// Validate a policy file and print what it compiles to
+    Check(CheckArgs),
+    /// Show what is confined, and what was refused
+    Status(ReadArgs),
+    /// Watch what is confined, how much passes and what is refused
+    Top(TopArgs),
+    /// Say what becomes of a flow, and why
+    Explain(ExplainArgs),
+    /// Print denied flows
+    Events(EventsArgs),
+    /// Print what the daemon counts, for Prometheus
+    ///
+    /// The output is in Prometheus' text format, as node_exporter's textfile collector reads it.
+    Metrics(MetricsArgs),
+    /// Print the fewest rules that would have let pass what was refused
+    ///
+    /// From everything that was refused since the kernel began to count, also what the log's limits left out; with
+    /// --since from the journal. What the policy file allows by now is left out, so an edit counts before it is
+    /// applied. No network of several hosts covers any part of a deny rule. Judge each one before it is pasted into the policy: an
+    /// instance may have been refused for good reason.
+    Suggest(SuggestArgs),
+    /// Apply the policy file again
+    Reload(ControlArgs),
+    /// Take an instance's links away, on purpose: its running units are no longer confined
+    Detach(DetachArgs),
+    /// Print a shell's completions
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+    /// Write the manual pages
+    Man {
+        /// Where to; made if it is not there
+        directory: PathBuf,
+    },
+}
+
+/// Where to reach the daemon.
+#[derive(Debug, Args)]
+pub struct ControlArgs {
+    /// The daemon's socket
+    #[arg(long, value_name = "PATH", default_value = CONTROL_SOCKET)]
+    pub socket: PathBuf,
+}
+
+/// `run`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// The policy file
+    #[arg(long, value_name = "FILE", default_value = POLICY_FILE)]
+    pub config: PathBuf,
+    /// Directory on a bpffs in which links and maps are pinned
+    #[arg(long, value_name = "DIR", default_value = PIN_DIRECTORY)]
+    pub pins: PathBuf,
+    /// Serve metrics over HTTP: on a loopback address, as in 127.0.0.1:9642, or on a Unix socket's absolute path
+    #[arg(long, value_name = "ADDRESS")]
+    pub metrics: Option<exposition::Address>,
+    /// Where to reach the daemon.
+    #[command(flatten)]
+    pub control: ControlArgs,
+}
+
+/// `attach`.
+#[derive(Debug, Args)]
+pub struct AttachArgs {
+    /// The instance that the calling unit belongs to
+    pub name: InstanceName,
+    /// Give up after this many seconds
+    #[arg(long, value_name = "S", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub timeout: u64,
+    /// Where to reach the daemon.
+    #[command(flatten)]
+    pub control: ControlArgs,
+}
+
+/// `exec`.
+#[derive(Debug, Args)]
+pub struct ExecArgs {
+    /// Let a network pass, as in 10.10.0.0/16; repeatable
+    #[arg(long, value_name = "CIDR", conflicts_with = "policy")]
+    pub allow: Vec<Cidr>,
+    /// Refuse a network, whatever is allowed; repeatable
+    #[arg(long, value_name = "CIDR", conflicts_with = "policy")]
+    pub deny: Vec<Cidr>,
+    /// Take the policy of an instance from this file
+    #[arg(long, value_name = "FILE", requires = "instance")]
+    pub policy: Option<PathBuf>,
+    /// The instance whose policy to take
+    #[arg(long, value_name = "NAME", requires = "policy")]
+    pub instance: Option<InstanceName>,
+    /// Report what would be refused, and let it pass
+    #[arg(long)]
+    pub audit: bool,
+    /// The command and its arguments
+    #[arg(last = true, required = true, value_name = "CMD")]
+    pub command: Vec<OsString>,
+}
+
+/// `check`.
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// The policy file
+    #[arg(default_value = POLICY_FILE)]
+    pub file: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// A command that reads from the daemon.
+#[derive(Debug, Args)]
+pub struct ReadArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Where to reach the daemon.
+    #[command(flatten)]
+    pub control: ControlArgs,
+}
+
+/// `top`.
+#[derive(Debug, Args)]
+pub struct TopArgs {
+    /// Ask the daemon every S seconds
+    #[arg(long, value_name = "S", default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub interval: u64,
+    /// Where to reach the daemon.
+    #[command(flatten)]
+    pub control: ControlArgs,
+}
+
+/// `explain`.
+#[derive(Debug, Args)]
+pub struct ExplainArgs {
+    /// The instance
+    pub name: InstanceName,
+    /// The destination, as in 10.10.0.1, 10.10.0.1:443, [2001:db8::1]:53/udp
+    #[arg(value_name = "DEST[:PORT][/PROTO]")]
+    pub destination: crate::policy::explain::Destination,
+    /// What to print and whom to ask.
+    #[command(flatten)]
+    pub read: ReadArgs,
+}
+
+/// `events`.
+#[derive(Debug, Args)]
+pub struct EventsArgs {
+    /// Only this instance's
+    pub name: Option<InstanceName>,
+    /// Go on as they come
+    #[arg(long, short)]
+    pub follow: bool,
+    /// What to print and whom to ask.
+    #[command(flatten)]
+    pub read: ReadArgs,
+}
+
+/// `metrics`.
+#[derive(Debug, Args)]
+pub struct MetricsArgs {
+    /// Put them into this file instead, in one step, readable by all
+    #[arg(long, value_name = "FILE")]
+    pub textfile: Option<PathBuf>,
+    /// Where to reach the daemon.
+    #[command(flatten)]
+    pub control: ControlArgs,
+}
+
+/// `suggest`.
+#[derive(Debug, Args)]
+pub struct SuggestArgs {
+    /// The instance
+    pub name: InstanceName,
+    /// Ask the journal for what was refused since then, as in -1h, yesterday or "2026-11-21 20:00"; needs no daemon
+    #[arg(long, value_name = "WHEN", allow_hyphen_values = true)]
+    pub since: Option<String>,
+    /// Print options of the NixOS module
+    #[arg(long, conflicts_with = "json")]
+    pub nix: bool,
+    /// The widest IPv4 network to suggest, as a prefix length from 8 to 32; 32 for single addresses
+    #[arg(long, value_name = "N", default_value_t = 24, value_parser = clap::value_parser!(u8).range(8..=32))]
+    pub max_prefix_v4: u8,
+    /// The widest IPv6 network to suggest, as a prefix length from 32 to 128; 128 for single addresses
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u8).range(32..=128))]
+    pub max_prefix_v6: u8,
+    /// The policy file that the rules are for
+    #[arg(long, value_name = "FILE", default_value = POLICY_FILE)]
+    pub config: PathBuf,
+    /// What to print and whom to ask.
+    #[command(flatten)]
+    pub read: ReadArgs,
+}
+
+/// `detach`.
+#[derive(Debug, Args)]
+pub struct DetachArgs {
+    /// The instance
+    pub name: InstanceName,
+    /// Where to reach the daemon.
+    #[command(flatten)]
+    pub control: ControlArgs,
+}

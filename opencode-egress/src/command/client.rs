@@ -1,0 +1,120 @@
+//! The commands that ask the daemon.
+
+use std::{
+    io::Write as _,
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, bail};
+
+use crate::{
+    command::{
+        args::{AttachArgs, ControlArgs, DetachArgs, EventsArgs, ExplainArgs, ReadArgs},
+        print_line,
+    },
+    control::request::{Client, ControlError, Reply, Request},
+    report::{human::now, status::Status, view},
+};
+
+/// How long the daemon may take for an answer; a reload of large policies takes the longest.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A daemon that came at the last moment still gets this long.
+const SHORTEST: Duration = Duration::from_millis(100);
+
+pub(super) fn ask(control: &ControlArgs, request: &Request) -> Result<Reply> {
+    Ok(Client::ask(&control.socket, request, Duration::ZERO)?.reply(Some(PATIENCE))?)
+}
+
+pub(super) fn unexpected(reply: &Reply) -> anyhow::Error {
+    anyhow::anyhow!("the daemon gave another answer than was asked for, it is of another version: {reply:?}")
+}
+
+/// `attach`.
+pub(super) fn attach(args: &AttachArgs) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(args.timeout);
+    let left = || deadline.saturating_duration_since(Instant::now()).max(SHORTEST);
+    let request = Request::Attach { instance: args.name.to_string() };
+    let reply = loop {
+        let asked = Client::ask(&args.control.socket, &request, left());
+        match asked.and_then(|mut client| client.reply(Some(left()))) {
+            // A daemon that could not start, and is tried again.
+            Err(ControlError::Broken { .. }) if left() > SHORTEST => sleep(SHORTEST),
+            reply => break reply?,
+        }
+    };
+    match reply {
+        Reply::Attached { unit, generation } => {
+            print_line(format_args!("{unit} is confined, generation {generation}"))
+        }
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// What `status` shows.
+pub(super) fn ask_status(control: &ControlArgs) -> Result<Status> {
+    match ask(control, &Request::Status)? {
+        Reply::Status(status) => Ok(*status),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// `status`.
+pub(super) fn status(args: &ReadArgs) -> Result<()> {
+    let status = ask_status(&args.control)?;
+    if args.json {
+        return print_line(serde_json::to_string_pretty(&status)?);
+    }
+    Ok(write!(anstream::stdout(), "{}", view::text(&status, now()))?)
+}
+
+/// `explain`.
+pub(super) fn explain(args: &ExplainArgs) -> Result<()> {
+    let request = Request::Explain { instance: args.name.to_string(), destination: args.destination };
+    match ask(&args.read.control, &request)? {
+        Reply::Explained(explanation) if args.read.json => {
+            print_line(serde_json::to_string_pretty(&explanation)?)
+        }
+        Reply::Explained(explanation) => print_line(explanation),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// `events`.
+pub(super) fn events(args: &EventsArgs) -> Result<()> {
+    let instance = args.name.as_ref().map(ToString::to_string);
+    let request = Request::Events { instance, follow: args.follow };
+    let mut client = Client::ask(&args.read.control.socket, &request, Duration::ZERO)?;
+    let timeout = (!args.follow).then_some(PATIENCE);
+    loop {
+        match client.reply(timeout)? {
+            Reply::Event(event) if args.read.json => print_line(serde_json::to_string(&event)?)?,
+            Reply::Event(event) => print_line(event)?,
+            Reply::End => return Ok(()),
+            other => return Err(unexpected(&other)),
+        }
+    }
+}
+
+/// `reload`.
+pub(super) fn reload(args: &ControlArgs) -> Result<()> {
+    match ask(args, &Request::Reload)? {
+        Reply::Reloaded { changes } if changes.is_empty() => print_line("nothing changed"),
+        Reply::Reloaded { changes } => changes.iter().try_for_each(print_line),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// `detach`.
+pub(super) fn detach(args: &DetachArgs) -> Result<()> {
+    match ask(&args.control, &Request::Detach { instance: args.name.to_string() })? {
+        Reply::Detached { units } if units.is_empty() => {
+            bail!("no unit of `{}` is confined; nothing to detach", args.name)
+        }
+        Reply::Detached { units } => {
+            units.iter().try_for_each(|unit| print_line(format_args!("{unit} is no longer confined")))
+        }
+        other => Err(unexpected(&other)),
+    }
+}

@@ -1,0 +1,51 @@
+//! The subcommands.
+
+pub mod args;
+mod assets;
+mod check;
+mod client;
+mod exec;
+mod metrics;
+mod run;
+mod suggest;
+mod top;
+
+use std::{fmt, io::Write as _, process::ExitCode};
+
+use anyhow::Result;
+
+use crate::command::args::Command;
+
+/// Runs a subcommand.
+///
+/// # Errors
+///
+/// Its own.
+pub fn run(command: &Command) -> Result<ExitCode> {
+    match command {
+        Command::Exec(args) => return exec::exec(args),
+        Command::Run(args) => run::run(args)?,
+        Command::Attach(args) => client::attach(args)?,
+        Command::Check(args) => check::check(args)?,
+        Command::Status(args) => client::status(args)?,
+        Command::Top(args) => top::top(args)?,
+        Command::Explain(args) => client::explain(args)?,
+        Command::Events(args) => client::events(args)?,
+        Command::Metrics(args) => metrics::metrics(args)?,
+        Command::Suggest(args) => suggest::suggest(args)?,
+        Command::Reload(args) => client::reload(args)?,
+        Command::Detach(args) => client::detach(args)?,
+        Command::Completions { shell } => assets::completions(*shell)?,
+        Command::Man { directory } => assets::man(directory)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prints a line.
+///
+/// # Errors
+///
+/// [`std::io::Error`] as it is, for `main` to see whether nobody reads any more. (`println!` would panic.)
+fn print_line(line: impl fmt::Display) -> Result<()> {
+    Ok(writeln!(std::io::stdout(), "{line}")?)
+}

@@ -1,0 +1,236 @@
+//! `suggest`: what to add to a policy so that it would have let pass what was refused.
+
+use std::{fmt::Write as _, io::Write as _};
+
+use anyhow::{Context as _, Result};
+use opencode_egress_common::abi::SEEN_ENTRIES;
+use serde::Serialize;
+
+use crate::{
+    command::{
+        args::SuggestArgs,
+        client::{ask, unexpected},
+    },
+    control::request::{Remembered, Reply, Request},
+    policy::{
+        InstanceName, Rule, RuleProtocol, file,
+        suggest::{self, DeniedDestination, SuggestedRule, Suggestion, Widest},
+    },
+    report::history::{self, History},
+};
+
+/// Prints the rules, and what to know about them to stderr.
+///
+/// # Errors
+///
+/// When the policy file, the daemon or the journal does not answer.
+pub(super) fn suggest(args: &SuggestArgs) -> Result<()> {
+    let set = file::load(&args.config)?;
+    let policy = set.instance(&args.name, &args.config)?;
+    let denied = match &args.since {
+        Some(since) => from_journal(&args.name, since)?,
+        None => from_daemon(args)?,
+    };
+    let widest = Widest { v4: args.max_prefix_v4, v6: args.max_prefix_v6 };
+    let suggestion = suggest::suggest(policy, &denied, widest)
+        .with_context(|| format!("instance `{}` of {}", args.name, args.config.display()))?;
+    let text = if args.nix {
+        nix(&args.name, &suggestion.rules)
+    } else if args.read.json {
+        json(&suggestion.rules)?
+    } else {
+        lines(&suggestion.rules)?
+    };
+    std::io::stdout().write_all(text.as_bytes())?;
+    for note in notes(args, denied.len(), &suggestion) {
+        eprintln!("opencode-egress: {note}");
+    }
+    Ok(())
+}
+
+fn from_journal(name: &InstanceName, since: &str) -> Result<Vec<DeniedDestination>> {
+    let History { destinations, left_out } = history::read(name, since)?;
+    if left_out > 0 {
+        eprintln!(
+            "opencode-egress: {left_out} refusals since then are not in the journal, for its limits; without --since, all that the kernel remembers counts"
+        );
+    }
+    Ok(destinations)
+}
+
+fn from_daemon(args: &SuggestArgs) -> Result<Vec<DeniedDestination>> {
+    match ask(&args.read.control, &Request::Seen { instance: args.name.to_string() })? {
+        Reply::Seen(Remembered { destinations, of_all_instances }) => {
+            // The kernel makes room some entries at a time, so a full table is never quite full.
+            if of_all_instances > SEEN_ENTRIES as usize * 3 / 4 {
+                eprintln!(
+                    "opencode-egress: the kernel remembers {of_all_instances} refused destinations and has room for {SEEN_ENTRIES}, so older ones may be forgotten; --since asks the journal"
+                );
+            }
+            Ok(destinations)
+        }
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// What to know beside the rules, a line each.
+fn notes(args: &SuggestArgs, denied: usize, suggestion: &Suggestion) -> Vec<String> {
+    let Suggestion { rules, by_deny_rule, beyond_rules } = suggestion;
+    let name = &args.name;
+    let attempts: u64 = rules.iter().map(|suggested| suggested.attempts).sum();
+    let mut notes = vec![match (rules.len(), &args.since) {
+        (0, _) if denied > 0 => {
+            format!("{name}: nothing to add; {} has every rule that was missing", args.config.display())
+        }
+        (0, None) => format!("{name}: nothing to add; the kernel remembers no refusal"),
+        (0, Some(since)) => format!("{name}: nothing to add; the journal has no refusal since {since}"),
+        (rules, _) => format!("{name}: rules: {rules}, for refusals: {attempts}; add those that should be"),
+    }];
+    if !by_deny_rule.is_empty() {
+        let shown: Vec<_> = by_deny_rule.iter().take(SHOWN).map(ToString::to_string).collect();
+        let more = by_deny_rule.len().saturating_sub(SHOWN);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        notes.push(format!("left out, a deny rule refuses them: {}{more}", shown.join(", ")));
+    }
+    if !beyond_rules.is_empty() {
+        let counts: Vec<_> = beyond_rules.iter().map(|(reason, n)| format!("{reason} ({n})")).collect();
+        notes.push(format!("left out, no rule for a destination lets them pass: {}", counts.join(", ")));
+    }
+    notes
+}
+
+/// Destinations named in a note.
+const SHOWN: usize = 8;
+
+/// A rule as the policy file has it.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum RuleForm {
+    Plain(String),
+    Detailed {
+        cidr: String,
+        protocol: &'static str,
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        ports: Vec<String>,
+    },
+}
+
+impl From<&Rule> for RuleForm {
+    fn from(rule: &Rule) -> Self {
+        let cidr = rule.cidr().to_string();
+        match (rule.protocol(), rule.ports()) {
+            (RuleProtocol::Any, []) => Self::Plain(cidr),
+            (protocol, ports) => Self::Detailed {
+                cidr,
+                protocol: protocol.name(),
+                ports: ports.iter().map(ToString::to_string).collect(),
+            },
+        }
+    }
+}
+
+/// A rule a line, with the commas of a list.
+fn lines(rules: &[SuggestedRule]) -> Result<String> {
+    let rules: Vec<_> = rules
+        .iter()
+        .map(|suggested| serde_json::to_string(&RuleForm::from(&suggested.rule)))
+        .collect::<Result<_, _>>()?;
+    Ok(if rules.is_empty() { String::new() } else { rules.join(",\n") + "\n" })
+}
+
+fn json(rules: &[SuggestedRule]) -> Result<String> {
+    #[derive(Serialize)]
+    struct Form {
+        rule: RuleForm,
+        attempts: u64,
+    }
+    let form = |suggested: &SuggestedRule| Form {
+        rule: RuleForm::from(&suggested.rule),
+        attempts: suggested.attempts,
+    };
+    Ok(serde_json::to_string_pretty(&rules.iter().map(form).collect::<Vec<_>>())? + "\n")
+}
+
+/// The NixOS module's options.
+fn nix(name: &InstanceName, rules: &[SuggestedRule]) -> String {
+    let (mut cidrs, mut detailed) = (String::new(), String::new());
+    for SuggestedRule { rule, attempts } in rules {
+        let (list, entry) = match RuleForm::from(rule) {
+            RuleForm::Plain(cidr) => (&mut cidrs, format!("\"{cidr}\"")),
+            RuleForm::Detailed { cidr, protocol, ports } => {
+                let ports: String = ports.iter().map(|port| format!(" \"{port}\"")).collect();
+                let ports = if ports.is_empty() { ports } else { format!(" ports = [{ports} ];") };
+                (&mut detailed, format!("{{ cidr = \"{cidr}\"; protocol = \"{protocol}\";{ports} }}"))
+            }
+        };
+        // Writing to a string cannot fail.
+        let _ = writeln!(list, "  {entry} # refusals: {attempts}");
+    }
+    let option = |option: &str, list: String| match list.is_empty() {
+        true => String::new(),
+        false => {
+            let name = nix_attribute(name);
+            format!("services.opencode.instances.{name}.networkIsolation.{option} = [\n{list}];\n")
+        }
+    };
+    option("outboundAllow", detailed) + &option("outboundAllowCidrs", cidrs)
+}
+
+/// A name as an attribute, quoted unless it is an identifier.
+/// <https://nix.dev/manual/nix/latest/language/identifiers>
+fn nix_attribute(name: &InstanceName) -> String {
+    const KEYWORDS: [&str; 10] =
+        ["assert", "else", "if", "in", "inherit", "let", "or", "rec", "then", "with"];
+    let name = name.as_str();
+    let starts = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
+    // The rest of an instance's name is what an identifier may have.
+    if starts && !KEYWORDS.contains(&name) { name.to_owned() } else { format!("\"{name}\"") }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::policy::compile::tests::rule;
+
+    fn rules() -> Vec<SuggestedRule> {
+        let rules = ["192.0.2.0/24", "203.0.113.9/32 tcp 443,8000-8100", "2001:db8::/64 icmp"];
+        rules.iter().map(|text| SuggestedRule { rule: rule(text), attempts: 12 }).collect()
+    }
+
+    #[test]
+    fn lines_are_what_the_policy_file_takes() {
+        let text = lines(&rules()).expect("JSON");
+        assert_eq!(text.lines().count(), 3, "{text}");
+        let file = format!(
+            r#"{{ "version": 1, "instances": {{ "a": {{ "units": ["a.service"], "allow": [{text}] }} }} }}"#
+        );
+        let set = file::parse(Path::new("policy.json"), &file).expect("a policy file");
+        let allow = &set.instances.values().next().expect("an instance").allow;
+        assert!(allow.iter().eq(rules().iter().map(|suggested| &suggested.rule)), "{allow:?}");
+        assert_eq!(lines(&[]).expect("JSON"), "");
+        assert_eq!(json(&[]).expect("JSON"), "[]\n");
+    }
+
+    #[test]
+    fn nix_options_say_what_they_stand_for() {
+        let text = nix(&"my-project".parse().expect("a name"), &rules());
+        let expect = r#"services.opencode.instances.my-project.networkIsolation.outboundAllow = [
+  { cidr = "203.0.113.9/32"; protocol = "tcp"; ports = [ "443" "8000-8100" ]; } # refusals: 12
+  { cidr = "2001:db8::/64"; protocol = "icmp"; } # refusals: 12
+];
+services.opencode.instances.my-project.networkIsolation.outboundAllowCidrs = [
+  "192.0.2.0/24" # refusals: 12
+];
+"#;
+        assert_eq!(text, expect);
+    }
+
+    #[test]
+    fn attributes_are_quoted_where_they_must_be() {
+        let shown = ["my-project", "_a", "2nd", "-a", "with", "in", "inn"]
+            .map(|name| nix_attribute(&name.parse().expect("a name")));
+        assert_eq!(shown, ["my-project", "_a", "\"2nd\"", "\"-a\"", "\"with\"", "\"in\"", "inn"]);
+    }
+}

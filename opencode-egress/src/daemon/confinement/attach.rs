@@ -1,0 +1,243 @@
+//! Confining a unit's cgroups: when it asks, and when it did not; and letting go of what is gone.
+
+use std::time::Instant;
+
+use opencode_egress_common::reason::Hook;
+use tracing::{info, warn};
+
+use crate::{
+    cgroups::{Cgroup, Services, unit_of},
+    daemon::{error::DaemonError, state::Daemon},
+    kernel::{
+        loader::{ATTACH_ORDER, Loaded},
+        maps::InstanceIndex,
+        pins::LinkDirectory,
+    },
+    policy::{InstanceName, UnitName},
+    report::{
+        human::error_chain,
+        journal::{DETACHED_ID, LINKS_RESTORED_ID},
+    },
+};
+
+/// What it took to confine a cgroup.
+#[derive(Clone, Copy)]
+struct Confined {
+    /// Links that were there.
+    there: usize,
+    /// Links that were made: 0 when all were there.
+    made: usize,
+}
+
+impl Daemon {
+    /// Confines a unit that did not ask for it, or not yet: its cgroup comes a moment before its first process.
+    pub(in crate::daemon) fn confine_unasked(
+        &mut self,
+        name: &InstanceName,
+        unit: &UnitName,
+        services: &Services,
+    ) -> Result<(), DaemonError> {
+        let index = self.instance(name)?.index;
+        let mut result = Ok(());
+        for cgroup in self.hierarchy.open_all(services.get(unit))? {
+            let was_confined = self.confined.contains(&cgroup.id());
+            match self.confine(index, unit, &cgroup) {
+                Ok(Confined { made: 0, .. }) => {}
+                Ok(Confined { there, made }) => {
+                    self.tell_confined(name, unit, &cgroup, (was_confined || there > 0).then_some(made));
+                }
+                // One that cannot be confined is no reason to leave out another.
+                Err(error) => result = Err(error),
+            }
+        }
+        result
+    }
+
+    /// Says why a cgroup was confined that did not ask for it: `restored` links were missing of one that was confined before.
+    fn tell_confined(
+        &mut self,
+        name: &InstanceName,
+        unit: &UnitName,
+        cgroup: &Cgroup,
+        restored: Option<usize>,
+    ) {
+        if self.let_go.remove(&cgroup.id()) {
+            info!("{unit} is confined again");
+        } else if let Some(made) = restored {
+            warn!(
+                MESSAGE_ID = LINKS_RESTORED_ID,
+                OPENCODE_INSTANCE = %name,
+                OBJECT_SYSTEMD_UNIT = %unit,
+                "links of {unit} were gone, or the maps by which they judge: {made}. Somebody removed them, or a daemon ended while it made them; they are back"
+            );
+        } else if self.is_confined_by_another_version(unit, cgroup) {
+            info!("{unit} was confined by another version and is taken over");
+        } else if let Some(instance) = self.instances.get_mut(name) {
+            instance.unasked.entry(unit.clone()).or_insert_with(Instant::now);
+        }
+        if cgroup.is_populated()
+            && let Err(error) = self.reset_denied(&[name])
+        {
+            warn!(
+                "open connections of {unit} that are denied are refused, but not reset: {}",
+                error_chain(&error)
+            );
+        }
+    }
+
+    fn is_confined_by_another_version(&self, unit: &UnitName, cgroup: &Cgroup) -> bool {
+        self.predecessors.iter().any(|predecessor| {
+            let links = predecessor.pins().all_links().unwrap_or_default();
+            links.iter().any(|links| links.unit == *unit && links.cgroup == cgroup.id())
+        })
+    }
+
+    /// Confines a cgroup of a unit.
+    fn confine(
+        &mut self,
+        index: InstanceIndex,
+        unit: &UnitName,
+        cgroup: &Cgroup,
+    ) -> Result<Confined, DaemonError> {
+        let directory = self.pins.links(unit, cgroup.id())?;
+        let (mut there, mut missing) = (vec![], vec![]);
+        for hook in ATTACH_ORDER {
+            match directory.link(hook)? {
+                Some(link) => there.push((hook, link)),
+                None => missing.push(hook),
+            }
+        }
+        let before = there.len();
+        let scope = self.loaded.maps.scope_instance(cgroup.id());
+        if scope.is_none() && before > 0 {
+            self.replace_orphans(index, &directory, cgroup)?;
+            return Ok(Confined { there: before, made: ATTACH_ORDER.len() });
+        }
+        if !missing.is_empty() || scope != Some(index) {
+            let attach = |loaded: &mut Loaded, hook: Hook, cgroup: &Cgroup| {
+                missing.contains(&hook).then(|| loaded.programs.attach(hook, cgroup)).transpose()
+            };
+            for (hook, link) in self.loaded.confine(cgroup, index, attach)? {
+                if let Some(link) = link {
+                    directory.pin(hook, &link)?;
+                }
+            }
+            // The next look tries again, and says so.
+            let _ = self.watch.pins(directory.path());
+        }
+        // Last: an old program judges, a hook without a link does not.
+        for (hook, link) in there {
+            self.loaded.programs.renew(hook, &link, cgroup)?;
+        }
+        self.confined.insert(cgroup.id());
+        Ok(Confined { there: before, made: missing.len() })
+    }
+
+    /// Makes new links where those that are there judge by maps that are nobody's any more; each of them goes when a new one is
+    /// pinned in its place. The scope comes last: until then everything is denied, and when this ends in the middle it is
+    /// done again, and no old link is taken for one of this daemon's.
+    fn replace_orphans(
+        &mut self,
+        index: InstanceIndex,
+        directory: &LinkDirectory,
+        cgroup: &Cgroup,
+    ) -> Result<(), DaemonError> {
+        for hook in ATTACH_ORDER {
+            let link = self.loaded.programs.attach(hook, cgroup)?;
+            directory.pin(hook, &link)?;
+        }
+        self.loaded.maps.set_scope(cgroup.id(), index)?;
+        self.confined.insert(cgroup.id());
+        Ok(())
+    }
+
+    /// Confines the unit of a process that says it belongs to `name`.
+    ///
+    /// # Errors
+    ///
+    /// When it does not, or the kernel refuses.
+    pub fn attach(&mut self, name: &str, pid: u32) -> Result<(UnitName, u32), DaemonError> {
+        let name = self.known(name)?;
+        self.keep_lock()?;
+        let path = self.hierarchy.of_process(pid)?;
+        let services = self.hierarchy.services()?;
+        // A cgroup of that name elsewhere is no unit's; and what runs below a user's manager is that user's, not the system's.
+        let found = unit_of(&path)
+            .filter(|(unit, _)| !unit.as_str().starts_with("user@"))
+            .filter(|(unit, path)| services.get(unit).is_some_and(|paths| paths.contains(path)));
+        let Some((unit, unit_path)) = found else {
+            return Err(DaemonError::NoUnit { pid, cgroup: path });
+        };
+        let instance = self.instance(&name)?;
+        if instance.policy.is_none() {
+            return Err(self.unknown(name.as_str()));
+        }
+        if !instance.listed().any(|listed| *listed == unit) {
+            return Err(DaemonError::NotListed { unit, name });
+        }
+        let index = instance.index;
+        let cgroup = self.hierarchy.open(&unit_path)?;
+        for links in self.pins.all_links()?.into_iter().filter(|links| links.unit == unit) {
+            self.remove_if_dead(&links, &services);
+        }
+        self.confine(index, &unit, &cgroup)?;
+        self.pins.links(&unit, cgroup.id())?.unmark_late()?;
+        self.let_go.remove(&cgroup.id());
+        let generation = self.loaded.maps.current(index).generation();
+        if let Some(instance) = self.instances.get_mut(&name) {
+            instance.unasked.remove(&unit);
+            instance.detached = false;
+        }
+        info!("{unit} is confined, instance {name}, generation {generation}");
+        Ok((unit, generation))
+    }
+
+    /// Takes the links of the units that an instance lists away. They come back when a unit starts or at a reload. A unit that
+    /// is not listed any more would not get them back, and nobody would see it: that is stopped instead.
+    ///
+    /// # Errors
+    ///
+    /// When the file does not have the instance, or a pin cannot be removed.
+    pub fn detach(&mut self, name: &str) -> Result<Vec<UnitName>, DaemonError> {
+        let name = self.known(name)?;
+        let links = self.pins.all_links()?;
+        let instance = self.instance(&name)?;
+        if instance.policy.is_none() {
+            return Err(self.unknown(name.as_str()));
+        }
+        let units: Vec<_> = instance.listed().cloned().collect();
+        if let Some(instance) = self.instances.get_mut(&name) {
+            instance.detached = true;
+            instance.unasked.clear();
+        }
+        let mut detached = vec![];
+        for directory in links.into_iter().filter(|links| units.contains(&links.unit)) {
+            directory.remove()?;
+            self.confined.remove(&directory.cgroup);
+            self.let_go.insert(directory.cgroup);
+            warn!(
+                MESSAGE_ID = DETACHED_ID,
+                OPENCODE_INSTANCE = %name,
+                OBJECT_SYSTEMD_UNIT = %directory.unit,
+                "{} is no longer confined: detached on request",
+                directory.unit
+            );
+            detached.push(directory.unit);
+        }
+        Ok(detached)
+    }
+
+    /// Removes the links of a cgroup that is none of those that the unit has. Not being able to look is no reason to let go.
+    pub(in crate::daemon) fn remove_if_dead(&mut self, links: &LinkDirectory, services: &Services) {
+        match self.hierarchy.open_all(services.get(&links.unit)) {
+            Ok(cgroups) if cgroups.iter().any(|cgroup| cgroup.id() == links.cgroup) => return,
+            Ok(_) => {}
+            Err(error) => return warn!("the links of {} stay: {}", links.unit, error_chain(&error)),
+        }
+        self.confined.remove(&links.cgroup);
+        self.let_go.remove(&links.cgroup);
+        if let Err(error) = links.remove() {
+            warn!("{}", error_chain(&error));
+        }
+    }
+}

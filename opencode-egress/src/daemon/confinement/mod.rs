@@ -1,0 +1,4 @@
+//! What is confined: when a unit asks, when it did not, and what is left of it.
+
+mod attach;
+mod upkeep;

@@ -1,0 +1,129 @@
+//! Denied flows: out of the ring buffer, into the journal, kept for `events`.
+
+mod seen;
+
+use std::{collections::BTreeMap, time::Instant};
+
+use tracing::{error, warn};
+
+use crate::{
+    control::request::LoggedEvent,
+    daemon::{
+        error::DaemonError,
+        predecessor::Predecessor,
+        state::{Daemon, Instance, RECENT_EVENTS},
+    },
+    kernel::{
+        maps::InstanceIndex,
+        registry::Registry,
+        ring::{DecodeError, Record, drain},
+    },
+    policy::InstanceName,
+    report::{human::now, journal},
+};
+
+impl Daemon {
+    /// The last denied flows, the oldest first.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such instance.
+    pub fn recent(&self, name: Option<&str>) -> Result<Vec<LoggedEvent>, DaemonError> {
+        let mut events: Vec<_> = match name {
+            Some(name) => self.instance(&self.known(name)?)?.recent.iter().cloned().collect(),
+            None => self.instances.values().flat_map(|instance| instance.recent.iter().cloned()).collect(),
+        };
+        events.sort_by_key(|event| event.time);
+        Ok(events)
+    }
+
+    /// Takes the events that are there, and logs and returns them; also those for which the daemons of other versions left no
+    /// reader.
+    pub fn take_events(&mut self) -> Vec<LoggedEvent> {
+        let Self { loaded, registry, instances, folds, predecessors, set, .. } = self;
+        let mut logged = vec![];
+        let mut take = |record: Result<Record, DecodeError>| match record {
+            Ok(record) => {
+                let suppressed = folds.event(&record, Instant::now(), set.log.interval);
+                logged.extend(log(registry, instances, &record, suppressed));
+            }
+            Err(error) => error!("{error}"),
+        };
+        for predecessor in predecessors.iter_mut() {
+            predecessor.drain(registry, &mut take);
+        }
+        drain(&mut loaded.events, &mut take);
+        predecessors.retain(Predecessor::is_there);
+        logged
+    }
+
+    /// Passes on the programs' debug messages, where the object has them.
+    pub fn flush_debug_log(&mut self) {
+        self.loaded.debug_log.flush();
+    }
+
+    /// Logs what was folded or left out and has no event of its own.
+    pub fn take_folded(&mut self) -> Vec<LoggedEvent> {
+        let Self { loaded, folds, .. } = self;
+        let due = folds.due(Instant::now(), |key| loaded.maps.attempts(key));
+        let mut logged = std::mem::take(&mut self.unpublished);
+        logged.extend(self.log_folded(due));
+        logged
+    }
+
+    /// Logs what was folded into an instance's lines until now: what comes next is of another mode.
+    pub(in crate::daemon) fn end_folds(&mut self, index: InstanceIndex) {
+        let Self { loaded, folds, .. } = self;
+        let folded = folds.of(index, |key| loaded.maps.attempts(key));
+        let logged = self.log_folded(folded);
+        self.unpublished.extend(logged);
+    }
+
+    fn log_folded(&mut self, folded: Vec<(Record, u64)>) -> Vec<LoggedEvent> {
+        let Self { registry, instances, .. } = self;
+        // The line itself stands for one of them.
+        let lines =
+            folded.into_iter().map(|(record, attempts)| log(registry, instances, &record, attempts - 1));
+        lines.flatten().collect()
+    }
+
+    /// Logs how many denials had no line, of the instances where that is more than last time.
+    pub fn log_left_out(&mut self) {
+        for (name, instance) in &mut self.instances {
+            let Ok(counters) = self.loaded.maps.counters(instance.index) else { continue };
+            let counted = (counters.denied.limited, counters.denied.lost);
+            if counted != instance.left_out {
+                let (limited, lost) = (counted.0 - instance.left_out.0, counted.1 - instance.left_out.1);
+                journal::log_left_out(name, instance.mode(), limited, lost);
+                instance.left_out = counted;
+                if lost > 0 {
+                    instance.lost_at = Some(Instant::now());
+                }
+            }
+        }
+    }
+}
+
+fn log(
+    registry: &Registry,
+    instances: &mut BTreeMap<InstanceName, Instance>,
+    record: &Record,
+    suppressed: u64,
+) -> Option<LoggedEvent> {
+    let flow = record.denied_flow(suppressed);
+    // Also one that the policy file does not have any more.
+    let Some(name) = InstanceIndex::new(record.event.instance).and_then(|index| registry.name_of(index))
+    else {
+        warn!("denied to a cgroup of nobody: {flow}");
+        return None;
+    };
+    let event = LoggedEvent { time: now(), instance: name.to_string(), flow };
+    journal::log_denial(&event);
+    if let Some(instance) = instances.get_mut(name) {
+        if instance.recent.len() == RECENT_EVENTS {
+            instance.recent.pop_front();
+        }
+        instance.recent.push_back(event.clone());
+    }
+    Some(event)
+}

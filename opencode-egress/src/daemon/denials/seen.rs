@@ -1,0 +1,31 @@
+//! What the kernel remembers of denials, whatever the log left out.
+
+use crate::{
+    control::request::Remembered,
+    daemon::{error::DaemonError, state::Daemon},
+    policy::{explain::Destination, suggest::DeniedDestination},
+};
+
+impl Daemon {
+    /// Every destination that was denied to an instance, as far as the kernel remembers.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such instance, or the kernel refuses.
+    pub fn seen(&self, name: &str) -> Result<Remembered, DaemonError> {
+        let index = self.instance(&self.known(name)?)?.index;
+        let seen = self.loaded.maps.seen()?;
+        let of_all_instances = seen.len();
+        let own = seen.into_iter().filter(|(key, _)| key.instance == index.number());
+        let destinations = own
+            .filter_map(|(key, seen)| {
+                Some(DeniedDestination {
+                    destination: Destination::of(&key.flow())?,
+                    reasons: seen.reasons().map(|reason| reason.name().to_owned()).collect(),
+                    attempts: seen.attempts,
+                })
+            })
+            .collect();
+        Ok(Remembered { destinations, of_all_instances })
+    }
+}

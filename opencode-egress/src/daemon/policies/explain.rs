@@ -1,0 +1,39 @@
+//! Explaining a verdict: by what is in the kernel, and beside it by what the policy file says now.
+
+use crate::{
+    daemon::{error::DaemonError, policies, state::Daemon},
+    policy::explain::{Destination, Explanation, Judgement, PolicyFile, explain},
+    report::human::error_chain,
+};
+
+impl Daemon {
+    /// Judges a flow by what is in the kernel, and says where the policy file differs.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such instance, or the kernel refuses.
+    pub fn explain(&self, name: &str, destination: Destination) -> Result<Explanation, DaemonError> {
+        let file = policies::read(&self.config);
+        let known = self.known(name).map_err(|unknown| match &file {
+            Ok(read) if read.set.instances.keys().any(|known| known.as_str() == name) => {
+                DaemonError::NotApplied { name: name.to_owned(), config: self.config.clone() }
+            }
+            _ => unknown,
+        })?;
+        let instance = self.instance(&known)?;
+        let in_force = instance.policy.clone().unwrap_or_default();
+        let judgement = match self.loaded.maps.policy(instance.index)? {
+            Some((head, rules)) => explain(destination, &head, &rules, &in_force),
+            None => Judgement::without_policy(),
+        };
+        let file = match &file {
+            Ok(read) => {
+                let file = read.set.instances.get(&known).zip(read.compiled.get(&known));
+                PolicyFile::compare(file, &in_force, destination, &judgement)
+            }
+            Err(error) => PolicyFile::Unusable { error: error_chain(error) },
+        };
+        let config = self.config.display().to_string();
+        Ok(Explanation { destination, judgement, detached: instance.detached, config, file })
+    }
+}

@@ -1,0 +1,50 @@
+//! Confining a cgroup: the links of every hook and the scope that says whose it is, in the safe order.
+
+use opencode_egress_common::reason::Hook;
+
+use crate::{
+    cgroups::Cgroup,
+    kernel::{
+        loader::{ATTACH_ORDER, AttachError, Loaded},
+        maps::{InstanceIndex, MapsError},
+    },
+};
+
+/// Why a cgroup is not confined.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfineError {
+    /// A hook could not be attached.
+    #[error(transparent)]
+    Attach(#[from] AttachError),
+    /// The scope could not be written.
+    #[error(transparent)]
+    Maps(#[from] MapsError),
+}
+
+impl Loaded {
+    /// Confines a cgroup to an instance's policy, which must be in force already: `attach` makes the
+    /// attachment of one hook.
+    ///
+    /// The first hook lets nearly everything pass whatever the policy is; attaching it makes the scope's
+    /// storage, so that the scope can be written before any hook that judges. Until all are attached the
+    /// cgroup is half confined, so a unit's first process must wait for the end of this.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses; what was attached by then stays attached.
+    pub fn confine<T>(
+        &mut self,
+        cgroup: &Cgroup,
+        instance: InstanceIndex,
+        mut attach: impl FnMut(&mut Self, Hook, &Cgroup) -> Result<T, AttachError>,
+    ) -> Result<Vec<(Hook, T)>, ConfineError> {
+        let mut attached = vec![];
+        for hook in ATTACH_ORDER {
+            attached.push((hook, attach(self, hook, cgroup)?));
+            if attached.len() == 1 && self.maps.scope_instance(cgroup.id()) != Some(instance) {
+                self.maps.set_scope(cgroup.id(), instance)?;
+            }
+        }
+        Ok(attached)
+    }
+}

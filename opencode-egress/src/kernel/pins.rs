@@ -1,0 +1,378 @@
+//! What is pinned on the bpffs, and where.
+//!
+//! ```text
+//! /sys/fs/bpf/opencode-egress/v1/CURRENT …             maps
+//!                               /NAMES                 which instance has which number
+//!                               /links/<unit>/<cgroup id>/<hook>
+//!                                                        /late   a directory: it ran before it was confined
+//! ```
+//!
+//! A dot cannot be in a name there, so a unit's dots are commas, which no unit name has.
+
+use std::{
+    fs::{self, File},
+    io,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+};
+
+use aya::maps::MapData;
+use opencode_egress_common::{abi::ABI_VERSION, reason::Hook};
+use rustix::{
+    fs::{FlockOperation, flock},
+    io::Errno,
+};
+
+use crate::{
+    kernel::{
+        links::{CgroupLink, CgroupLinkInfo, attach_type},
+        loader::ATTACH_ORDER,
+    },
+    policy::UnitName,
+};
+
+/// What can go wrong with pins.
+#[derive(Debug, thiserror::Error)]
+pub enum PinError {
+    /// A file operation.
+    #[error("cannot {action} the pin {path}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// There can be no pins here.
+    #[error("cannot use {path} for pins")]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// What is wrong and what to do.
+        #[source]
+        source: io::Error,
+    },
+    /// Another daemon has them.
+    #[error(
+        "another opencode-egress keeps what is pinned in {path}; stop it first (systemctl stop opencode-egress), or choose another directory with --pins"
+    )]
+    Taken {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A pin that this program did not make.
+    #[error("{path} is not a link of {hook} to the cgroup that it is named after; remove it by hand after finding out who made it", hook = hook.name())]
+    Foreign {
+        /// The pin.
+        path: PathBuf,
+        /// What it should be.
+        hook: Hook,
+    },
+}
+
+/// The pins of one ABI version.
+#[derive(Clone, Debug)]
+pub struct Pins(PathBuf);
+
+/// The right to change what is pinned below a base directory, by whatever version. It ends with this value.
+#[derive(Debug)]
+pub struct PinLock(File);
+
+impl PinLock {
+    /// Whether this is the right to change `pins`: their base directory is the one that was locked.
+    pub fn is_of(&self, pins: &Pins) -> bool {
+        let identity =
+            |metadata: io::Result<fs::Metadata>| metadata.ok().map(|data| (data.dev(), data.ino()));
+        let locked = identity(self.0.metadata());
+        locked.is_some() && locked == identity(fs::metadata(pins.base()))
+    }
+}
+
+const DIRECTORY_PREFIX: &str = "v";
+/// Where links are.
+const LINKS: &str = "links";
+/// The mark of a cgroup whose processes ran before it was confined.
+const LATE: &str = "late";
+
+/// The pinned links of one cgroup of a unit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LinkDirectory {
+    /// The unit.
+    pub unit: UnitName,
+    /// The cgroup's id.
+    pub cgroup: u64,
+    path: PathBuf,
+}
+
+fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> PinError {
+    let path = path.to_owned();
+    move |source| PinError::Io { action, path, source }
+}
+
+impl Pins {
+    /// The pins below a base directory.
+    pub fn below(base: &Path) -> Self {
+        Self(base.join(format!("{DIRECTORY_PREFIX}{ABI_VERSION}")))
+    }
+
+    fn base(&self) -> &Path {
+        self.0.parent().unwrap_or(&self.0)
+    }
+
+    /// Makes the base directory, and takes the right to change what is below it.
+    ///
+    /// # Errors
+    ///
+    /// When it is not on a BPF file system, or another process has that right.
+    pub fn lock(&self) -> Result<PinLock, PinError> {
+        let base = self.base();
+        prepare(base)?;
+        let directory = File::open(base).map_err(io_error("open", base))?;
+        match flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(PinLock(directory)),
+            Err(Errno::WOULDBLOCK) => Err(PinError::Taken { path: base.to_owned() }),
+            Err(errno) => Err(io_error("lock", base)(errno.into())),
+        }
+    }
+
+    /// The pins of other ABI versions beside these: what a daemon of another build left.
+    ///
+    /// # Errors
+    ///
+    /// When the base directory cannot be read.
+    pub fn of_other_versions(&self) -> Result<Vec<Self>, PinError> {
+        let names = names(self.base())?.into_iter().filter(|name| {
+            let number = name.strip_prefix(DIRECTORY_PREFIX);
+            number.is_some_and(|number| number.parse::<u32>().is_ok())
+        });
+        Ok(names.map(|name| Self(self.base().join(name))).filter(|pins| pins.0 != self.0).collect())
+    }
+
+    /// Removes the maps, unless there may be a link that needs them.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be found out, or one cannot be removed.
+    pub fn remove_if_unused(&self) -> Result<(), PinError> {
+        if !names(&self.0.join(LINKS))?.is_empty() {
+            return Ok(());
+        }
+        fs::remove_dir_all(&self.0).map_err(io_error("remove", &self.0))
+    }
+
+    /// Where maps are.
+    pub fn maps(&self) -> &Path {
+        &self.0
+    }
+
+    /// Where the links of a unit's cgroup are, made if need be.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be made.
+    pub fn links(&self, unit: &UnitName, cgroup: u64) -> Result<LinkDirectory, PinError> {
+        let path = self.0.join(LINKS).join(unit.as_str().replace('.', ",")).join(cgroup.to_string());
+        fs::create_dir_all(&path).map_err(io_error("create", &path))?;
+        Ok(LinkDirectory { unit: unit.clone(), cgroup, path })
+    }
+
+    /// Every directory of links.
+    ///
+    /// # Errors
+    ///
+    /// When a directory cannot be read, which is something else than having none.
+    pub fn all_links(&self) -> Result<Vec<LinkDirectory>, PinError> {
+        let links = self.0.join(LINKS);
+        let mut all = vec![];
+        for name in names(&links)? {
+            let directory = links.join(&name);
+            let Ok(unit) = name.replace(',', ".").parse::<UnitName>() else { continue };
+            // What somebody else pinned there.
+            if directory.is_file() {
+                continue;
+            }
+            for name in names(&directory)? {
+                if let Ok(cgroup) = name.parse() {
+                    all.push(LinkDirectory { unit: unit.clone(), cgroup, path: directory.join(name) });
+                }
+            }
+        }
+        Ok(all)
+    }
+}
+
+/// The pinned maps, held so that one whose pin is removed can be pinned again.
+pub struct MapPins(Vec<(PathBuf, MapData)>);
+
+impl MapPins {
+    /// Those that are pinned now.
+    ///
+    /// # Errors
+    ///
+    /// When one cannot be opened.
+    pub fn open(pins: &Pins) -> Result<Self, PinError> {
+        let paths = names(pins.maps())?.into_iter().map(|name| pins.maps().join(name));
+        let maps = paths.filter(|path| path.is_file()).map(|path| {
+            let map = MapData::from_pin(&path);
+            let map = map.map_err(|error| io_error("open", &path)(io::Error::other(error)))?;
+            Ok((path, map))
+        });
+        Ok(Self(maps.collect::<Result<_, _>>()?))
+    }
+
+    /// Pins those again whose pins are gone, and returns how many.
+    ///
+    /// # Errors
+    ///
+    /// When one cannot be pinned.
+    pub fn restore(&self) -> Result<usize, PinError> {
+        let gone = self.0.iter().filter(|(path, _)| !path.exists());
+        let restored = gone.map(|(path, map)| {
+            let directory = path.parent().unwrap_or(path);
+            fs::create_dir_all(directory).map_err(io_error("create", directory))?;
+            map.pin(path).map_err(|error| io_error("make", path)(io::Error::other(error)))
+        });
+        Ok(restored.collect::<Result<Vec<_>, _>>()?.len())
+    }
+}
+
+/// What is in a directory; nothing if it is not there.
+fn names(directory: &Path) -> Result<Vec<String>, PinError> {
+    let entries = match fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(vec![]),
+        entries => entries.map_err(io_error("read", directory))?,
+    };
+    entries
+        .map(|entry| {
+            Ok(entry.map_err(io_error("read", directory))?.file_name().to_string_lossy().into_owned())
+        })
+        .collect()
+}
+
+/// Makes a directory for pins.
+pub(crate) fn prepare(directory: &Path) -> Result<(), PinError> {
+    const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
+    let make = || {
+        let existing = directory.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+        if rustix::fs::statfs(existing)?.f_type as i64 != BPF_FS_MAGIC {
+            return Err(io::Error::other(format!(
+                "{} is not on a BPF file system; mount one: mount -t bpf bpf /sys/fs/bpf",
+                existing.display()
+            )));
+        }
+        fs::create_dir_all(directory)
+    };
+    make().map_err(|source| PinError::Directory { path: directory.to_owned(), source })
+}
+
+impl LinkDirectory {
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether both are of the same cgroup of the same unit.
+    pub fn is_for_the_same(&self, other: &Self) -> bool {
+        self.unit == other.unit && self.cgroup == other.cgroup
+    }
+
+    /// A hook's link, if it is pinned here.
+    ///
+    /// # Errors
+    ///
+    /// When something else is.
+    pub fn link(&self, hook: Hook) -> Result<Option<CgroupLink>, PinError> {
+        let path = self.path.join(hook.name());
+        let foreign = || PinError::Foreign { path: path.clone(), hook };
+        let opened = CgroupLink::open(&path).and_then(|link| Ok((link.info()?, link)));
+        let (info, link) = match opened {
+            Ok(opened) => opened,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => return Err(foreign()),
+            Err(error) => return Err(io_error("open", &path)(error)),
+        };
+        // Somebody took the link off its cgroup and left the pin.
+        if info.attach_type == attach_type(hook) && info.cgroup == 0 {
+            return Ok(None);
+        }
+        if info.attach_type != attach_type(hook) || info.cgroup != self.cgroup {
+            return Err(foreign());
+        }
+        Ok(Some(link))
+    }
+
+    /// How many hooks' links are pinned here, of those with a program that `is_ours`.
+    pub fn count(&self, is_ours: impl Fn(Hook, &CgroupLinkInfo) -> bool) -> usize {
+        let ours = |hook| {
+            let link = self.link(hook).ok().flatten();
+            link.and_then(|link| link.info().ok()).is_some_and(|info| is_ours(hook, &info))
+        };
+        ATTACH_ORDER.into_iter().filter(|hook| ours(*hook)).count()
+    }
+
+    /// Notes that the cgroup's processes ran before they were confined. It stays until the links go.
+    ///
+    /// # Errors
+    ///
+    /// When the note cannot be made.
+    pub fn mark_late(&self) -> Result<(), PinError> {
+        let path = self.path.join(LATE);
+        fs::create_dir_all(&path).map_err(io_error("make", &path))
+    }
+
+    /// Takes that back: they asked to be confined after all.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be removed.
+    pub fn unmark_late(&self) -> Result<(), PinError> {
+        let path = self.path.join(LATE);
+        gone(fs::remove_dir(&path)).map_err(io_error("remove", &path))
+    }
+
+    /// Whether the cgroup's processes ran before they were confined.
+    pub fn is_late(&self) -> bool {
+        self.path.join(LATE).exists()
+    }
+
+    /// Pins a link, in the place of one that is attached no more.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn pin(&self, hook: Hook, link: &CgroupLink) -> Result<(), PinError> {
+        let path = self.path.join(hook.name());
+        gone(fs::remove_file(&path)).map_err(io_error("remove", &path))?;
+        link.pin(&path).map_err(io_error("make", &path))
+    }
+
+    /// Removes the links, the last one first, which detaches them. The unit's directory goes with its last
+    /// cgroup.
+    ///
+    /// # Errors
+    ///
+    /// When one cannot be removed.
+    pub fn remove(&self) -> Result<(), PinError> {
+        for hook in ATTACH_ORDER.iter().rev() {
+            let path = self.path.join(hook.name());
+            gone(fs::remove_file(&path)).map_err(io_error("remove", &path))?;
+        }
+        self.unmark_late()?;
+        fs::remove_dir(&self.path).map_err(io_error("remove", &self.path))?;
+        if let Some(unit_directory) = self.path.parent() {
+            // Not empty: another cgroup of the unit is confined.
+            let _ = fs::remove_dir(unit_directory);
+        }
+        Ok(())
+    }
+}
+
+/// What was not there is as good as removed.
+fn gone(removed: io::Result<()>) -> io::Result<()> {
+    match removed {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
+    }
+}

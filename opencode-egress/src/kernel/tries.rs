@@ -1,0 +1,223 @@
+//! Tries of rules: made full, and set into the map of them, many in one system call.
+//!
+//! aya writes one entry a call. A policy can have 100,000 of them, and every call that changes a map of maps
+//! waits until all programs that are running have ended, so a thousand policies would wait a thousand times.
+
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
+};
+
+use opencode_egress_common::abi::{Entry, TrieKey};
+
+use crate::kernel::links::{bpf, number, owned};
+
+// Commands of bpf(2).
+const BPF_MAP_CREATE: i32 = 0;
+const BPF_MAP_LOOKUP_ELEM: i32 = 1;
+const BPF_MAP_UPDATE_ELEM: i32 = 2;
+const BPF_BTF_LOAD: i32 = 18;
+const BPF_MAP_UPDATE_BATCH: i32 = 26;
+
+/// What a kernel says whose map of this type takes no batches: tries do since Linux 5.13, maps of maps since
+/// 5.19.
+const ENOTSUPP: i32 = 524;
+
+/// A trie that this process made.
+pub(crate) struct NewTrie(OwnedFd);
+
+impl NewTrie {
+    /// A trie of these entries; no key comes twice.
+    pub(crate) fn of(entries: &[(TrieKey, Entry)]) -> io::Result<Self> {
+        let trie = Self::create(entries.len())?;
+        let (keys, values): (Vec<_>, Vec<_>) = entries.iter().copied().unzip();
+        update(trie.0.as_fd(), &keys, &values)?;
+        Ok(trie)
+    }
+
+    /// Another descriptor of it.
+    pub(crate) fn try_clone(&self) -> io::Result<OwnedFd> {
+        self.0.try_clone()
+    }
+
+    fn create(entries: usize) -> io::Result<Self> {
+        #[repr(C)]
+        struct Attr {
+            map_type: u32,
+            key_size: u32,
+            value_size: u32,
+            max_entries: u32,
+            flags: u32,
+            inner: u32,
+            numa_node: u32,
+            name: [u8; 16],
+            interface: u32,
+            btf: u32,
+            key_type: u32,
+            value_type: u32,
+        }
+        const BPF_MAP_TYPE_LPM_TRIE: u32 = 11;
+        /// Tries must have it.
+        const BPF_F_NO_PREALLOC: u32 = 1;
+        let types = load_types()?;
+        #[expect(clippy::cast_possible_truncation, reason = "a few bytes")]
+        let mut attr = Attr {
+            map_type: BPF_MAP_TYPE_LPM_TRIE,
+            key_size: size_of::<TrieKey>() as u32,
+            value_size: size_of::<Entry>() as u32,
+            max_entries: u32::try_from(entries.max(1)).unwrap_or(u32::MAX),
+            flags: BPF_F_NO_PREALLOC,
+            inner: 0,
+            numa_node: 0,
+            name: *b"RULES\0\0\0\0\0\0\0\0\0\0\0",
+            interface: 0,
+            btf: number(types.as_fd()),
+            key_type: 1,
+            value_type: 2,
+        };
+        // SAFETY: the layout of BPF_MAP_CREATE, which points to nothing and returns a new descriptor.
+        Ok(Self(unsafe { owned(bpf(BPF_MAP_CREATE, &mut attr)?)? }))
+    }
+}
+
+/// BTF with a type for the keys and one for the values: structs of their size that do not say what is in them.
+///
+/// aya makes the map of maps with a model that has types, and Linux 6.1 takes no map without any in its place:
+/// it answers EINVAL.
+fn load_types() -> io::Result<OwnedFd> {
+    #[repr(C)]
+    struct Type {
+        name: u32,
+        info: u32,
+        size: u32,
+    }
+    /// `struct btf_header` and what follows it.
+    #[repr(C)]
+    struct Types {
+        magic: u16,
+        version: u8,
+        flags: u8,
+        header_len: u32,
+        types_offset: u32,
+        types_len: u32,
+        strings_offset: u32,
+        strings_len: u32,
+        types: [Type; 2],
+        strings: [u8; 4],
+    }
+    #[repr(C)]
+    struct Attr {
+        btf: u64,
+        log: u64,
+        btf_size: u32,
+        log_size: u32,
+        log_level: u32,
+        /// Kernels that do not know what is here want it to be zero.
+        log_true_size: u32,
+    }
+    const STRUCT_WITHOUT_MEMBERS: u32 = 4 << 24;
+    const fn opaque<T>() -> Type {
+        #[expect(clippy::cast_possible_truncation, reason = "a few bytes")]
+        Type { name: 0, info: STRUCT_WITHOUT_MEMBERS, size: size_of::<T>() as u32 }
+    }
+    let types = Types {
+        magic: 0xeb9f,
+        version: 1,
+        flags: 0,
+        header_len: 24,
+        types_offset: 0,
+        types_len: 24,
+        strings_offset: 24,
+        strings_len: 4,
+        types: [opaque::<TrieKey>(), opaque::<Entry>()],
+        strings: [0; 4],
+    };
+    #[expect(clippy::cast_possible_truncation, reason = "52 bytes")]
+    let btf_size = size_of::<Types>() as u32;
+    let btf = (&raw const types).expose_provenance() as u64;
+    let mut attr = Attr { btf, log: 0, btf_size, log_size: 0, log_level: 0, log_true_size: 0 };
+    // SAFETY: the layout of BPF_BTF_LOAD, which returns a new descriptor; `types` is as long as `btf_size`
+    // says and outlives the call.
+    unsafe { owned(bpf(BPF_BTF_LOAD, &mut attr)?) }
+}
+
+/// Sets slots of the map of tries, and returns when every program that was running before has ended: the
+/// kernel waits for them (`maybe_wait_bpf_programs`,
+/// <https://github.com/torvalds/linux/blob/v6.12/kernel/bpf/syscall.c#L150>).
+pub(crate) fn set(tries: BorrowedFd<'_>, slots: &[u32], values: &[&NewTrie]) -> io::Result<()> {
+    let values: Vec<_> = values.iter().map(|trie| trie.0.as_raw_fd()).collect();
+    update(tries, slots, &values)
+}
+
+/// Writes all pairs. When it fails some may be written.
+fn update<K, V>(map: BorrowedFd<'_>, keys: &[K], values: &[V]) -> io::Result<()> {
+    assert_eq!(keys.len(), values.len(), "a value for every key");
+    match update_batch(map, keys, values) {
+        Err(error) if error.raw_os_error() == Some(ENOTSUPP) => {
+            keys.iter().zip(values).try_for_each(|(key, value)| update_one(map, key, value))
+        }
+        result => result,
+    }
+}
+
+fn update_batch<K, V>(map: BorrowedFd<'_>, keys: &[K], values: &[V]) -> io::Result<()> {
+    #[repr(C)]
+    struct Attr {
+        in_batch: u64,
+        out_batch: u64,
+        keys: u64,
+        values: u64,
+        count: u32,
+        map: u32,
+        elem_flags: u64,
+        flags: u64,
+    }
+    let mut attr = Attr {
+        in_batch: 0,
+        out_batch: 0,
+        keys: keys.as_ptr().expose_provenance() as u64,
+        values: values.as_ptr().expose_provenance() as u64,
+        count: u32::try_from(keys.len()).map_err(io::Error::other)?,
+        map: number(map),
+        elem_flags: 0,
+        flags: 0,
+    };
+    // SAFETY: the layout of BPF_MAP_UPDATE_BATCH; both arrays have `count` elements of the map's sizes, which
+    // every caller's types are, and outlive the call.
+    unsafe { bpf(BPF_MAP_UPDATE_BATCH, &mut attr)? };
+    Ok(())
+}
+
+fn update_one<K, V>(map: BorrowedFd<'_>, key: &K, value: &V) -> io::Result<()> {
+    let mut attr = Element::of(map, key, std::ptr::from_ref(value).expose_provenance());
+    // SAFETY: the layout of BPF_MAP_UPDATE_ELEM; key and value are of the map's sizes, which every caller's
+    // types are, and outlive the call.
+    unsafe { bpf(BPF_MAP_UPDATE_ELEM, &mut attr)? };
+    Ok(())
+}
+
+/// The kernel's id of the trie in a slot.
+pub(crate) fn id(tries: BorrowedFd<'_>, slot: u32) -> io::Result<u32> {
+    let mut id = 0_u32;
+    let mut attr = Element::of(tries, &slot, (&raw mut id).expose_provenance());
+    // SAFETY: the layout of BPF_MAP_LOOKUP_ELEM; key and value of a map of maps are 32 bits wide, and outlive the call.
+    unsafe { bpf(BPF_MAP_LOOKUP_ELEM, &mut attr)? };
+    Ok(id)
+}
+
+/// What the calls for one element take.
+#[repr(C)]
+struct Element {
+    map: u32,
+    padding: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+impl Element {
+    fn of<K>(map: BorrowedFd<'_>, key: &K, value: usize) -> Self {
+        let key = std::ptr::from_ref(key).expose_provenance() as u64;
+        Self { map: number(map), padding: 0, key, value: value as u64, flags: 0 }
+    }
+}

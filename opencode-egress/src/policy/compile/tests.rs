@@ -1,0 +1,126 @@
+mod reference;
+pub(crate) mod strategies;
+
+use opencode_egress_common::{
+    decide::{Verdict, decide},
+    flow::{Family, Flow, Protocol},
+    reason::DropReason,
+};
+use proptest::prelude::*;
+
+use super::*;
+use crate::policy::compile::tests::{
+    reference::judge,
+    strategies::{flows, policies},
+};
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn compiled_policies_decide_like_the_rules(policy in policies(), flows in prop::collection::vec(flows(), 32)) {
+        let rules = compile(&policy).expect("it fits").rules();
+        for flow in flows {
+            prop_assert_eq!(decide(&rules, &flow), judge(&policy, &flow), "{:?}", flow);
+        }
+    }
+
+    #[test]
+    fn no_key_comes_twice(policy in policies()) {
+        let entries = compile(&policy).expect("it fits").entries;
+        let keys: std::collections::HashSet<_> = entries.iter().map(|(key, _)| *key).collect();
+        prop_assert_eq!(keys.len(), entries.len());
+    }
+
+    #[test]
+    fn prefixes_make_up_exactly_the_range(first: u16, last: u16) {
+        let (first, last) = (first.min(last), first.max(last));
+        let mut next = u32::from(first);
+        for (port, len) in prefixes_of((first, last)) {
+            prop_assert_eq!(u32::from(port), next);
+            next += 1 << (16 - len);
+        }
+        prop_assert_eq!(next, u32::from(last) + 1);
+    }
+}
+
+pub(crate) fn rule(text: &str) -> Rule {
+    let mut words = text.split(' ');
+    let cidr = words.next().expect("a network").parse().expect("a network");
+    let protocol = words.next().map_or(RuleProtocol::Any, |word| word.parse().expect("a protocol"));
+    let ports =
+        words.next().map_or(vec![], |word| word.split(',').map(|p| p.parse().expect("a port")).collect());
+    Rule::new(cidr, protocol, ports).expect("a rule")
+}
+
+fn verdict(allow: &[&str], deny: &[&str], flow: (&str, Protocol, u16)) -> Verdict {
+    let policy = Policy {
+        allow: allow.iter().map(|text| rule(text)).collect(),
+        deny: deny.iter().map(|text| rule(text)).collect(),
+        ..Policy::default()
+    };
+    let address = flow.0.parse::<IpAddr>().expect("an address").into();
+    let rules = compile(&policy).expect("it fits").rules();
+    decide(&rules, &Flow { address, protocol: flow.1, port: flow.2 })
+}
+
+/// The reason says which step of the rules ended it.
+#[test]
+fn denials_have_their_reasons() {
+    use DropReason as R;
+    let allow = &["10.0.0.0/8 tcp 443", "10.1.0.0/16 udp", "192.0.2.0/24 icmp"];
+    let deny = &["10.9.0.0/16", "10.8.0.0/16 tcp 440-450"];
+    let check = |dst, protocol, port, expect| {
+        assert_eq!(verdict(allow, deny, (dst, protocol, port)), expect, "{dst} {protocol:?} {port}");
+    };
+    check("10.2.3.4", Protocol::TCP, 443, Verdict::Allow);
+    check("10.2.3.4", Protocol::TCP, 80, Verdict::Deny(R::PortNotAllowed));
+    check("10.2.3.4", Protocol::UDP, 443, Verdict::Deny(R::ProtocolNotAllowed));
+    // The ports of the covering prefix still count under the longer one.
+    check("10.1.3.4", Protocol::TCP, 443, Verdict::Allow);
+    check("10.1.3.4", Protocol::UDP, 53, Verdict::Allow);
+    check("10.9.3.4", Protocol::TCP, 443, Verdict::Deny(R::DenyRule));
+    check("10.8.3.4", Protocol::TCP, 443, Verdict::Deny(R::DenyRule));
+    check("10.8.3.4", Protocol::TCP, 80, Verdict::Deny(R::PortNotAllowed));
+    check("192.0.2.1", Protocol::ICMP, 0, Verdict::Allow);
+    check("203.0.113.1", Protocol::TCP, 443, Verdict::Deny(R::NotAllowed));
+}
+
+#[test]
+fn all_of_ipv6_is_not_ipv4() {
+    let tcp = |dst| verdict(&["::/0"], &[], (dst, Protocol::TCP, 443));
+    assert_eq!(tcp("2001:db8::1"), Verdict::Allow);
+    assert_eq!(tcp("192.0.2.1"), Verdict::Deny(DropReason::NotAllowed));
+    assert_eq!(tcp("::ffff:192.0.2.1"), Verdict::Deny(DropReason::NotAllowed));
+}
+
+#[test]
+fn entries_that_add_nothing_are_left_out() {
+    let policy = Policy {
+        allow: vec![rule("10.0.0.0/8"), rule("10.1.0.0/16"), rule("10.1.2.0/24 tcp 443")],
+        ..Policy::default()
+    };
+    assert_eq!(compile(&policy).expect("it fits").entries.len(), 1);
+}
+
+#[test]
+fn sockets_that_could_never_speak_are_known() {
+    let flags = |texts: &[&str]| {
+        let allow = texts.iter().map(|text| rule(text)).collect();
+        let head = compile(&Policy { allow, ..Policy::default() }).expect("it fits").head;
+        (head.icmpv6_can_speak, head.other_can_speak)
+    };
+    assert_eq!(flags(&["10.0.0.0/8 tcp", "2001:db8::/32 tcp 443", "10.0.0.0/8 icmp"]), (0, 0));
+    assert_eq!(flags(&["2001:db8::/32 icmp"]), (1, 0));
+    assert_eq!(flags(&["10.0.0.0/8"]), (0, 1));
+    assert_eq!(flags(&["2001:db8::/32"]), (1, 1));
+}
+
+#[test]
+fn a_prefix_covers_its_own_family_only() {
+    let all4 = Prefix::of("0.0.0.0/0".parse().expect("a network"));
+    let all6 = Prefix::of("::/0".parse().expect("a network"));
+    let host = Prefix::of("192.0.2.1/32".parse().expect("a network"));
+    assert!(all4.covers(&host) && !all6.covers(&host) && !host.covers(&all4));
+    assert_eq!(Address::from(IpAddr::from([192, 0, 2, 1])).family(), Family::V4);
+}

@@ -1,0 +1,396 @@
+//! What becomes of a flow, and which rule or reason is behind it.
+
+use std::{fmt, net::IpAddr, str::FromStr};
+
+use opencode_egress_common::{
+    abi::{Head, Mode},
+    decide::{Rules, Verdict, decide},
+    flow::{Address, Flow, Protocol},
+    reason::DropReason,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    kernel::ring::{protocol_name, protocol_named},
+    policy::{Invalid, Listen, Policy, Rule, compile::CompiledPolicy},
+};
+
+/// A flow as an operator writes it: `DEST[:PORT][/PROTO]`. Without a protocol: TCP with a port, ICMP without.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "Parts")]
+pub struct Destination {
+    /// The address.
+    pub address: IpAddr,
+    /// The port; 0 for none.
+    pub port: u16,
+    /// The IP protocol's number.
+    pub protocol: u8,
+}
+
+/// A destination as a request has it.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Parts {
+    address: IpAddr,
+    port: u16,
+    protocol: u8,
+}
+
+impl TryFrom<Parts> for Destination {
+    type Error = &'static str;
+
+    fn try_from(parts: Parts) -> Result<Self, &'static str> {
+        Self::new(parts.address, parts.port, Protocol(parts.protocol))
+    }
+}
+
+impl Destination {
+    /// A port where the protocol has one that rules see, and none where not; an IPv4-mapped address is its
+    /// IPv4 address.
+    fn new(address: IpAddr, port: u16, protocol: Protocol) -> Result<Self, &'static str> {
+        let has_ports = matches!(protocol, Protocol::TCP | Protocol::UDP);
+        match (has_ports, port) {
+            (true, 0) => Err("no port"),
+            (false, 1..) => Err("a port, which this protocol does not have,"),
+            _ => Ok(Self { address: address.to_canonical(), port, protocol: protocol.0 }),
+        }
+    }
+
+    /// Where a flow goes; `None` for one that no operator can write: TCP or UDP to port 0.
+    pub fn of(flow: &Flow) -> Option<Self> {
+        Self::new(flow.address.into(), flow.port, flow.protocol).ok()
+    }
+
+    /// The flow to judge.
+    pub fn flow(&self) -> Flow {
+        Flow {
+            address: Address::from(self.address).reached(),
+            protocol: Protocol(self.protocol),
+            port: self.port,
+        }
+    }
+}
+
+impl FromStr for Destination {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        let wrong = |what: &str| {
+            Err(Invalid(format!(
+                "{what} in `{text}`; write an address, maybe a port, maybe a protocol, as in `10.10.0.1`, `10.10.0.1:443` or `[2001:db8::1]:53/udp`"
+            )))
+        };
+        let (place, protocol) = match text.split_once('/') {
+            Some((place, protocol)) => (place, Some(protocol)),
+            None => (text, None),
+        };
+        let (address, port) = match (place.parse::<IpAddr>(), place.parse::<std::net::SocketAddr>()) {
+            (Ok(address), _) => (address, 0),
+            (_, Ok(socket)) => (socket.ip(), socket.port()),
+            _ => return wrong("no address, or no port, that can be read"),
+        };
+        let address = address.to_canonical();
+        let icmp = if address.is_ipv4() { Protocol::ICMP } else { Protocol::ICMPV6 };
+        let protocol = match (protocol, port) {
+            (Some("icmp"), _) => icmp,
+            (Some(name), _) => match protocol_named(name) {
+                Some(protocol) => protocol,
+                None => return wrong("no protocol (tcp, udp, icmp or its number)"),
+            },
+            (None, 0) => icmp,
+            (None, _) => Protocol::TCP,
+        };
+        Self::new(address, port, protocol).or_else(wrong)
+    }
+}
+
+impl fmt::Display for Destination {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.port {
+            0 => write!(f, "{}", self.address)?,
+            port => write!(f, "{}", std::net::SocketAddr::new(self.address, port))?,
+        }
+        write!(f, "/{}", protocol_name(Protocol(self.protocol)))
+    }
+}
+
+/// A verdict and what is behind it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Judgement {
+    /// Whether the rules let it pass.
+    pub allowed: bool,
+    /// The drop reason's name, when they do not.
+    pub reason: Option<String>,
+    /// The rules behind the verdict, as text; for a denial without a deny rule, those that cover the
+    /// address but not the flow.
+    pub rules: Vec<String>,
+    /// The mode; in audit mode a denied flow passes all the same.
+    pub audit: bool,
+}
+
+/// Judges a flow by compiled rules, and finds the rules of the policy behind that.
+pub fn explain(destination: Destination, head: &Head, rules: &impl Rules, policy: &Policy) -> Judgement {
+    let flow = destination.flow();
+    let verdict = decide(rules, &flow);
+    // Where the kernel sends it, which is what is judged.
+    let address = IpAddr::from(flow.address);
+    let covering = |list: &[Rule], flow_too: bool| {
+        let covering = list
+            .iter()
+            .filter(|rule| rule.cidr().net().contains(&address) && (!flow_too || rule.speaks_of(&flow)));
+        covering.map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let labelled = |label: &str, rules: Vec<String>| {
+        rules.into_iter().map(|rule| format!("{label} {rule}")).collect::<Vec<_>>()
+    };
+    let denying = labelled("deny", covering(&policy.deny, true));
+    let listens = |listen: &&Listen| listen.address == address || listen.address.is_unspecified();
+    let listener = policy.listen.iter().filter(listens).find(|listen| listen.port == flow.port);
+    let (allowed, reason, rules) = match verdict {
+        Verdict::Allow => {
+            let mut rules = labelled("allow", covering(&policy.allow, true));
+            if let (Some(listen), true) = (listener, rules.is_empty() || !denying.is_empty()) {
+                rules = vec![format!("listen {listen}: the instance's own listener is no egress")];
+            }
+            (true, None, rules)
+        }
+        Verdict::Deny(reason) if !denying.is_empty() => (false, Some(reason.name().to_owned()), denying),
+        Verdict::Deny(reason) => {
+            let mut rules = labelled("allow", covering(&policy.allow, false));
+            // Either makes the address one that is known, for other ports or protocols.
+            rules.extend(labelled("deny", covering(&policy.deny, false)));
+            if reason != DropReason::NotAllowed {
+                rules.extend(policy.listen.iter().filter(listens).map(|listen| format!("listen {listen}")));
+            }
+            (false, Some(reason.name().to_owned()), rules)
+        }
+    };
+    Judgement { allowed, reason, rules, audit: head.mode == Mode::Audit as u32 }
+}
+
+impl Judgement {
+    /// The verdict on everything where no policy is in force.
+    pub fn without_policy() -> Self {
+        let reason = Some(DropReason::NoPolicy.name().to_owned());
+        Self { allowed: false, reason, rules: vec![], audit: false }
+    }
+
+    /// Whether another judgement means the same for the flow.
+    fn agrees(&self, other: &Self) -> bool {
+        (self.allowed, &self.reason) == (other.allowed, &other.reason)
+            && (self.allowed || self.audit == other.audit)
+    }
+}
+
+impl fmt::Display for Judgement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { allowed, reason, rules, audit } = self;
+        match (allowed, audit) {
+            (true, false) => write!(f, "allowed")?,
+            (true, true) => write!(f, "allowed, and mode audit lets everything else pass, too")?,
+            (false, false) => write!(f, "denied")?,
+            (false, true) => write!(f, "denied, but mode audit lets it pass")?,
+        }
+        if let Some(reason) = reason {
+            write!(f, " ({reason})")?;
+        }
+        match (rules.is_empty(), allowed, reason.as_deref()) {
+            (true, false, Some("no-policy")) => write!(f, "\n  no policy is in force")?,
+            (true, false, _) => write!(f, "\n  no rule covers the address")?,
+            (false, false, Some("deny-rule")) | (_, true, _) => {}
+            _ => write!(f, "\n  the address is covered, but not this flow, by")?,
+        }
+        rules.iter().try_for_each(|rule| write!(f, "\n  {rule}"))
+    }
+}
+
+/// What the policy file says, beside what is in force.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum PolicyFile {
+    /// It has the policy that is in force.
+    Same,
+    /// It has another policy, with the same verdict on this flow.
+    OtherPolicy,
+    /// It has another policy, with another verdict on this flow.
+    OtherVerdict(Judgement),
+    /// It does not have the instance any more.
+    NoInstance,
+    /// It cannot be applied.
+    Unusable {
+        /// Why.
+        error: String,
+    },
+}
+
+impl PolicyFile {
+    /// Compares the policy in the file with the one in force, and its verdict with `judgement`.
+    pub fn compare(
+        file: Option<(&Policy, &CompiledPolicy)>,
+        in_force: &Policy,
+        destination: Destination,
+        judgement: &Judgement,
+    ) -> Self {
+        match file {
+            None => Self::NoInstance,
+            Some((policy, _)) if policy == in_force => Self::Same,
+            Some((policy, compiled)) => {
+                let other = explain(destination, &compiled.head, &compiled.rules(), policy);
+                if other.agrees(judgement) { Self::OtherPolicy } else { Self::OtherVerdict(other) }
+            }
+        }
+    }
+}
+
+/// An explained verdict.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Explanation {
+    /// What was asked.
+    pub destination: Destination,
+    /// What is in force.
+    #[serde(flatten)]
+    pub judgement: Judgement,
+    /// The instance's links were taken away on request, so nothing holds its units to that.
+    pub detached: bool,
+    /// The policy file's path.
+    pub config: String,
+    /// What it says.
+    pub file: PolicyFile,
+}
+
+impl fmt::Display for Explanation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { destination, judgement, detached, config, file } = self;
+        write!(f, "{destination}: {judgement}")?;
+        if *detached {
+            f.write_str(
+                "\n! the instance was detached on request, so its running units are not held to this; `opencode-egress reload` confines them again",
+            )?;
+        }
+        match file {
+            PolicyFile::Same => Ok(()),
+            PolicyFile::OtherPolicy => write!(
+                f,
+                "\n! {config} has another policy, with the same verdict here; `opencode-egress reload` puts it in force"
+            ),
+            PolicyFile::OtherVerdict(other) => write!(
+                f,
+                "\n! {config} says otherwise; `opencode-egress reload` puts it in force:\n  {}",
+                other.to_string().replace('\n', "\n  ")
+            ),
+            PolicyFile::NoInstance => write!(
+                f,
+                "\n! {config} does not have this instance any more; after `opencode-egress reload` everything is denied to it"
+            ),
+            PolicyFile::Unusable { error } => {
+                write!(f, "\n! the policy file cannot be applied, so a reload changes nothing: {error}")
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::compile::{compile, tests::rule};
+
+    #[test]
+    fn destinations_are_read_as_they_are_written() {
+        let check = |text: &str, expect: &str| {
+            let shown = match text.parse::<Destination>() {
+                Ok(destination) => destination.to_string(),
+                Err(invalid) => invalid.to_string(),
+            };
+            assert!(shown.starts_with(expect), "{text}: {shown}");
+        };
+        check("10.10.0.1:443", "10.10.0.1:443/tcp");
+        check("10.10.0.1:53/udp", "10.10.0.1:53/udp");
+        check("10.10.0.1", "10.10.0.1/icmp");
+        check("2001:db8::1", "2001:db8::1/icmpv6");
+        check("[2001:db8::1]:443", "[2001:db8::1]:443/tcp");
+        check("[::ffff:10.10.0.1]:443", "10.10.0.1:443/tcp");
+        check("10.10.0.1/132", "10.10.0.1/sctp");
+        check("10.10.0.1/sctp", "10.10.0.1/sctp");
+        check("2001:db8::1/icmpv6", "2001:db8::1/icmpv6");
+        check("10.10.0.1/tcp", "no port in");
+        check("10.10.0.1:80/icmp", "a port, which this protocol does not have, in");
+        check("example.com:443", "no address");
+        check("10.10.0.1:80/foo", "no protocol");
+    }
+
+    #[test]
+    fn a_request_has_no_other_destinations() {
+        let read = |text: &str| serde_json::from_str::<Destination>(text).map_err(|error| error.to_string());
+        let mapped = read(r#"{"address":"::ffff:10.10.0.1","port":443,"protocol":6}"#);
+        assert_eq!(mapped.map(|destination| destination.to_string()), Ok("10.10.0.1:443/tcp".to_owned()));
+        assert!(read(r#"{"address":"10.10.0.1","port":443,"protocol":1}"#).is_err());
+        assert!(read(r#"{"address":"10.10.0.1","port":0,"protocol":6}"#).is_err());
+    }
+
+    fn judge(policy: &Policy, destination: Destination) -> Judgement {
+        let compiled = compile(policy).expect("it fits");
+        explain(destination, &compiled.head, &compiled.rules(), policy)
+    }
+
+    #[test]
+    fn the_file_is_compared_with_what_is_in_force() {
+        let destination: Destination = "10.10.0.1:443".parse().expect("a destination");
+        let policy = |allow: &[&str], mode| {
+            let allow = allow.iter().map(|text| rule(text)).collect();
+            Policy { allow, mode, ..Policy::default() }
+        };
+        let in_force = policy(&["10.10.0.0/16 tcp 443"], Mode::Enforce);
+        let check = |file: Option<&Policy>, expect: &str| {
+            let judgement = judge(&in_force, destination);
+            let compiled = file.map(|policy| (policy, compile(policy).expect("it fits")));
+            let file = compiled.as_ref().map(|(policy, compiled)| (*policy, compiled));
+            let file = PolicyFile::compare(file, &in_force, destination, &judgement);
+            let shown = Explanation { destination, judgement, detached: false, config: "FILE".into(), file }
+                .to_string();
+            let Some(shown) = shown.strip_prefix("10.10.0.1:443/tcp: allowed\n  allow 10.10.0.0/16 tcp 443")
+            else {
+                panic!("what is in force comes first: {shown}")
+            };
+            assert!(shown.starts_with(expect) && shown.is_empty() == expect.is_empty(), "{shown}");
+        };
+        check(Some(&in_force), "");
+        check(Some(&policy(&["10.10.0.0/16"], Mode::Enforce)), "\n! FILE has another policy, with the same");
+        check(Some(&policy(&["10.10.0.0/16"], Mode::Audit)), "\n! FILE has another policy, with the same");
+        check(
+            Some(&policy(&["10.10.0.0/16 udp"], Mode::Enforce)),
+            "\n! FILE says otherwise; `opencode-egress reload` puts it in force:\n  denied (protocol-not-allowed)\n    the address is covered",
+        );
+        check(
+            Some(&policy(&[], Mode::Audit)),
+            "\n! FILE says otherwise; `opencode-egress reload` puts it in force:\n  denied, but mode audit lets it pass (not-allowed)",
+        );
+        check(None, "\n! FILE does not have this instance any more");
+        // The same denial, but it would pass.
+        let refused: Destination = "10.10.0.1:80".parse().expect("a destination");
+        let audited = policy(&["10.10.0.0/16 tcp 443"], Mode::Audit);
+        let compiled = compile(&audited).expect("it fits");
+        let judgement = judge(&in_force, refused);
+        let file = PolicyFile::compare(Some((&audited, &compiled)), &in_force, refused, &judgement);
+        assert_eq!(file, PolicyFile::OtherVerdict(Judgement { audit: true, ..judgement }));
+    }
+
+    /// What scripts read: the verdict in force at the top, the file's below `file`.
+    #[test]
+    fn json_has_both_verdicts() {
+        let destination: Destination = "10.10.0.1:443".parse().expect("a destination");
+        let (judgement, other) = (Judgement::without_policy(), judge(&Policy::default(), destination));
+        let explanation = Explanation {
+            destination,
+            judgement,
+            detached: true,
+            config: "FILE".into(),
+            file: PolicyFile::OtherVerdict(other),
+        };
+        let json = serde_json::to_value(&explanation).expect("JSON");
+        assert_eq!((json["allowed"].as_bool(), json["reason"].as_str()), (Some(false), Some("no-policy")));
+        assert_eq!(json["file"]["state"].as_str(), Some("other_verdict"));
+        assert_eq!(json["file"]["reason"].as_str(), Some("not-allowed"));
+        assert_eq!(serde_json::from_value::<Explanation>(json).expect("an explanation"), explanation);
+        assert!(explanation.to_string().contains("\n! the instance was detached"), "{explanation}");
+    }
+}

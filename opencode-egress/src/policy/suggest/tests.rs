@@ -1,0 +1,180 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::policy::compile::tests::{
+    rule,
+    strategies::{flows, policies},
+};
+
+fn denied(flow: &Flow, reason: DropReason) -> DeniedDestination {
+    DeniedDestination {
+        destination: Destination::of(flow).expect("`Need::of` and the strategies leave port 0 out"),
+        reasons: [reason.name().to_owned()].into(),
+        attempts: 1,
+    }
+}
+
+/// The flows that a policy denies and a rule could allow, as they would be told.
+fn denials(policy: &Policy, flows: &[Flow]) -> Vec<(Flow, DeniedDestination)> {
+    let rules = compile(policy).expect("it fits").rules();
+    let mut denials = vec![];
+    for flow in flows {
+        match decide(&rules, flow) {
+            Verdict::Deny(reason) if reason != DropReason::DenyRule && Need::of(flow).is_some() => {
+                denials.push((*flow, denied(flow, reason)));
+            }
+            _ => {}
+        }
+    }
+    denials
+}
+
+fn suggested(policy: &Policy, denials: &[(Flow, DeniedDestination)], widest: Widest) -> Vec<SuggestedRule> {
+    let denied: Vec<_> = denials.iter().map(|(_, denied)| denied.clone()).collect();
+    let suggestion = suggest(policy, &denied, widest).expect("it fits");
+    assert_eq!((suggestion.by_deny_rule.len(), suggestion.beyond_rules.len()), (0, 0));
+    suggestion.rules
+}
+
+fn with<'a>(policy: &Policy, rules: impl IntoIterator<Item = &'a SuggestedRule>) -> Policy {
+    let mut policy = policy.clone();
+    policy.allow.extend(rules.into_iter().map(|suggested| suggested.rule.clone()));
+    policy
+}
+
+/// The first of the denied flows that a policy still denies.
+fn still_denied<'a>(policy: &Policy, denials: &'a [(Flow, DeniedDestination)]) -> Option<&'a Flow> {
+    let rules = compile(policy).expect("it fits").rules();
+    denials.iter().map(|(flow, _)| flow).find(|flow| decide(&rules, flow) != Verdict::Allow)
+}
+
+/// Every flow of the narrow space that the strategies make, by protocol and port.
+fn spoken_of(rule: &Rule, address: std::net::IpAddr) -> BTreeSet<(u8, u16)> {
+    let ports = (0..20).map(|port| (6, port)).chain((0..20).map(|port| (17, port)));
+    let all = ports.chain([(1, 0), (58, 0), (132, 0)]);
+    let flow = |protocol, port| Destination { address, port, protocol }.flow();
+    all.filter(|(protocol, port)| rule.speaks_of(&flow(*protocol, *port))).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(150))]
+
+    #[test]
+    fn what_was_denied_is_allowed_then(
+        policy in policies(), flows in prop::collection::vec(flows(), 24), v4 in 8..=32_u8, v6 in 32..=128_u8,
+    ) {
+        let denials = denials(&policy, &flows);
+        let rules = suggested(&policy, &denials, Widest { v4, v6 });
+        prop_assert_eq!(still_denied(&with(&policy, &rules), &denials), None, "{:?}", rules);
+        let attempts: u64 = rules.iter().map(|suggested| suggested.attempts).sum();
+        prop_assert_eq!(attempts, denials.len() as u64);
+    }
+
+    #[test]
+    fn no_network_is_too_wide_or_touches_a_deny_rule(
+        policy in policies(), flows in prop::collection::vec(flows(), 24), v4 in 8..=32_u8, v6 in 32..=128_u8,
+    ) {
+        for SuggestedRule { rule, .. } in suggested(&policy, &denials(&policy, &flows), Widest { v4, v6 }) {
+            let net = rule.cidr().net();
+            prop_assert!(net.prefix_len() >= if net.addr().is_ipv4() { v4 } else { v6 }, "{rule}");
+            for deny in &policy.deny {
+                let other = deny.cidr().net();
+                if !net.contains(&other) && !other.contains(&net) {
+                    continue;
+                }
+                let both = [&rule, deny].map(|rule| spoken_of(rule, net.addr()));
+                // A lone host may need a rule for every protocol beside a deny rule for one of them.
+                let lone = net.prefix_len() == net.max_prefix_len() && rule.protocol() == RuleProtocol::Any;
+                prop_assert!(both[0].is_disjoint(&both[1]) || lone, "{rule} and deny {deny}");
+            }
+        }
+    }
+
+    #[test]
+    fn no_rule_is_idle(policy in policies(), flows in prop::collection::vec(flows(), 24)) {
+        let denials = denials(&policy, &flows);
+        let rules = suggested(&policy, &denials, Widest { v4: 24, v6: 64 });
+        for left_out in &rules {
+            let fewer = with(&policy, rules.iter().filter(|suggested| *suggested != left_out));
+            prop_assert!(still_denied(&fewer, &denials).is_some(), "{}", left_out.rule);
+        }
+    }
+}
+
+#[track_caller]
+fn check(allow: &[&str], deny: &[&str], denied_to: &[&str], expect: &[&str]) {
+    let policy = Policy {
+        allow: allow.iter().map(|text| rule(text)).collect(),
+        deny: deny.iter().map(|text| rule(text)).collect(),
+        ..Policy::default()
+    };
+    let denied: Vec<_> = denied_to
+        .iter()
+        .map(|text| {
+            denied(&text.parse::<Destination>().expect("a destination").flow(), DropReason::NotAllowed)
+        })
+        .collect();
+    let rules = suggest(&policy, &denied, Widest { v4: 24, v6: 64 }).expect("it fits").rules;
+    let shown: Vec<_> = rules.iter().map(|suggested| suggested.rule.to_string()).collect();
+    assert_eq!(shown, expect);
+}
+
+#[test]
+fn hosts_of_a_network_are_one_tight_prefix() {
+    check(&[], &[], &["192.0.2.9:443"], &["192.0.2.9/32 tcp 443"]);
+    check(&[], &[], &["192.0.2.9:443", "192.0.2.10:443"], &["192.0.2.8/30 tcp 443"]);
+    check(&[], &[], &["192.0.2.1:443", "192.0.2.200:443"], &["192.0.2.0/24 tcp 443"]);
+    let far = ["192.0.2.1:443", "192.0.3.1:443"];
+    check(&[], &[], &far, &["192.0.2.1/32 tcp 443", "192.0.3.1/32 tcp 443"]);
+    check(&[], &[], &["[2001:db8::1]:53/udp", "[2001:db8::2]:53/udp"], &["2001:db8::/126 udp 53"]);
+}
+
+#[test]
+fn ports_and_protocols_are_those_that_were_tried() {
+    let ports = ["192.0.2.9:80", "192.0.2.9:443", "192.0.2.9:81", "192.0.2.9:82"];
+    check(&[], &[], &ports, &["192.0.2.9/32 tcp 80-82,443"]);
+    check(&[], &[], &["192.0.2.9:53", "192.0.2.9:53/udp"], &["192.0.2.9/32 tcp 53", "192.0.2.9/32 udp 53"]);
+    // A port that only one of two hosts was asked for opens only that one.
+    let uneven = ["192.0.2.8:443", "192.0.2.9:443", "192.0.2.9:80"];
+    check(&[], &[], &uneven, &["192.0.2.8/31 tcp 443", "192.0.2.9/32 tcp 80"]);
+    check(&[], &[], &["192.0.2.9", "2001:db8::9"], &["192.0.2.9/32 icmp", "2001:db8::9/128 icmp"]);
+}
+
+/// Rules have no name for SCTP, so only one for everything allows it, and that one takes the others along.
+#[test]
+fn a_protocol_without_a_name_takes_a_rule_for_everything() {
+    check(
+        &[],
+        &[],
+        &["192.0.2.9/132", "192.0.2.9:443", "192.0.2.1:80"],
+        &["192.0.2.1/32 tcp 80", "192.0.2.9/32"],
+    );
+}
+
+#[test]
+fn deny_rules_stay_outside() {
+    let hosts = ["192.0.2.1:443", "192.0.2.200:443"];
+    check(&[], &["192.0.2.64/26"], &hosts, &["192.0.2.1/32 tcp 443", "192.0.2.200/32 tcp 443"]);
+    // Of another port or protocol it does not matter.
+    check(&[], &["192.0.2.64/26 tcp 80", "192.0.2.64/26 udp"], &hosts, &["192.0.2.0/24 tcp 443"]);
+    let policy = Policy { deny: vec![rule("192.0.2.64/26")], ..Policy::default() };
+    let destination: Destination = "192.0.2.65:443".parse().expect("a destination");
+    let denied = [denied(&destination.flow(), DropReason::DenyRule)];
+    let suggestion = suggest(&policy, &denied, Widest { v4: 24, v6: 64 }).expect("it fits");
+    assert_eq!(suggestion, Suggestion { by_deny_rule: vec![destination], ..Suggestion::default() });
+}
+
+#[test]
+fn what_is_allowed_by_now_and_what_no_rule_allows_is_left_out() {
+    check(&["192.0.2.0/24 tcp 443"], &[], &["192.0.2.9:443", "192.0.2.9:80"], &["192.0.2.9/32 tcp 80"]);
+    let destination: Destination = "127.0.0.1:53/udp".parse().expect("a destination");
+    let mut bound = denied(&destination.flow(), DropReason::BindNotListed);
+    let widest = Widest { v4: 24, v6: 64 };
+    let suggestion = suggest(&Policy::default(), &[bound.clone()], widest).expect("it fits");
+    assert_eq!(suggestion.rules, []);
+    assert_eq!(suggestion.beyond_rules, [("bind-not-listed".to_owned(), 1)].into());
+    // The same place, also asked from inside.
+    bound.reasons.insert(DropReason::NotAllowed.name().to_owned());
+    let suggestion = suggest(&Policy::default(), &[bound], widest).expect("it fits");
+    assert_eq!(suggestion.rules.len(), 1);
+}

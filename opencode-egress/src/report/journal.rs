@@ -1,0 +1,105 @@
+//! Denied flows in the journal, under `opencode-<name>-blocked`, with their facts as fields; and the numbers by
+//! which the journal's catalog, dist/opencode-egress.catalog, explains lines.
+
+use libsystemd::logging::{Priority, journal_send};
+
+use crate::{
+    control::request::LoggedEvent,
+    policy::{InstanceName, Mode, mode_name},
+};
+
+/// A flow was denied.
+pub const DENIED_ID: &str = "2da292e8965a49f690f448fafc95f50a";
+/// Denials had no line of their own.
+pub const LEFT_OUT_ID: &str = "471259d7e4c94873b2977a6f2613f6a6";
+/// A unit runs and cannot be confined.
+pub const NOT_CONFINED_ID: &str = "13e879b47d564d06a1b451c2be57482a";
+/// Links were taken away on request.
+pub const DETACHED_ID: &str = "dccd20c76e5a45c28486eaf3ab20b3b8";
+/// Links that somebody removed are back.
+pub const LINKS_RESTORED_ID: &str = "df7acd0316b74e7cb1696a899ca658d6";
+/// A unit ran before it was confined.
+pub const CONFINED_LATE_ID: &str = "fdbb059e77674ccfa34fe8d87e02fb30";
+/// A policy file was not applied.
+pub const RELOAD_REFUSED_ID: &str = "9d564aa252204d34814c6f3c11e594f6";
+
+/// The identifier under which `journalctl -t` finds an instance's denials.
+pub fn identifier(instance: &str) -> String {
+    format!("opencode-{instance}-blocked")
+}
+
+/// Logs a denied flow.
+pub fn log_denial(event: &LoggedEvent) {
+    let flow = &event.flow;
+    let mode = if flow.audit { Mode::Audit } else { Mode::Enforce };
+    let fields = [
+        ("EGRESS_PROTO", flow.proto.clone()),
+        ("EGRESS_DST", flow.dst.to_string()),
+        ("EGRESS_DPORT", flow.dport.to_string()),
+        ("EGRESS_HOOK", flow.hook.clone()),
+        ("EGRESS_REASON", flow.reason.clone()),
+        ("EGRESS_PID", flow.pid.to_string()),
+        ("EGRESS_COMM", flow.comm.clone()),
+        ("EGRESS_UID", flow.uid.to_string()),
+        ("EGRESS_SUPPRESSED", flow.suppressed.to_string()),
+        ("EGRESS_GENERATION", flow.generation.to_string()),
+    ];
+    send(&event.instance, DENIED_ID, mode, &flow.to_string(), &fields);
+}
+
+/// Logs how many denials were left out of an instance's lines.
+pub fn log_left_out(instance: &InstanceName, mode: Mode, limited: u64, lost: u64) {
+    let fields = [("EGRESS_LIMITED", limited.to_string()), ("EGRESS_LOST", lost.to_string())];
+    send(instance.as_str(), LEFT_OUT_ID, mode, &left_out(mode, limited, lost), &fields);
+}
+
+/// The line of [`log_left_out`]; like a denial's it says so where the mode let them pass.
+fn left_out(mode: Mode, limited: u64, lost: u64) -> String {
+    let audit = if mode == Mode::Audit { " mode=audit" } else { "" };
+    format!("not logged one by one: limited={limited} lost={lost}{audit}")
+}
+
+fn send(instance: &str, id: &str, mode: Mode, message: &str, fields: &[(&str, String)]) {
+    let identifier = identifier(instance);
+    let own = [
+        ("SYSLOG_IDENTIFIER", identifier.as_str()),
+        ("MESSAGE_ID", id),
+        ("OPENCODE_INSTANCE", instance),
+        ("EGRESS_MODE", mode_name(mode)),
+    ];
+    let fields = own.into_iter().chain(fields.iter().map(|(name, value)| (*name, value.as_str())));
+    if journal_send(Priority::Warning, message, fields).is_err() {
+        // No journal here: the line is better on stderr than nowhere.
+        eprintln!("{identifier}: {message}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_out_in_audit_mode_says_so() {
+        assert_eq!(left_out(Mode::Enforce, 1, 2), "not logged one by one: limited=1 lost=2");
+        assert_eq!(left_out(Mode::Audit, 1, 2), "not logged one by one: limited=1 lost=2 mode=audit");
+    }
+
+    /// The catalog's entries, and no other, are what is logged.
+    #[test]
+    fn the_catalog_explains_every_line() {
+        let catalog = include_str!("../../../dist/opencode-egress.catalog");
+        let mut entries: Vec<_> = catalog.lines().filter_map(|line| line.strip_prefix("-- ")).collect();
+        let mut ids = [
+            DENIED_ID,
+            LEFT_OUT_ID,
+            NOT_CONFINED_ID,
+            DETACHED_ID,
+            LINKS_RESTORED_ID,
+            CONFINED_LATE_ID,
+            RELOAD_REFUSED_ID,
+        ];
+        entries.sort_unstable();
+        ids.sort_unstable();
+        assert_eq!(entries, ids);
+    }
+}

@@ -1,0 +1,234 @@
+//! The daemon's state in Prometheus' text format. docs/monitoring.md lists the metrics.
+
+use opencode_egress_common::reason::DropReason;
+use prometheus::{IntCounterVec, IntGaugeVec, Opts, Registry, Result, TextEncoder};
+
+use crate::{
+    kernel::loader::ATTACH_ORDER,
+    report::status::{CountersStatus, InstanceStatus, Status},
+};
+
+/// The media type of [`exposition`].
+pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// Names the instance. It is not `instance`, which is Prometheus' own label for the address that it scrapes.
+const INSTANCE: &str = "opencode_instance";
+
+/// The drop reasons that every instance has, at 0 if need be: `rate()` does not see the first increase of what
+/// was not there before. These are what an everyday denial has. All of them would be 18 series, twice, for each of
+/// up to 2047 instances.
+const EVERYDAY: [DropReason; 4] = [
+    DropReason::NotAllowed,
+    DropReason::DenyRule,
+    DropReason::ProtocolNotAllowed,
+    DropReason::PortNotAllowed,
+];
+
+/// What the daemon knows, as metrics.
+///
+/// # Errors
+///
+/// None that a status can cause: only two metrics of one name, or a name that is none.
+pub fn exposition(status: &Status) -> Result<String> {
+    let families = Families::register(Registry::new())?;
+    let Status { version, reload_error, applied, instances, .. } = status;
+    families.build_info.with_label_values(&[version]).set(1);
+    families.reload_successful.with_label_values::<&str>(&[]).set(reload_error.is_none().into());
+    families.reload_timestamp.with_label_values::<&str>(&[]).set(gauge(*applied));
+    for (name, instance) in instances {
+        families.set_instance(name, instance);
+        families.set_counters(name, &instance.counters);
+    }
+    TextEncoder::new().encode_to_string(&families.registry.gather())
+}
+
+fn gauge(value: impl TryInto<i64>) -> i64 {
+    value.try_into().unwrap_or(i64::MAX)
+}
+
+/// Every metric.
+struct Families {
+    registry: Registry,
+    build_info: IntGaugeVec,
+    reload_successful: IntGaugeVec,
+    reload_timestamp: IntGaugeVec,
+    audit_mode: IntGaugeVec,
+    generation: IntGaugeVec,
+    rules: IntGaugeVec,
+    entries: IntGaugeVec,
+    running: IntGaugeVec,
+    links_missing: IntGaugeVec,
+    late: IntGaugeVec,
+    allowed_packets: IntCounterVec,
+    allowed_bytes: IntCounterVec,
+    denials: IntCounterVec,
+    denied_bytes: IntCounterVec,
+    suppressed: IntCounterVec,
+    rate_limited: IntCounterVec,
+    lost: IntCounterVec,
+}
+
+impl Families {
+    #[rustfmt::skip]
+    fn register(registry: Registry) -> Result<Self> {
+        let gauge = |name, help, labels: &[&str]| {
+            let family = IntGaugeVec::new(Opts::new(name, help), labels)?;
+            registry.register(Box::new(family.clone())).map(|()| family)
+        };
+        let counter = |name, help, labels: &[&str]| {
+            let family = IntCounterVec::new(Opts::new(name, help), labels)?;
+            registry.register(Box::new(family.clone())).map(|()| family)
+        };
+        let (instance, unit, reason) = ([INSTANCE], [INSTANCE, "unit"], [INSTANCE, "reason"]);
+        Ok(Self {
+            build_info: gauge("opencode_egress_build_info", "The daemon's version; always 1.", &["version"])?,
+            reload_successful: gauge("opencode_egress_config_last_reload_successful", "Whether the last reload of the policy file was applied.", &[])?,
+            reload_timestamp: gauge("opencode_egress_config_last_reload_success_timestamp_seconds", "When the policy file was last applied.", &[])?,
+            audit_mode: gauge("opencode_egress_audit_mode", "Whether the instance's denials are reported only, and pass.", &instance)?,
+            generation: gauge("opencode_egress_policy_generation", "Number of the instance's policy in force.", &instance)?,
+            rules: gauge("opencode_egress_policy_rules", "Rules of the instance's policy.", &[INSTANCE, "kind"])?,
+            entries: gauge("opencode_egress_policy_map_entries", "Map entries that the instance's rules became.", &instance)?,
+            running: gauge("opencode_egress_unit_running", "Whether the unit has processes.", &unit)?,
+            links_missing: gauge("opencode_egress_links_missing", "Hooks that are not attached to the running unit; 0 is confined.", &unit)?,
+            late: gauge("opencode_egress_unit_late", "Whether the unit was running before it was confined.", &unit)?,
+            allowed_packets: counter("opencode_egress_allowed_packets_total", "IP packets that passed.", &instance)?,
+            allowed_bytes: counter("opencode_egress_allowed_bytes_total", "IP bytes that passed.", &instance)?,
+            denials: counter("opencode_egress_denials_total", "Packets and operations that were refused, or in audit mode would have been.", &reason)?,
+            denied_bytes: counter("opencode_egress_denied_bytes_total", "IP bytes of the refused packets; operations have none.", &reason)?,
+            suppressed: counter("opencode_egress_suppressed_events_total", "Denials folded into an earlier line of the same destination.", &instance)?,
+            rate_limited: counter("opencode_egress_rate_limited_events_total", "Denials that the rate limit left out of the log.", &instance)?,
+            lost: counter("opencode_egress_lost_events_total", "Denials that found no room in the ring buffer and are not in the log.", &instance)?,
+            registry,
+        })
+    }
+
+    fn set_instance(&self, name: &str, status: &InstanceStatus) {
+        let InstanceStatus { mode, generation, rules, entries, units, .. } = status;
+        self.audit_mode.with_label_values(&[name]).set((mode == "audit").into());
+        self.generation.with_label_values(&[name]).set((*generation).into());
+        self.entries.with_label_values(&[name]).set(gauge(*entries));
+        for (kind, rules) in ["allow", "deny", "listen"].into_iter().zip(rules) {
+            self.rules.with_label_values(&[name, kind]).set(gauge(*rules));
+        }
+        for unit in units {
+            let labels = [name, &unit.unit];
+            let missing = if unit.running { ATTACH_ORDER.len().saturating_sub(unit.links) } else { 0 };
+            self.running.with_label_values(&labels).set(unit.running.into());
+            self.links_missing.with_label_values(&labels).set(gauge(missing));
+            self.late.with_label_values(&labels).set(unit.late.into());
+        }
+    }
+
+    fn set_counters(&self, name: &str, counters: &CountersStatus) {
+        self.allowed_packets.with_label_values(&[name]).inc_by(counters.allowed_packets);
+        self.allowed_bytes.with_label_values(&[name]).inc_by(counters.allowed_bytes);
+        self.suppressed.with_label_values(&[name]).inc_by(counters.folded);
+        self.rate_limited.with_label_values(&[name]).inc_by(counters.limited);
+        self.lost.with_label_values(&[name]).inc_by(counters.lost);
+        for (family, by_reason) in [
+            (&self.denials, &counters.denied_by_reason),
+            (&self.denied_bytes, &counters.denied_bytes_by_reason),
+        ] {
+            for reason in EVERYDAY {
+                family.with_label_values(&[name, reason.name()]);
+            }
+            for (reason, value) in by_reason {
+                family.with_label_values(&[name, reason]).inc_by(*value);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::report::status::UnitStatus;
+
+    fn unit(name: &str, running: bool, links: usize, late: bool) -> UnitStatus {
+        UnitStatus { unit: format!("opencode-{name}.service"), running, unlisted: false, links, late }
+    }
+
+    fn status() -> Status {
+        let by_reason = |values: &[(&str, u64)]| {
+            values.iter().map(|(reason, value)| ((*reason).to_owned(), *value)).collect()
+        };
+        let instance = InstanceStatus {
+            mode: "audit".into(),
+            generation: 3,
+            rules: [2, 1, 1],
+            entries: 5,
+            units: vec![
+                unit("a", true, 10, false),
+                unit("a-late", true, 7, true),
+                unit("a-setup", false, 0, false),
+            ],
+            counters: CountersStatus {
+                allowed_packets: 11,
+                allowed_bytes: 4096,
+                denied_packets: 9,
+                denied_bytes: 120,
+                denied_by_reason: by_reason(&[("not-allowed", 7), ("fragment", 2)]),
+                denied_bytes_by_reason: by_reason(&[("not-allowed", 0), ("fragment", 120)]),
+                lost: 1,
+                folded: 4,
+                limited: 2,
+            },
+            last_denial: None,
+            removed: false,
+            detached: false,
+            lost_lately: false,
+        };
+        Status {
+            version: "1.2.3".into(),
+            config: "/etc/opencode-egress/policy.json".into(),
+            reload_error: Some("line 3".into()),
+            applied: 1_700_000_000,
+            instances: BTreeMap::from([("a".into(), instance)]),
+        }
+    }
+
+    #[test]
+    fn every_fact_is_a_sample() {
+        let text = exposition(&status()).expect("an exposition");
+        for sample in [
+            "opencode_egress_build_info{version=\"1.2.3\"} 1",
+            "opencode_egress_config_last_reload_successful 0",
+            "opencode_egress_config_last_reload_success_timestamp_seconds 1700000000",
+            "opencode_egress_audit_mode{opencode_instance=\"a\"} 1",
+            "opencode_egress_policy_generation{opencode_instance=\"a\"} 3",
+            "opencode_egress_policy_rules{kind=\"allow\",opencode_instance=\"a\"} 2",
+            "opencode_egress_policy_map_entries{opencode_instance=\"a\"} 5",
+            "opencode_egress_unit_running{opencode_instance=\"a\",unit=\"opencode-a-setup.service\"} 0",
+            "opencode_egress_links_missing{opencode_instance=\"a\",unit=\"opencode-a.service\"} 0",
+            "opencode_egress_links_missing{opencode_instance=\"a\",unit=\"opencode-a-late.service\"} 3",
+            "opencode_egress_unit_late{opencode_instance=\"a\",unit=\"opencode-a-late.service\"} 1",
+            "opencode_egress_allowed_packets_total{opencode_instance=\"a\"} 11",
+            "opencode_egress_allowed_bytes_total{opencode_instance=\"a\"} 4096",
+            "opencode_egress_denials_total{opencode_instance=\"a\",reason=\"not-allowed\"} 7",
+            "opencode_egress_denied_bytes_total{opencode_instance=\"a\",reason=\"fragment\"} 120",
+            "opencode_egress_suppressed_events_total{opencode_instance=\"a\"} 4",
+            "opencode_egress_rate_limited_events_total{opencode_instance=\"a\"} 2",
+            "opencode_egress_lost_events_total{opencode_instance=\"a\"} 1",
+        ] {
+            assert!(text.lines().any(|line| line == sample), "no `{sample}` in\n{text}");
+        }
+    }
+
+    #[test]
+    fn a_unit_that_is_not_running_misses_no_link() {
+        let text = exposition(&status()).expect("an exposition");
+        let sample =
+            "opencode_egress_links_missing{opencode_instance=\"a\",unit=\"opencode-a-setup.service\"} 0";
+        assert!(text.contains(sample), "{text}");
+    }
+
+    #[test]
+    fn only_everyday_reasons_are_there_without_an_occurrence() {
+        let text = exposition(&status()).expect("an exposition");
+        let denials = text.lines().filter(|line| line.starts_with("opencode_egress_denials_total"));
+        assert_eq!(denials.count(), EVERYDAY.len() + 1, "{text}");
+        assert!(text.contains("reason=\"deny-rule\"} 0"), "{text}");
+    }
+}

@@ -1,0 +1,8 @@
+//! What is shown of a denial and of the state: the journal, metrics, status and the views of it.
+
+pub mod history;
+pub mod human;
+pub mod journal;
+pub mod metrics;
+pub mod status;
+pub mod view;

@@ -1,0 +1,296 @@
+//! A status as an operator reads it: what needs attention, in words and the worst first, then a row for each
+//! instance. `status` prints it once, `top` again and again.
+
+use std::fmt::Write as _;
+
+use anstyle::{AnsiColor, Style};
+
+use crate::{
+    kernel::{loader::ATTACH_ORDER, ring::DeniedFlow},
+    report::{
+        human::{ago, bytes, count},
+        status::{InstanceStatus, Status, UnitStatus},
+    },
+};
+
+/// How much something matters, the most first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Weight {
+    /// Something passes that the policy denies.
+    Open,
+    /// Everything is enforced, and yet somebody should look.
+    Look,
+}
+
+impl Weight {
+    /// Its colour, where colours are shown.
+    pub fn color(self) -> AnsiColor {
+        match self {
+            Self::Open => AnsiColor::Red,
+            Self::Look => AnsiColor::Yellow,
+        }
+    }
+}
+
+/// Something that needs attention.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Notice {
+    /// How much.
+    pub weight: Weight,
+    /// What it is about, and what to do.
+    pub text: String,
+}
+
+impl Status {
+    /// What needs attention, the worst first.
+    pub fn notices(&self) -> Vec<Notice> {
+        let mut notices: Vec<_> =
+            self.instances.iter().flat_map(|(name, instance)| instance.notices(name)).collect();
+        if let Some(error) = &self.reload_error {
+            let text = format!("the last reload was not applied: {error}");
+            notices.push(Notice { weight: Weight::Look, text });
+        }
+        notices.sort_by_key(|notice| notice.weight);
+        notices
+    }
+}
+
+/// The columns that [`InstanceStatus::cells`] fills.
+pub const COLUMNS: [&str; 5] = ["INSTANCE", "MODE", "UNITS", "LINKS", "GEN"];
+
+impl InstanceStatus {
+    /// What it is and how it is confined.
+    pub fn cells(&self, name: &str) -> [String; 5] {
+        let running: Vec<_> = self.units.iter().filter(|unit| unit.running).collect();
+        let confined = running.iter().filter(|unit| unit.links == ATTACH_ORDER.len()).count();
+        let stopped = self.units.len() - running.len();
+        let units = match (running.len(), stopped) {
+            (0, _) => "stopped".to_owned(),
+            (running, 0) => format!("{confined}/{running} confined"),
+            (running, stopped) => format!("{confined}/{running} confined, {stopped} stopped"),
+        };
+        let links: usize = running.iter().map(|unit| unit.links).sum();
+        let links = match running.len() {
+            0 => "-".to_owned(),
+            running => format!("{links}/{}", running * ATTACH_ORDER.len()),
+        };
+        [name.to_owned(), self.mode.clone(), units, links, self.generation.to_string()]
+    }
+
+    /// What needs attention, the worst first.
+    pub fn notices(&self, name: &str) -> Vec<Notice> {
+        let mut notices = vec![];
+        let mut add = |weight, text: String| {
+            notices.push(Notice { weight, text: format!("{name}: {text}") });
+        };
+        for UnitStatus { unit, links, late, unlisted, .. } in self.units.iter().filter(|unit| unit.running) {
+            if self.detached {
+                let remedy = "`opencode-egress reload` confines it again";
+                add(Weight::Open, format!("{unit} is not confined, it was detached on request; {remedy}"));
+            } else if *links < ATTACH_ORDER.len() {
+                add(Weight::Open, format!("{unit} runs with {links} of {} hooks", ATTACH_ORDER.len()));
+            } else if self.removed {
+                let why = "the policy file does not have this instance any more";
+                add(Weight::Look, format!("{unit} runs, and {why}: everything is denied to it; stop it"));
+            } else if *unlisted {
+                add(
+                    Weight::Look,
+                    format!("{unit} is not listed any more; this policy holds it until it stops"),
+                );
+            } else if *late {
+                add(Weight::Look, format!("{unit} was running before it was confined; restart it"));
+            }
+        }
+        if self.mode == "audit" {
+            add(Weight::Open, "mode audit: what the policy denies is told, and passes".to_owned());
+        }
+        if self.lost_lately {
+            let lost = count(self.counters.lost);
+            let text = format!(
+                "{lost} denials never reached the log, some lately; counters and `suggest` have them"
+            );
+            add(Weight::Look, text);
+        }
+        notices.sort_by_key(|notice| notice.weight);
+        notices
+    }
+}
+
+/// A denial in the fewest words: `tcp 192.0.2.30:80 not-allowed`, and whether the mode let it pass.
+pub fn denial(flow: &DeniedFlow) -> String {
+    let place = match flow.dport {
+        0 => flow.dst.to_string(),
+        port => std::net::SocketAddr::new(flow.dst, port).to_string(),
+    };
+    let audit = if flow.audit { " (audit: it passed)" } else { "" };
+    format!("{} {place} {}{audit}", flow.proto, flow.reason)
+}
+
+/// The whole status as text, with colours; `now` is seconds since 1970.
+pub fn text(status: &Status, now: u64) -> String {
+    let Status { version, config, instances, .. } = status;
+    let mut text = format!("opencode-egress {version}, policy {config}\n");
+    let notices = status.notices();
+    for Notice { weight, text: notice } in &notices {
+        line(&mut text, &paint(&format!("! {notice}"), weight.color().on_default()));
+    }
+    if notices.is_empty() {
+        line(&mut text, "nothing needs attention");
+    }
+    line(&mut text, "");
+    let more = ["RULES", "ALLOWED", "DENIED", "LOST", "LAST DENIAL"];
+    let mut rows = vec![COLUMNS.iter().chain(&more).map(|title| (*title).to_owned()).collect::<Vec<_>>()];
+    for (name, instance) in instances {
+        let counters = &instance.counters;
+        let last = instance.last_denial.as_ref();
+        let mut row = instance.cells(name).to_vec();
+        row.extend([
+            count(instance.rules.iter().map(|rules| *rules as u64).sum()),
+            format!("{} ({})", count(counters.allowed_packets), bytes(counters.allowed_bytes)),
+            count(counters.denied_packets),
+            count(counters.lost),
+            last.map_or("-".to_owned(), |event| format!("{}, {}", denial(&event.flow), ago(event.time, now))),
+        ]);
+        rows.push(row);
+    }
+    let styles = instances.iter().map(|(name, instance)| {
+        instance.notices(name).first().map_or(Style::new(), |notice| notice.weight.color().on_default())
+    });
+    let widths = widths(&rows);
+    for (row, style) in rows.iter().zip(std::iter::once(Style::new().bold()).chain(styles)) {
+        let cells: Vec<_> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        line(&mut text, &paint(cells.join("  ").trim_end(), style));
+    }
+    text
+}
+
+/// The width of each column of rows of equal length.
+pub fn widths(rows: &[Vec<String>]) -> Vec<usize> {
+    let columns = rows.first().map_or(0, Vec::len);
+    (0..columns).map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0)).collect()
+}
+
+fn paint(text: &str, style: Style) -> String {
+    format!("{style}{text}{style:#}")
+}
+
+fn line(text: &mut String, line: &str) {
+    // Writing to a string cannot fail.
+    let _ = writeln!(text, "{line}");
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::{control::request::LoggedEvent, report::status::CountersStatus};
+
+    fn unit(name: &str, running: bool, links: usize) -> UnitStatus {
+        UnitStatus { unit: format!("{name}.service"), running, unlisted: false, links, late: false }
+    }
+
+    pub(crate) fn instance(units: Vec<UnitStatus>) -> InstanceStatus {
+        let counters = CountersStatus {
+            allowed_packets: 12_345,
+            allowed_bytes: 5_000_000,
+            denied_packets: 3,
+            ..CountersStatus::default()
+        };
+        InstanceStatus {
+            mode: "enforce".to_owned(),
+            generation: 2,
+            rules: [3, 1, 1],
+            entries: 9,
+            units,
+            removed: false,
+            detached: false,
+            lost_lately: false,
+            counters,
+            last_denial: None,
+        }
+    }
+
+    pub(crate) fn event(time: u64) -> LoggedEvent {
+        let flow = DeniedFlow {
+            proto: "tcp".to_owned(),
+            dst: [203, 0, 113, 9].into(),
+            dport: 443,
+            hook: "connect4".to_owned(),
+            reason: "not-allowed".to_owned(),
+            pid: 42,
+            comm: "node".to_owned(),
+            uid: 987,
+            suppressed: 0,
+            generation: 2,
+            audit: false,
+        };
+        LoggedEvent { time, instance: "b".to_owned(), flow }
+    }
+
+    /// `a` is as it should be; everything that can be the matter is the matter with the others.
+    pub(crate) fn status() -> Status {
+        let full = ATTACH_ORDER.len();
+        let a = instance(vec![unit("a", true, full), unit("a-setup", false, 0)]);
+        let mut b = instance(vec![unit("b", true, full)]);
+        b.units[0].late = true;
+        b.last_denial = Some(event(940));
+        b.counters.lost = 7;
+        b.lost_lately = true;
+        let mut c = instance(vec![unit("c", true, 0)]);
+        c.detached = true;
+        let mut d = instance(vec![unit("d", true, 9), unit("d2", true, full)]);
+        d.mode = "audit".to_owned();
+        d.last_denial = Some(event(940));
+        if let Some(LoggedEvent { flow, .. }) = &mut d.last_denial {
+            flow.audit = true;
+        }
+        let e = instance(vec![unit("e", false, 0)]);
+        let mut f = instance(vec![unit("f", true, full)]);
+        f.removed = true;
+        f.units[0].unlisted = true;
+        let mut g = instance(vec![unit("g", true, full), unit("g2", true, full)]);
+        g.units[1].unlisted = true;
+        let instances = [("a", a), ("b", b), ("c", c), ("d", d), ("e", e), ("f", f), ("g", g)];
+        Status {
+            version: "0.1.0".to_owned(),
+            config: "policy.json".to_owned(),
+            reload_error: Some("policy.json:3:1: an error".to_owned()),
+            applied: 0,
+            instances: instances.map(|(name, instance)| (name.to_owned(), instance)).into(),
+        }
+    }
+
+    #[test]
+    fn what_needs_attention_comes_first_and_in_words() {
+        let plain = anstream::adapter::strip_str(&text(&status(), 1000)).to_string();
+        let expect = "\
+opencode-egress 0.1.0, policy policy.json
+! c: c.service is not confined, it was detached on request; `opencode-egress reload` confines it again
+! d: d.service runs with 9 of 10 hooks
+! d: mode audit: what the policy denies is told, and passes
+! b: b.service was running before it was confined; restart it
+! b: 7 denials never reached the log, some lately; counters and `suggest` have them
+! f: f.service runs, and the policy file does not have this instance any more: everything is denied to it; stop it
+! g: g2.service is not listed any more; this policy holds it until it stops
+! the last reload was not applied: policy.json:3:1: an error
+
+INSTANCE  MODE     UNITS                    LINKS  GEN  RULES  ALLOWED         DENIED  LOST  LAST DENIAL
+a         enforce  1/1 confined, 1 stopped  10/10  2    5      12.3k (5.0 MB)  3       0     -
+b         enforce  1/1 confined             10/10  2    5      12.3k (5.0 MB)  3       7     tcp 203.0.113.9:443 not-allowed, 1m ago
+c         enforce  0/1 confined             0/10   2    5      12.3k (5.0 MB)  3       0     -
+d         audit    1/2 confined             19/20  2    5      12.3k (5.0 MB)  3       0     tcp 203.0.113.9:443 not-allowed (audit: it passed), 1m ago
+e         enforce  stopped                  -      2    5      12.3k (5.0 MB)  3       0     -
+f         enforce  1/1 confined             10/10  2    5      12.3k (5.0 MB)  3       0     -
+g         enforce  2/2 confined             20/20  2    5      12.3k (5.0 MB)  3       0     -
+";
+        assert_eq!(plain, expect);
+    }
+
+    #[test]
+    fn all_well_is_said() {
+        let mut status = status();
+        status.reload_error = None;
+        status.instances.retain(|name, _| name == "a");
+        let text = text(&status, 1000);
+        assert!(text.contains("\nnothing needs attention\n") && !text.contains('!'), "{text}");
+    }
+}
