@@ -4,10 +4,10 @@
 #![no_main]
 
 use opencode_egress::{
-    control::request::{LoggedEvent, Reply},
-    kernel::ring::Record,
+    control::request::Reply,
+    report::denial::{DeniedFlow, LoggedEvent},
 };
-use opencode_egress_common::abi::Event;
+use opencode_egress_common::{abi::Event, event::Record};
 
 const FIELDS: [&str; 9] = ["proto", "dst", "dport", "hook", "reason", "pid", "comm", "uid", "suppressed"];
 
@@ -16,7 +16,7 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     let mut record = bytes.to_vec();
     record.resize(size_of::<Event>(), 0);
     let Ok(record) = Record::decode(&record) else { return };
-    let flow = record.denied_flow(record.event.suppressed);
+    let flow = DeniedFlow::of(&record, record.event.suppressed);
     let line = flow.to_string();
     assert!(line.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' '), "{line:?}");
     let fields: Vec<_> = line.split(' ').map(|field| field.split_once('=').expect("a field")).collect();

@@ -4,8 +4,8 @@
 
 use opencode_egress::{
     control::request::{Reply, Request},
-    daemon::state::error_chain,
-    policy::explain::Destination,
+    policy::destination::Destination,
+    report::human::error_chain,
 };
 
 libfuzzer_sys::fuzz_target!(|line: &[u8]| {

@@ -276,6 +276,15 @@ impl Default for Denied {
     }
 }
 
+/// What an instance sent and what was refused to it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counters {
+    /// What passed.
+    pub allowed: Counter,
+    /// What did not.
+    pub denied: Denied,
+}
+
 /// How events are limited, the same for all instances.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]

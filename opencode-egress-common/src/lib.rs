@@ -13,6 +13,8 @@
 pub mod abi;
 pub mod cache;
 pub mod decide;
+#[cfg(feature = "user")]
+pub mod event;
 pub mod flow;
 pub mod packet;
 #[cfg(feature = "user")]

@@ -8,8 +8,8 @@ use std::{
 use opencode_egress::{
     cgroups::Cgroup,
     kernel::{
-        links::{attach_for_good, attach_type},
-        loader::ATTACH_ORDER,
+        hooks::{ATTACH_ORDER, attach_type},
+        links::attach_for_good,
     },
 };
 use opencode_egress_common::reason::Hook;

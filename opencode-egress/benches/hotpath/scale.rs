@@ -11,8 +11,8 @@ use anyhow::{Context as _, Result};
 use opencode_egress::{
     cgroups::Hierarchy,
     kernel::{
+        instance::InstanceIndex,
         loader::{Lifetime, load},
-        maps::InstanceIndex,
         pins::Pins,
     },
     policy::{InstanceName, PolicySet, UnitName, compile::compile, file},

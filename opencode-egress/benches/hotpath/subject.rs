@@ -18,8 +18,8 @@ use anyhow::{Context as _, Result, bail};
 use opencode_egress::{
     cgroups::{Cgroup, Hierarchy},
     kernel::{
+        instance::InstanceIndex,
         loader::{Lifetime, Loaded, load},
-        maps::InstanceIndex,
     },
     policy::{LogLimits, Policy, Rule, compile::compile},
 };

@@ -179,7 +179,7 @@ pub struct ExplainArgs {
     pub name: InstanceName,
     /// The destination, as in 10.10.0.1, 10.10.0.1:443, [2001:db8::1]:53/udp
     #[arg(value_name = "DEST[:PORT][/PROTO]")]
-    pub destination: crate::policy::explain::Destination,
+    pub destination: crate::policy::destination::Destination,
     /// What to print and whom to ask.
     #[command(flatten)]
     pub read: ReadArgs,

@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result};
 use serde::Serialize;
 
 use crate::{
-    command::{args::CheckArgs, print_line},
+    command::{args::CheckArgs, print::print_line},
     policy::{compile::compile, file, mode_name},
 };
 

@@ -11,9 +11,12 @@ use anyhow::{Result, bail};
 use crate::{
     command::{
         args::{AttachArgs, ControlArgs, DetachArgs, EventsArgs, ExplainArgs, ReadArgs},
-        print_line,
+        print::print_line,
     },
-    control::request::{Client, ControlError, Reply, Request},
+    control::{
+        client::{Client, ControlError},
+        request::{Reply, Request},
+    },
     report::{human::now, status::Status, view},
 };
 

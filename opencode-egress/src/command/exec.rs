@@ -27,11 +27,12 @@ use crate::{
     cgroups::{Cgroup, Hierarchy},
     command::args::ExecArgs,
     kernel::{
+        instance::InstanceIndex,
         loader::{Lifetime, Loaded, load},
-        maps::InstanceIndex,
         ring::drain,
     },
     policy::{LogLimits, Mode, Policy, Rule, compile::compile, file},
+    report::denial::DeniedFlow,
 };
 
 /// Beginning of the names of the cgroups that `exec` makes.
@@ -241,7 +242,7 @@ fn ignore_interrupts() {
 
 fn report(loaded: &mut Loaded) {
     drain(&mut loaded.events, |record| match record {
-        Ok(record) => say(&format!("refused: {}", record.denied_flow(record.event.suppressed))),
+        Ok(record) => say(&format!("refused: {}", DeniedFlow::of(&record, record.event.suppressed))),
         Err(error) => say(&error.to_string()),
     });
 }

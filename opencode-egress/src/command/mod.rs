@@ -6,11 +6,12 @@ mod check;
 mod client;
 mod exec;
 mod metrics;
+mod print;
 mod run;
 mod suggest;
 mod top;
 
-use std::{fmt, io::Write as _, process::ExitCode};
+use std::process::ExitCode;
 
 use anyhow::Result;
 
@@ -39,13 +40,4 @@ pub fn run(command: &Command) -> Result<ExitCode> {
         Command::Man { directory } => assets::man(directory)?,
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// Prints a line.
-///
-/// # Errors
-///
-/// [`std::io::Error`] as it is, for `main` to see whether nobody reads any more. (`println!` would panic.)
-fn print_line(line: impl fmt::Display) -> Result<()> {
-    Ok(writeln!(std::io::stdout(), "{line}")?)
 }

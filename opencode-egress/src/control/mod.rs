@@ -1,3 +1,4 @@
 //! The control socket: one JSON request a connection, one JSON reply a line.
 
+pub mod client;
 pub mod request;

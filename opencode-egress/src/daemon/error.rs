@@ -5,10 +5,7 @@ use std::path::PathBuf;
 use crate::{
     cgroups::CgroupError,
     kernel::{
-        confine::ConfineError,
-        loader::{AttachError, LoadError},
-        maps::MapsError,
-        pins::PinError,
+        confine::ConfineError, loader::LoadError, maps::MapsError, pins::PinError, programs::AttachError,
         registry::RegistryError,
     },
     policy::{InstanceName, UnitName, compile::CompileError, file::ConfigError},

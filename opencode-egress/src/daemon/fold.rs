@@ -8,7 +8,8 @@ use std::{
 
 use opencode_egress_common::abi::SeenKey;
 
-use crate::kernel::{maps::InstanceIndex, ring::Record};
+use crate::kernel::instance::InstanceIndex;
+use opencode_egress_common::event::Record;
 
 /// Destinations remembered at most; as many as the kernel remembers.
 const CAPACITY: usize = opencode_egress_common::abi::SEEN_ENTRIES as usize;

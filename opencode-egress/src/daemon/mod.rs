@@ -9,6 +9,7 @@ mod fold;
 mod policies;
 mod predecessor;
 pub mod serve;
+mod start;
 mod state;
 
 pub use error::DaemonError;

@@ -11,14 +11,19 @@ use tracing::{info, warn};
 use crate::{
     daemon::error::DaemonError,
     kernel::{
-        loader::is_as_ours,
-        maps::{self, Counters, InstanceIndex, Maps},
+        instance::InstanceIndex,
+        maps::{self, Maps},
         pins::Pins,
         registry::Registry,
-        ring::{DecodeError, Record, drain},
+        ring::drain,
+        shapes::is_as_ours,
     },
     policy::InstanceName,
     report::human::error_chain,
+};
+use opencode_egress_common::{
+    abi::Counters,
+    event::{DecodeError, Record},
 };
 
 type Scopes = HashMap<MapData, u64, Scope>;

@@ -2,32 +2,27 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet, VecDeque},
-    path::{Path, PathBuf},
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
 use opencode_egress_common::abi::Denied;
-use tracing::error;
 
-use super::{DaemonError, fold, policies, predecessor};
+use super::{DaemonError, fold, predecessor};
 use crate::{
-    cgroups::{Cgroup, Hierarchy, unit_of, watch},
-    control::request::LoggedEvent,
+    cgroups::{Hierarchy, watch},
     kernel::{
-        loader::{Lifetime, Loaded, load},
-        maps::InstanceIndex,
-        pins::{LinkDirectory, MapPins, PinLock, Pins},
+        instance::InstanceIndex,
+        loader::Loaded,
+        pins::{MapPins, PinLock, Pins},
         registry::Registry,
     },
-    policy::{InstanceName, Mode, Policy, PolicySet, UnitName, mode_name},
-    report::{
-        journal::RELOAD_REFUSED_ID,
-        status::{InstanceStatus, Status, UnitStatus},
-    },
+    policy::{InstanceName, Mode, Policy, PolicySet, UnitName},
+    report::denial::LoggedEvent,
 };
 
 /// For how long it is news that denials were lost.
-const NEWS: Duration = Duration::from_secs(60 * 60);
+pub(super) const NEWS: Duration = Duration::from_secs(60 * 60);
 /// Denied flows kept for `events`, by instance.
 pub(super) const RECENT_EVENTS: usize = 256;
 
@@ -116,135 +111,6 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Loads the programs, takes over what an earlier daemon pinned, puts the file's policies in force and
-    /// confines the units that are running. A copy of the file goes to `last_applied`; when the file has an error, and
-    /// there is such a copy, that is what is in force.
-    ///
-    /// # Errors
-    ///
-    /// When the file has an error and was never applied, another daemon has the pins, or the kernel lacks something; what
-    /// was enforced before still is.
-    pub fn start(config: &Path, pins: &Path, last_applied: &Path) -> Result<Self, DaemonError> {
-        let (read, bad_file) = policies::read_or_last(config, last_applied)?;
-        let hierarchy = Hierarchy::find()?;
-        let pins = Pins::below(pins);
-        let lock = pins.lock()?;
-        let mut loaded = load(&Lifetime::Pinned(pins.maps()))?;
-        let mut registry = Registry::open(pins.maps())?;
-        let mut predecessors = vec![];
-        for version in pins.of_other_versions()? {
-            predecessors.push(predecessor::Predecessor::take_over(
-                &version,
-                &mut loaded.maps,
-                &mut registry,
-            )?);
-        }
-        let mut daemon = Self {
-            loaded,
-            map_pins: MapPins::open(&pins)?,
-            pins,
-            lock,
-            predecessors,
-            registry,
-            hierarchy,
-            config: config.to_owned(),
-            last_applied: last_applied.to_owned(),
-            set: PolicySet { log: read.set.log, instances: BTreeMap::new() },
-            reload_error: bad_file,
-            applied: 0,
-            instances: BTreeMap::new(),
-            folds: fold::Folds::default(),
-            unpublished: vec![],
-            watch: watch::Watch::new().map_err(DaemonError::Watch)?,
-            failing: BTreeMap::new(),
-            not_followed: None,
-            not_looked: None,
-            confined: HashSet::new(),
-            let_go: HashSet::new(),
-        };
-        daemon.apply(read)?;
-        if let Some(why) = &daemon.reload_error {
-            error!(
-                MESSAGE_ID = RELOAD_REFUSED_ID,
-                "the policies that were applied last are in force again: {why}"
-            );
-        }
-        Ok(daemon)
-    }
-
-    /// Everything that `status` shows.
-    ///
-    /// # Errors
-    ///
-    /// When a counter or the pins cannot be read.
-    pub fn status(&self) -> Result<Status, DaemonError> {
-        let (links, services) = (self.pins.all_links()?, self.hierarchy.services()?);
-        let mut instances = BTreeMap::new();
-        for (name, instance) in &self.instances {
-            let units = instance.units().map(|unit| {
-                let unlisted = instance.unlisted.contains(unit);
-                self.unit_status(unit, unlisted, &links, services.get(unit))
-            });
-            let Instance { index, policy, entries, detached, recent, lost_at, .. } = instance;
-            let rules =
-                policy.as_ref().map(|policy| [policy.allow.len(), policy.deny.len(), policy.listen.len()]);
-            let status = InstanceStatus {
-                mode: mode_name(instance.mode()).to_owned(),
-                generation: self.loaded.maps.current(*index).generation(),
-                rules: rules.unwrap_or_default(),
-                entries: *entries,
-                units: units.collect(),
-                removed: policy.is_none(),
-                detached: *detached,
-                lost_lately: lost_at.is_some_and(|at| at.elapsed() < NEWS),
-                counters: self.loaded.maps.counters(*index)?.into(),
-                last_denial: recent.back().cloned(),
-            };
-            instances.insert(name.to_string(), status);
-        }
-        Ok(Status {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            config: self.config.display().to_string(),
-            reload_error: self.reload_error.clone(),
-            applied: self.applied,
-            instances,
-        })
-    }
-
-    pub(super) fn unit_status(
-        &self,
-        unit: &UnitName,
-        unlisted: bool,
-        links: &[LinkDirectory],
-        paths: Option<&Vec<PathBuf>>,
-    ) -> UnitStatus {
-        let cgroups = self.hierarchy.open_all(paths).unwrap_or_default();
-        let (populated, empty): (Vec<_>, Vec<_>) = cgroups.into_iter().partition(Cgroup::is_populated);
-        let running = !populated.is_empty();
-        let of =
-            |cgroup: &Cgroup| links.iter().find(|links| links.unit == *unit && links.cgroup == cgroup.id());
-        let judged = if running { populated } else { empty };
-        let confined = judged.iter().map(|cgroup| of(cgroup).map_or(0, |links| self.ours(links)));
-        UnitStatus {
-            unit: unit.to_string(),
-            running,
-            unlisted,
-            links: confined.min().unwrap_or(0),
-            late: judged.iter().filter_map(of).any(LinkDirectory::is_late),
-        }
-    }
-
-    /// Whether a process is in a confined unit. Such a one may ask for its own confinement and nothing else.
-    pub fn is_confined(&self, pid: u32) -> bool {
-        let (Ok(path), Ok(links)) = (self.hierarchy.of_process(pid), self.pins.all_links()) else {
-            return true;
-        };
-        unit_of(&path).is_some_and(|(unit, _)| {
-            self.instances.values().any(|instance| instance.units().any(|known| *known == unit))
-                || links.iter().any(|links| links.unit == unit)
-        })
-    }
-
     /// How often it is told how many denials had no line.
     pub fn interval(&self) -> Duration {
         self.set.log.interval

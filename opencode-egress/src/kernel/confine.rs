@@ -5,8 +5,7 @@ use opencode_egress_common::reason::Hook;
 use crate::{
     cgroups::Cgroup,
     kernel::{
-        loader::{ATTACH_ORDER, AttachError, Loaded},
-        maps::{InstanceIndex, MapsError},
+        hooks::ATTACH_ORDER, instance::InstanceIndex, loader::Loaded, maps::MapsError, programs::AttachError,
     },
 };
 

@@ -3,11 +3,15 @@
 //! aya attaches these programs too, but cannot pin the link of every one of their types, take a pinned one
 //! back, or say whose it is.
 
+use crate::kernel::{
+    hooks::attach_type,
+    syscall::{bpf, number, owned},
+};
 use std::{
     ffi::CString,
     io,
     os::{
-        fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
+        fd::{AsFd, BorrowedFd, OwnedFd},
         unix::ffi::OsStrExt as _,
     },
     path::Path,
@@ -31,23 +35,6 @@ pub struct CgroupLinkInfo {
     pub attach_type: u32,
 }
 
-/// The kernel's attach type of a hook (`enum bpf_attach_type`,
-/// <https://github.com/torvalds/linux/blob/v6.12/include/uapi/linux/bpf.h#L1042>).
-pub const fn attach_type(hook: Hook) -> u32 {
-    match hook {
-        Hook::Ingress => 0,
-        Hook::Egress => 1,
-        Hook::SockCreate => 2,
-        Hook::Bind4 => 8,
-        Hook::Bind6 => 9,
-        Hook::Connect4 => 10,
-        Hook::Connect6 => 11,
-        Hook::Sendmsg4 => 14,
-        Hook::Sendmsg6 => 15,
-        Hook::Setsockopt => 22,
-    }
-}
-
 // Commands of bpf(2).
 const BPF_OBJ_PIN: i32 = 6;
 const BPF_OBJ_GET: i32 = 7;
@@ -59,38 +46,8 @@ const BPF_LINK_UPDATE: i32 = 29;
 /// `BPF_LINK_TYPE_CGROUP`.
 const LINK_TYPE_CGROUP: u32 = 3;
 
-/// Calls bpf(2).
-///
-/// # Safety
-///
-/// `Attr` has the layout of the command's part of `union bpf_attr`, and what it points to is valid for
-/// what the command does with it.
-pub(crate) unsafe fn bpf<Attr>(command: i32, attr: &mut Attr) -> io::Result<i64> {
-    // SAFETY: the caller's promise; the kernel reads `size_of::<Attr>()` bytes and takes the rest of the
-    // union as zeros.
-    let result =
-        unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<Attr>()) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
-}
-
-/// The descriptor that a command returned.
-///
-/// # Safety
-///
-/// `result` is a new descriptor that nothing else owns.
-pub(crate) unsafe fn owned(result: i64) -> io::Result<OwnedFd> {
-    let fd = i32::try_from(result).map_err(io::Error::other)?;
-    // SAFETY: the caller's promise.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
 fn c_path(path: &Path) -> io::Result<CString> {
     Ok(CString::new(path.as_os_str().as_bytes())?)
-}
-
-#[expect(clippy::cast_sign_loss, reason = "open descriptors are not negative")]
-pub(crate) fn number(fd: BorrowedFd<'_>) -> u32 {
-    fd.as_raw_fd() as u32
 }
 
 /// Attaches a program to a cgroup until the cgroup is removed: no descriptor holds it, so nothing that

@@ -2,79 +2,30 @@
 
 use std::{
     collections::BTreeMap,
-    io,
-    os::fd::{AsFd as _, BorrowedFd},
     path::{Path, PathBuf},
 };
 
 use aya::{
-    Ebpf, EbpfError, EbpfLoader, include_bytes_aligned,
-    maps::{MapData, MapError, MapType, RingBuf},
-    programs::{Program, ProgramError},
+    EbpfError, EbpfLoader, include_bytes_aligned,
+    maps::{MapData, RingBuf},
+    programs::ProgramError,
 };
 use aya_log::EbpfLogger;
 use opencode_egress_common::{
-    abi::{
-        Counter, Denied, Head, Limits, MAX_INSTANCES, MAX_POLICIES, RING_BYTES, SEEN_ENTRIES, Scope, Seen,
-        SeenKey,
-    },
+    abi::{MAX_INSTANCES, MAX_POLICIES},
     cache::TAG_KEYS,
     reason::Hook,
 };
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::{
-    cgroups::Cgroup,
-    kernel::{
-        features::{self, KernelError},
-        links::{CgroupLink, CgroupLinkInfo, attach_for_good},
-        maps::{Maps, MapsError, take_events},
-        pins::{self, PinError},
-    },
+use crate::kernel::{
+    features::{self, KernelError},
+    hooks::ATTACH_ORDER,
+    maps::{Maps, MapsError, take_events},
+    pins::{self, PinError},
+    programs::{Programs, load_program},
+    shapes::{MapShape, PINNED_MAPS},
 };
-
-/// The maps that outlive the daemon, with what a pin must be to be one of them. The others belong to one
-/// load of the programs.
-#[rustfmt::skip]
-const PINNED_MAPS: [(&str, MapShape); 9] = [
-    ("CURRENT", MapShape::of::<u32, u64>(MapType::Array, MAX_INSTANCES)),
-    ("HEADS", MapShape::of::<u32, Head>(MapType::Array, MAX_POLICIES)),
-    ("TRIES", MapShape::of::<u32, u32>(MapType::ArrayOfMaps, MAX_POLICIES)),
-    ("ALLOWED", MapShape::of::<u32, Counter>(MapType::PerCpuArray, MAX_INSTANCES)),
-    ("DENIED", MapShape::of::<u32, Denied>(MapType::Array, MAX_INSTANCES)),
-    ("SEEN", MapShape::of::<SeenKey, Seen>(MapType::LruHash, SEEN_ENTRIES)),
-    ("LIMITS", MapShape::of::<u32, Limits>(MapType::Array, 1)),
-    ("EVENTS", MapShape::of::<(), ()>(MapType::RingBuf, RING_BYTES)),
-    ("SCOPES", MapShape::of::<u64, Scope>(MapType::CgroupStorage, 0)),
-];
-
-/// What the kernel says of a map.
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct MapShape {
-    map_type: MapType,
-    key: usize,
-    value: usize,
-    entries: u32,
-}
-
-impl MapShape {
-    const fn of<K, V>(map_type: MapType, entries: u32) -> Self {
-        Self { map_type, key: size_of::<K>(), value: size_of::<V>(), entries }
-    }
-
-    fn of_pin(path: &Path) -> Result<Self, MapError> {
-        let info = MapData::from_pin(path)?.info()?;
-        let (key, value) = (info.key_size() as usize, info.value_size() as usize);
-        Ok(Self { map_type: info.map_type()?, key, value, entries: info.max_entries() })
-    }
-}
-
-/// Whether what is pinned at a path is a map as this version makes it under that name. A layout that changes gets another
-/// size or another name, so of what another version made this is enough to know how to read it.
-pub(crate) fn is_as_ours(name: &str, path: &Path) -> bool {
-    let ours = PINNED_MAPS.iter().find(|(known, _)| *known == name);
-    ours.is_some_and(|(_, shape)| MapShape::of_pin(path).ok() == Some(*shape))
-}
 
 /// Why the kernel side could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -112,38 +63,6 @@ pub enum LoadError {
     #[error(transparent)]
     Pins(#[from] PinError),
 }
-
-/// Why a link was not made.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot attach {} to {cgroup}", hook.name())]
-pub struct AttachError {
-    hook: Hook,
-    cgroup: PathBuf,
-    #[source]
-    source: io::Error,
-}
-
-/// Loaded programs; dropping it unloads those that no link holds.
-pub struct Programs {
-    ebpf: Ebpf,
-    /// The kernel's ids of them.
-    ids: BTreeMap<Hook, u32>,
-}
-
-/// The order in which links are made. `sock_create` lets nearly everything pass whatever the policy is,
-/// so it can come before the scope is written, and its link makes the scope's storage.
-pub const ATTACH_ORDER: [Hook; 10] = [
-    Hook::SockCreate,
-    Hook::Egress,
-    Hook::Ingress,
-    Hook::Connect4,
-    Hook::Connect6,
-    Hook::Sendmsg4,
-    Hook::Sendmsg6,
-    Hook::Bind4,
-    Hook::Bind6,
-    Hook::Setsockopt,
-];
 
 /// Debug messages of the programs, which only an object built with `cargo xtask build-ebpf --log` has.
 pub struct DebugLog(Option<EbpfLogger<&'static dyn log::Log>>);
@@ -242,72 +161,5 @@ fn fill_random(keys: &mut [u64]) {
         if rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).is_ok() {
             *key = u64::from_ne_bytes(bytes);
         }
-    }
-}
-
-fn load_program(program: &mut Program) -> Result<(), ProgramError> {
-    match program {
-        Program::CgroupSockAddr(program) => program.load(),
-        Program::CgroupSkb(program) => program.load(),
-        Program::CgroupSock(program) => program.load(),
-        Program::CgroupSockopt(program) => program.load(),
-        _ => Err(ProgramError::UnexpectedProgramType),
-    }
-}
-
-impl Programs {
-    /// The program of a hook. `None`: the object has none.
-    pub fn program(&self, hook: Hook) -> Option<&Program> {
-        self.ebpf.program(hook.name())
-    }
-
-    /// Whether a hook's link has this load's program.
-    pub fn is_in(&self, hook: Hook, link: &CgroupLinkInfo) -> bool {
-        self.ids.get(&hook) == Some(&link.program)
-    }
-
-    /// Puts this load's program into a link that an earlier one made, so that a new build judges what runs already.
-    ///
-    /// # Errors
-    ///
-    /// When the kernel refuses.
-    pub fn renew(&self, hook: Hook, link: &CgroupLink, cgroup: &Cgroup) -> Result<(), AttachError> {
-        let renew = || match self.program(hook).map(Program::fd) {
-            _ if self.is_in(hook, &link.info()?) => Ok(()),
-            Some(Ok(program)) => link.update(program.as_fd()),
-            _ => Err(io::Error::other("the program is not loaded")),
-        };
-        renew().map_err(|source| AttachError { hook, cgroup: cgroup.path().to_owned(), source })
-    }
-
-    /// Attaches one hook to a cgroup. Children of the cgroup are judged too, whatever they attach.
-    ///
-    /// # Errors
-    ///
-    /// When the kernel refuses.
-    pub fn attach(&self, hook: Hook, cgroup: &Cgroup) -> Result<CgroupLink, AttachError> {
-        self.with(hook, cgroup, CgroupLink::create)
-    }
-
-    /// Attaches one hook to a cgroup until the cgroup is removed, whatever becomes of this process.
-    ///
-    /// # Errors
-    ///
-    /// When the kernel refuses.
-    pub fn attach_for_good(&self, hook: Hook, cgroup: &Cgroup) -> Result<(), AttachError> {
-        self.with(hook, cgroup, attach_for_good)
-    }
-
-    fn with<T>(
-        &self,
-        hook: Hook,
-        cgroup: &Cgroup,
-        attach: fn(BorrowedFd<'_>, BorrowedFd<'_>, Hook) -> io::Result<T>,
-    ) -> Result<T, AttachError> {
-        let error = |source| AttachError { hook, cgroup: cgroup.path().to_owned(), source };
-        let Some(Ok(program)) = self.program(hook).map(Program::fd) else {
-            return Err(error(io::Error::other("the program is not loaded")));
-        };
-        attach(program.as_fd(), cgroup.as_fd(), hook).map_err(error)
     }
 }

@@ -3,10 +3,15 @@
 pub mod confine;
 pub mod connections;
 pub mod features;
+pub mod hooks;
+pub mod instance;
 pub mod links;
 pub mod loader;
 pub mod maps;
 pub mod pins;
+pub mod programs;
 pub mod registry;
 pub mod ring;
+pub(crate) mod shapes;
+mod syscall;
 mod tries;

@@ -25,8 +25,8 @@ use rustix::{
 
 use crate::{
     kernel::{
-        links::{CgroupLink, CgroupLinkInfo, attach_type},
-        loader::ATTACH_ORDER,
+        hooks::{ATTACH_ORDER, attach_type},
+        links::{CgroupLink, CgroupLinkInfo},
     },
     policy::UnitName,
 };

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, path::Path};
 use aya::maps::{Array, Map, MapData, MapError};
 use opencode_egress_common::abi::MAX_INSTANCES;
 
-use crate::{kernel::maps::InstanceIndex, policy::InstanceName};
+use crate::{kernel::instance::InstanceIndex, policy::InstanceName};
 
 /// The name of its pin.
 const PIN: &str = "NAMES";

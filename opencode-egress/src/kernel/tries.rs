@@ -10,7 +10,7 @@ use std::{
 
 use opencode_egress_common::abi::{Entry, TrieKey};
 
-use crate::kernel::links::{bpf, number, owned};
+use crate::kernel::syscall::{bpf, number, owned};
 
 // Commands of bpf(2).
 const BPF_MAP_CREATE: i32 = 0;

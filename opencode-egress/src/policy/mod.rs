@@ -2,6 +2,7 @@
 //! [`file`] or by `FromStr`, which refuse everything else and say what to write instead.
 
 pub mod compile;
+pub mod destination;
 pub mod explain;
 pub mod file;
 pub mod suggest;

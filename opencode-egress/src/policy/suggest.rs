@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::policy::{
     Cidr, Policy, PortRange, Rule, RuleProtocol,
     compile::{CompileError, Prefix, compile},
-    explain::Destination,
+    destination::Destination,
 };
 
 /// A destination that was denied to an instance.

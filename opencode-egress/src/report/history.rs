@@ -9,9 +9,10 @@ use std::{
 
 use serde::Deserialize;
 
-use crate::{
-    kernel::ring::protocol_named,
-    policy::{InstanceName, explain::Destination, suggest::DeniedDestination},
+use crate::policy::{
+    InstanceName,
+    destination::{Destination, protocol_named},
+    suggest::DeniedDestination,
 };
 
 /// What the journal has of an instance's denials.

@@ -4,8 +4,8 @@
 use libsystemd::logging::{Priority, journal_send};
 
 use crate::{
-    control::request::LoggedEvent,
     policy::{InstanceName, Mode, mode_name},
+    report::denial::LoggedEvent,
 };
 
 /// A flow was denied.

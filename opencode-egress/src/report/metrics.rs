@@ -1,12 +1,9 @@
 //! The daemon's state in Prometheus' text format. docs/monitoring.md lists the metrics.
 
-use opencode_egress_common::reason::DropReason;
+use opencode_egress_common::reason::{DropReason, Hook};
 use prometheus::{IntCounterVec, IntGaugeVec, Opts, Registry, Result, TextEncoder};
 
-use crate::{
-    kernel::loader::ATTACH_ORDER,
-    report::status::{CountersStatus, InstanceStatus, Status},
-};
+use crate::report::status::{CountersStatus, InstanceStatus, Status};
 
 /// The media type of [`exposition`].
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -112,7 +109,7 @@ impl Families {
         }
         for unit in units {
             let labels = [name, &unit.unit];
-            let missing = if unit.running { ATTACH_ORDER.len().saturating_sub(unit.links) } else { 0 };
+            let missing = if unit.running { Hook::ALL.len().saturating_sub(unit.links) } else { 0 };
             self.running.with_label_values(&labels).set(unit.running.into());
             self.links_missing.with_label_values(&labels).set(gauge(missing));
             self.late.with_label_values(&labels).set(unit.late.into());

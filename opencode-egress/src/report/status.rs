@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use opencode_egress_common::{abi::Counter, reason::DropReason};
 use serde::{Deserialize, Serialize};
 
-use crate::{control::request::LoggedEvent, kernel::maps::Counters};
+use crate::report::denial::LoggedEvent;
+use opencode_egress_common::abi::Counters;
 
 /// The daemon and everything that it confines.
 #[derive(Clone, Debug, Serialize, Deserialize)]

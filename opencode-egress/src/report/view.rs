@@ -5,12 +5,12 @@ use std::fmt::Write as _;
 
 use anstyle::{AnsiColor, Style};
 
-use crate::{
-    kernel::{loader::ATTACH_ORDER, ring::DeniedFlow},
-    report::{
-        human::{ago, bytes, count},
-        status::{InstanceStatus, Status, UnitStatus},
-    },
+use opencode_egress_common::reason::Hook;
+
+use crate::report::{
+    denial::DeniedFlow,
+    human::{ago, bytes, count},
+    status::{InstanceStatus, Status, UnitStatus},
 };
 
 /// How much something matters, the most first.
@@ -62,7 +62,7 @@ impl InstanceStatus {
     /// What it is and how it is confined.
     pub fn cells(&self, name: &str) -> [String; 5] {
         let running: Vec<_> = self.units.iter().filter(|unit| unit.running).collect();
-        let confined = running.iter().filter(|unit| unit.links == ATTACH_ORDER.len()).count();
+        let confined = running.iter().filter(|unit| unit.links == Hook::ALL.len()).count();
         let stopped = self.units.len() - running.len();
         let units = match (running.len(), stopped) {
             (0, _) => "stopped".to_owned(),
@@ -72,7 +72,7 @@ impl InstanceStatus {
         let links: usize = running.iter().map(|unit| unit.links).sum();
         let links = match running.len() {
             0 => "-".to_owned(),
-            running => format!("{links}/{}", running * ATTACH_ORDER.len()),
+            running => format!("{links}/{}", running * Hook::ALL.len()),
         };
         [name.to_owned(), self.mode.clone(), units, links, self.generation.to_string()]
     }
@@ -87,8 +87,8 @@ impl InstanceStatus {
             if self.detached {
                 let remedy = "`opencode-egress reload` confines it again";
                 add(Weight::Open, format!("{unit} is not confined, it was detached on request; {remedy}"));
-            } else if *links < ATTACH_ORDER.len() {
-                add(Weight::Open, format!("{unit} runs with {links} of {} hooks", ATTACH_ORDER.len()));
+            } else if *links < Hook::ALL.len() {
+                add(Weight::Open, format!("{unit} runs with {links} of {} hooks", Hook::ALL.len()));
             } else if self.removed {
                 let why = "the policy file does not have this instance any more";
                 add(Weight::Look, format!("{unit} runs, and {why}: everything is denied to it; stop it"));
@@ -182,7 +182,7 @@ fn line(text: &mut String, line: &str) {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::{control::request::LoggedEvent, report::status::CountersStatus};
+    use crate::report::{denial::LoggedEvent, status::CountersStatus};
 
     fn unit(name: &str, running: bool, links: usize) -> UnitStatus {
         UnitStatus { unit: format!("{name}.service"), running, unlisted: false, links, late: false }
@@ -228,7 +228,7 @@ pub(crate) mod tests {
 
     /// `a` is as it should be; everything that can be the matter is the matter with the others.
     pub(crate) fn status() -> Status {
-        let full = ATTACH_ORDER.len();
+        let full = Hook::ALL.len();
         let a = instance(vec![unit("a", true, full), unit("a-setup", false, 0)]);
         let mut b = instance(vec![unit("b", true, full)]);
         b.units[0].late = true;

@@ -9,8 +9,9 @@ use std::{
 
 use opencode_egress::{
     kernel::{
-        loader::{ATTACH_ORDER, Lifetime, load},
-        maps::InstanceIndex,
+        hooks::ATTACH_ORDER,
+        instance::InstanceIndex,
+        loader::{Lifetime, load},
     },
     policy::{Policy, RuleProtocol, compile::compile},
 };

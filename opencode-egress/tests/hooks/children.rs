@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use opencode_egress::{cgroups::Hierarchy, kernel::maps::InstanceIndex};
+use opencode_egress::{cgroups::Hierarchy, kernel::instance::InstanceIndex};
 
 use crate::{
     network::{ALLOWED, DENIED, PORT},

@@ -7,10 +7,11 @@ use std::{
 };
 
 use opencode_egress::{
-    kernel::{features::setsockopt_knows_caller, maps::InstanceIndex, ring::Record},
+    kernel::{features::setsockopt_knows_caller, instance::InstanceIndex},
     policy::LogLimits,
 };
 use opencode_egress_common::{
+    event::Record,
     flow::Protocol,
     reason::{DropReason, Hook},
 };

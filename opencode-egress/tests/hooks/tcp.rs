@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use opencode_egress::kernel::ring::Record;
+use opencode_egress_common::event::Record;
 
 use crate::{
     network::{ALLOWED, DENIED, INTERFACE, PORT, UNIT, allowed_like},

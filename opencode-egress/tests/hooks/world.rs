@@ -15,13 +15,13 @@ use std::{
 use opencode_egress::{
     cgroups::{Cgroup, Hierarchy},
     kernel::{
+        instance::InstanceIndex,
         loader::{Lifetime, Loaded, load},
-        maps::{Counters, InstanceIndex},
-        ring::{Record, drain},
+        ring::drain,
     },
     policy::{Listen, LogLimits, Policy, PortRange, Rule, RuleProtocol, compile::compile},
 };
-use opencode_egress_common::reason::DropReason;
+use opencode_egress_common::{abi::Counters, event::Record, reason::DropReason};
 
 use crate::{
     network::{INTERFACE, Namespace, PAIRS, PORT, join},

@@ -26,8 +26,11 @@ use signal_hook::{
 
 use crate::{
     command::{args::TopArgs, client::unexpected, top::screen::Top},
-    control::request::{Client, LoggedEvent, Reply, Request},
-    report::status::Status,
+    control::{
+        client::Client,
+        request::{Reply, Request},
+    },
+    report::{denial::LoggedEvent, status::Status},
 };
 
 /// How long the daemon may take; the screen stands still meanwhile.

@@ -13,13 +13,11 @@ use ratatui::{
     widgets::{Row, Table},
 };
 
-use crate::{
-    control::request::LoggedEvent,
-    report::{
-        human::{bytes, count, local_time},
-        status::{CountersStatus, Status},
-        view::{COLUMNS, Notice, Weight, denial, widths},
-    },
+use crate::report::{
+    denial::LoggedEvent,
+    human::{bytes, count, local_time},
+    status::{CountersStatus, Status},
+    view::{COLUMNS, Notice, Weight, denial, widths},
 };
 
 /// Denials kept; more than a screen has lines.

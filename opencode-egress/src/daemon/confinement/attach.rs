@@ -8,11 +8,7 @@ use tracing::{info, warn};
 use crate::{
     cgroups::{Cgroup, Services, unit_of},
     daemon::{error::DaemonError, state::Daemon},
-    kernel::{
-        loader::{ATTACH_ORDER, Loaded},
-        maps::InstanceIndex,
-        pins::LinkDirectory,
-    },
+    kernel::{hooks::ATTACH_ORDER, instance::InstanceIndex, loader::Loaded, pins::LinkDirectory},
     policy::{InstanceName, UnitName},
     report::{
         human::error_chain,

@@ -1,4 +1,5 @@
 //! What is confined: when a unit asks, when it did not, and what is left of it.
 
 mod attach;
+mod status;
 mod upkeep;

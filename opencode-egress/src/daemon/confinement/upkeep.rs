@@ -13,7 +13,7 @@ use crate::{
         error::DaemonError,
         state::{Daemon, Instance},
     },
-    kernel::{loader::ATTACH_ORDER, pins::LinkDirectory},
+    kernel::{hooks::ATTACH_ORDER, pins::LinkDirectory},
     policy::{InstanceName, UnitName},
     report::{
         human::error_chain,

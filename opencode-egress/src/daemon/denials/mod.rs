@@ -7,20 +7,20 @@ use std::{collections::BTreeMap, time::Instant};
 use tracing::{error, warn};
 
 use crate::{
-    control::request::LoggedEvent,
     daemon::{
         error::DaemonError,
         predecessor::Predecessor,
         state::{Daemon, Instance, RECENT_EVENTS},
     },
-    kernel::{
-        maps::InstanceIndex,
-        registry::Registry,
-        ring::{DecodeError, Record, drain},
-    },
+    kernel::{instance::InstanceIndex, registry::Registry, ring::drain},
     policy::InstanceName,
-    report::{human::now, journal},
+    report::{
+        denial::{DeniedFlow, LoggedEvent},
+        human::now,
+        journal,
+    },
 };
+use opencode_egress_common::event::{DecodeError, Record};
 
 impl Daemon {
     /// The last denied flows, the oldest first.
@@ -110,7 +110,7 @@ fn log(
     record: &Record,
     suppressed: u64,
 ) -> Option<LoggedEvent> {
-    let flow = record.denied_flow(suppressed);
+    let flow = DeniedFlow::of(record, suppressed);
     // Also one that the policy file does not have any more.
     let Some(name) = InstanceIndex::new(record.event.instance).and_then(|index| registry.name_of(index))
     else {

@@ -3,7 +3,7 @@
 use crate::{
     control::request::Remembered,
     daemon::{error::DaemonError, state::Daemon},
-    policy::{explain::Destination, suggest::DeniedDestination},
+    policy::{destination::Destination, suggest::DeniedDestination},
 };
 
 impl Daemon {

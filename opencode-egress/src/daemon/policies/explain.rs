@@ -2,7 +2,10 @@
 
 use crate::{
     daemon::{error::DaemonError, policies, state::Daemon},
-    policy::explain::{Destination, Explanation, Judgement, PolicyFile, explain},
+    policy::{
+        destination::Destination,
+        explain::{Explanation, Judgement, PolicyFile, explain},
+    },
     report::human::error_chain,
 };
 

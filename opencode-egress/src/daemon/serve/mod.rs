@@ -16,12 +16,12 @@ use tokio::{
 use tracing::{error, info, warn};
 
 use crate::{
-    control::request::{LoggedEvent, MAX_REQUEST, Reply, Request},
+    control::request::{MAX_REQUEST, Reply, Request},
     daemon::{
         serve::exposition::{Address, Listener},
         state::Daemon,
     },
-    report::{human::error_chain, metrics::exposition},
+    report::{denial::LoggedEvent, human::error_chain, metrics::exposition},
 };
 
 /// How long a client may take to say what it wants, and to take what it is told.

@@ -10,7 +10,7 @@ use std::{
 use aya::maps::Map;
 use opencode_egress_common::abi::Current;
 
-use crate::kernel::maps::{InstanceIndex, MapsError};
+use crate::kernel::{instance::InstanceIndex, maps::MapsError};
 
 /// The map in this process' memory, where one word can be stored at once. The map update call copies
 /// bytes, which no one promises to be atomic.

@@ -15,20 +15,19 @@ use aya::{
     },
 };
 use opencode_egress_common::{
-    abi::{
-        Counter, Current, Denied, Entry, Head, Limits, MAX_INSTANCES, SEEN_ENTRIES, Scope, Seen, SeenKey,
-        TrieKey,
-    },
+    abi::{Counter, Current, Denied, Entry, Head, Limits, SEEN_ENTRIES, Scope, Seen, SeenKey, TrieKey},
     decide::Rules,
 };
 
 use crate::{
     kernel::{
+        instance::InstanceIndex,
         maps::current::CurrentWords,
         tries::{self, NewTrie},
     },
     policy::{LogLimits, compile::CompiledPolicy},
 };
+use opencode_egress_common::abi::Counters;
 
 /// What can go wrong with a map.
 #[derive(Debug, thiserror::Error)]
@@ -87,25 +86,6 @@ impl MapsError {
     }
 }
 
-/// An instance's number in the maps, not 0.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct InstanceIndex(u32);
-
-impl InstanceIndex {
-    /// The first instance.
-    pub const FIRST: Self = Self(1);
-
-    /// The index with this number, if it is one.
-    pub fn new(number: u32) -> Option<Self> {
-        (1..MAX_INSTANCES).contains(&number).then_some(Self(number))
-    }
-
-    /// The number.
-    pub fn number(self) -> u32 {
-        self.0
-    }
-}
-
 type TrieData = [u32; 5];
 type Trie = LpmTrie<MapData, TrieData, Entry>;
 
@@ -130,15 +110,6 @@ pub struct Maps {
     scopes: HashMap<MapData, u64, Scope>,
     /// Takes the place of a trie that is no longer in force, so that its memory is freed.
     empty: NewTrie,
-}
-
-/// What an instance sent and what was refused to it.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Counters {
-    /// What passed.
-    pub allowed: Counter,
-    /// What did not.
-    pub denied: Denied,
 }
 
 fn take<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, MapsError> {

@@ -5,6 +5,8 @@
 //! what its covering prefixes say, merged here. An entry that would say the same as the one above it
 //! is left out.
 
+mod ports;
+mod prefix;
 mod rules;
 
 use std::{collections::HashMap, net::IpAddr};
@@ -15,6 +17,8 @@ use opencode_egress_common::{
     flow::{Address, Class},
 };
 
+use ports::{Kind, PortSpan, Ports, overlay, prefixes_of};
+pub(crate) use prefix::Prefix;
 pub use rules::CompiledRules;
 
 use crate::policy::{Cidr, Listen, Policy, PortRange, Rule, RuleProtocol};
@@ -126,67 +130,6 @@ fn own_networks(listen: &Listen) -> Vec<IpNet> {
     }
 }
 
-/// A prefix, in the order in which covering ones come first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct Prefix {
-    pub(crate) v6: bool,
-    /// The address, in the upper bits.
-    pub(crate) bits: u128,
-    pub(crate) len: u8,
-}
-
-impl Prefix {
-    pub(crate) fn of(net: IpNet) -> Self {
-        match net {
-            IpNet::V4(v4) => {
-                Self { v6: false, bits: u128::from(v4.network().to_bits()) << 96, len: v4.prefix_len() }
-            }
-            IpNet::V6(v6) => Self { v6: true, bits: v6.network().to_bits(), len: v6.prefix_len() },
-        }
-    }
-
-    pub(crate) fn covers(&self, other: &Self) -> bool {
-        let mask = u128::MAX.checked_shl(128 - u32::from(self.len)).unwrap_or(0);
-        self.v6 == other.v6 && self.len <= other.len && other.bits & mask == self.bits
-    }
-
-    /// The longest prefix that covers both, which are of one family.
-    pub(crate) fn common(&self, other: &Self) -> Self {
-        #[expect(clippy::cast_possible_truncation, reason = "at most 128")]
-        let equal = (self.bits ^ other.bits).leading_zeros() as u8;
-        let len = equal.min(self.len).min(other.len);
-        let mask = u128::MAX.checked_shl(128 - u32::from(len)).unwrap_or(0);
-        Self { v6: self.v6, bits: self.bits & mask, len }
-    }
-
-    /// The lowest address in it.
-    fn address(&self) -> IpAddr {
-        if self.v6 {
-            IpAddr::V6(self.bits.into())
-        } else {
-            let [a, b, c, d, ..] = self.bits.to_be_bytes();
-            IpAddr::from([a, b, c, d])
-        }
-    }
-
-    pub(crate) fn net(&self) -> IpNet {
-        IpNet::new_assert(self.address(), self.len)
-    }
-
-    fn key(&self) -> TrieKey {
-        TrieKey::prefix(&self.address().into(), self.len)
-    }
-}
-
-/// What says something about a port, the stronger later.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-enum Kind {
-    Allow,
-    Deny,
-    /// The instance's own listener, which is no egress.
-    Own,
-}
-
 /// A rule without its network.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Shape {
@@ -200,11 +143,6 @@ impl Shape {
         Self { kind, protocol: rule.protocol(), ports: rule.ports().to_vec() }
     }
 }
-
-/// Ports and what is said of them: sorted, disjoint, neighbours different.
-type Ports = Vec<(PortSpan, Kind)>;
-/// First and last port.
-type PortSpan = (u16, u16);
 
 /// Everything that is said at a prefix.
 struct Effect {
@@ -281,44 +219,6 @@ impl Compiler {
         }
         entries
     }
-}
-
-/// Lays a range over ports; where something is said already, the stronger kind stays.
-fn overlay(ports: &Ports, (first, last): PortSpan, kind: Kind) -> Ports {
-    // Cut points: every start, and one past every end.
-    let spans = ports.iter().map(|(span, _)| *span).chain([(first, last)]);
-    let mut cuts: Vec<u32> =
-        spans.flat_map(|(first, last)| [u32::from(first), u32::from(last) + 1]).collect();
-    cuts.sort_unstable();
-    cuts.dedup();
-    let mut result: Ports = vec![];
-    for pair in cuts.windows(2) {
-        let (Ok(from), Ok(to)) = (u16::try_from(pair[0]), u16::try_from(pair[1] - 1)) else { continue };
-        let before = ports.iter().find(|((a, b), _)| *a <= from && from <= *b).map(|(_, kind)| *kind);
-        let now = (first <= from && from <= last).then_some(kind);
-        let Some(strongest) = before.max(now) else { continue };
-        match result.last_mut() {
-            Some((span, kind)) if *kind == strongest && span.1.checked_add(1) == Some(from) => span.1 = to,
-            _ => result.push(((from, to), strongest)),
-        }
-    }
-    result
-}
-
-/// The fewest prefixes that make up a port range.
-fn prefixes_of((first, last): PortSpan) -> Vec<(u16, u8)> {
-    let (mut from, end) = (u32::from(first), u32::from(last) + 1);
-    let mut prefixes = vec![];
-    while from < end {
-        let mut bits = from.trailing_zeros().min(16);
-        while from + (1 << bits) > end {
-            bits -= 1;
-        }
-        #[expect(clippy::cast_possible_truncation, reason = "below 2^16, and at most 16")]
-        prefixes.push((from as u16, 16 - bits as u8));
-        from += 1 << bits;
-    }
-    prefixes
 }
 
 #[cfg(test)]

@@ -16,14 +16,11 @@ use aya::{
     programs::Program,
 };
 use opencode_egress::{
-    kernel::{
-        loader::Loaded,
-        maps::{Counters, InstanceIndex},
-    },
+    kernel::{instance::InstanceIndex, loader::Loaded},
     policy::compile::CompiledPolicy,
 };
 use opencode_egress_common::{
-    abi::{Counter, Current, Denied},
+    abi::{Counter, Counters, Current, Denied},
     reason::Hook,
 };
 use rustix::net::netdevice::name_to_index;

@@ -1,0 +1,69 @@
+//! A ring-buffer record, read.
+
+use crate::{
+    abi::{Event, SeenKey},
+    flow::{Address, Flow, Protocol},
+    reason::{DropReason, Hook},
+};
+
+/// Why a record is no event.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum DecodeError {
+    /// Another size.
+    #[error("a record of {found} bytes where an event has {}; the programs are of another version", size_of::<Event>())]
+    Size {
+        /// Its size.
+        found: usize,
+    },
+    /// A number with no meaning.
+    #[error("a record with {field} {number}, which means nothing to this version")]
+    Number {
+        /// Which field.
+        field: &'static str,
+        /// What it holds.
+        number: u8,
+    },
+}
+
+/// A decoded record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// The layout as the kernel wrote it, with the numbers below known to be good.
+    pub event: Event,
+    /// Where.
+    pub hook: Hook,
+    /// Why.
+    pub reason: DropReason,
+    /// What.
+    pub flow: Flow,
+}
+
+impl Record {
+    /// Decodes a ring buffer's record.
+    ///
+    /// # Errors
+    ///
+    /// When its size or one of its numbers is none that this version writes.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        if bytes.len() != size_of::<Event>() {
+            return Err(DecodeError::Size { found: bytes.len() });
+        }
+        // SAFETY: the size is right, unaligned reads are what this does, and every bit pattern is an Event.
+        let event: Event = unsafe { core::ptr::read_unaligned(bytes.as_ptr().cast()) };
+        let number = |field, number| DecodeError::Number { field, number };
+        let hook = Hook::from_number(event.hook).ok_or_else(|| number("hook", event.hook))?;
+        let reason = DropReason::from_number(event.reason).ok_or_else(|| number("reason", event.reason))?;
+        let address = match event.family {
+            4 => Address::v4(event.address[0]),
+            6 => Address::v6(event.address),
+            other => return Err(number("family", other)),
+        };
+        let flow = Flow { address, protocol: Protocol(event.protocol), port: event.port };
+        Ok(Self { event, hook, reason, flow })
+    }
+
+    /// The destination, as denials of it are counted.
+    pub fn seen_key(&self) -> SeenKey {
+        SeenKey::new(self.event.instance, &self.flow)
+    }
+}

@@ -1,0 +1,136 @@
+//! A conversation with the daemon.
+
+use std::{
+    io::{self, BufRead as _, BufReader, Write as _},
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use crate::control::request::{Reply, Request};
+
+/// Why the daemon could not be asked, or did not do it.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// Nobody answers.
+    #[error(
+        "no daemon answers at {path}; is opencode-egress.service running? (systemctl status opencode-egress)"
+    )]
+    NoDaemon {
+        /// The socket.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// Somebody else answers.
+    #[error(
+        "what answers at {path} runs as user {uid}, so it is not the daemon, which is root's; find out who made the socket"
+    )]
+    Impostor {
+        /// The socket.
+        path: PathBuf,
+        /// Whose process it is.
+        uid: u32,
+    },
+    /// The socket is root's.
+    #[error("only root may ask the daemon at {path}; use sudo")]
+    NotRoot {
+        /// The socket.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The conversation broke off.
+    #[error("the daemon at {path} broke off")]
+    Broken {
+        /// The socket.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// It is there, and too busy or stuck.
+    #[error(
+        "the daemon at {path} gave no answer within {patience:?}; is it busy or stuck? (systemctl status opencode-egress)"
+    )]
+    Silent {
+        /// The socket.
+        path: PathBuf,
+        /// How long it was waited for.
+        patience: Duration,
+    },
+    /// It said no.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// A conversation with the daemon.
+pub struct Client {
+    path: PathBuf,
+    stream: BufReader<UnixStream>,
+}
+
+impl Client {
+    /// Sends a request, waiting up to `patience` for a daemon that is about to start.
+    ///
+    /// # Errors
+    ///
+    /// When nobody answers in time.
+    pub fn ask(path: &Path, request: &Request, patience: Duration) -> Result<Self, ControlError> {
+        let deadline = Instant::now() + patience;
+        let stream = loop {
+            match UnixStream::connect(path) {
+                Ok(stream) => break stream,
+                Err(error) if missing(&error) && Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(50));
+                }
+                Err(source) if source.kind() == io::ErrorKind::PermissionDenied => {
+                    return Err(ControlError::NotRoot { path: path.to_owned(), source });
+                }
+                Err(source) => return Err(ControlError::NoDaemon { path: path.to_owned(), source }),
+            }
+        };
+        let broken = |source| ControlError::Broken { path: path.to_owned(), source };
+        // `attach` believes what it is told, and a unit starts because of it.
+        let uid = rustix::net::sockopt::socket_peercred(&stream)
+            .map_err(|errno| broken(errno.into()))?
+            .uid
+            .as_raw();
+        if uid != 0 {
+            return Err(ControlError::Impostor { path: path.to_owned(), uid });
+        }
+        let mut line = serde_json::to_vec(request).map_err(|error| broken(error.into()))?;
+        line.push(b'\n');
+        (&stream).write_all(&line).map_err(broken)?;
+        Ok(Self { path: path.to_owned(), stream: BufReader::new(stream) })
+    }
+
+    /// The next reply.
+    ///
+    /// # Errors
+    ///
+    /// When the daemon refuses, goes away, or says nothing within `timeout`, which is more than none.
+    pub fn reply(&mut self, timeout: Option<Duration>) -> Result<Reply, ControlError> {
+        let broken = |source: io::Error| match (source.kind(), timeout) {
+            (io::ErrorKind::WouldBlock, Some(patience)) => {
+                ControlError::Silent { path: self.path.clone(), patience }
+            }
+            _ => ControlError::Broken { path: self.path.clone(), source },
+        };
+        self.stream.get_ref().set_read_timeout(timeout).map_err(broken)?;
+        let mut line = String::new();
+        if self.stream.read_line(&mut line).map_err(broken)? == 0 {
+            return Err(broken(io::ErrorKind::UnexpectedEof.into()));
+        }
+        match serde_json::from_str(&line).map_err(|error| broken(error.into()))? {
+            Reply::Error(message) => Err(ControlError::Refused(message)),
+            reply => Ok(reply),
+        }
+    }
+}
+
+fn missing(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
+}

@@ -1,0 +1,89 @@
+//! What `status` shows.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use crate::{
+    cgroups::{Cgroup, unit_of},
+    daemon::{
+        error::DaemonError,
+        state::{Daemon, Instance, NEWS},
+    },
+    kernel::pins::LinkDirectory,
+    policy::{UnitName, mode_name},
+    report::status::{InstanceStatus, Status, UnitStatus},
+};
+
+impl Daemon {
+    /// Everything that `status` shows.
+    ///
+    /// # Errors
+    ///
+    /// When a counter or the pins cannot be read.
+    pub fn status(&self) -> Result<Status, DaemonError> {
+        let (links, services) = (self.pins.all_links()?, self.hierarchy.services()?);
+        let mut instances = BTreeMap::new();
+        for (name, instance) in &self.instances {
+            let units = instance.units().map(|unit| {
+                let unlisted = instance.unlisted.contains(unit);
+                self.unit_status(unit, unlisted, &links, services.get(unit))
+            });
+            let Instance { index, policy, entries, detached, recent, lost_at, .. } = instance;
+            let rules =
+                policy.as_ref().map(|policy| [policy.allow.len(), policy.deny.len(), policy.listen.len()]);
+            let status = InstanceStatus {
+                mode: mode_name(instance.mode()).to_owned(),
+                generation: self.loaded.maps.current(*index).generation(),
+                rules: rules.unwrap_or_default(),
+                entries: *entries,
+                units: units.collect(),
+                removed: policy.is_none(),
+                detached: *detached,
+                lost_lately: lost_at.is_some_and(|at| at.elapsed() < NEWS),
+                counters: self.loaded.maps.counters(*index)?.into(),
+                last_denial: recent.back().cloned(),
+            };
+            instances.insert(name.to_string(), status);
+        }
+        Ok(Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            config: self.config.display().to_string(),
+            reload_error: self.reload_error.clone(),
+            applied: self.applied,
+            instances,
+        })
+    }
+
+    fn unit_status(
+        &self,
+        unit: &UnitName,
+        unlisted: bool,
+        links: &[LinkDirectory],
+        paths: Option<&Vec<PathBuf>>,
+    ) -> UnitStatus {
+        let cgroups = self.hierarchy.open_all(paths).unwrap_or_default();
+        let (populated, empty): (Vec<_>, Vec<_>) = cgroups.into_iter().partition(Cgroup::is_populated);
+        let running = !populated.is_empty();
+        let of =
+            |cgroup: &Cgroup| links.iter().find(|links| links.unit == *unit && links.cgroup == cgroup.id());
+        let judged = if running { populated } else { empty };
+        let confined = judged.iter().map(|cgroup| of(cgroup).map_or(0, |links| self.ours(links)));
+        UnitStatus {
+            unit: unit.to_string(),
+            running,
+            unlisted,
+            links: confined.min().unwrap_or(0),
+            late: judged.iter().filter_map(of).any(LinkDirectory::is_late),
+        }
+    }
+
+    /// Whether a process is in a confined unit. Such a one may ask for its own confinement and nothing else.
+    pub fn is_confined(&self, pid: u32) -> bool {
+        let (Ok(path), Ok(links)) = (self.hierarchy.of_process(pid), self.pins.all_links()) else {
+            return true;
+        };
+        unit_of(&path).is_some_and(|(unit, _)| {
+            self.instances.values().any(|instance| instance.units().any(|known| *known == unit))
+                || links.iter().any(|links| links.unit == unit)
+        })
+    }
+}

@@ -1,0 +1,78 @@
+//! Starting: taking over what an earlier daemon pinned, and putting the policy file in force.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    path::Path,
+};
+
+use tracing::error;
+
+use super::{DaemonError, fold, policies, predecessor, state::Daemon};
+use crate::{
+    cgroups::{Hierarchy, watch},
+    kernel::{
+        loader::{Lifetime, load},
+        pins::{MapPins, Pins},
+        registry::Registry,
+    },
+    policy::PolicySet,
+    report::journal::RELOAD_REFUSED_ID,
+};
+
+impl Daemon {
+    /// Loads the programs, takes over what an earlier daemon pinned, puts the file's policies in force and
+    /// confines the units that are running. A copy of the file goes to `last_applied`; when the file has an error, and
+    /// there is such a copy, that is what is in force.
+    ///
+    /// # Errors
+    ///
+    /// When the file has an error and was never applied, another daemon has the pins, or the kernel lacks something; what
+    /// was enforced before still is.
+    pub fn start(config: &Path, pins: &Path, last_applied: &Path) -> Result<Self, DaemonError> {
+        let (read, bad_file) = policies::read_or_last(config, last_applied)?;
+        let hierarchy = Hierarchy::find()?;
+        let pins = Pins::below(pins);
+        let lock = pins.lock()?;
+        let mut loaded = load(&Lifetime::Pinned(pins.maps()))?;
+        let mut registry = Registry::open(pins.maps())?;
+        let mut predecessors = vec![];
+        for version in pins.of_other_versions()? {
+            predecessors.push(predecessor::Predecessor::take_over(
+                &version,
+                &mut loaded.maps,
+                &mut registry,
+            )?);
+        }
+        let mut daemon = Self {
+            loaded,
+            map_pins: MapPins::open(&pins)?,
+            pins,
+            lock,
+            predecessors,
+            registry,
+            hierarchy,
+            config: config.to_owned(),
+            last_applied: last_applied.to_owned(),
+            set: PolicySet { log: read.set.log, instances: BTreeMap::new() },
+            reload_error: bad_file,
+            applied: 0,
+            instances: BTreeMap::new(),
+            folds: fold::Folds::default(),
+            unpublished: vec![],
+            watch: watch::Watch::new().map_err(DaemonError::Watch)?,
+            failing: BTreeMap::new(),
+            not_followed: None,
+            not_looked: None,
+            confined: HashSet::new(),
+            let_go: HashSet::new(),
+        };
+        daemon.apply(read)?;
+        if let Some(why) = &daemon.reload_error {
+            error!(
+                MESSAGE_ID = RELOAD_REFUSED_ID,
+                "the policies that were applied last are in force again: {why}"
+            );
+        }
+        Ok(daemon)
+    }
+}

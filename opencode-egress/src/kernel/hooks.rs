@@ -1,0 +1,35 @@
+//! The hooks, as the kernel numbers them and in the order in which links are made.
+
+use opencode_egress_common::reason::Hook;
+
+/// The order in which links are made. `sock_create` lets nearly everything pass whatever the policy is,
+/// so it can come before the scope is written, and its link makes the scope's storage.
+pub const ATTACH_ORDER: [Hook; 10] = [
+    Hook::SockCreate,
+    Hook::Egress,
+    Hook::Ingress,
+    Hook::Connect4,
+    Hook::Connect6,
+    Hook::Sendmsg4,
+    Hook::Sendmsg6,
+    Hook::Bind4,
+    Hook::Bind6,
+    Hook::Setsockopt,
+];
+
+/// The kernel's attach type of a hook (`enum bpf_attach_type`,
+/// <https://github.com/torvalds/linux/blob/v6.12/include/uapi/linux/bpf.h#L1042>).
+pub const fn attach_type(hook: Hook) -> u32 {
+    match hook {
+        Hook::Ingress => 0,
+        Hook::Egress => 1,
+        Hook::SockCreate => 2,
+        Hook::Bind4 => 8,
+        Hook::Bind6 => 9,
+        Hook::Connect4 => 10,
+        Hook::Connect6 => 11,
+        Hook::Sendmsg4 => 14,
+        Hook::Sendmsg6 => 15,
+        Hook::Setsockopt => 22,
+    }
+}

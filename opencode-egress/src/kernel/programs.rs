@@ -1,0 +1,103 @@
+//! Loaded programs, and attaching them to a cgroup.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    os::fd::{AsFd as _, BorrowedFd},
+    path::PathBuf,
+};
+
+use aya::{
+    Ebpf,
+    programs::{Program, ProgramError},
+};
+use opencode_egress_common::reason::Hook;
+
+use crate::{
+    cgroups::Cgroup,
+    kernel::links::{CgroupLink, CgroupLinkInfo, attach_for_good},
+};
+
+/// Why a link was not made.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot attach {} to {cgroup}", hook.name())]
+pub struct AttachError {
+    hook: Hook,
+    cgroup: PathBuf,
+    #[source]
+    source: io::Error,
+}
+
+/// Loaded programs; dropping it unloads those that no link holds.
+pub struct Programs {
+    pub(super) ebpf: Ebpf,
+    /// The kernel's ids of them.
+    pub(super) ids: BTreeMap<Hook, u32>,
+}
+
+impl Programs {
+    /// The program of a hook. `None`: the object has none.
+    pub fn program(&self, hook: Hook) -> Option<&Program> {
+        self.ebpf.program(hook.name())
+    }
+
+    /// Whether a hook's link has this load's program.
+    pub fn is_in(&self, hook: Hook, link: &CgroupLinkInfo) -> bool {
+        self.ids.get(&hook) == Some(&link.program)
+    }
+
+    /// Puts this load's program into a link that an earlier one made, so that a new build judges what runs already.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn renew(&self, hook: Hook, link: &CgroupLink, cgroup: &Cgroup) -> Result<(), AttachError> {
+        let renew = || match self.program(hook).map(Program::fd) {
+            _ if self.is_in(hook, &link.info()?) => Ok(()),
+            Some(Ok(program)) => link.update(program.as_fd()),
+            _ => Err(io::Error::other("the program is not loaded")),
+        };
+        renew().map_err(|source| AttachError { hook, cgroup: cgroup.path().to_owned(), source })
+    }
+
+    /// Attaches one hook to a cgroup. Children of the cgroup are judged too, whatever they attach.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn attach(&self, hook: Hook, cgroup: &Cgroup) -> Result<CgroupLink, AttachError> {
+        self.with(hook, cgroup, CgroupLink::create)
+    }
+
+    /// Attaches one hook to a cgroup until the cgroup is removed, whatever becomes of this process.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn attach_for_good(&self, hook: Hook, cgroup: &Cgroup) -> Result<(), AttachError> {
+        self.with(hook, cgroup, attach_for_good)
+    }
+
+    fn with<T>(
+        &self,
+        hook: Hook,
+        cgroup: &Cgroup,
+        attach: fn(BorrowedFd<'_>, BorrowedFd<'_>, Hook) -> io::Result<T>,
+    ) -> Result<T, AttachError> {
+        let error = |source| AttachError { hook, cgroup: cgroup.path().to_owned(), source };
+        let Some(Ok(program)) = self.program(hook).map(Program::fd) else {
+            return Err(error(io::Error::other("the program is not loaded")));
+        };
+        attach(program.as_fd(), cgroup.as_fd(), hook).map_err(error)
+    }
+}
+
+pub(super) fn load_program(program: &mut Program) -> Result<(), ProgramError> {
+    match program {
+        Program::CgroupSockAddr(program) => program.load(),
+        Program::CgroupSkb(program) => program.load(),
+        Program::CgroupSock(program) => program.load(),
+        Program::CgroupSockopt(program) => program.load(),
+        _ => Err(ProgramError::UnexpectedProgramType),
+    }
+}

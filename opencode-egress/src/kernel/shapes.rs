@@ -1,0 +1,52 @@
+//! What a pinned map must be to be one of this version's.
+
+use std::path::Path;
+
+use aya::maps::{MapData, MapError, MapType};
+use opencode_egress_common::abi::{
+    Counter, Denied, Head, Limits, MAX_INSTANCES, MAX_POLICIES, RING_BYTES, SEEN_ENTRIES, Scope, Seen,
+    SeenKey,
+};
+
+/// The maps that outlive the daemon, with what a pin must be to be one of them. The others belong to one
+/// load of the programs.
+#[rustfmt::skip]
+pub(super) const PINNED_MAPS: [(&str, MapShape); 9] = [
+    ("CURRENT", MapShape::of::<u32, u64>(MapType::Array, MAX_INSTANCES)),
+    ("HEADS", MapShape::of::<u32, Head>(MapType::Array, MAX_POLICIES)),
+    ("TRIES", MapShape::of::<u32, u32>(MapType::ArrayOfMaps, MAX_POLICIES)),
+    ("ALLOWED", MapShape::of::<u32, Counter>(MapType::PerCpuArray, MAX_INSTANCES)),
+    ("DENIED", MapShape::of::<u32, Denied>(MapType::Array, MAX_INSTANCES)),
+    ("SEEN", MapShape::of::<SeenKey, Seen>(MapType::LruHash, SEEN_ENTRIES)),
+    ("LIMITS", MapShape::of::<u32, Limits>(MapType::Array, 1)),
+    ("EVENTS", MapShape::of::<(), ()>(MapType::RingBuf, RING_BYTES)),
+    ("SCOPES", MapShape::of::<u64, Scope>(MapType::CgroupStorage, 0)),
+];
+
+/// What the kernel says of a map.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct MapShape {
+    map_type: MapType,
+    key: usize,
+    value: usize,
+    entries: u32,
+}
+
+impl MapShape {
+    const fn of<K, V>(map_type: MapType, entries: u32) -> Self {
+        Self { map_type, key: size_of::<K>(), value: size_of::<V>(), entries }
+    }
+
+    pub(super) fn of_pin(path: &Path) -> Result<Self, MapError> {
+        let info = MapData::from_pin(path)?.info()?;
+        let (key, value) = (info.key_size() as usize, info.value_size() as usize);
+        Ok(Self { map_type: info.map_type()?, key, value, entries: info.max_entries() })
+    }
+}
+
+/// Whether what is pinned at a path is a map as this version makes it under that name. A layout that changes gets another
+/// size or another name, so of what another version made this is enough to know how to read it.
+pub(crate) fn is_as_ours(name: &str, path: &Path) -> bool {
+    let ours = PINNED_MAPS.iter().find(|(known, _)| *known == name);
+    ours.is_some_and(|(_, shape)| MapShape::of_pin(path).ok() == Some(*shape))
+}

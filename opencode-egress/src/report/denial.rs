@@ -1,0 +1,157 @@
+//! Denied flows, and the line that is logged of each.
+
+use std::{fmt, net::IpAddr};
+
+use opencode_egress_common::event::Record;
+use serde::{Deserialize, Serialize};
+
+use crate::{policy::destination::protocol_name, report::human::local_time};
+
+/// One logged denial: a flow that was refused, or in audit mode would have been.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeniedFlow {
+    /// The protocol's name, or its number.
+    pub proto: String,
+    /// The destination; for binds the local address, for inbound ones the peer.
+    pub dst: IpAddr,
+    /// The port; 0 for protocols without ports.
+    pub dport: u16,
+    /// Where it was judged.
+    pub hook: String,
+    /// Why.
+    pub reason: String,
+    /// The process; 0 where the hook cannot know it.
+    pub pid: u32,
+    /// The process' name; empty where the hook cannot know it.
+    pub comm: String,
+    /// The user.
+    pub uid: u32,
+    /// Earlier denials of this destination that were folded into this line.
+    pub suppressed: u64,
+    /// The generation of the policy that judged.
+    pub generation: u32,
+    /// Whether the mode let it pass.
+    pub audit: bool,
+}
+
+impl DeniedFlow {
+    /// The denial to log of a record, when `suppressed` earlier ones were folded into it.
+    pub fn of(record: &Record, suppressed: u64) -> Self {
+        let comm = record.event.comm.split(|byte| *byte == 0).next().unwrap_or_default();
+        Self {
+            proto: protocol_name(record.flow.protocol),
+            dst: record.flow.address.into(),
+            dport: record.flow.port,
+            hook: record.hook.name().to_owned(),
+            reason: record.reason.name().to_owned(),
+            pid: record.event.pid,
+            // A process chooses its own name: nothing in it may end the line, turn its direction, or look like
+            // another field.
+            comm: String::from_utf8_lossy(comm).replace(|c: char| !c.is_ascii_graphic() || c == '=', "?"),
+            uid: record.event.uid,
+            suppressed,
+            generation: record.event.generation,
+            audit: record.event.audit != 0,
+        }
+    }
+}
+
+impl fmt::Display for DeniedFlow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { proto, dst, dport, hook, reason, pid, comm, uid, suppressed, .. } = self;
+        let comm = if comm.is_empty() { "-" } else { comm };
+        write!(f, "proto={proto} dst={dst} dport={dport} hook={hook} reason={reason} ")?;
+        write!(f, "pid={pid} comm={comm} uid={uid} suppressed={suppressed}")?;
+        if self.audit { f.write_str(" mode=audit") } else { Ok(()) }
+    }
+}
+
+/// A denied flow with its instance and time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoggedEvent {
+    /// Seconds since 1970.
+    pub time: u64,
+    /// The instance.
+    pub instance: String,
+    /// The flow.
+    #[serde(flatten)]
+    pub flow: DeniedFlow,
+}
+
+impl fmt::Display for LoggedEvent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}: {}", local_time(self.time), self.instance, self.flow)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use opencode_egress_common::{
+        abi::Event,
+        event::DecodeError,
+        flow::Address,
+        reason::{DropReason, Hook},
+    };
+
+    use super::*;
+
+    fn event() -> Event {
+        let mut comm = [0; 16];
+        comm[..4].copy_from_slice(b"node");
+        Event {
+            address: Address::from(IpAddr::from([203, 0, 113, 9])).words(),
+            attempts: 1,
+            suppressed: 0,
+            instance: 1,
+            generation: 3,
+            pid: 4242,
+            uid: 987,
+            comm,
+            port: 443,
+            protocol: 6,
+            family: 4,
+            hook: Hook::Connect4 as u8,
+            reason: DropReason::NotAllowed as u8,
+            audit: 0,
+        }
+    }
+
+    fn bytes(event: &Event) -> Vec<u8> {
+        // SAFETY: an Event has no padding, so all its bytes are initialised.
+        unsafe { std::slice::from_raw_parts(std::ptr::from_ref(event).cast(), size_of::<Event>()) }.to_vec()
+    }
+
+    #[test]
+    fn the_line_is_the_documented_one() {
+        let record = Record::decode(&bytes(&event())).expect("an event");
+        assert_eq!(
+            DeniedFlow::of(&record, 0).to_string(),
+            "proto=tcp dst=203.0.113.9 dport=443 hook=connect4 reason=not-allowed pid=4242 comm=node uid=987 suppressed=0"
+        );
+    }
+
+    fn line(event: &Event) -> String {
+        DeniedFlow::of(&Record::decode(&bytes(event)).expect("an event"), 0).to_string()
+    }
+
+    #[test]
+    fn a_name_cannot_forge_a_field() {
+        let mut forged = event();
+        forged.comm = *b"x reason=ok\npid=";
+        let shown = line(&forged);
+        assert!(shown.contains("comm=x?reason?ok?pid? "), "{shown}");
+        // What follows a right-to-left override is shown backwards.
+        forged.comm = *b"a\xe2\x80\xae0=diu\0\0\0\0\0\0\0";
+        let shown = line(&forged);
+        assert!(shown.contains("comm=a?0?diu "), "{shown}");
+    }
+
+    #[test]
+    fn what_is_no_event_is_refused() {
+        assert_eq!(Record::decode(&[0; 3]), Err(DecodeError::Size { found: 3 }));
+        let mut unknown = event();
+        unknown.reason = 200;
+        let error = Record::decode(&bytes(&unknown));
+        assert_eq!(error, Err(DecodeError::Number { field: "reason", number: 200 }));
+    }
+}
