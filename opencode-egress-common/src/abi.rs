@@ -22,7 +22,7 @@ pub const MAX_POLICIES: u32 = MAX_INSTANCES * 2;
 /// How many listeners one policy can have.
 pub const MAX_LISTENERS: usize = 16;
 
-/// Verdicts that one cgroup remembers. With [`Scope::instance`] they stay below a page, which is what
+/// Verdicts that one cgroup remembers. With [`ConfinedCgroup::instance`] they stay below a page, which is what
 /// Linux before 5.11 allows for a cgroup storage value.
 pub const CACHE_SLOTS: usize = 256;
 
@@ -30,7 +30,7 @@ pub const CACHE_SLOTS: usize = 256;
 pub const REASON_SLOTS: usize = 32;
 
 /// Destinations whose repeats are folded, over all instances.
-pub const SEEN_ENTRIES: u32 = 8192;
+pub const MAX_DESTINATIONS: u32 = 8192;
 
 /// Size of the ring buffer, in bytes.
 pub const RING_BYTES: u32 = 256 * 1024;
@@ -159,7 +159,7 @@ pub struct Listener {
 /// The part of a compiled policy that is not in its trie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
-pub struct Head {
+pub struct PolicyHeader {
     /// A [`Mode`].
     pub mode: u32,
     /// Some rule lets ICMPv6 pass: 1. Otherwise such sockets are refused at creation.
@@ -172,7 +172,7 @@ pub struct Head {
     pub listeners: [Listener; MAX_LISTENERS],
 }
 
-impl Default for Head {
+impl Default for PolicyHeader {
     fn default() -> Self {
         Self {
             mode: Mode::Enforce as u32,
@@ -218,7 +218,7 @@ impl Current {
 /// A new one is all zeros, which is "no instance": everything is denied.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
-pub struct Scope {
+pub struct ConfinedCgroup {
     /// Index into the instances; 0 is none.
     pub instance: u32,
     /// Keeps the layout free of padding.
@@ -227,7 +227,7 @@ pub struct Scope {
     pub cache: [u64; CACHE_SLOTS],
 }
 
-impl Scope {
+impl ConfinedCgroup {
     /// The scope of a cgroup of `instance`, with nothing remembered.
     pub const fn new(instance: u32) -> Self {
         Self { instance, reserved: 0, cache: [0; CACHE_SLOTS] }
@@ -300,7 +300,7 @@ pub struct Limits {
 /// What makes two denials the same for folding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(C)]
-pub struct SeenKey {
+pub struct DestinationKey {
     /// The destination; network byte order.
     pub address: [u32; 4],
     /// The instance.
@@ -313,7 +313,7 @@ pub struct SeenKey {
     pub family: u8,
 }
 
-impl SeenKey {
+impl DestinationKey {
     /// The key of a flow of an instance.
     #[inline(always)]
     pub const fn new(instance: u32, flow: &Flow) -> Self {
@@ -339,7 +339,7 @@ impl SeenKey {
 /// A destination that was denied before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
-pub struct Seen {
+pub struct DestinationDenials {
     /// When its last event was due; monotonic ns.
     pub reported: u64,
     /// Denials of this destination so far. It only grows, so a reader needs no reset.
@@ -351,8 +351,8 @@ pub struct Seen {
     pub reasons: u64,
 }
 
-impl Seen {
-    /// The bit of a reason in [`Seen::reasons`].
+impl DestinationDenials {
+    /// The bit of a reason in [`DestinationDenials::reasons`].
     #[inline(always)]
     pub const fn bit(reason: DropReason) -> u64 {
         1 << reason as u8
@@ -370,7 +370,7 @@ impl Seen {
 pub struct Event {
     /// The destination (for binds: the local address; inbound: the peer); network byte order.
     pub address: [u32; 4],
-    /// [`Seen::attempts`] of this destination, this one included.
+    /// [`DestinationDenials::attempts`] of this destination, this one included.
     pub attempts: u64,
     /// Denials of this destination that were folded since its last event.
     pub suppressed: u64,
@@ -408,26 +408,26 @@ mod tests {
         assert_eq!(size_of::<TrieKey>(), 4 + 4 + 16);
         assert_eq!(size_of::<Entry>(), 8);
         assert_eq!(size_of::<Listener>(), 16 + 2 + 2 + 4);
-        assert_eq!(size_of::<Head>(), 16 + MAX_LISTENERS * size_of::<Listener>());
-        assert_eq!(size_of::<Scope>(), 8 + CACHE_SLOTS * 8);
+        assert_eq!(size_of::<PolicyHeader>(), 16 + MAX_LISTENERS * size_of::<Listener>());
+        assert_eq!(size_of::<ConfinedCgroup>(), 8 + CACHE_SLOTS * 8);
         assert_eq!(size_of::<Counter>(), 16);
         assert_eq!(size_of::<Denied>(), REASON_SLOTS * 16 + 32);
         assert_eq!(size_of::<Limits>(), 24);
-        assert_eq!(size_of::<SeenKey>(), 16 + 4 + 2 + 1 + 1);
-        assert_eq!(size_of::<Seen>(), 32);
+        assert_eq!(size_of::<DestinationKey>(), 16 + 4 + 2 + 1 + 1);
+        assert_eq!(size_of::<DestinationDenials>(), 32);
         assert_eq!(size_of::<Event>(), 16 + 2 * 8 + 4 * 4 + 16 + 2 + 4 + 2);
     }
 
     #[test]
     fn a_destination_remembers_every_reason() {
-        let reasons = DropReason::ALL.iter().fold(0, |bits, reason| bits | Seen::bit(*reason));
-        let seen = Seen { reported: 0, attempts: 1, told: 1, reasons };
+        let reasons = DropReason::ALL.iter().fold(0, |bits, reason| bits | DestinationDenials::bit(*reason));
+        let seen = DestinationDenials { reported: 0, attempts: 1, told: 1, reasons };
         assert!(seen.reasons().eq(DropReason::ALL.iter().copied()));
     }
 
     #[test]
     fn a_scope_fits_a_page() {
-        assert!(size_of::<Scope>() <= 4096);
+        assert!(size_of::<ConfinedCgroup>() <= 4096);
     }
 
     #[test]

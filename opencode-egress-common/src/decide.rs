@@ -1,7 +1,7 @@
 //! The decision: one pure function for the kernel and for user space.
 
 use crate::{
-    abi::{Entry, Grant, Head, Listener, MAX_LISTENERS, TrieKey},
+    abi::{Entry, Grant, Listener, MAX_LISTENERS, PolicyHeader, TrieKey},
     flow::{Address, Flow},
     reason::DropReason,
 };
@@ -62,7 +62,7 @@ impl Listener {
     }
 }
 
-impl Head {
+impl PolicyHeader {
     #[inline(always)]
     fn find(&self, port: u16, mut pick: impl FnMut(&Listener) -> bool) -> Option<&Listener> {
         let mut index = 0;
@@ -124,8 +124,8 @@ mod tests {
         text.parse::<IpAddr>().expect("an address").into()
     }
 
-    fn head(listeners: &[(&str, u16, bool)]) -> Head {
-        let mut head = Head::default();
+    fn head(listeners: &[(&str, u16, bool)]) -> PolicyHeader {
+        let mut head = PolicyHeader::default();
         for (slot, (at, port, open)) in head.listeners.iter_mut().zip(listeners) {
             let at = address(at);
             *slot = Listener {

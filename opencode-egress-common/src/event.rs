@@ -1,7 +1,7 @@
 //! A ring-buffer record, read.
 
 use crate::{
-    abi::{Event, SeenKey},
+    abi::{DestinationKey, Event},
     flow::{Address, Flow, Protocol},
     reason::{DropReason, Hook},
 };
@@ -27,7 +27,7 @@ pub enum DecodeError {
 
 /// A decoded record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Record {
+pub struct Denial {
     /// The layout as the kernel wrote it, with the numbers below known to be good.
     pub event: Event,
     /// Where.
@@ -38,7 +38,7 @@ pub struct Record {
     pub flow: Flow,
 }
 
-impl Record {
+impl Denial {
     /// Decodes a ring buffer's record.
     ///
     /// # Errors
@@ -63,7 +63,7 @@ impl Record {
     }
 
     /// The destination, as denials of it are counted.
-    pub fn seen_key(&self) -> SeenKey {
-        SeenKey::new(self.event.instance, &self.flow)
+    pub fn destination_key(&self) -> DestinationKey {
+        DestinationKey::new(self.event.instance, &self.flow)
     }
 }

@@ -1,7 +1,9 @@
 //! What lets the layouts of [`crate::abi`] cross into maps from user space. The trait can only be implemented
 //! where the types are.
 
-use crate::abi::{Counter, Denied, Entry, Head, Limits, Scope, Seen, SeenKey};
+use crate::abi::{
+    ConfinedCgroup, Counter, Denied, DestinationDenials, DestinationKey, Entry, Limits, PolicyHeader,
+};
 
 macro_rules! plain_old_data {
     ($($name:ident),+ $(,)?) => {
@@ -13,4 +15,13 @@ macro_rules! plain_old_data {
     };
 }
 
-plain_old_data!(Counter, Denied, Entry, Head, Limits, Scope, Seen, SeenKey);
+plain_old_data!(
+    Counter,
+    Denied,
+    Entry,
+    PolicyHeader,
+    Limits,
+    ConfinedCgroup,
+    DestinationDenials,
+    DestinationKey
+);

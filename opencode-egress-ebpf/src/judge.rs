@@ -1,7 +1,7 @@
 //! The confined instance, and its verdict on a flow.
 
 use opencode_egress_common::{
-    abi::{Counter, Current, Head, Scope},
+    abi::{ConfinedCgroup, Counter, Current, PolicyHeader},
     cache,
     decide::{Verdict, decide},
     flow::Flow,
@@ -14,7 +14,7 @@ use crate::maps;
 pub(crate) struct Instance {
     pub(crate) index: u32,
     pub(crate) current: Current,
-    scope: *mut Scope,
+    scope: *mut ConfinedCgroup,
 }
 
 impl Instance {
@@ -22,7 +22,7 @@ impl Instance {
     #[inline(always)]
     pub(crate) fn get() -> Self {
         let scope = maps::scope();
-        // SAFETY: the storage is a whole Scope and lives as long as the program runs. User space
+        // SAFETY: the storage is a whole ConfinedCgroup and lives as long as the program runs. User space
         // replaces it only while it attaches.
         let index = unsafe { (*scope).instance };
         Self { index, current: maps::current(index), scope }
@@ -30,7 +30,7 @@ impl Instance {
 
     /// The policy without its rules.
     #[inline(always)]
-    pub(crate) fn head(&self) -> Option<&'static Head> {
+    pub(crate) fn head(&self) -> Option<&'static PolicyHeader> {
         match self.current.slot() {
             0 => None,
             slot => maps::HEADS.get(slot),

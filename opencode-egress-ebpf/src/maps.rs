@@ -8,8 +8,8 @@ use aya_ebpf::{
 };
 use opencode_egress_common::{
     abi::{
-        Counter, Current, Denied, Entry, Event, Head, Limits, MAX_INSTANCES, MAX_POLICIES, RING_BYTES,
-        SEEN_ENTRIES, Scope, Seen, SeenKey, TrieKey,
+        ConfinedCgroup, Counter, Current, Denied, DestinationDenials, DestinationKey, Entry, Event, Limits,
+        MAX_DESTINATIONS, MAX_INSTANCES, MAX_POLICIES, PolicyHeader, RING_BYTES, TrieKey,
     },
     cache::TAG_KEYS,
     decide::Rules,
@@ -24,7 +24,7 @@ pub(crate) static CURRENT: Array<u64, { MAX_INSTANCES as usize }, MMAPABLE> = Ar
 
 /// Policies without their rules, by policy slot.
 #[btf_map]
-pub(crate) static HEADS: Array<Head, { MAX_POLICIES as usize }> = Array::new();
+pub(crate) static HEADS: Array<PolicyHeader, { MAX_POLICIES as usize }> = Array::new();
 
 /// The data of a [`TrieKey`] behind its prefix length.
 type TrieData = [u32; 5];
@@ -43,7 +43,8 @@ pub(crate) static DENIED: Array<Denied, { MAX_INSTANCES as usize }> = Array::new
 
 /// Destinations refused lately, so that repeats are folded.
 #[btf_map]
-pub(crate) static SEEN: LruHashMap<SeenKey, Seen, { SEEN_ENTRIES as usize }> = LruHashMap::new();
+pub(crate) static SEEN: LruHashMap<DestinationKey, DestinationDenials, { MAX_DESTINATIONS as usize }> =
+    LruHashMap::new();
 
 /// The limits on events, at index 0.
 #[btf_map]
@@ -77,7 +78,7 @@ pub(crate) fn tag_key(index: usize) -> u64 {
 struct ScopeMap {
     r#type: *const [i32; BPF_MAP_TYPE_CGROUP_STORAGE_DEPRECATED as usize],
     key: *const u64,
-    value: *const Scope,
+    value: *const ConfinedCgroup,
     max_entries: *const [i32; 0],
     map_flags: *const [i32; 0],
 }
@@ -98,7 +99,7 @@ static SCOPES: ScopeMap = ScopeMap {
 /// The scope of the cgroup that the running program is attached to; a child cgroup's sockets get
 /// their confined ancestor's.
 #[inline(always)]
-pub(crate) fn scope() -> *mut Scope {
+pub(crate) fn scope() -> *mut ConfinedCgroup {
     // SAFETY: SCOPES is a cgroup storage map, flags must be 0, and the helper never fails: the kernel
     // made the storage when it attached the program.
     unsafe { bpf_get_local_storage((&raw const SCOPES).cast_mut().cast(), 0) }.cast()

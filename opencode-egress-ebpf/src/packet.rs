@@ -8,7 +8,7 @@ use aya_ebpf::{
     programs::SkBuffContext,
 };
 use opencode_egress_common::{
-    abi::Head,
+    abi::PolicyHeader,
     decide::Verdict,
     flow::{Address, Flow, Protocol},
     packet::{Bytes, Packet, ipv4, ipv6},
@@ -191,7 +191,7 @@ impl Skb {
     /// It is the socket that is asked, not the packet, whose source port a raw socket could write. A TCP
     /// socket has a listener's port only when it was accepted: `connect()` from there is refused.
     #[inline(always)]
-    fn was_accepted(&self, head: &Head) -> bool {
+    fn was_accepted(&self, head: &PolicyHeader) -> bool {
         // SAFETY: the kernel's context; the pointer is null or a socket whose type the verifier knows.
         unsafe {
             let sk: *mut bpf_sock = (*self.raw()).__bindgen_anon_2.sk;

@@ -11,7 +11,7 @@ use aya_ebpf::helpers::{
     bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid, bpf_ktime_get_ns,
 };
 use opencode_egress_common::{
-    abi::{Counter, Denied, Mode, REASON_SLOTS, Seen, SeenKey},
+    abi::{Counter, Denied, DestinationDenials, DestinationKey, Mode, REASON_SLOTS},
     flow::Flow,
     reason::{DropReason, Hook},
 };
@@ -152,11 +152,15 @@ struct Due {
 /// Counts a denial of a destination. `None` when it is folded into the destination's last event.
 #[inline(always)]
 fn due(denied: *mut Denied, instance: u32, denial: &Denial<'_>, now: u64) -> Option<Due> {
-    let key = SeenKey::new(instance, denial.flow);
-    let reason = Seen::bit(denial.reason);
+    let key = DestinationKey::new(instance, denial.flow);
+    let reason = DestinationDenials::bit(denial.reason);
     let Some(seen) = maps::SEEN.get_ptr_mut(key) else {
         // A full table evicts the oldest; a failed insert only means that the next one is told too.
-        let _ = maps::SEEN.insert(key, Seen { reported: now, attempts: 1, told: 1, reasons: reason }, 0);
+        let _ = maps::SEEN.insert(
+            key,
+            DestinationDenials { reported: now, attempts: 1, told: 1, reasons: reason },
+            0,
+        );
         return Some(Due { attempts: 1, suppressed: 0 });
     };
     let interval = maps::LIMITS.get(0).map_or(0, |limits| limits.interval);

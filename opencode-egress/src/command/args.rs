@@ -97,7 +97,7 @@ pub struct RunArgs {
     pub pins: PathBuf,
     /// Serve metrics over HTTP: on a loopback address, as in 127.0.0.1:9642, or on a Unix socket's absolute path
     #[arg(long, value_name = "ADDRESS")]
-    pub metrics: Option<exposition::Address>,
+    pub metrics: Option<exposition::MetricsAddress>,
     /// Where to reach the daemon.
     #[command(flatten)]
     pub control: ControlArgs,

@@ -32,7 +32,7 @@ use crate::{
         ring::drain,
     },
     policy::{LogLimits, Mode, Policy, Rule, compile::compile, file},
-    report::denial::DeniedFlow,
+    report::denial::DenialLine,
 };
 
 /// Beginning of the names of the cgroups that `exec` makes.
@@ -241,8 +241,8 @@ fn ignore_interrupts() {
 }
 
 fn report(loaded: &mut Loaded) {
-    drain(&mut loaded.events, |record| match record {
-        Ok(record) => say(&format!("refused: {}", DeniedFlow::of(&record, record.event.suppressed))),
+    drain(&mut loaded.events, |denial| match denial {
+        Ok(denial) => say(&format!("refused: {}", DenialLine::of(&denial, denial.event.suppressed))),
         Err(error) => say(&error.to_string()),
     });
 }

@@ -3,7 +3,7 @@
 use std::{fmt::Write as _, io::Write as _};
 
 use anyhow::{Context as _, Result};
-use opencode_egress_common::abi::SEEN_ENTRIES;
+use opencode_egress_common::abi::MAX_DESTINATIONS;
 use serde::Serialize;
 
 use crate::{
@@ -11,7 +11,7 @@ use crate::{
         args::SuggestArgs,
         client::{ask, unexpected},
     },
-    control::request::{Remembered, Reply, Request},
+    control::request::{RememberedDenials, Reply, Request},
     policy::{
         InstanceName, Rule, RuleProtocol, file,
         suggest::{self, DeniedDestination, SuggestedRule, Suggestion, Widest},
@@ -59,12 +59,12 @@ fn from_journal(name: &InstanceName, since: &str) -> Result<Vec<DeniedDestinatio
 }
 
 fn from_daemon(args: &SuggestArgs) -> Result<Vec<DeniedDestination>> {
-    match ask(&args.read.control, &Request::Seen { instance: args.name.to_string() })? {
-        Reply::Seen(Remembered { destinations, of_all_instances }) => {
+    match ask(&args.read.control, &Request::RememberedDenials { instance: args.name.to_string() })? {
+        Reply::RememberedDenials(RememberedDenials { destinations, of_all_instances }) => {
             // The kernel makes room some entries at a time, so a full table is never quite full.
-            if of_all_instances > SEEN_ENTRIES as usize * 3 / 4 {
+            if of_all_instances > MAX_DESTINATIONS as usize * 3 / 4 {
                 eprintln!(
-                    "opencode-egress: the kernel remembers {of_all_instances} refused destinations and has room for {SEEN_ENTRIES}, so older ones may be forgotten; --since asks the journal"
+                    "opencode-egress: the kernel remembers {of_all_instances} refused destinations and has room for {MAX_DESTINATIONS}, so older ones may be forgotten; --since asks the journal"
                 );
             }
             Ok(destinations)

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     policy::{destination::Destination, explain::Explanation, suggest::DeniedDestination},
-    report::{denial::LoggedEvent, status::Status},
+    report::{denial::LoggedDenial, status::Status},
 };
 
 /// What a client asks.
@@ -33,7 +33,7 @@ pub enum Request {
         follow: bool,
     },
     /// Every destination that was denied to an instance, as far as the kernel remembers.
-    Seen {
+    RememberedDenials {
         /// The instance.
         instance: String,
     },
@@ -87,11 +87,11 @@ pub enum Reply {
     /// `explain`.
     Explained(Explanation),
     /// One denied flow.
-    Event(LoggedEvent),
+    Event(LoggedDenial),
     /// The end of what there is.
     End,
     /// Every destination that was denied, as far as the kernel remembers.
-    Seen(Remembered),
+    RememberedDenials(RememberedDenials),
     /// The file was applied: what changed, a line each.
     Reloaded {
         /// `+` and `-` lines.
@@ -108,7 +108,7 @@ pub enum Reply {
 
 /// What the kernel remembers of an instance's denials.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Remembered {
+pub struct RememberedDenials {
     /// The destinations.
     pub destinations: Vec<DeniedDestination>,
     /// How many it remembers for all instances together.

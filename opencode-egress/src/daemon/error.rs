@@ -6,7 +6,7 @@ use crate::{
     cgroups::CgroupError,
     kernel::{
         confine::ConfineError, loader::LoadError, maps::MapsError, pins::PinError, programs::AttachError,
-        registry::RegistryError,
+        registry::InstanceNumbersError,
     },
     policy::{InstanceName, UnitName, compile::CompileError, file::ConfigError},
 };
@@ -34,7 +34,7 @@ pub enum DaemonError {
     Maps(#[from] MapsError),
     /// The instances' numbers.
     #[error(transparent)]
-    Registry(#[from] RegistryError),
+    InstanceNumbers(#[from] InstanceNumbersError),
     /// A pin.
     #[error(transparent)]
     Pin(#[from] PinError),

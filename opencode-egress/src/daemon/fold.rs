@@ -6,16 +6,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use opencode_egress_common::abi::SeenKey;
+use opencode_egress_common::{abi::DestinationKey, event::Denial};
 
 use crate::kernel::instance::InstanceIndex;
-use opencode_egress_common::event::Record;
 
 /// Destinations remembered at most; as many as the kernel remembers.
-const CAPACITY: usize = opencode_egress_common::abi::SEEN_ENTRIES as usize;
+const CAPACITY: usize = opencode_egress_common::abi::MAX_DESTINATIONS as usize;
 
-struct Told {
-    record: Record,
+struct LastLine {
+    denial: Denial,
     /// Attempts of which lines were logged.
     attempts: u64,
     /// When to ask the kernel for more; `None` once that was done.
@@ -24,21 +23,21 @@ struct Told {
 
 /// Destinations with a line in the log.
 #[derive(Default)]
-pub(in crate::daemon) struct Folds(HashMap<SeenKey, Told>);
+pub(in crate::daemon) struct Folds(HashMap<DestinationKey, LastLine>);
 
 impl Folds {
     /// Takes note of an event, and returns how many denials were folded into it.
-    pub(in crate::daemon) fn event(&mut self, record: &Record, now: Instant, interval: Duration) -> u64 {
-        let suppressed = match self.0.get(&record.seen_key()) {
+    pub(in crate::daemon) fn event(&mut self, denial: &Denial, now: Instant, interval: Duration) -> u64 {
+        let suppressed = match self.0.get(&denial.destination_key()) {
             // Some may have been told of at the end of an interval, of which the kernel does not know.
-            Some(told) if told.attempts < record.event.attempts => record.event.attempts - told.attempts - 1,
-            _ => record.event.suppressed,
+            Some(told) if told.attempts < denial.event.attempts => denial.event.attempts - told.attempts - 1,
+            _ => denial.event.suppressed,
         };
-        if self.0.len() >= CAPACITY && !self.0.contains_key(&record.seen_key()) {
+        if self.0.len() >= CAPACITY && !self.0.contains_key(&denial.destination_key()) {
             self.make_room();
         }
-        let told = Told { record: *record, attempts: record.event.attempts, due: Some(now + interval) };
-        self.0.insert(record.seen_key(), told);
+        let told = LastLine { denial: *denial, attempts: denial.event.attempts, due: Some(now + interval) };
+        self.0.insert(denial.destination_key(), told);
         suppressed
     }
 
@@ -58,8 +57,8 @@ impl Folds {
     pub(in crate::daemon) fn due(
         &mut self,
         now: Instant,
-        attempts: impl Fn(&SeenKey) -> Option<u64>,
-    ) -> Vec<(Record, u64)> {
+        attempts: impl Fn(&DestinationKey) -> Option<u64>,
+    ) -> Vec<(Denial, u64)> {
         self.take(|_, due| due <= now, attempts)
     }
 
@@ -67,16 +66,16 @@ impl Folds {
     pub(in crate::daemon) fn of(
         &mut self,
         instance: InstanceIndex,
-        attempts: impl Fn(&SeenKey) -> Option<u64>,
-    ) -> Vec<(Record, u64)> {
+        attempts: impl Fn(&DestinationKey) -> Option<u64>,
+    ) -> Vec<(Denial, u64)> {
         self.take(|key, _| key.instance == instance.number(), attempts)
     }
 
     fn take(
         &mut self,
-        wanted: impl Fn(&SeenKey, Instant) -> bool,
-        attempts: impl Fn(&SeenKey) -> Option<u64>,
-    ) -> Vec<(Record, u64)> {
+        wanted: impl Fn(&DestinationKey, Instant) -> bool,
+        attempts: impl Fn(&DestinationKey) -> Option<u64>,
+    ) -> Vec<(Denial, u64)> {
         let mut folded = vec![];
         for (key, told) in &mut self.0 {
             if !told.due.is_some_and(|due| wanted(key, due)) {
@@ -86,7 +85,7 @@ impl Folds {
             let more = attempts(key).map_or(0, |attempts| attempts.saturating_sub(told.attempts));
             if more > 0 {
                 told.attempts += more;
-                folded.push((told.record, more));
+                folded.push((told.denial, more));
             }
         }
         folded

@@ -5,7 +5,10 @@
 use std::{collections::BTreeMap, path::Path};
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf};
-use opencode_egress_common::abi::{Counter, Current, Denied, Scope};
+use opencode_egress_common::{
+    abi::{ConfinedCgroup, Counter, Counters, Current, Denied},
+    event::{DecodeError, Denial},
+};
 use tracing::{info, warn};
 
 use crate::{
@@ -14,19 +17,15 @@ use crate::{
         instance::InstanceIndex,
         maps::{self, Maps},
         pins::Pins,
-        registry::Registry,
+        registry::InstanceNumbers,
         ring::drain,
         shapes::is_as_ours,
     },
     policy::InstanceName,
     report::human::error_chain,
 };
-use opencode_egress_common::{
-    abi::Counters,
-    event::{DecodeError, Record},
-};
 
-type Scopes = HashMap<MapData, u64, Scope>;
+type Scopes = HashMap<MapData, u64, ConfinedCgroup>;
 
 /// The pins of a daemon of another version.
 pub(in crate::daemon) struct Predecessor {
@@ -46,10 +45,10 @@ impl Predecessor {
     pub(in crate::daemon) fn take_over(
         pins: &Pins,
         maps: &mut Maps,
-        registry: &mut Registry,
+        registry: &mut InstanceNumbers,
     ) -> Result<Self, DaemonError> {
         let directory = pins.maps();
-        let names = Registry::read(directory).unwrap_or_else(|error| {
+        let names = InstanceNumbers::read(directory).unwrap_or_else(|error| {
             warn!("what {} has of instances starts again: {}", directory.display(), error_chain(&error));
             BTreeMap::new()
         });
@@ -64,7 +63,7 @@ impl Predecessor {
             let here = registry.claim(name)?;
             if let Some(ledger) = counters.as_ref().filter(|_| maps.current(here) == Current::default()) {
                 match ledger.of(*index) {
-                    Ok((generation, counters)) => maps.go_on_from(here, generation, &counters)?,
+                    Ok((generation, counters)) => maps.carry_over(here, generation, &counters)?,
                     Err(error) => warn!("what was counted for {name} starts again: {}", error_chain(&error)),
                 }
             }
@@ -81,8 +80,8 @@ impl Predecessor {
     /// Takes the events that wait, each with this version's number for its instance.
     pub(in crate::daemon) fn drain(
         &mut self,
-        registry: &Registry,
-        mut each: impl FnMut(Result<Record, DecodeError>),
+        registry: &InstanceNumbers,
+        mut each: impl FnMut(Result<Denial, DecodeError>),
     ) {
         let Some(events) = &mut self.events else { return };
         drain(events, |record| {

@@ -13,7 +13,7 @@ use crate::{
     kernel::{
         loader::{Lifetime, load},
         pins::{MapPins, Pins},
-        registry::Registry,
+        registry::InstanceNumbers,
     },
     policy::PolicySet,
     report::journal::RELOAD_REFUSED_ID,
@@ -34,7 +34,7 @@ impl Daemon {
         let pins = Pins::below(pins);
         let lock = pins.lock()?;
         let mut loaded = load(&Lifetime::Pinned(pins.maps()))?;
-        let mut registry = Registry::open(pins.maps())?;
+        let mut registry = InstanceNumbers::open(pins.maps())?;
         let mut predecessors = vec![];
         for version in pins.of_other_versions()? {
             predecessors.push(predecessor::Predecessor::take_over(
@@ -61,8 +61,8 @@ impl Daemon {
             unpublished: vec![],
             watch: watch::Watch::new().map_err(DaemonError::Watch)?,
             failing: BTreeMap::new(),
-            not_followed: None,
-            not_looked: None,
+            watch_trouble: None,
+            upkeep_trouble: None,
             confined: HashSet::new(),
             let_go: HashSet::new(),
         };

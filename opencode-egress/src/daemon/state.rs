@@ -15,10 +15,10 @@ use crate::{
         instance::InstanceIndex,
         loader::Loaded,
         pins::{MapPins, PinLock, Pins},
-        registry::Registry,
+        registry::InstanceNumbers,
     },
     policy::{InstanceName, Mode, Policy, PolicySet, UnitName},
-    report::denial::LoggedEvent,
+    report::denial::LoggedDenial,
 };
 
 /// For how long it is news that denials were lost.
@@ -26,7 +26,7 @@ pub(super) const NEWS: Duration = Duration::from_secs(60 * 60);
 /// Denied flows kept for `events`, by instance.
 pub(super) const RECENT_EVENTS: usize = 256;
 
-pub(super) struct Instance {
+pub(super) struct InstanceState {
     pub(super) index: InstanceIndex,
     /// `None`: the policy file does not have it any more, and units of it still run. Everything is denied to them.
     pub(super) policy: Option<Policy>,
@@ -37,14 +37,14 @@ pub(super) struct Instance {
     pub(super) unasked: BTreeMap<UnitName, Instant>,
     /// Its links were taken away on purpose, and stay away until a unit starts or a reload.
     pub(super) detached: bool,
-    pub(super) recent: VecDeque<LoggedEvent>,
+    pub(super) recent: VecDeque<LoggedDenial>,
     /// `limited` and `lost` of which the log knows.
     pub(super) left_out: (u64, u64),
     /// When `lost` last grew, as far as this daemon knows; it may have while there was none.
     pub(super) lost_at: Option<Instant>,
 }
 
-impl Instance {
+impl InstanceState {
     /// One without a policy, of which this much was denied until now.
     pub(super) fn new(index: InstanceIndex, denied: &Denied) -> Self {
         Self {
@@ -85,7 +85,7 @@ pub struct Daemon {
     pub(super) map_pins: MapPins,
     /// Those whose pins are still there.
     pub(super) predecessors: Vec<predecessor::Predecessor>,
-    pub(super) registry: Registry,
+    pub(super) registry: InstanceNumbers,
     pub(super) hierarchy: Hierarchy,
     pub(super) config: PathBuf,
     /// A copy of the policy file as it was last applied, for a start with one that has an error.
@@ -94,16 +94,16 @@ pub struct Daemon {
     pub(super) reload_error: Option<String>,
     /// When the file was last applied; seconds since 1970.
     pub(super) applied: u64,
-    pub(super) instances: BTreeMap<InstanceName, Instance>,
+    pub(super) instances: BTreeMap<InstanceName, InstanceState>,
     pub(super) folds: fold::Folds,
     /// Logged already, and still to be told to those who follow.
-    pub(super) unpublished: Vec<LoggedEvent>,
+    pub(super) unpublished: Vec<LoggedDenial>,
     pub(super) watch: watch::Watch,
     /// Units that run and cannot be confined, and why; told once.
     pub(super) failing: BTreeMap<UnitName, String>,
     /// Why changes are not followed, and why units are not looked after; told once.
-    pub(super) not_followed: Option<String>,
-    pub(super) not_looked: Option<String>,
+    pub(super) watch_trouble: Option<String>,
+    pub(super) upkeep_trouble: Option<String>,
     /// The ids of cgroups that this daemon confined.
     pub(super) confined: HashSet<u64>,
     /// And of those that it let go again, because it was asked to.
@@ -121,7 +121,7 @@ impl Daemon {
         found.cloned().ok_or_else(|| self.unknown(name))
     }
 
-    pub(super) fn instance(&self, name: &InstanceName) -> Result<&Instance, DaemonError> {
+    pub(super) fn instance(&self, name: &InstanceName) -> Result<&InstanceState, DaemonError> {
         self.instances.get(name).ok_or_else(|| self.unknown(name.as_str()))
     }
 

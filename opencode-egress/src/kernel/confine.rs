@@ -1,4 +1,4 @@
-//! Confining a cgroup: the links of every hook and the scope that says whose it is, in the safe order.
+//! Confining a cgroup: the links of every hook and the storage entry that says whose it is, in the safe order.
 
 use opencode_egress_common::reason::Hook;
 
@@ -15,7 +15,7 @@ pub enum ConfineError {
     /// A hook could not be attached.
     #[error(transparent)]
     Attach(#[from] AttachError),
-    /// The scope could not be written.
+    /// The storage entry that says whose the cgroup is could not be written.
     #[error(transparent)]
     Maps(#[from] MapsError),
 }
@@ -24,8 +24,8 @@ impl Loaded {
     /// Confines a cgroup to an instance's policy, which must be in force already: `attach` makes the
     /// attachment of one hook.
     ///
-    /// The first hook lets nearly everything pass whatever the policy is; attaching it makes the scope's
-    /// storage, so that the scope can be written before any hook that judges. Until all are attached the
+    /// The first hook lets nearly everything pass whatever the policy is; attaching it makes the cgroup's
+    /// storage, so that what says whose the cgroup is can be written before any hook that judges. Until all are attached the
     /// cgroup is half confined, so a unit's first process must wait for the end of this.
     ///
     /// # Errors
@@ -40,8 +40,8 @@ impl Loaded {
         let mut attached = vec![];
         for hook in ATTACH_ORDER {
             attached.push((hook, attach(self, hook, cgroup)?));
-            if attached.len() == 1 && self.maps.scope_instance(cgroup.id()) != Some(instance) {
-                self.maps.set_scope(cgroup.id(), instance)?;
+            if attached.len() == 1 && self.maps.instance_of(cgroup.id()) != Some(instance) {
+                self.maps.set_instance_of(cgroup.id(), instance)?;
             }
         }
         Ok(attached)

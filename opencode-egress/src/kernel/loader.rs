@@ -21,7 +21,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use crate::kernel::{
     features::{self, KernelError},
     hooks::ATTACH_ORDER,
-    maps::{Maps, MapsError, take_events},
+    maps::{Maps, MapsError, open_ring},
     pins::{self, PinError},
     programs::{Programs, load_program},
     shapes::{MapShape, PINNED_MAPS},
@@ -144,7 +144,7 @@ pub fn load(lifetime: &Lifetime<'_>) -> Result<Loaded, LoadError> {
         load_program(program).map_err(refused)?;
         ids.insert(hook, program.info().map_err(refused)?.id());
     }
-    let events = take_events(&mut ebpf)?;
+    let events = open_ring(&mut ebpf)?;
     let maps = Maps::open(&mut ebpf)?;
     // An object without messages has no map for them, which is an error here and the rule there.
     let debug_log = DebugLog(EbpfLogger::init(&mut ebpf).ok());

@@ -16,7 +16,7 @@ type NameBytes = [u8; 64];
 
 /// What can go wrong with the registry.
 #[derive(Debug, thiserror::Error)]
-pub enum RegistryError {
+pub enum InstanceNumbersError {
     /// The kernel refused.
     #[error("cannot {action} the map NAMES")]
     Map {
@@ -37,30 +37,30 @@ pub enum RegistryError {
     },
 }
 
-fn map_error(action: &'static str) -> impl FnOnce(MapError) -> RegistryError {
-    move |source| RegistryError::Map { action, source: Box::new(source) }
+fn map_error(action: &'static str) -> impl FnOnce(MapError) -> InstanceNumbersError {
+    move |source| InstanceNumbersError::Map { action, source: Box::new(source) }
 }
 
 /// The names and their numbers.
-pub struct Registry {
+pub struct InstanceNumbers {
     map: Array<MapData, NameBytes>,
     known: BTreeMap<InstanceName, InstanceIndex>,
 }
 
-impl Registry {
+impl InstanceNumbers {
     /// Opens the pinned registry, or makes one.
     ///
     /// # Errors
     ///
     /// When the kernel refuses, or the pin is something else.
-    pub fn open(directory: &Path) -> Result<Self, RegistryError> {
+    pub fn open(directory: &Path) -> Result<Self, InstanceNumbersError> {
         let path = directory.join(PIN);
         let map = if path.exists() {
             let data = MapData::from_pin(&path).map_err(map_error("open"))?;
             Array::try_from(Map::Array(data)).map_err(map_error("open"))?
         } else {
             let made = Array::<MapData, NameBytes>::create(MAX_INSTANCES, 0).map_err(map_error("create"))?;
-            made.pin(&path).map_err(RegistryError::Pin)?;
+            made.pin(&path).map_err(InstanceNumbersError::Pin)?;
             let data = MapData::from_pin(&path).map_err(map_error("open"))?;
             Array::try_from(Map::Array(data)).map_err(map_error("open"))?
         };
@@ -73,7 +73,7 @@ impl Registry {
     /// # Errors
     ///
     /// When it cannot be read.
-    pub fn read(directory: &Path) -> Result<BTreeMap<InstanceName, InstanceIndex>, RegistryError> {
+    pub fn read(directory: &Path) -> Result<BTreeMap<InstanceName, InstanceIndex>, InstanceNumbersError> {
         let path = directory.join(PIN);
         if !path.exists() {
             return Ok(BTreeMap::new());
@@ -97,13 +97,13 @@ impl Registry {
     /// # Errors
     ///
     /// When none is left, or the kernel refuses.
-    pub fn claim(&mut self, name: &InstanceName) -> Result<InstanceIndex, RegistryError> {
+    pub fn claim(&mut self, name: &InstanceName) -> Result<InstanceIndex, InstanceNumbersError> {
         if let Some(index) = self.known.get(name) {
             return Ok(*index);
         }
         let taken: std::collections::HashSet<_> = self.known.values().copied().collect();
         let free = (1..MAX_INSTANCES).filter_map(InstanceIndex::new).find(|index| !taken.contains(index));
-        let index = free.ok_or_else(|| RegistryError::Full { name: name.clone() })?;
+        let index = free.ok_or_else(|| InstanceNumbersError::Full { name: name.clone() })?;
         let mut bytes: NameBytes = [0; 64];
         bytes[..name.as_str().len()].copy_from_slice(name.as_str().as_bytes());
         self.map.set(index.number(), bytes, 0).map_err(map_error("write to"))?;
@@ -112,7 +112,9 @@ impl Registry {
     }
 }
 
-fn names_in(map: &Array<MapData, NameBytes>) -> Result<BTreeMap<InstanceName, InstanceIndex>, RegistryError> {
+fn names_in(
+    map: &Array<MapData, NameBytes>,
+) -> Result<BTreeMap<InstanceName, InstanceIndex>, InstanceNumbersError> {
     let mut known = BTreeMap::new();
     for index in (1..MAX_INSTANCES).filter_map(InstanceIndex::new) {
         let bytes: NameBytes = map.get(&index.number(), 0).map_err(map_error("read"))?;

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use aya::maps::{MapData, MapError, MapType};
 use opencode_egress_common::abi::{
-    Counter, Denied, Head, Limits, MAX_INSTANCES, MAX_POLICIES, RING_BYTES, SEEN_ENTRIES, Scope, Seen,
-    SeenKey,
+    ConfinedCgroup, Counter, Denied, DestinationDenials, DestinationKey, Limits, MAX_DESTINATIONS,
+    MAX_INSTANCES, MAX_POLICIES, PolicyHeader, RING_BYTES,
 };
 
 /// The maps that outlive the daemon, with what a pin must be to be one of them. The others belong to one
@@ -13,14 +13,14 @@ use opencode_egress_common::abi::{
 #[rustfmt::skip]
 pub(super) const PINNED_MAPS: [(&str, MapShape); 9] = [
     ("CURRENT", MapShape::of::<u32, u64>(MapType::Array, MAX_INSTANCES)),
-    ("HEADS", MapShape::of::<u32, Head>(MapType::Array, MAX_POLICIES)),
+    ("HEADS", MapShape::of::<u32, PolicyHeader>(MapType::Array, MAX_POLICIES)),
     ("TRIES", MapShape::of::<u32, u32>(MapType::ArrayOfMaps, MAX_POLICIES)),
     ("ALLOWED", MapShape::of::<u32, Counter>(MapType::PerCpuArray, MAX_INSTANCES)),
     ("DENIED", MapShape::of::<u32, Denied>(MapType::Array, MAX_INSTANCES)),
-    ("SEEN", MapShape::of::<SeenKey, Seen>(MapType::LruHash, SEEN_ENTRIES)),
+    ("SEEN", MapShape::of::<DestinationKey, DestinationDenials>(MapType::LruHash, MAX_DESTINATIONS)),
     ("LIMITS", MapShape::of::<u32, Limits>(MapType::Array, 1)),
     ("EVENTS", MapShape::of::<(), ()>(MapType::RingBuf, RING_BYTES)),
-    ("SCOPES", MapShape::of::<u64, Scope>(MapType::CgroupStorage, 0)),
+    ("SCOPES", MapShape::of::<u64, ConfinedCgroup>(MapType::CgroupStorage, 0)),
 ];
 
 /// What the kernel says of a map.

@@ -3,7 +3,7 @@
 use std::{fmt, net::IpAddr};
 
 use opencode_egress_common::{
-    abi::{Head, Mode},
+    abi::{Mode, PolicyHeader},
     decide::{Rules, Verdict, decide},
     reason::DropReason,
 };
@@ -26,7 +26,12 @@ pub struct Judgement {
 }
 
 /// Judges a flow by compiled rules, and finds the rules of the policy behind that.
-pub fn explain(destination: Destination, head: &Head, rules: &impl Rules, policy: &Policy) -> Judgement {
+pub fn explain(
+    destination: Destination,
+    header: &PolicyHeader,
+    rules: &impl Rules,
+    policy: &Policy,
+) -> Judgement {
     let flow = destination.flow();
     let verdict = decide(rules, &flow);
     // Where the kernel sends it, which is what is judged.
@@ -62,7 +67,7 @@ pub fn explain(destination: Destination, head: &Head, rules: &impl Rules, policy
             (false, Some(reason.name().to_owned()), rules)
         }
     };
-    Judgement { allowed, reason, rules, audit: head.mode == Mode::Audit as u32 }
+    Judgement { allowed, reason, rules, audit: header.mode == Mode::Audit as u32 }
 }
 
 impl Judgement {
@@ -132,7 +137,7 @@ impl PolicyFile {
             None => Self::NoInstance,
             Some((policy, _)) if policy == in_force => Self::Same,
             Some((policy, compiled)) => {
-                let other = explain(destination, &compiled.head, &compiled.rules(), policy);
+                let other = explain(destination, &compiled.header, &compiled.rules(), policy);
                 if other.agrees(judgement) { Self::OtherPolicy } else { Self::OtherVerdict(other) }
             }
         }
@@ -226,7 +231,7 @@ mod tests {
 
     fn judge(policy: &Policy, destination: Destination) -> Judgement {
         let compiled = compile(policy).expect("it fits");
-        explain(destination, &compiled.head, &compiled.rules(), policy)
+        explain(destination, &compiled.header, &compiled.rules(), policy)
     }
 
     #[test]

@@ -72,7 +72,7 @@ const BY_RULES: [DropReason; 4] = [
 
 /// What a rule must speak of to allow a flow, besides the address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Need {
+enum Requirement {
     /// Every protocol and port: nothing less allows a protocol that rules have no name for.
     Everything,
     Icmp,
@@ -80,7 +80,7 @@ enum Need {
     Udp(u16),
 }
 
-impl Need {
+impl Requirement {
     /// `None`: nothing is ever at port 0, and no rule can be written for it alone.
     fn of(flow: &Flow) -> Option<Self> {
         match (flow.class(), flow.port) {
@@ -121,7 +121,7 @@ pub fn suggest(
 ) -> Result<Suggestion, CompileError> {
     let rules = compile(policy)?.rules();
     let mut suggestion = Suggestion::default();
-    let mut wanted: BTreeMap<Need, Vec<(Flow, u64)>> = BTreeMap::new();
+    let mut wanted: BTreeMap<Requirement, Vec<(Flow, u64)>> = BTreeMap::new();
     for DeniedDestination { destination, reasons, attempts } in denied {
         let flow = destination.flow();
         let by_rules = BY_RULES.iter().any(|reason| reasons.contains(reason.name()));
@@ -131,16 +131,18 @@ pub fn suggest(
             }
             continue;
         }
-        match (decide(&rules, &flow), Need::of(&flow)) {
+        match (decide(&rules, &flow), Requirement::of(&flow)) {
             (Verdict::Allow, _) | (_, None) => {}
             (Verdict::Deny(DropReason::DenyRule), _) => suggestion.by_deny_rule.push(*destination),
-            (Verdict::Deny(_), Some(need)) => wanted.entry(need).or_default().push((flow, *attempts)),
+            (Verdict::Deny(_), Some(requirement)) => {
+                wanted.entry(requirement).or_default().push((flow, *attempts))
+            }
         }
     }
     let mut networks: BTreeMap<(Prefix, RuleProtocol), (BTreeSet<u16>, u64)> = BTreeMap::new();
     // Networks that are open to everything come first, so that no narrower rule is made below them.
     let mut open: Vec<(Prefix, u64)> = vec![];
-    for (need, flows) in wanted {
+    for (requirement, flows) in wanted {
         let mut hosts: BTreeMap<Prefix, u64> = BTreeMap::new();
         for (flow, attempts) in &flows {
             let host = Prefix::of(Cidr::host(flow.address.into()).net());
@@ -153,7 +155,8 @@ pub fn suggest(
             .deny
             .iter()
             .filter(|rule| {
-                need == Need::Everything || flows.first().is_some_and(|(flow, _)| rule.speaks_of(flow))
+                requirement == Requirement::Everything
+                    || flows.first().is_some_and(|(flow, _)| rule.speaks_of(flow))
             })
             .map(|rule| Prefix::of(rule.cidr().net()))
             .collect();
@@ -162,13 +165,13 @@ pub fn suggest(
         let mut joined = vec![];
         join(v4, widest.v4, &deny, &mut joined);
         join(v6, widest.v6, &deny, &mut joined);
-        if need == Need::Everything {
+        if requirement == Requirement::Everything {
             open = joined;
             continue;
         }
         for (prefix, attempts) in joined {
-            let (ports, total) = networks.entry((prefix, need.protocol())).or_default();
-            ports.extend(need.port());
+            let (ports, total) = networks.entry((prefix, requirement.protocol())).or_default();
+            ports.extend(requirement.port());
             *total += attempts;
         }
     }

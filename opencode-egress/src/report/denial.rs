@@ -2,14 +2,14 @@
 
 use std::{fmt, net::IpAddr};
 
-use opencode_egress_common::event::Record;
+use opencode_egress_common::event::Denial;
 use serde::{Deserialize, Serialize};
 
 use crate::{policy::destination::protocol_name, report::human::local_time};
 
 /// One logged denial: a flow that was refused, or in audit mode would have been.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DeniedFlow {
+pub struct DenialLine {
     /// The protocol's name, or its number.
     pub proto: String,
     /// The destination; for binds the local address, for inbound ones the peer.
@@ -34,9 +34,9 @@ pub struct DeniedFlow {
     pub audit: bool,
 }
 
-impl DeniedFlow {
+impl DenialLine {
     /// The denial to log of a record, when `suppressed` earlier ones were folded into it.
-    pub fn of(record: &Record, suppressed: u64) -> Self {
+    pub fn of(record: &Denial, suppressed: u64) -> Self {
         let comm = record.event.comm.split(|byte| *byte == 0).next().unwrap_or_default();
         Self {
             proto: protocol_name(record.flow.protocol),
@@ -56,7 +56,7 @@ impl DeniedFlow {
     }
 }
 
-impl fmt::Display for DeniedFlow {
+impl fmt::Display for DenialLine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { proto, dst, dport, hook, reason, pid, comm, uid, suppressed, .. } = self;
         let comm = if comm.is_empty() { "-" } else { comm };
@@ -68,19 +68,19 @@ impl fmt::Display for DeniedFlow {
 
 /// A denied flow with its instance and time.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LoggedEvent {
+pub struct LoggedDenial {
     /// Seconds since 1970.
     pub time: u64,
     /// The instance.
     pub instance: String,
     /// The flow.
     #[serde(flatten)]
-    pub flow: DeniedFlow,
+    pub line: DenialLine,
 }
 
-impl fmt::Display for LoggedEvent {
+impl fmt::Display for LoggedDenial {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}: {}", local_time(self.time), self.instance, self.flow)
+        write!(f, "{} {}: {}", local_time(self.time), self.instance, self.line)
     }
 }
 
@@ -123,15 +123,15 @@ mod tests {
 
     #[test]
     fn the_line_is_the_documented_one() {
-        let record = Record::decode(&bytes(&event())).expect("an event");
+        let record = Denial::decode(&bytes(&event())).expect("an event");
         assert_eq!(
-            DeniedFlow::of(&record, 0).to_string(),
+            DenialLine::of(&record, 0).to_string(),
             "proto=tcp dst=203.0.113.9 dport=443 hook=connect4 reason=not-allowed pid=4242 comm=node uid=987 suppressed=0"
         );
     }
 
     fn line(event: &Event) -> String {
-        DeniedFlow::of(&Record::decode(&bytes(event)).expect("an event"), 0).to_string()
+        DenialLine::of(&Denial::decode(&bytes(event)).expect("an event"), 0).to_string()
     }
 
     #[test]
@@ -148,10 +148,10 @@ mod tests {
 
     #[test]
     fn what_is_no_event_is_refused() {
-        assert_eq!(Record::decode(&[0; 3]), Err(DecodeError::Size { found: 3 }));
+        assert_eq!(Denial::decode(&[0; 3]), Err(DecodeError::Size { found: 3 }));
         let mut unknown = event();
         unknown.reason = 200;
-        let error = Record::decode(&bytes(&unknown));
+        let error = Denial::decode(&bytes(&unknown));
         assert_eq!(error, Err(DecodeError::Number { field: "reason", number: 200 }));
     }
 }

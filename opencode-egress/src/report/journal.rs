@@ -5,7 +5,7 @@ use libsystemd::logging::{Priority, journal_send};
 
 use crate::{
     policy::{InstanceName, Mode, mode_name},
-    report::denial::LoggedEvent,
+    report::denial::LoggedDenial,
 };
 
 /// A flow was denied.
@@ -29,22 +29,22 @@ pub fn identifier(instance: &str) -> String {
 }
 
 /// Logs a denied flow.
-pub fn log_denial(event: &LoggedEvent) {
-    let flow = &event.flow;
-    let mode = if flow.audit { Mode::Audit } else { Mode::Enforce };
+pub fn log_denial(event: &LoggedDenial) {
+    let line = &event.line;
+    let mode = if line.audit { Mode::Audit } else { Mode::Enforce };
     let fields = [
-        ("EGRESS_PROTO", flow.proto.clone()),
-        ("EGRESS_DST", flow.dst.to_string()),
-        ("EGRESS_DPORT", flow.dport.to_string()),
-        ("EGRESS_HOOK", flow.hook.clone()),
-        ("EGRESS_REASON", flow.reason.clone()),
-        ("EGRESS_PID", flow.pid.to_string()),
-        ("EGRESS_COMM", flow.comm.clone()),
-        ("EGRESS_UID", flow.uid.to_string()),
-        ("EGRESS_SUPPRESSED", flow.suppressed.to_string()),
-        ("EGRESS_GENERATION", flow.generation.to_string()),
+        ("EGRESS_PROTO", line.proto.clone()),
+        ("EGRESS_DST", line.dst.to_string()),
+        ("EGRESS_DPORT", line.dport.to_string()),
+        ("EGRESS_HOOK", line.hook.clone()),
+        ("EGRESS_REASON", line.reason.clone()),
+        ("EGRESS_PID", line.pid.to_string()),
+        ("EGRESS_COMM", line.comm.clone()),
+        ("EGRESS_UID", line.uid.to_string()),
+        ("EGRESS_SUPPRESSED", line.suppressed.to_string()),
+        ("EGRESS_GENERATION", line.generation.to_string()),
     ];
-    send(&event.instance, DENIED_ID, mode, &flow.to_string(), &fields);
+    send(&event.instance, DENIED_ID, mode, &line.to_string(), &fields);
 }
 
 /// Logs how many denials were left out of an instance's lines.

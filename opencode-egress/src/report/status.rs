@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use opencode_egress_common::{abi::Counter, reason::DropReason};
+use opencode_egress_common::{
+    abi::{Counter, Counters},
+    reason::DropReason,
+};
 use serde::{Deserialize, Serialize};
 
-use crate::report::denial::LoggedEvent;
-use opencode_egress_common::abi::Counters;
+use crate::report::denial::LoggedDenial;
 
 /// The daemon and everything that it confines.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -45,7 +47,7 @@ pub struct InstanceStatus {
     /// What passed and what did not.
     pub counters: CountersStatus,
     /// The last denied flow.
-    pub last_denial: Option<LoggedEvent>,
+    pub last_denial: Option<LoggedDenial>,
 }
 
 /// One unit.

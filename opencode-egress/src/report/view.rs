@@ -8,21 +8,21 @@ use anstyle::{AnsiColor, Style};
 use opencode_egress_common::reason::Hook;
 
 use crate::report::{
-    denial::DeniedFlow,
+    denial::DenialLine,
     human::{ago, bytes, count},
     status::{InstanceStatus, Status, UnitStatus},
 };
 
 /// How much something matters, the most first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Weight {
+pub enum Severity {
     /// Something passes that the policy denies.
     Open,
     /// Everything is enforced, and yet somebody should look.
     Look,
 }
 
-impl Weight {
+impl Severity {
     /// Its colour, where colours are shown.
     pub fn color(self) -> AnsiColor {
         match self {
@@ -36,7 +36,7 @@ impl Weight {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Notice {
     /// How much.
-    pub weight: Weight,
+    pub severity: Severity,
     /// What it is about, and what to do.
     pub text: String,
 }
@@ -48,9 +48,9 @@ impl Status {
             self.instances.iter().flat_map(|(name, instance)| instance.notices(name)).collect();
         if let Some(error) = &self.reload_error {
             let text = format!("the last reload was not applied: {error}");
-            notices.push(Notice { weight: Weight::Look, text });
+            notices.push(Notice { severity: Severity::Look, text });
         }
-        notices.sort_by_key(|notice| notice.weight);
+        notices.sort_by_key(|notice| notice.severity);
         notices
     }
 }
@@ -80,50 +80,50 @@ impl InstanceStatus {
     /// What needs attention, the worst first.
     pub fn notices(&self, name: &str) -> Vec<Notice> {
         let mut notices = vec![];
-        let mut add = |weight, text: String| {
-            notices.push(Notice { weight, text: format!("{name}: {text}") });
+        let mut add = |severity, text: String| {
+            notices.push(Notice { severity, text: format!("{name}: {text}") });
         };
         for UnitStatus { unit, links, late, unlisted, .. } in self.units.iter().filter(|unit| unit.running) {
             if self.detached {
                 let remedy = "`opencode-egress reload` confines it again";
-                add(Weight::Open, format!("{unit} is not confined, it was detached on request; {remedy}"));
+                add(Severity::Open, format!("{unit} is not confined, it was detached on request; {remedy}"));
             } else if *links < Hook::ALL.len() {
-                add(Weight::Open, format!("{unit} runs with {links} of {} hooks", Hook::ALL.len()));
+                add(Severity::Open, format!("{unit} runs with {links} of {} hooks", Hook::ALL.len()));
             } else if self.removed {
                 let why = "the policy file does not have this instance any more";
-                add(Weight::Look, format!("{unit} runs, and {why}: everything is denied to it; stop it"));
+                add(Severity::Look, format!("{unit} runs, and {why}: everything is denied to it; stop it"));
             } else if *unlisted {
                 add(
-                    Weight::Look,
+                    Severity::Look,
                     format!("{unit} is not listed any more; this policy holds it until it stops"),
                 );
             } else if *late {
-                add(Weight::Look, format!("{unit} was running before it was confined; restart it"));
+                add(Severity::Look, format!("{unit} was running before it was confined; restart it"));
             }
         }
         if self.mode == "audit" {
-            add(Weight::Open, "mode audit: what the policy denies is told, and passes".to_owned());
+            add(Severity::Open, "mode audit: what the policy denies is told, and passes".to_owned());
         }
         if self.lost_lately {
             let lost = count(self.counters.lost);
             let text = format!(
                 "{lost} denials never reached the log, some lately; counters and `suggest` have them"
             );
-            add(Weight::Look, text);
+            add(Severity::Look, text);
         }
-        notices.sort_by_key(|notice| notice.weight);
+        notices.sort_by_key(|notice| notice.severity);
         notices
     }
 }
 
 /// A denial in the fewest words: `tcp 192.0.2.30:80 not-allowed`, and whether the mode let it pass.
-pub fn denial(flow: &DeniedFlow) -> String {
-    let place = match flow.dport {
-        0 => flow.dst.to_string(),
-        port => std::net::SocketAddr::new(flow.dst, port).to_string(),
+pub fn denial(line: &DenialLine) -> String {
+    let place = match line.dport {
+        0 => line.dst.to_string(),
+        port => std::net::SocketAddr::new(line.dst, port).to_string(),
     };
-    let audit = if flow.audit { " (audit: it passed)" } else { "" };
-    format!("{} {place} {}{audit}", flow.proto, flow.reason)
+    let audit = if line.audit { " (audit: it passed)" } else { "" };
+    format!("{} {place} {}{audit}", line.proto, line.reason)
 }
 
 /// The whole status as text, with colours; `now` is seconds since 1970.
@@ -131,8 +131,8 @@ pub fn text(status: &Status, now: u64) -> String {
     let Status { version, config, instances, .. } = status;
     let mut text = format!("opencode-egress {version}, policy {config}\n");
     let notices = status.notices();
-    for Notice { weight, text: notice } in &notices {
-        line(&mut text, &paint(&format!("! {notice}"), weight.color().on_default()));
+    for Notice { severity, text: notice } in &notices {
+        line(&mut text, &paint(&format!("! {notice}"), severity.color().on_default()));
     }
     if notices.is_empty() {
         line(&mut text, "nothing needs attention");
@@ -149,12 +149,12 @@ pub fn text(status: &Status, now: u64) -> String {
             format!("{} ({})", count(counters.allowed_packets), bytes(counters.allowed_bytes)),
             count(counters.denied_packets),
             count(counters.lost),
-            last.map_or("-".to_owned(), |event| format!("{}, {}", denial(&event.flow), ago(event.time, now))),
+            last.map_or("-".to_owned(), |event| format!("{}, {}", denial(&event.line), ago(event.time, now))),
         ]);
         rows.push(row);
     }
     let styles = instances.iter().map(|(name, instance)| {
-        instance.notices(name).first().map_or(Style::new(), |notice| notice.weight.color().on_default())
+        instance.notices(name).first().map_or(Style::new(), |notice| notice.severity.color().on_default())
     });
     let widths = widths(&rows);
     for (row, style) in rows.iter().zip(std::iter::once(Style::new().bold()).chain(styles)) {
@@ -182,7 +182,7 @@ fn line(text: &mut String, line: &str) {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::report::{denial::LoggedEvent, status::CountersStatus};
+    use crate::report::{denial::LoggedDenial, status::CountersStatus};
 
     fn unit(name: &str, running: bool, links: usize) -> UnitStatus {
         UnitStatus { unit: format!("{name}.service"), running, unlisted: false, links, late: false }
@@ -209,8 +209,8 @@ pub(crate) mod tests {
         }
     }
 
-    pub(crate) fn event(time: u64) -> LoggedEvent {
-        let flow = DeniedFlow {
+    pub(crate) fn event(time: u64) -> LoggedDenial {
+        let line = DenialLine {
             proto: "tcp".to_owned(),
             dst: [203, 0, 113, 9].into(),
             dport: 443,
@@ -223,7 +223,7 @@ pub(crate) mod tests {
             generation: 2,
             audit: false,
         };
-        LoggedEvent { time, instance: "b".to_owned(), flow }
+        LoggedDenial { time, instance: "b".to_owned(), line }
     }
 
     /// `a` is as it should be; everything that can be the matter is the matter with the others.
@@ -240,8 +240,8 @@ pub(crate) mod tests {
         let mut d = instance(vec![unit("d", true, 9), unit("d2", true, full)]);
         d.mode = "audit".to_owned();
         d.last_denial = Some(event(940));
-        if let Some(LoggedEvent { flow, .. }) = &mut d.last_denial {
-            flow.audit = true;
+        if let Some(LoggedDenial { line, .. }) = &mut d.last_denial {
+            line.audit = true;
         }
         let e = instance(vec![unit("e", false, 0)]);
         let mut f = instance(vec![unit("f", true, full)]);

@@ -45,8 +45,8 @@ fn children_have_no_scope_of_their_own() {
     let path = world.cgroup.0.path().join("child");
     let child = Hierarchy::find().and_then(|hierarchy| hierarchy.open(&path)).expect("the child");
     check(&mut world, "a child");
-    assert_eq!(world.loaded.maps.scope_instance(confined), Some(InstanceIndex::FIRST));
-    assert_eq!(world.loaded.maps.scope_instance(child.id()), None, "a child's scope is its parent's");
+    assert_eq!(world.loaded.maps.instance_of(confined), Some(InstanceIndex::FIRST));
+    assert_eq!(world.loaded.maps.instance_of(child.id()), None, "a child's scope is its parent's");
 }
 
 /// A socket stays its cgroup's, also when its process goes elsewhere, and is confined although it is older

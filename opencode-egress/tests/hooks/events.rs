@@ -11,7 +11,7 @@ use opencode_egress::{
     policy::LogLimits,
 };
 use opencode_egress_common::{
-    event::Record,
+    event::Denial,
     flow::Protocol,
     reason::{DropReason, Hook},
 };
@@ -80,7 +80,7 @@ fn events_say_what_was_denied_to_whom() {
         let pid = probe.pid();
         assert_eq!(probe.end(), Outcome::EPERM, "{hook:?} refuses {to}");
         let events = world.events();
-        let [Record { event, hook: at, reason: why, flow }] = &events[..] else {
+        let [Denial { event, hook: at, reason: why, flow }] = &events[..] else {
             panic!("one event is told of {to} at {hook:?}: {events:#?}");
         };
         assert_eq!((*at, *why), (hook, reason), "where and why {to} is refused");
@@ -139,7 +139,7 @@ fn repeats_are_folded() {
     assert_eq!(told, [(1, 0); 3], "the first attempt at each of three destinations is told at once");
     assert_eq!(world.counters().denied.folded, 27, "the others are folded");
     for record in &events {
-        assert_eq!(world.loaded.maps.attempts(&record.seen_key()), Some(10), "attempts are counted");
+        assert_eq!(world.loaded.maps.attempts(&record.destination_key()), Some(10), "attempts are counted");
     }
     adds_up(&world, 3);
     // The interval is the fact that is waited for.

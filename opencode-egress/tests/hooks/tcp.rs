@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use opencode_egress_common::event::Record;
+use opencode_egress_common::event::Denial;
 
 use crate::{
     network::{ALLOWED, DENIED, INTERFACE, PORT, UNIT, allowed_like},
@@ -146,7 +146,7 @@ fn mptcp_subflows_are_judged() {
         steps.wait()?;
         Ok(0)
     };
-    let subflow = |record: &Record| IpAddr::from(record.flow.address) == DENIED;
+    let subflow = |record: &Denial| IpAddr::from(record.flow.address) == DENIED;
     let deadline = Instant::now() + unhurried(Duration::from_secs(5));
     let mut probe = world.start(connection);
     probe.step();

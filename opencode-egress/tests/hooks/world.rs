@@ -21,7 +21,7 @@ use opencode_egress::{
     },
     policy::{Listen, LogLimits, Policy, PortRange, Rule, RuleProtocol, compile::compile},
 };
-use opencode_egress_common::{abi::Counters, event::Record, reason::DropReason};
+use opencode_egress_common::{abi::Counters, event::Denial, reason::DropReason};
 
 use crate::{
     network::{INTERFACE, Namespace, PAIRS, PORT, join},
@@ -233,7 +233,7 @@ impl World {
     }
 
     /// The events since the last call.
-    pub(crate) fn events(&mut self) -> Vec<Record> {
+    pub(crate) fn events(&mut self) -> Vec<Denial> {
         let mut records = vec![];
         drain(&mut self.loaded.events, |record| records.push(record.expect("an event")));
         records

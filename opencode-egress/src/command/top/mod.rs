@@ -30,7 +30,7 @@ use crate::{
         client::Client,
         request::{Reply, Request},
     },
-    report::{denial::LoggedEvent, status::Status},
+    report::{denial::LoggedDenial, status::Status},
 };
 
 /// How long the daemon may take; the screen stands still meanwhile.
@@ -103,13 +103,13 @@ fn status(socket: &Path) -> Result<Status> {
 }
 
 /// Denied flows as they come, until the daemon goes away.
-fn follow(socket: PathBuf) -> Receiver<LoggedEvent> {
+fn follow(socket: PathBuf) -> Receiver<LoggedDenial> {
     let (sender, receiver) = channel();
     thread::spawn(move || pass_on(&socket, &sender));
     receiver
 }
 
-fn pass_on(socket: &Path, sender: &Sender<LoggedEvent>) {
+fn pass_on(socket: &Path, sender: &Sender<LoggedDenial>) {
     let request = Request::Events { instance: None, follow: true };
     let Ok(mut client) = Client::ask(socket, &request, Duration::ZERO) else { return };
     while let Ok(Reply::Event(event)) = client.reply(None) {
@@ -120,7 +120,7 @@ fn pass_on(socket: &Path, sender: &Sender<LoggedEvent>) {
 }
 
 /// Takes the denials that are there. Returns whether more can come.
-fn receive(top: &mut Top, denials: Option<&Receiver<LoggedEvent>>) -> bool {
+fn receive(top: &mut Top, denials: Option<&Receiver<LoggedDenial>>) -> bool {
     let Some(denials) = denials else { return false };
     loop {
         match denials.try_recv() {

@@ -14,10 +14,10 @@ use ratatui::{
 };
 
 use crate::report::{
-    denial::LoggedEvent,
+    denial::LoggedDenial,
     human::{bytes, count, local_time},
     status::{CountersStatus, Status},
-    view::{COLUMNS, Notice, Weight, denial, widths},
+    view::{COLUMNS, Notice, Severity, denial, widths},
 };
 
 /// Denials kept; more than a screen has lines.
@@ -30,7 +30,7 @@ pub(super) struct Top {
     /// By instance.
     rates: BTreeMap<String, Rates>,
     /// The oldest first.
-    denials: VecDeque<LoggedEvent>,
+    denials: VecDeque<LoggedDenial>,
     /// Why the status is not of now.
     trouble: Option<String>,
 }
@@ -85,7 +85,7 @@ impl Top {
     }
 
     /// Takes a denied flow.
-    pub(super) fn add_denial(&mut self, event: LoggedEvent) {
+    pub(super) fn add_denial(&mut self, event: LoggedDenial) {
         if self.denials.len() == KEPT {
             self.denials.pop_front();
         }
@@ -131,11 +131,11 @@ impl Top {
             Some(_) => format!("this is from before: {trouble}"),
             None => trouble.clone(),
         });
-        let trouble = trouble.map(|text| Notice { weight: Weight::Look, text });
+        let trouble = trouble.map(|text| Notice { severity: Severity::Look, text });
         let status = self.status.iter().flat_map(|(_, status)| status.notices());
         let mut lines: Vec<_> = trouble
             .chain(status)
-            .map(|Notice { weight, text }| Line::styled(format!("! {text}"), color(weight)))
+            .map(|Notice { severity, text }| Line::styled(format!("! {text}"), color(severity)))
             .collect();
         if lines.is_empty() && self.status.is_some() {
             lines.push(Line::from("nothing needs attention"));
@@ -162,9 +162,9 @@ impl Top {
                     rate(bytes, |rates| rates.denied_bytes),
                     count(instance.counters.lost),
                 ]);
-                let weight = instance.notices(name).first().map(|notice| notice.weight);
-                // `None` would sort before every weight.
-                ((weight.is_none(), weight), (cells, weight.map_or_else(Style::new, color)))
+                let severity = instance.notices(name).first().map(|notice| notice.severity);
+                // `None` would sort before every severity.
+                ((severity.is_none(), severity), (cells, severity.map_or_else(Style::new, color)))
             })
             .collect();
         rows.sort_by_key(|(key, _)| *key);
@@ -179,22 +179,22 @@ impl Top {
         };
         let mut lines = vec![Line::from(title).bold()];
         lines.extend(self.denials.iter().rev().take(room).map(|event| {
-            let LoggedEvent { time, instance, flow } = event;
-            let comm = if flow.comm.is_empty() { "-" } else { &flow.comm };
-            let repeats = match flow.suppressed {
+            let LoggedDenial { time, instance, line } = event;
+            let comm = if line.comm.is_empty() { "-" } else { &line.comm };
+            let repeats = match line.suppressed {
                 0 => String::new(),
                 n => format!(", and {n} before"),
             };
-            Line::from(format!("{} {instance}: {} by {comm}{repeats}", local_time(*time), denial(flow)))
+            Line::from(format!("{} {instance}: {} by {comm}{repeats}", local_time(*time), denial(line)))
         }));
         draw_lines(frame, area, lines);
     }
 }
 
-fn color(weight: Weight) -> Style {
-    Style::new().fg(match weight {
-        Weight::Open => Color::Red,
-        Weight::Look => Color::Yellow,
+fn color(severity: Severity) -> Style {
+    Style::new().fg(match severity {
+        Severity::Open => Color::Red,
+        Severity::Look => Color::Yellow,
     })
 }
 

@@ -104,7 +104,7 @@ impl Daemon {
             }
         }
         let before = there.len();
-        let scope = self.loaded.maps.scope_instance(cgroup.id());
+        let scope = self.loaded.maps.instance_of(cgroup.id());
         if scope.is_none() && before > 0 {
             self.replace_orphans(index, &directory, cgroup)?;
             return Ok(Confined { there: before, made: ATTACH_ORDER.len() });
@@ -142,7 +142,7 @@ impl Daemon {
             let link = self.loaded.programs.attach(hook, cgroup)?;
             directory.pin(hook, &link)?;
         }
-        self.loaded.maps.set_scope(cgroup.id(), index)?;
+        self.loaded.maps.set_instance_of(cgroup.id(), index)?;
         self.confined.insert(cgroup.id());
         Ok(())
     }

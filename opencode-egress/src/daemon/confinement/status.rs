@@ -6,7 +6,7 @@ use crate::{
     cgroups::{Cgroup, unit_of},
     daemon::{
         error::DaemonError,
-        state::{Daemon, Instance, NEWS},
+        state::{Daemon, InstanceState, NEWS},
     },
     kernel::pins::LinkDirectory,
     policy::{UnitName, mode_name},
@@ -27,7 +27,7 @@ impl Daemon {
                 let unlisted = instance.unlisted.contains(unit);
                 self.unit_status(unit, unlisted, &links, services.get(unit))
             });
-            let Instance { index, policy, entries, detached, recent, lost_at, .. } = instance;
+            let InstanceState { index, policy, entries, detached, recent, lost_at, .. } = instance;
             let rules =
                 policy.as_ref().map(|policy| [policy.allow.len(), policy.deny.len(), policy.listen.len()]);
             let status = InstanceStatus {

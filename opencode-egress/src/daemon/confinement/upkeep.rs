@@ -11,7 +11,7 @@ use crate::{
     cgroups::{Cgroup, Services},
     daemon::{
         error::DaemonError,
-        state::{Daemon, Instance},
+        state::{Daemon, InstanceState},
     },
     kernel::{hooks::ATTACH_ORDER, pins::LinkDirectory},
     policy::{InstanceName, UnitName},
@@ -30,17 +30,17 @@ impl Daemon {
     pub fn reconcile(&mut self) {
         // Watched first, so that what comes after the look rings the bell.
         let followed = self.follow().err().map(|error| error_chain(&error));
-        if let Some(why) = followed.as_ref().filter(|why| self.not_followed.as_ref() != Some(why)) {
+        if let Some(why) = followed.as_ref().filter(|why| self.watch_trouble.as_ref() != Some(why)) {
             warn!("what comes and goes is found within seconds, not at once: {why}");
         }
-        self.not_followed = followed;
+        self.watch_trouble = followed;
         let restored = self.restore_maps();
         let looked = self.look_after_units();
         let trouble = restored.and(looked).err().map(|error| error_chain(&error));
-        if let Some(why) = trouble.as_ref().filter(|why| self.not_looked.as_ref() != Some(why)) {
+        if let Some(why) = trouble.as_ref().filter(|why| self.upkeep_trouble.as_ref() != Some(why)) {
             error!("cannot look after every unit: {why}");
         }
-        self.not_looked = trouble;
+        self.upkeep_trouble = trouble;
     }
 
     fn look_after_units(&mut self) -> Result<(), DaemonError> {
@@ -92,7 +92,7 @@ impl Daemon {
     fn forget_let_go(&mut self, services: &Services) -> Result<(), DaemonError> {
         if !self.let_go.is_empty() {
             let mut there = vec![];
-            for unit in self.instances.values().flat_map(Instance::listed) {
+            for unit in self.instances.values().flat_map(InstanceState::listed) {
                 there.extend(self.hierarchy.open_all(services.get(unit))?.iter().map(Cgroup::id));
             }
             self.let_go.retain(|id| there.contains(id));
@@ -104,7 +104,7 @@ impl Daemon {
     /// until they stop.
     pub(in crate::daemon) fn find_unlisted(&mut self) -> Result<(), DaemonError> {
         let Self { instances, loaded, registry, pins, predecessors, .. } = self;
-        let listed: BTreeSet<_> = instances.values().flat_map(Instance::listed).cloned().collect();
+        let listed: BTreeSet<_> = instances.values().flat_map(InstanceState::listed).cloned().collect();
         let mut unlisted: BTreeMap<InstanceName, BTreeSet<UnitName>> = BTreeMap::new();
         let mut add = |name: Option<&InstanceName>, unit: UnitName| {
             if let Some(name) = name.filter(|_| !listed.contains(&unit)) {
@@ -112,7 +112,7 @@ impl Daemon {
             }
         };
         for links in pins.all_links()? {
-            let index = loaded.maps.scope_instance(links.cgroup);
+            let index = loaded.maps.instance_of(links.cgroup);
             add(index.and_then(|index| registry.name_of(index)), links.unit);
         }
         // Another version's links judge by its policies, which nobody takes out of force.
@@ -128,7 +128,7 @@ impl Daemon {
         for (name, units) in unlisted {
             if let Some(index) = registry.known().get(&name) {
                 let denied = loaded.maps.counters(*index)?.denied;
-                let instance = Instance { unlisted: units, ..Instance::new(*index, &denied) };
+                let instance = InstanceState { unlisted: units, ..InstanceState::new(*index, &denied) };
                 instances.insert(name, instance);
             }
         }

@@ -10,17 +10,17 @@ use crate::{
     daemon::{
         error::DaemonError,
         predecessor::Predecessor,
-        state::{Daemon, Instance, RECENT_EVENTS},
+        state::{Daemon, InstanceState, RECENT_EVENTS},
     },
-    kernel::{instance::InstanceIndex, registry::Registry, ring::drain},
+    kernel::{instance::InstanceIndex, registry::InstanceNumbers, ring::drain},
     policy::InstanceName,
     report::{
-        denial::{DeniedFlow, LoggedEvent},
+        denial::{DenialLine, LoggedDenial},
         human::now,
         journal,
     },
 };
-use opencode_egress_common::event::{DecodeError, Record};
+use opencode_egress_common::event::{DecodeError, Denial};
 
 impl Daemon {
     /// The last denied flows, the oldest first.
@@ -28,7 +28,7 @@ impl Daemon {
     /// # Errors
     ///
     /// When there is no such instance.
-    pub fn recent(&self, name: Option<&str>) -> Result<Vec<LoggedEvent>, DaemonError> {
+    pub fn recent(&self, name: Option<&str>) -> Result<Vec<LoggedDenial>, DaemonError> {
         let mut events: Vec<_> = match name {
             Some(name) => self.instance(&self.known(name)?)?.recent.iter().cloned().collect(),
             None => self.instances.values().flat_map(|instance| instance.recent.iter().cloned()).collect(),
@@ -39,13 +39,13 @@ impl Daemon {
 
     /// Takes the events that are there, and logs and returns them; also those for which the daemons of other versions left no
     /// reader.
-    pub fn take_events(&mut self) -> Vec<LoggedEvent> {
+    pub fn take_events(&mut self) -> Vec<LoggedDenial> {
         let Self { loaded, registry, instances, folds, predecessors, set, .. } = self;
         let mut logged = vec![];
-        let mut take = |record: Result<Record, DecodeError>| match record {
-            Ok(record) => {
-                let suppressed = folds.event(&record, Instant::now(), set.log.interval);
-                logged.extend(log(registry, instances, &record, suppressed));
+        let mut take = |denial: Result<Denial, DecodeError>| match denial {
+            Ok(denial) => {
+                let suppressed = folds.event(&denial, Instant::now(), set.log.interval);
+                logged.extend(log(registry, instances, &denial, suppressed));
             }
             Err(error) => error!("{error}"),
         };
@@ -63,7 +63,7 @@ impl Daemon {
     }
 
     /// Logs what was folded or left out and has no event of its own.
-    pub fn take_folded(&mut self) -> Vec<LoggedEvent> {
+    pub fn take_folded(&mut self) -> Vec<LoggedDenial> {
         let Self { loaded, folds, .. } = self;
         let due = folds.due(Instant::now(), |key| loaded.maps.attempts(key));
         let mut logged = std::mem::take(&mut self.unpublished);
@@ -79,11 +79,11 @@ impl Daemon {
         self.unpublished.extend(logged);
     }
 
-    fn log_folded(&mut self, folded: Vec<(Record, u64)>) -> Vec<LoggedEvent> {
+    fn log_folded(&mut self, folded: Vec<(Denial, u64)>) -> Vec<LoggedDenial> {
         let Self { registry, instances, .. } = self;
         // The line itself stands for one of them.
         let lines =
-            folded.into_iter().map(|(record, attempts)| log(registry, instances, &record, attempts - 1));
+            folded.into_iter().map(|(denial, attempts)| log(registry, instances, &denial, attempts - 1));
         lines.flatten().collect()
     }
 
@@ -105,19 +105,19 @@ impl Daemon {
 }
 
 fn log(
-    registry: &Registry,
-    instances: &mut BTreeMap<InstanceName, Instance>,
-    record: &Record,
+    registry: &InstanceNumbers,
+    instances: &mut BTreeMap<InstanceName, InstanceState>,
+    denial: &Denial,
     suppressed: u64,
-) -> Option<LoggedEvent> {
-    let flow = DeniedFlow::of(record, suppressed);
+) -> Option<LoggedDenial> {
+    let line = DenialLine::of(denial, suppressed);
     // Also one that the policy file does not have any more.
-    let Some(name) = InstanceIndex::new(record.event.instance).and_then(|index| registry.name_of(index))
+    let Some(name) = InstanceIndex::new(denial.event.instance).and_then(|index| registry.name_of(index))
     else {
-        warn!("denied to a cgroup of nobody: {flow}");
+        warn!("denied to a cgroup of nobody: {line}");
         return None;
     };
-    let event = LoggedEvent { time: now(), instance: name.to_string(), flow };
+    let event = LoggedDenial { time: now(), instance: name.to_string(), line };
     journal::log_denial(&event);
     if let Some(instance) = instances.get_mut(name) {
         if instance.recent.len() == RECENT_EVENTS {

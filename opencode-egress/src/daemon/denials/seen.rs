@@ -1,7 +1,7 @@
 //! What the kernel remembers of denials, whatever the log left out.
 
 use crate::{
-    control::request::Remembered,
+    control::request::RememberedDenials,
     daemon::{error::DaemonError, state::Daemon},
     policy::{destination::Destination, suggest::DeniedDestination},
 };
@@ -12,7 +12,7 @@ impl Daemon {
     /// # Errors
     ///
     /// When there is no such instance, or the kernel refuses.
-    pub fn seen(&self, name: &str) -> Result<Remembered, DaemonError> {
+    pub fn seen(&self, name: &str) -> Result<RememberedDenials, DaemonError> {
         let index = self.instance(&self.known(name)?)?.index;
         let seen = self.loaded.maps.seen()?;
         let of_all_instances = seen.len();
@@ -26,6 +26,6 @@ impl Daemon {
                 })
             })
             .collect();
-        Ok(Remembered { destinations, of_all_instances })
+        Ok(RememberedDenials { destinations, of_all_instances })
     }
 }

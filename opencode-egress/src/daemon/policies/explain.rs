@@ -26,7 +26,7 @@ impl Daemon {
         let instance = self.instance(&known)?;
         let in_force = instance.policy.clone().unwrap_or_default();
         let judgement = match self.loaded.maps.policy(instance.index)? {
-            Some((head, rules)) => explain(destination, &head, &rules, &in_force),
+            Some((header, rules)) => explain(destination, &header, &rules, &in_force),
             None => Judgement::without_policy(),
         };
         let file = match &file {

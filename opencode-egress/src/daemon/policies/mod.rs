@@ -16,7 +16,7 @@ use tracing::{error, info, warn};
 use crate::{
     daemon::{
         error::DaemonError,
-        state::{Daemon, Instance},
+        state::{Daemon, InstanceState},
     },
     kernel::connections::{self, Connection},
     policy::{
@@ -98,7 +98,7 @@ impl Daemon {
                 Some(_) => {}
                 None => {
                     let denied = self.loaded.maps.counters(index)?.denied;
-                    new.push((name.clone(), Instance::new(index, &denied)));
+                    new.push((name.clone(), InstanceState::new(index, &denied)));
                 }
             }
             changed.push((name.clone(), index));
@@ -113,7 +113,7 @@ impl Daemon {
         }
         // They are in force. Nothing from here on makes that untrue.
         for index in other_mode {
-            if let Err(error) = self.loaded.maps.tell_again(index) {
+            if let Err(error) = self.loaded.maps.report_repeats_at_once(index) {
                 warn!(
                     "repeats of what was denied before are told at the end of their interval: {}",
                     error_chain(&error)
@@ -206,8 +206,8 @@ impl Daemon {
         }
         let denied = |connection: &Connection| {
             judged_by.get(&connection.cgroup).is_some_and(|policy| match &policies[*policy] {
-                Some((head, rules)) => {
-                    !head.listens_on(connection.local_port)
+                Some((header, rules)) => {
+                    !header.listens_on(connection.local_port)
                         && decide(rules, &connection.flow) != Verdict::Allow
                 }
                 None => true,

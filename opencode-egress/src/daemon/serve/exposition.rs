@@ -41,7 +41,7 @@ const GOOD_FOR: Duration = Duration::from_secs(1);
 
 /// Where metrics are served: never beyond this machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Address(Place);
+pub struct MetricsAddress(Place);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Place {
@@ -70,7 +70,7 @@ pub enum AddressError {
     Path(#[source] io::Error),
 }
 
-impl FromStr for Address {
+impl FromStr for MetricsAddress {
     type Err = AddressError;
 
     fn from_str(text: &str) -> Result<Self, AddressError> {
@@ -86,7 +86,7 @@ impl FromStr for Address {
     }
 }
 
-impl fmt::Display for Address {
+impl fmt::Display for MetricsAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
             Place::Tcp(address) => write!(f, "http://{address}/metrics"),
@@ -96,7 +96,7 @@ impl fmt::Display for Address {
 }
 
 /// A socket that readers connect to. A Unix socket is removed with it.
-pub(crate) enum Listener {
+pub(crate) enum MetricsListener {
     /// On loopback.
     Tcp(TcpListener),
     /// At a path.
@@ -116,13 +116,13 @@ impl Drop for RemovedPath {
 trait Stream: AsyncRead + AsyncWrite + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Unpin> Stream for T {}
 
-impl Listener {
+impl MetricsListener {
     /// Listens. A Unix socket that nobody answers on is replaced; whoever may enter its directory may read.
     ///
     /// # Errors
     ///
     /// When the address is taken, or the path is something else.
-    pub(crate) async fn bind(address: &Address) -> io::Result<Self> {
+    pub(crate) async fn bind(address: &MetricsAddress) -> io::Result<Self> {
         match &address.0 {
             Place::Tcp(address) => Ok(Self::Tcp(TcpListener::bind(address).await?)),
             Place::Unix(path) => {

@@ -18,10 +18,10 @@ use tracing::{error, info, warn};
 use crate::{
     control::request::{MAX_REQUEST, Reply, Request},
     daemon::{
-        serve::exposition::{Address, Listener},
+        serve::exposition::{MetricsAddress, MetricsListener},
         state::Daemon,
     },
-    report::{denial::LoggedEvent, human::error_chain, metrics::exposition},
+    report::{denial::LoggedDenial, human::error_chain, metrics::exposition},
 };
 
 /// How long a client may take to say what it wants, and to take what it is told.
@@ -46,7 +46,7 @@ pub async fn serve(
     daemon: Daemon,
     listener: UnixListener,
     socket: &Path,
-    metrics: Option<&Address>,
+    metrics: Option<&MetricsAddress>,
 ) -> io::Result<()> {
     let (mut reload, mut stop) = (signal(SignalKind::hangup())?, signal(SignalKind::terminate())?);
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -146,13 +146,13 @@ async fn accept(
 
 struct Server {
     daemon: RefCell<Daemon>,
-    events: broadcast::Sender<LoggedEvent>,
+    events: broadcast::Sender<LoggedDenial>,
     clients: Arc<Semaphore>,
     followers: Semaphore,
 }
 
 impl Server {
-    fn publish(&self, take: fn(&mut Daemon) -> Vec<LoggedEvent>) {
+    fn publish(&self, take: fn(&mut Daemon) -> Vec<LoggedDenial>) {
         for event in take(&mut self.daemon.borrow_mut()) {
             // Nobody follows: nobody is told.
             let _ = self.events.send(event);
@@ -160,8 +160,8 @@ impl Server {
     }
 
     /// What is confined does not depend on whether anybody counts it, so a daemon without metrics goes on.
-    async fn serve_metrics(self: Rc<Self>, address: &Address) {
-        match Listener::bind(address).await {
+    async fn serve_metrics(self: Rc<Self>, address: &MetricsAddress) {
+        match MetricsListener::bind(address).await {
             Ok(listener) => {
                 info!("metrics are at {address}");
                 tokio::task::spawn_local(listener.serve(move || {
@@ -227,7 +227,7 @@ impl Server {
             Request::Explain { instance, destination } => {
                 daemon.explain(&instance, destination).map(Reply::Explained)
             }
-            Request::Seen { instance } => daemon.seen(&instance).map(Reply::Seen),
+            Request::RememberedDenials { instance } => daemon.seen(&instance).map(Reply::RememberedDenials),
             Request::Reload => daemon.reload().map(|changes| Reply::Reloaded { changes }),
             Request::Detach { instance } => daemon
                 .detach(&instance)

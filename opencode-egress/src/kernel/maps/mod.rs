@@ -15,7 +15,10 @@ use aya::{
     },
 };
 use opencode_egress_common::{
-    abi::{Counter, Current, Denied, Entry, Head, Limits, SEEN_ENTRIES, Scope, Seen, SeenKey, TrieKey},
+    abi::{
+        ConfinedCgroup, Counter, Counters, Current, Denied, DestinationDenials, DestinationKey, Entry,
+        Limits, MAX_DESTINATIONS, PolicyHeader, TrieKey,
+    },
     decide::Rules,
 };
 
@@ -27,7 +30,6 @@ use crate::{
     },
     policy::{LogLimits, compile::CompiledPolicy},
 };
-use opencode_egress_common::abi::Counters;
 
 /// What can go wrong with a map.
 #[derive(Debug, thiserror::Error)]
@@ -97,7 +99,7 @@ fn trie_key(key: &TrieKey) -> Key<TrieData> {
 /// The kernel's maps.
 pub struct Maps {
     current: CurrentWords,
-    heads: Array<MapData, Head>,
+    heads: Array<MapData, PolicyHeader>,
     /// The map of tries. Its calls are not aya's: see [`tries`].
     tries: OwnedFd,
     /// The tries in force that this process made. The kernel gives an entry of a map of maps out by its
@@ -105,9 +107,9 @@ pub struct Maps {
     in_force: BTreeMap<InstanceIndex, NewTrie>,
     allowed: PerCpuArray<MapData, Counter>,
     denied: Array<MapData, Denied>,
-    seen: HashMap<MapData, SeenKey, Seen>,
+    seen: HashMap<MapData, DestinationKey, DestinationDenials>,
     limits: Array<MapData, Limits>,
-    scopes: HashMap<MapData, u64, Scope>,
+    scopes: HashMap<MapData, u64, ConfinedCgroup>,
     /// Takes the place of a trie that is no longer in force, so that its memory is freed.
     empty: NewTrie,
 }
@@ -176,7 +178,7 @@ impl Maps {
         let (mut slots, mut tries) = (vec![], vec![]);
         for (instance, policy) in policies {
             let slot = next(*instance, self.current(*instance)).slot();
-            self.heads.set(slot, policy.head, 0).map_err(MapsError::operation("write to", "HEADS"))?;
+            self.heads.set(slot, policy.header, 0).map_err(MapsError::operation("write to", "HEADS"))?;
             slots.push(slot);
             tries.push(NewTrie::of(&policy.entries).map_err(MapsError::tries("fill an entry of"))?);
         }
@@ -232,7 +234,7 @@ impl Maps {
     /// # Errors
     ///
     /// When the kernel refuses.
-    pub fn go_on_from(
+    pub fn carry_over(
         &mut self,
         instance: InstanceIndex,
         generation: u32,
@@ -262,10 +264,10 @@ impl Maps {
     /// # Errors
     ///
     /// When the kernel refuses.
-    pub fn policy(&self, instance: InstanceIndex) -> Result<Option<(Head, KernelRules)>, MapsError> {
+    pub fn policy(&self, instance: InstanceIndex) -> Result<Option<(PolicyHeader, KernelRules)>, MapsError> {
         let slot = self.current.load(instance).slot();
         let Some(trie) = self.in_force.get(&instance).filter(|_| slot != 0) else { return Ok(None) };
-        let head = self.heads.get(&slot, 0).map_err(MapsError::operation("read", "HEADS"))?;
+        let header = self.heads.get(&slot, 0).map_err(MapsError::operation("read", "HEADS"))?;
         let trie = trie.try_clone().map_err(MapsError::tries("open an entry of"))?;
         let inspect = MapsError::operation("inspect an entry of", "TRIES");
         let trie = MapData::from_fd(trie).map_err(inspect)?;
@@ -276,7 +278,7 @@ impl Maps {
         }
         let trie = LpmTrie::try_from(Map::LpmTrie(trie))
             .map_err(|source| MapsError::Other { name: "TRIES", source: Box::new(source) })?;
-        Ok(Some((head, KernelRules(trie))))
+        Ok(Some((header, KernelRules(trie))))
     }
 
     /// Sets how events are limited.
@@ -309,11 +311,11 @@ impl Maps {
     /// # Errors
     ///
     /// When the kernel refuses.
-    pub fn tell_again(&mut self, instance: InstanceIndex) -> Result<(), MapsError> {
+    pub fn report_repeats_at_once(&mut self, instance: InstanceIndex) -> Result<(), MapsError> {
         for (key, seen) in self.seen()? {
             if key.instance == instance.number() {
                 // An attempt that is counted meanwhile is not remembered; the counters have it.
-                let seen = Seen { reported: 0, ..seen };
+                let seen = DestinationDenials { reported: 0, ..seen };
                 self.seen.insert(key, seen, 0).map_err(MapsError::operation("write to", "SEEN"))?;
             }
         }
@@ -321,7 +323,7 @@ impl Maps {
     }
 
     /// How often a destination was denied so far; `None` when it was long ago.
-    pub fn attempts(&self, key: &SeenKey) -> Option<u64> {
+    pub fn attempts(&self, key: &DestinationKey) -> Option<u64> {
         self.seen.get(key, 0).ok().map(|seen| seen.attempts)
     }
 
@@ -332,13 +334,13 @@ impl Maps {
     /// # Errors
     ///
     /// When the kernel refuses.
-    pub fn seen(&self) -> Result<std::collections::HashMap<SeenKey, Seen>, MapsError> {
-        let entries = self.seen.iter().take(2 * SEEN_ENTRIES as usize);
+    pub fn seen(&self) -> Result<std::collections::HashMap<DestinationKey, DestinationDenials>, MapsError> {
+        let entries = self.seen.iter().take(2 * MAX_DESTINATIONS as usize);
         entries.collect::<Result<_, _>>().map_err(MapsError::operation("read", "SEEN"))
     }
 
     /// The instance whose scope a cgroup has. `None`: no link was ever made to it.
-    pub fn scope_instance(&self, cgroup: u64) -> Option<InstanceIndex> {
+    pub fn instance_of(&self, cgroup: u64) -> Option<InstanceIndex> {
         self.scopes.get(&cgroup, 0).ok().and_then(|scope| InstanceIndex::new(scope.instance))
     }
 
@@ -347,8 +349,8 @@ impl Maps {
     /// # Errors
     ///
     /// When there is no link yet, or the cgroup is gone.
-    pub fn set_scope(&mut self, cgroup: u64, instance: InstanceIndex) -> Result<(), MapsError> {
-        let scope = Scope::new(instance.number());
+    pub fn set_instance_of(&mut self, cgroup: u64, instance: InstanceIndex) -> Result<(), MapsError> {
+        let scope = ConfinedCgroup::new(instance.number());
         self.scopes.insert(cgroup, scope, 0).map_err(MapsError::operation("write to", "SCOPES"))
     }
 }
@@ -363,6 +365,6 @@ impl Rules for KernelRules {
 }
 
 /// Takes the ring buffer of denied flows.
-pub(crate) fn take_events(ebpf: &mut Ebpf) -> Result<RingBuf<MapData>, MapsError> {
+pub(crate) fn open_ring(ebpf: &mut Ebpf) -> Result<RingBuf<MapData>, MapsError> {
     take(ebpf, "EVENTS")
 }

@@ -13,11 +13,11 @@ use std::{collections::HashMap, net::IpAddr};
 
 use ipnet::{IpNet, Ipv4Net};
 use opencode_egress_common::{
-    abi::{Entry, Grant, Head, Listener, MAX_LISTENERS, TrieKey},
+    abi::{Entry, Grant, Listener, MAX_LISTENERS, PolicyHeader, TrieKey},
     flow::{Address, Class},
 };
 
-use ports::{Kind, PortSpan, Ports, overlay, prefixes_of};
+use ports::{PortSpan, Ports, Precedence, overlay, prefixes_of};
 pub(crate) use prefix::Prefix;
 pub use rules::CompiledRules;
 
@@ -43,7 +43,7 @@ pub const MAX_PORT_SETS: usize = (u16::MAX - Grant::FIRST_SET) as usize + 1;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CompiledPolicy {
     /// The part outside the trie.
-    pub head: Head,
+    pub header: PolicyHeader,
     /// The trie's entries; no key comes twice.
     pub entries: Vec<(TrieKey, Entry)>,
     /// How many different port lists are among them.
@@ -57,17 +57,17 @@ pub struct CompiledPolicy {
 /// When it does not fit the maps.
 pub fn compile(policy: &Policy) -> Result<CompiledPolicy, CompileError> {
     let mut compiler = Compiler::default();
-    let mut prefixes: HashMap<Prefix, Vec<Shape>> = HashMap::new();
-    let mut add = |net: IpNet, shape| prefixes.entry(Prefix::of(net)).or_default().push(shape);
-    for (rules, kind) in [(&policy.allow, Kind::Allow), (&policy.deny, Kind::Deny)] {
+    let mut prefixes: HashMap<Prefix, Vec<RuleBody>> = HashMap::new();
+    let mut add = |net: IpNet, body| prefixes.entry(Prefix::of(net)).or_default().push(body);
+    for (rules, precedence) in [(&policy.allow, Precedence::Allow), (&policy.deny, Precedence::Deny)] {
         for rule in rules {
-            add(rule.cidr().net(), Shape::of(rule, kind));
+            add(rule.cidr().net(), RuleBody::of(rule, precedence));
         }
     }
     for listen in &policy.listen {
         for net in own_networks(listen) {
             let ports = vec![PortRange::one(listen.port)];
-            add(net, Shape { kind: Kind::Own, protocol: RuleProtocol::Tcp, ports });
+            add(net, RuleBody { precedence: Precedence::Own, protocol: RuleProtocol::Tcp, ports });
         }
     }
     let mut prefixes: Vec<_> = prefixes.into_iter().collect();
@@ -75,12 +75,12 @@ pub fn compile(policy: &Policy) -> Result<CompiledPolicy, CompileError> {
     prefixes.sort_unstable_by_key(|(prefix, _)| *prefix);
     let mut covering: Vec<(Prefix, usize)> = vec![];
     let mut entries = vec![];
-    for (prefix, shapes) in prefixes {
+    for (prefix, bodies) in prefixes {
         while covering.last().is_some_and(|(above, _)| !above.covers(&prefix)) {
             covering.pop();
         }
         let above = covering.last().map(|(_, effect)| *effect);
-        let effect = compiler.merge(above, shapes)?;
+        let effect = compiler.merge(above, bodies)?;
         if above.is_none_or(|above| compiler.effects[above].entry != compiler.effects[effect].entry) {
             entries.push((prefix.key(), compiler.effects[effect].entry));
         }
@@ -88,15 +88,15 @@ pub fn compile(policy: &Policy) -> Result<CompiledPolicy, CompileError> {
     }
     let port_sets = compiler.sets.len();
     entries.extend(compiler.port_entries());
-    Ok(CompiledPolicy { head: head(policy)?, entries, port_sets })
+    Ok(CompiledPolicy { header: header(policy)?, entries, port_sets })
 }
 
-fn head(policy: &Policy) -> Result<Head, CompileError> {
-    let mut head = Head { mode: policy.mode as u32, ..Head::default() };
+fn header(policy: &Policy) -> Result<PolicyHeader, CompileError> {
+    let mut header = PolicyHeader { mode: policy.mode as u32, ..PolicyHeader::default() };
     if policy.listen.len() > MAX_LISTENERS {
         return Err(CompileError::Listeners(policy.listen.len()));
     }
-    for (slot, listen) in head.listeners.iter_mut().zip(&policy.listen) {
+    for (slot, listen) in header.listeners.iter_mut().zip(&policy.listen) {
         let address = Address::from(listen.address);
         *slot = Listener {
             address: address.words(),
@@ -104,18 +104,18 @@ fn head(policy: &Policy) -> Result<Head, CompileError> {
             port: listen.port,
             open: u32::from(listen.open),
         };
-        head.listener_count += 1;
+        header.listener_count += 1;
     }
     for rule in &policy.allow {
         let every = rule.protocol() == RuleProtocol::Any && rule.ports().is_empty();
         if every {
-            head.other_can_speak = 1;
+            header.other_can_speak = 1;
         }
         if (every || rule.protocol() == RuleProtocol::Icmp) && matches!(rule.cidr().net(), IpNet::V6(_)) {
-            head.icmpv6_can_speak = 1;
+            header.icmpv6_can_speak = 1;
         }
     }
-    Ok(head)
+    Ok(header)
 }
 
 /// The networks in which a connection to a listener's port is one to the instance itself. A wildcard
@@ -132,15 +132,15 @@ fn own_networks(listen: &Listen) -> Vec<IpNet> {
 
 /// A rule without its network.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Shape {
-    kind: Kind,
+struct RuleBody {
+    precedence: Precedence,
     protocol: RuleProtocol,
     ports: Vec<PortRange>,
 }
 
-impl Shape {
-    fn of(rule: &Rule, kind: Kind) -> Self {
-        Self { kind, protocol: rule.protocol(), ports: rule.ports().to_vec() }
+impl RuleBody {
+    fn of(rule: &Rule, precedence: Precedence) -> Self {
+        Self { precedence, protocol: rule.protocol(), ports: rule.ports().to_vec() }
     }
 }
 
@@ -154,24 +154,24 @@ struct Effect {
 struct Compiler {
     effects: Vec<Effect>,
     /// Prefixes with the same rules under the same covering rules share an effect.
-    known: HashMap<(Option<usize>, Vec<Shape>), usize>,
+    known: HashMap<(Option<usize>, Vec<RuleBody>), usize>,
     sets: HashMap<Vec<(PortSpan, Grant)>, Grant>,
 }
 
 impl Compiler {
-    fn merge(&mut self, above: Option<usize>, shapes: Vec<Shape>) -> Result<usize, CompileError> {
-        let key = (above, shapes);
+    fn merge(&mut self, above: Option<usize>, bodies: Vec<RuleBody>) -> Result<usize, CompileError> {
+        let key = (above, bodies);
         if let Some(&effect) = self.known.get(&key) {
             return Ok(effect);
         }
         let mut classes = above.map_or_else(Default::default, |above| self.effects[above].classes.clone());
-        for shape in &key.1 {
-            let spoken_of = |class: &Class| shape.protocol.speaks_of(*class, shape.ports.is_empty());
+        for body in &key.1 {
+            let spoken_of = |class: &Class| body.protocol.speaks_of(*class, body.ports.is_empty());
             for class in Class::ALL.into_iter().filter(spoken_of) {
                 let all = [PortRange::ALL];
-                for range in if shape.ports.is_empty() { &all[..] } else { &shape.ports } {
+                for range in if body.ports.is_empty() { &all[..] } else { &body.ports } {
                     let ports = &mut classes[class as usize];
-                    *ports = overlay(ports, (range.first(), range.last()), shape.kind);
+                    *ports = overlay(ports, (range.first(), range.last()), body.precedence);
                 }
             }
         }
@@ -186,14 +186,16 @@ impl Compiler {
     }
 
     fn grant(&mut self, ports: &Ports) -> Result<Grant, CompileError> {
-        let granted = |kind| if kind == Kind::Deny { Grant::DENY } else { Grant::ALLOW };
+        let granted = |precedence| if precedence == Precedence::Deny { Grant::DENY } else { Grant::ALLOW };
         let mut set: Vec<(PortSpan, Grant)> = vec![];
-        for &(span, kind) in ports {
+        for &(span, precedence) in ports {
             match set.last_mut() {
-                Some((last, grant)) if *grant == granted(kind) && last.1.checked_add(1) == Some(span.0) => {
+                Some((last, grant))
+                    if *grant == granted(precedence) && last.1.checked_add(1) == Some(span.0) =>
+                {
                     last.1 = span.1;
                 }
-                _ => set.push((span, granted(kind))),
+                _ => set.push((span, granted(precedence))),
             }
         }
         match set[..] {

@@ -2,7 +2,7 @@
 
 /// What says something about a port, the stronger later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) enum Kind {
+pub(super) enum Precedence {
     Allow,
     Deny,
     /// The instance's own listener, which is no egress.
@@ -10,13 +10,13 @@ pub(super) enum Kind {
 }
 
 /// Ports and what is said of them: sorted, disjoint, neighbours different.
-pub(super) type Ports = Vec<(PortSpan, Kind)>;
+pub(super) type Ports = Vec<(PortSpan, Precedence)>;
 
 /// First and last port.
 pub(super) type PortSpan = (u16, u16);
 
-/// Lays a range over ports; where something is said already, the stronger kind stays.
-pub(super) fn overlay(ports: &Ports, (first, last): PortSpan, kind: Kind) -> Ports {
+/// Lays a range over ports; where something is said already, the stronger precedence stays.
+pub(super) fn overlay(ports: &Ports, (first, last): PortSpan, precedence: Precedence) -> Ports {
     // Cut points: every start, and one past every end.
     let spans = ports.iter().map(|(span, _)| *span).chain([(first, last)]);
     let mut cuts: Vec<u32> =
@@ -26,11 +26,14 @@ pub(super) fn overlay(ports: &Ports, (first, last): PortSpan, kind: Kind) -> Por
     let mut result: Ports = vec![];
     for pair in cuts.windows(2) {
         let (Ok(from), Ok(to)) = (u16::try_from(pair[0]), u16::try_from(pair[1] - 1)) else { continue };
-        let before = ports.iter().find(|((a, b), _)| *a <= from && from <= *b).map(|(_, kind)| *kind);
-        let now = (first <= from && from <= last).then_some(kind);
+        let before =
+            ports.iter().find(|((a, b), _)| *a <= from && from <= *b).map(|(_, precedence)| *precedence);
+        let now = (first <= from && from <= last).then_some(precedence);
         let Some(strongest) = before.max(now) else { continue };
         match result.last_mut() {
-            Some((span, kind)) if *kind == strongest && span.1.checked_add(1) == Some(from) => span.1 = to,
+            Some((span, precedence)) if *precedence == strongest && span.1.checked_add(1) == Some(from) => {
+                span.1 = to
+            }
             _ => result.push(((from, to), strongest)),
         }
     }

@@ -107,8 +107,8 @@ fn entries_that_add_nothing_are_left_out() {
 fn sockets_that_could_never_speak_are_known() {
     let flags = |texts: &[&str]| {
         let allow = texts.iter().map(|text| rule(text)).collect();
-        let head = compile(&Policy { allow, ..Policy::default() }).expect("it fits").head;
-        (head.icmpv6_can_speak, head.other_can_speak)
+        let header = compile(&Policy { allow, ..Policy::default() }).expect("it fits").header;
+        (header.icmpv6_can_speak, header.other_can_speak)
     };
     assert_eq!(flags(&["10.0.0.0/8 tcp", "2001:db8::/32 tcp 443", "10.0.0.0/8 icmp"]), (0, 0));
     assert_eq!(flags(&["2001:db8::/32 icmp"]), (1, 0));

@@ -8,7 +8,7 @@ use crate::policy::compile::tests::{
 
 fn denied(flow: &Flow, reason: DropReason) -> DeniedDestination {
     DeniedDestination {
-        destination: Destination::of(flow).expect("`Need::of` and the strategies leave port 0 out"),
+        destination: Destination::of(flow).expect("`Requirement::of` and the strategies leave port 0 out"),
         reasons: [reason.name().to_owned()].into(),
         attempts: 1,
     }
@@ -20,7 +20,7 @@ fn denials(policy: &Policy, flows: &[Flow]) -> Vec<(Flow, DeniedDestination)> {
     let mut denials = vec![];
     for flow in flows {
         match decide(&rules, flow) {
-            Verdict::Deny(reason) if reason != DropReason::DenyRule && Need::of(flow).is_some() => {
+            Verdict::Deny(reason) if reason != DropReason::DenyRule && Requirement::of(flow).is_some() => {
                 denials.push((*flow, denied(flow, reason)));
             }
             _ => {}

@@ -124,7 +124,7 @@ fn ipv4(packet: &[u8]) -> Result<Headers, DropReason> {
         let len = match kind {
             0 => break,
             1 => 1,
-            // Record route, timestamp, security, commercial security, stream identifier, router alert.
+            // Denial route, timestamp, security, commercial security, stream identifier, router alert.
             7 | 68 | 130 | 134 | 136 | 148 => match options.get(1) {
                 Some(len) if *len >= 2 => usize::from(*len),
                 _ => return Err(DropReason::UnreadableHeader),

@@ -8,7 +8,7 @@ use tokio::{
 
 use super::*;
 
-fn parse(text: &str) -> Result<Address, String> {
+fn parse(text: &str) -> Result<MetricsAddress, String> {
     text.parse().map_err(|error: AddressError| error.to_string())
 }
 
@@ -39,7 +39,8 @@ fn beside<T>(
     let path = directory.path().join("metrics.sock");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     LocalSet::new().block_on(&runtime, async {
-        let listener = Listener::bind(&Address(Place::Unix(path.clone()))).await.expect("a listener");
+        let listener =
+            MetricsListener::bind(&MetricsAddress(Place::Unix(path.clone()))).await.expect("a listener");
         spawn_local(listener.serve(exposition));
         client(&path).await
     })
@@ -129,9 +130,9 @@ fn silent_readers_do_not_keep_others_out_for_long() {
 fn loopback_answers_too() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     LocalSet::new().block_on(&runtime, async {
-        let listener = Listener::bind(&Address(Place::Tcp(([127, 0, 0, 1], 0).into()))).await;
+        let listener = MetricsListener::bind(&MetricsAddress(Place::Tcp(([127, 0, 0, 1], 0).into()))).await;
         let listener = listener.expect("a listener");
-        let Listener::Tcp(tcp) = &listener else { panic!("another listener") };
+        let MetricsListener::Tcp(tcp) = &listener else { panic!("another listener") };
         let address = tcp.local_addr().expect("an address");
         spawn_local(listener.serve(|| Ok("up 1\n".into())));
         let mut stream = TcpStream::connect(address).await.expect("a connection");
@@ -144,9 +145,9 @@ fn loopback_answers_too() {
 fn a_stale_socket_is_replaced_and_nothing_else() {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("metrics.sock");
-    let address = Address(Place::Unix(path.clone()));
+    let address = MetricsAddress(Place::Unix(path.clone()));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let bind = || runtime.block_on(Listener::bind(&address));
+    let bind = || runtime.block_on(MetricsListener::bind(&address));
 
     let live = StdUnixListener::bind(&path).expect("a socket");
     assert_eq!(bind().err().map(|error| error.kind()), Some(io::ErrorKind::AddrInUse));
