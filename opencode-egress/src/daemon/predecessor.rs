@@ -45,7 +45,7 @@ impl Predecessor {
     pub(in crate::daemon) fn take_over(
         pins: &Pins,
         maps: &mut Maps,
-        registry: &mut InstanceNumbers,
+        numbers: &mut InstanceNumbers,
     ) -> Result<Self, DaemonError> {
         let directory = pins.maps();
         let names = InstanceNumbers::read(directory).unwrap_or_else(|error| {
@@ -60,7 +60,7 @@ impl Predecessor {
             }
         };
         for (name, index) in &names {
-            let here = registry.claim(name)?;
+            let here = numbers.claim(name)?;
             if let Some(ledger) = counters.as_ref().filter(|_| maps.current(here) == Current::default()) {
                 match ledger.of(*index) {
                     Ok((generation, counters)) => maps.carry_over(here, generation, &counters)?,
@@ -80,14 +80,14 @@ impl Predecessor {
     /// Takes the events that wait, each with this version's number for its instance.
     pub(in crate::daemon) fn drain(
         &mut self,
-        registry: &InstanceNumbers,
+        numbers: &InstanceNumbers,
         mut each: impl FnMut(Result<Denial, DecodeError>),
     ) {
         let Some(events) = &mut self.events else { return };
         drain(events, |record| {
             each(record.map(|mut record| {
                 let name = self.names.iter().find(|(_, index)| index.number() == record.event.instance);
-                let here = name.and_then(|(name, _)| registry.known().get(name));
+                let here = name.and_then(|(name, _)| numbers.known().get(name));
                 record.event.instance = here.map_or(0, |index| index.number());
                 record
             }));

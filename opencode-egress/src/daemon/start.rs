@@ -7,7 +7,10 @@ use std::{
 
 use tracing::error;
 
-use super::{DaemonError, fold, policies, predecessor, state::Daemon};
+use super::{
+    DaemonError, fold, policies, predecessor,
+    state::{Confinement, Daemon, Denials, Policies},
+};
 use crate::{
     cgroups::{Hierarchy, watch},
     kernel::{
@@ -34,31 +37,17 @@ impl Daemon {
         let pins = Pins::below(pins);
         let lock = pins.lock()?;
         let mut loaded = load(&Lifetime::Pinned(pins.maps()))?;
-        let mut registry = InstanceNumbers::open(pins.maps())?;
+        let mut numbers = InstanceNumbers::open(pins.maps())?;
         let mut predecessors = vec![];
         for version in pins.of_other_versions()? {
-            predecessors.push(predecessor::Predecessor::take_over(
-                &version,
-                &mut loaded.maps,
-                &mut registry,
-            )?);
+            predecessors.push(predecessor::Predecessor::take_over(&version, &mut loaded.maps, &mut numbers)?);
         }
-        let mut daemon = Self {
-            loaded,
+        let confinement = Confinement {
             map_pins: MapPins::open(&pins)?,
             pins,
             lock,
             predecessors,
-            registry,
             hierarchy,
-            config: config.to_owned(),
-            last_applied: last_applied.to_owned(),
-            set: PolicySet { log: read.set.log, instances: BTreeMap::new() },
-            reload_error: bad_file,
-            applied: 0,
-            instances: BTreeMap::new(),
-            folds: fold::Folds::default(),
-            unpublished: vec![],
             watch: watch::Watch::new().map_err(DaemonError::Watch)?,
             failing: BTreeMap::new(),
             watch_trouble: None,
@@ -66,8 +55,18 @@ impl Daemon {
             confined: HashSet::new(),
             let_go: HashSet::new(),
         };
+        let policies = Policies {
+            config: config.to_owned(),
+            last_applied: last_applied.to_owned(),
+            set: PolicySet { log: read.set.log, instances: BTreeMap::new() },
+            reload_error: bad_file,
+            applied: 0,
+        };
+        let denials = Denials { folds: fold::Folds::default(), unpublished: vec![] };
+        let instances = BTreeMap::new();
+        let mut daemon = Self { loaded, numbers, instances, confinement, policies, denials };
         daemon.apply(read)?;
-        if let Some(why) = &daemon.reload_error {
+        if let Some(why) = &daemon.policies.reload_error {
             error!(
                 MESSAGE_ID = RELOAD_REFUSED_ID,
                 "the policies that were applied last are in force again: {why}"

@@ -76,44 +76,62 @@ impl InstanceState {
     }
 }
 
-/// Everything that is confined.
+/// Everything that the daemon knows.
 pub struct Daemon {
     pub(super) loaded: Loaded,
+    pub(super) numbers: InstanceNumbers,
+    /// Those in the policy file, and those that it lost while units of theirs still run.
+    pub(super) instances: BTreeMap<InstanceName, InstanceState>,
+    pub(super) confinement: Confinement,
+    pub(super) policies: Policies,
+    pub(super) denials: Denials,
+}
+
+/// What is pinned and which cgroups are confined by it.
+pub(super) struct Confinement {
     pub(super) pins: Pins,
     /// Held for as long as this lives: nobody else changes what is pinned.
     pub(super) lock: PinLock,
     pub(super) map_pins: MapPins,
-    /// Those whose pins are still there.
+    /// Daemons of other ABI versions whose pins are still there.
     pub(super) predecessors: Vec<predecessor::Predecessor>,
-    pub(super) registry: InstanceNumbers,
     pub(super) hierarchy: Hierarchy,
+    pub(super) watch: watch::Watch,
+    /// Units that run and cannot be confined, and the reason that was logged last, so that it is logged once.
+    pub(super) failing: BTreeMap<UnitName, String>,
+    /// The reason that was logged last why cgroups that come and go are not watched.
+    pub(super) watch_trouble: Option<String>,
+    /// The reason that was logged last why units could not be looked after.
+    pub(super) upkeep_trouble: Option<String>,
+    /// The ids of cgroups that this daemon confined.
+    pub(super) confined: HashSet<u64>,
+    /// The ids of cgroups that `detach` made it let go.
+    pub(super) let_go: HashSet<u64>,
+}
+
+/// The policy file and what of it is in force.
+pub(super) struct Policies {
     pub(super) config: PathBuf,
     /// A copy of the policy file as it was last applied, for a start with one that has an error.
     pub(super) last_applied: PathBuf,
     pub(super) set: PolicySet,
+    /// Why the file was not applied when that was last tried.
     pub(super) reload_error: Option<String>,
     /// When the file was last applied; seconds since 1970.
     pub(super) applied: u64,
-    pub(super) instances: BTreeMap<InstanceName, InstanceState>,
+}
+
+/// Denials between the kernel and those who are told of them.
+pub(super) struct Denials {
     pub(super) folds: fold::Folds,
-    /// Logged already, and still to be told to those who follow.
+    /// Logged already, and still to be sent to the clients that follow events.
     pub(super) unpublished: Vec<LoggedDenial>,
-    pub(super) watch: watch::Watch,
-    /// Units that run and cannot be confined, and why; told once.
-    pub(super) failing: BTreeMap<UnitName, String>,
-    /// Why changes are not followed, and why units are not looked after; told once.
-    pub(super) watch_trouble: Option<String>,
-    pub(super) upkeep_trouble: Option<String>,
-    /// The ids of cgroups that this daemon confined.
-    pub(super) confined: HashSet<u64>,
-    /// And of those that it let go again, because it was asked to.
-    pub(super) let_go: HashSet<u64>,
 }
 
 impl Daemon {
     /// How often it is told how many denials had no line.
     pub fn interval(&self) -> Duration {
-        self.set.log.interval
+        self.policies.set.log.interval
     }
 
     pub(super) fn known(&self, name: &str) -> Result<InstanceName, DaemonError> {
@@ -129,7 +147,7 @@ impl Daemon {
         let there = self.instances.iter().filter(|(_, instance)| instance.policy.is_some());
         DaemonError::UnknownInstance {
             name: name.to_owned(),
-            config: self.config.clone(),
+            config: self.policies.config.clone(),
             known: there.map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", "),
         }
     }

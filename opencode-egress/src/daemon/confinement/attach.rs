@@ -35,8 +35,8 @@ impl Daemon {
     ) -> Result<(), DaemonError> {
         let index = self.instance(name)?.index;
         let mut result = Ok(());
-        for cgroup in self.hierarchy.open_all(services.get(unit))? {
-            let was_confined = self.confined.contains(&cgroup.id());
+        for cgroup in self.confinement.hierarchy.open_all(services.get(unit))? {
+            let was_confined = self.confinement.confined.contains(&cgroup.id());
             match self.confine(index, unit, &cgroup) {
                 Ok(Confined { made: 0, .. }) => {}
                 Ok(Confined { there, made }) => {
@@ -57,7 +57,7 @@ impl Daemon {
         cgroup: &Cgroup,
         restored: Option<usize>,
     ) {
-        if self.let_go.remove(&cgroup.id()) {
+        if self.confinement.let_go.remove(&cgroup.id()) {
             info!("{unit} is confined again");
         } else if let Some(made) = restored {
             warn!(
@@ -82,7 +82,7 @@ impl Daemon {
     }
 
     fn is_confined_by_another_version(&self, unit: &UnitName, cgroup: &Cgroup) -> bool {
-        self.predecessors.iter().any(|predecessor| {
+        self.confinement.predecessors.iter().any(|predecessor| {
             let links = predecessor.pins().all_links().unwrap_or_default();
             links.iter().any(|links| links.unit == *unit && links.cgroup == cgroup.id())
         })
@@ -95,7 +95,7 @@ impl Daemon {
         unit: &UnitName,
         cgroup: &Cgroup,
     ) -> Result<Confined, DaemonError> {
-        let directory = self.pins.links(unit, cgroup.id())?;
+        let directory = self.confinement.pins.links(unit, cgroup.id())?;
         let (mut there, mut missing) = (vec![], vec![]);
         for hook in ATTACH_ORDER {
             match directory.link(hook)? {
@@ -119,13 +119,13 @@ impl Daemon {
                 }
             }
             // The next look tries again, and says so.
-            let _ = self.watch.pins(directory.path());
+            let _ = self.confinement.watch.pins(directory.path());
         }
         // Last: an old program judges, a hook without a link does not.
         for (hook, link) in there {
             self.loaded.programs.renew(hook, &link, cgroup)?;
         }
-        self.confined.insert(cgroup.id());
+        self.confinement.confined.insert(cgroup.id());
         Ok(Confined { there: before, made: missing.len() })
     }
 
@@ -143,7 +143,7 @@ impl Daemon {
             directory.pin(hook, &link)?;
         }
         self.loaded.maps.set_instance_of(cgroup.id(), index)?;
-        self.confined.insert(cgroup.id());
+        self.confinement.confined.insert(cgroup.id());
         Ok(())
     }
 
@@ -155,8 +155,8 @@ impl Daemon {
     pub fn attach(&mut self, name: &str, pid: u32) -> Result<(UnitName, u32), DaemonError> {
         let name = self.known(name)?;
         self.keep_lock()?;
-        let path = self.hierarchy.of_process(pid)?;
-        let services = self.hierarchy.services()?;
+        let path = self.confinement.hierarchy.of_process(pid)?;
+        let services = self.confinement.hierarchy.services()?;
         // A cgroup of that name elsewhere is no unit's; and what runs below a user's manager is that user's, not the system's.
         let found = unit_of(&path)
             .filter(|(unit, _)| !unit.as_str().starts_with("user@"))
@@ -172,13 +172,13 @@ impl Daemon {
             return Err(DaemonError::NotListed { unit, name });
         }
         let index = instance.index;
-        let cgroup = self.hierarchy.open(&unit_path)?;
-        for links in self.pins.all_links()?.into_iter().filter(|links| links.unit == unit) {
+        let cgroup = self.confinement.hierarchy.open(&unit_path)?;
+        for links in self.confinement.pins.all_links()?.into_iter().filter(|links| links.unit == unit) {
             self.remove_if_dead(&links, &services);
         }
         self.confine(index, &unit, &cgroup)?;
-        self.pins.links(&unit, cgroup.id())?.unmark_late()?;
-        self.let_go.remove(&cgroup.id());
+        self.confinement.pins.links(&unit, cgroup.id())?.unmark_late()?;
+        self.confinement.let_go.remove(&cgroup.id());
         let generation = self.loaded.maps.current(index).generation();
         if let Some(instance) = self.instances.get_mut(&name) {
             instance.unasked.remove(&unit);
@@ -196,7 +196,7 @@ impl Daemon {
     /// When the file does not have the instance, or a pin cannot be removed.
     pub fn detach(&mut self, name: &str) -> Result<Vec<UnitName>, DaemonError> {
         let name = self.known(name)?;
-        let links = self.pins.all_links()?;
+        let links = self.confinement.pins.all_links()?;
         let instance = self.instance(&name)?;
         if instance.policy.is_none() {
             return Err(self.unknown(name.as_str()));
@@ -209,8 +209,8 @@ impl Daemon {
         let mut detached = vec![];
         for directory in links.into_iter().filter(|links| units.contains(&links.unit)) {
             directory.remove()?;
-            self.confined.remove(&directory.cgroup);
-            self.let_go.insert(directory.cgroup);
+            self.confinement.confined.remove(&directory.cgroup);
+            self.confinement.let_go.insert(directory.cgroup);
             warn!(
                 MESSAGE_ID = DETACHED_ID,
                 OPENCODE_INSTANCE = %name,
@@ -225,13 +225,13 @@ impl Daemon {
 
     /// Removes the links of a cgroup that is none of those that the unit has. Not being able to look is no reason to let go.
     pub(in crate::daemon) fn remove_if_dead(&mut self, links: &LinkDirectory, services: &Services) {
-        match self.hierarchy.open_all(services.get(&links.unit)) {
+        match self.confinement.hierarchy.open_all(services.get(&links.unit)) {
             Ok(cgroups) if cgroups.iter().any(|cgroup| cgroup.id() == links.cgroup) => return,
             Ok(_) => {}
             Err(error) => return warn!("the links of {} stay: {}", links.unit, error_chain(&error)),
         }
-        self.confined.remove(&links.cgroup);
-        self.let_go.remove(&links.cgroup);
+        self.confinement.confined.remove(&links.cgroup);
+        self.confinement.let_go.remove(&links.cgroup);
         if let Err(error) = links.remove() {
             warn!("{}", error_chain(&error));
         }

@@ -20,7 +20,7 @@ impl Daemon {
     ///
     /// When a counter or the pins cannot be read.
     pub fn status(&self) -> Result<Status, DaemonError> {
-        let (links, services) = (self.pins.all_links()?, self.hierarchy.services()?);
+        let (links, services) = (self.confinement.pins.all_links()?, self.confinement.hierarchy.services()?);
         let mut instances = BTreeMap::new();
         for (name, instance) in &self.instances {
             let units = instance.units().map(|unit| {
@@ -46,9 +46,9 @@ impl Daemon {
         }
         Ok(Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            config: self.config.display().to_string(),
-            reload_error: self.reload_error.clone(),
-            applied: self.applied,
+            config: self.policies.config.display().to_string(),
+            reload_error: self.policies.reload_error.clone(),
+            applied: self.policies.applied,
             instances,
         })
     }
@@ -60,7 +60,7 @@ impl Daemon {
         links: &[LinkDirectory],
         paths: Option<&Vec<PathBuf>>,
     ) -> UnitStatus {
-        let cgroups = self.hierarchy.open_all(paths).unwrap_or_default();
+        let cgroups = self.confinement.hierarchy.open_all(paths).unwrap_or_default();
         let (populated, empty): (Vec<_>, Vec<_>) = cgroups.into_iter().partition(Cgroup::is_populated);
         let running = !populated.is_empty();
         let of =
@@ -78,7 +78,9 @@ impl Daemon {
 
     /// Whether a process is in a confined unit. Such a one may ask for its own confinement and nothing else.
     pub fn is_confined(&self, pid: u32) -> bool {
-        let (Ok(path), Ok(links)) = (self.hierarchy.of_process(pid), self.pins.all_links()) else {
+        let (Ok(path), Ok(links)) =
+            (self.confinement.hierarchy.of_process(pid), self.confinement.pins.all_links())
+        else {
             return true;
         };
         unit_of(&path).is_some_and(|(unit, _)| {

@@ -11,7 +11,7 @@ use crate::{
     cgroups::{Cgroup, Services},
     daemon::{
         error::DaemonError,
-        state::{Daemon, InstanceState},
+        state::{Confinement, Daemon, InstanceState},
     },
     kernel::{hooks::ATTACH_ORDER, pins::LinkDirectory},
     policy::{InstanceName, UnitName},
@@ -30,22 +30,26 @@ impl Daemon {
     pub fn reconcile(&mut self) {
         // Watched first, so that what comes after the look rings the bell.
         let followed = self.follow().err().map(|error| error_chain(&error));
-        if let Some(why) = followed.as_ref().filter(|why| self.watch_trouble.as_ref() != Some(why)) {
+        if let Some(why) =
+            followed.as_ref().filter(|why| self.confinement.watch_trouble.as_ref() != Some(why))
+        {
             warn!("what comes and goes is found within seconds, not at once: {why}");
         }
-        self.watch_trouble = followed;
+        self.confinement.watch_trouble = followed;
         let restored = self.restore_maps();
         let looked = self.look_after_units();
         let trouble = restored.and(looked).err().map(|error| error_chain(&error));
-        if let Some(why) = trouble.as_ref().filter(|why| self.upkeep_trouble.as_ref() != Some(why)) {
+        if let Some(why) =
+            trouble.as_ref().filter(|why| self.confinement.upkeep_trouble.as_ref() != Some(why))
+        {
             error!("cannot look after every unit: {why}");
         }
-        self.upkeep_trouble = trouble;
+        self.confinement.upkeep_trouble = trouble;
     }
 
     fn look_after_units(&mut self) -> Result<(), DaemonError> {
-        let services = self.hierarchy.services()?;
-        for links in self.pins.all_links()? {
+        let services = self.confinement.hierarchy.services()?;
+        for links in self.confinement.pins.all_links()? {
             self.remove_if_dead(&links, &services);
         }
         self.find_unlisted()?;
@@ -55,11 +59,11 @@ impl Daemon {
             .collect();
         for (name, unit) in units {
             match self.confine_unasked(&name, &unit, &services) {
-                Ok(()) => drop(self.failing.remove(&unit)),
+                Ok(()) => drop(self.confinement.failing.remove(&unit)),
                 Err(error) => self.tell_failure(&name, unit, error_chain(&error)),
             }
         }
-        self.failing.retain(|unit, _| services.contains_key(unit));
+        self.confinement.failing.retain(|unit, _| services.contains_key(unit));
         self.forget_let_go(&services)?;
         if let Err(error) = self.replace_other_versions(&services) {
             warn!("what another version of opencode-egress pinned stays: {}", error_chain(&error));
@@ -70,7 +74,7 @@ impl Daemon {
     /// Pins the maps again that somebody took off their pins: the next daemon would make others, and judge by those.
     fn restore_maps(&mut self) -> Result<(), DaemonError> {
         self.keep_lock()?;
-        let restored = self.map_pins.restore()?;
+        let restored = self.confinement.map_pins.restore()?;
         if restored > 0 {
             warn!(
                 MESSAGE_ID = LINKS_RESTORED_ID,
@@ -82,20 +86,20 @@ impl Daemon {
 
     /// Sees to it that nobody else may change the pins: somebody can remove the directory that is locked.
     pub(in crate::daemon) fn keep_lock(&mut self) -> Result<(), DaemonError> {
-        if !self.lock.is_of(&self.pins) {
-            self.lock = self.pins.lock()?;
+        if !self.confinement.lock.is_of(&self.confinement.pins) {
+            self.confinement.lock = self.confinement.pins.lock()?;
         }
         Ok(())
     }
 
     /// Forgets cgroups that were let go and are no more.
     fn forget_let_go(&mut self, services: &Services) -> Result<(), DaemonError> {
-        if !self.let_go.is_empty() {
+        if !self.confinement.let_go.is_empty() {
             let mut there = vec![];
             for unit in self.instances.values().flat_map(InstanceState::listed) {
-                there.extend(self.hierarchy.open_all(services.get(unit))?.iter().map(Cgroup::id));
+                there.extend(self.confinement.hierarchy.open_all(services.get(unit))?.iter().map(Cgroup::id));
             }
-            self.let_go.retain(|id| there.contains(id));
+            self.confinement.let_go.retain(|id| there.contains(id));
         }
         Ok(())
     }
@@ -103,7 +107,8 @@ impl Daemon {
     /// Finds the units that are confined and that no instance lists any more. They keep their instance, or what is left of it,
     /// until they stop.
     pub(in crate::daemon) fn find_unlisted(&mut self) -> Result<(), DaemonError> {
-        let Self { instances, loaded, registry, pins, predecessors, .. } = self;
+        let Self { instances, loaded, numbers, confinement: Confinement { pins, predecessors, .. }, .. } =
+            self;
         let listed: BTreeSet<_> = instances.values().flat_map(InstanceState::listed).cloned().collect();
         let mut unlisted: BTreeMap<InstanceName, BTreeSet<UnitName>> = BTreeMap::new();
         let mut add = |name: Option<&InstanceName>, unit: UnitName| {
@@ -113,7 +118,7 @@ impl Daemon {
         };
         for links in pins.all_links()? {
             let index = loaded.maps.instance_of(links.cgroup);
-            add(index.and_then(|index| registry.name_of(index)), links.unit);
+            add(index.and_then(|index| numbers.name_of(index)), links.unit);
         }
         // Another version's links judge by its policies, which nobody takes out of force.
         for predecessor in predecessors.iter() {
@@ -126,7 +131,7 @@ impl Daemon {
         }
         instances.retain(|_, instance| instance.policy.is_some() || !instance.unlisted.is_empty());
         for (name, units) in unlisted {
-            if let Some(index) = registry.known().get(&name) {
+            if let Some(index) = numbers.known().get(&name) {
                 let denied = loaded.maps.counters(*index)?.denied;
                 let instance = InstanceState { unlisted: units, ..InstanceState::new(*index, &denied) };
                 instances.insert(name, instance);
@@ -139,8 +144,8 @@ impl Daemon {
     /// unit is confined all the time. A unit that nobody lists, and whose instance cannot be read from the other version's
     /// maps, keeps the old ones until it stops.
     fn replace_other_versions(&mut self, services: &Services) -> Result<(), DaemonError> {
-        let others = self.pins.of_other_versions()?;
-        let own = if others.is_empty() { vec![] } else { self.pins.all_links()? };
+        let others = self.confinement.pins.of_other_versions()?;
+        let own = if others.is_empty() { vec![] } else { self.confinement.pins.all_links()? };
         for version in others {
             for links in version.all_links()? {
                 let new = own.iter().find(|new| new.is_for_the_same(&links));
@@ -162,24 +167,29 @@ impl Daemon {
     }
 
     fn follow(&mut self) -> Result<(), DaemonError> {
-        let slices = self.hierarchy.slices()?.into_iter().map(|slice| self.hierarchy.mount().join(slice));
-        self.watch.slices(slices).map_err(DaemonError::Watch)?;
-        self.watch.pins(self.pins.maps()).map_err(DaemonError::Watch)?;
-        for links in self.pins.all_links()? {
-            self.watch.pins(links.path()).map_err(DaemonError::Watch)?;
+        let slices = self
+            .confinement
+            .hierarchy
+            .slices()?
+            .into_iter()
+            .map(|slice| self.confinement.hierarchy.mount().join(slice));
+        self.confinement.watch.slices(slices).map_err(DaemonError::Watch)?;
+        self.confinement.watch.pins(self.confinement.pins.maps()).map_err(DaemonError::Watch)?;
+        for links in self.confinement.pins.all_links()? {
+            self.confinement.watch.pins(links.path()).map_err(DaemonError::Watch)?;
         }
         Ok(())
     }
 
     fn tell_failure(&mut self, name: &InstanceName, unit: UnitName, why: String) {
-        if self.failing.get(&unit) != Some(&why) {
+        if self.confinement.failing.get(&unit) != Some(&why) {
             error!(
                 MESSAGE_ID = NOT_CONFINED_ID,
                 OPENCODE_INSTANCE = %name,
                 OBJECT_SYSTEMD_UNIT = %unit,
                 "{unit} is not confined: {why}"
             );
-            self.failing.insert(unit, why);
+            self.confinement.failing.insert(unit, why);
         }
     }
 
@@ -189,8 +199,12 @@ impl Daemon {
             return;
         }
         // What cannot be looked at is looked at again in a second.
-        let (Ok(services), Ok(links)) = (self.hierarchy.services(), self.pins.all_links()) else { return };
-        let Self { instances, hierarchy, .. } = self;
+        let (Ok(services), Ok(links)) =
+            (self.confinement.hierarchy.services(), self.confinement.pins.all_links())
+        else {
+            return;
+        };
+        let Self { instances, confinement: Confinement { hierarchy, .. }, .. } = self;
         for (name, instance) in instances {
             let (due, unasked): (BTreeMap<_, _>, _) = std::mem::take(&mut instance.unasked)
                 .into_iter()

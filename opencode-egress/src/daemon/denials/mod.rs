@@ -10,7 +10,7 @@ use crate::{
     daemon::{
         error::DaemonError,
         predecessor::Predecessor,
-        state::{Daemon, InstanceState, RECENT_EVENTS},
+        state::{Daemon, Denials, InstanceState, RECENT_EVENTS},
     },
     kernel::{instance::InstanceIndex, registry::InstanceNumbers, ring::drain},
     policy::InstanceName,
@@ -40,17 +40,19 @@ impl Daemon {
     /// Takes the events that are there, and logs and returns them; also those for which the daemons of other versions left no
     /// reader.
     pub fn take_events(&mut self) -> Vec<LoggedDenial> {
-        let Self { loaded, registry, instances, folds, predecessors, set, .. } = self;
+        let Self { loaded, numbers, instances, confinement, policies, denials } = self;
+        let (folds, predecessors) = (&mut denials.folds, &mut confinement.predecessors);
+        let interval = policies.set.log.interval;
         let mut logged = vec![];
         let mut take = |denial: Result<Denial, DecodeError>| match denial {
             Ok(denial) => {
-                let suppressed = folds.event(&denial, Instant::now(), set.log.interval);
-                logged.extend(log(registry, instances, &denial, suppressed));
+                let suppressed = folds.event(&denial, Instant::now(), interval);
+                logged.extend(log(numbers, instances, &denial, suppressed));
             }
             Err(error) => error!("{error}"),
         };
         for predecessor in predecessors.iter_mut() {
-            predecessor.drain(registry, &mut take);
+            predecessor.drain(numbers, &mut take);
         }
         drain(&mut loaded.events, &mut take);
         predecessors.retain(Predecessor::is_there);
@@ -64,26 +66,26 @@ impl Daemon {
 
     /// Logs what was folded or left out and has no event of its own.
     pub fn take_folded(&mut self) -> Vec<LoggedDenial> {
-        let Self { loaded, folds, .. } = self;
+        let Self { loaded, denials: Denials { folds, .. }, .. } = self;
         let due = folds.due(Instant::now(), |key| loaded.maps.attempts(key));
-        let mut logged = std::mem::take(&mut self.unpublished);
+        let mut logged = std::mem::take(&mut self.denials.unpublished);
         logged.extend(self.log_folded(due));
         logged
     }
 
     /// Logs what was folded into an instance's lines until now: what comes next is of another mode.
     pub(in crate::daemon) fn end_folds(&mut self, index: InstanceIndex) {
-        let Self { loaded, folds, .. } = self;
+        let Self { loaded, denials: Denials { folds, .. }, .. } = self;
         let folded = folds.of(index, |key| loaded.maps.attempts(key));
         let logged = self.log_folded(folded);
-        self.unpublished.extend(logged);
+        self.denials.unpublished.extend(logged);
     }
 
     fn log_folded(&mut self, folded: Vec<(Denial, u64)>) -> Vec<LoggedDenial> {
-        let Self { registry, instances, .. } = self;
+        let Self { numbers, instances, .. } = self;
         // The line itself stands for one of them.
         let lines =
-            folded.into_iter().map(|(denial, attempts)| log(registry, instances, &denial, attempts - 1));
+            folded.into_iter().map(|(denial, attempts)| log(numbers, instances, &denial, attempts - 1));
         lines.flatten().collect()
     }
 
@@ -105,14 +107,14 @@ impl Daemon {
 }
 
 fn log(
-    registry: &InstanceNumbers,
+    numbers: &InstanceNumbers,
     instances: &mut BTreeMap<InstanceName, InstanceState>,
     denial: &Denial,
     suppressed: u64,
 ) -> Option<LoggedDenial> {
     let line = DenialLine::of(denial, suppressed);
     // Also one that the policy file does not have any more.
-    let Some(name) = InstanceIndex::new(denial.event.instance).and_then(|index| registry.name_of(index))
+    let Some(name) = InstanceIndex::new(denial.event.instance).and_then(|index| numbers.name_of(index))
     else {
         warn!("denied to a cgroup of nobody: {line}");
         return None;

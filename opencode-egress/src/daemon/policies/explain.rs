@@ -16,10 +16,10 @@ impl Daemon {
     ///
     /// When there is no such instance, or the kernel refuses.
     pub fn explain(&self, name: &str, destination: Destination) -> Result<Explanation, DaemonError> {
-        let file = policies::read(&self.config);
+        let file = policies::read(&self.policies.config);
         let known = self.known(name).map_err(|unknown| match &file {
             Ok(read) if read.set.instances.keys().any(|known| known.as_str() == name) => {
-                DaemonError::NotApplied { name: name.to_owned(), config: self.config.clone() }
+                DaemonError::NotApplied { name: name.to_owned(), config: self.policies.config.clone() }
             }
             _ => unknown,
         })?;
@@ -36,7 +36,7 @@ impl Daemon {
             }
             Err(error) => PolicyFile::Unusable { error: error_chain(error) },
         };
-        let config = self.config.display().to_string();
+        let config = self.policies.config.display().to_string();
         Ok(Explanation { destination, judgement, detached: instance.detached, config, file })
     }
 }

@@ -74,9 +74,9 @@ impl Daemon {
     ///
     /// When the file has an error; the running policy stays.
     pub fn reload(&mut self) -> Result<Vec<String>, DaemonError> {
-        let config = self.config.clone();
+        let config = self.policies.config.clone();
         let result = self.keep_lock().and_then(|()| read(&config)).and_then(|read| self.apply(read));
-        self.reload_error = result.as_ref().err().map(|error| error_chain(error));
+        self.policies.reload_error = result.as_ref().err().map(|error| error_chain(error));
         match &result {
             Ok(changes) => info!("applied {}: {} changes", config.display(), changes.len()),
             Err(error) => {
@@ -88,10 +88,10 @@ impl Daemon {
 
     pub(in crate::daemon) fn apply(&mut self, read: Read) -> Result<Vec<String>, DaemonError> {
         let Read { text, set, compiled } = read;
-        let changes = changes(&self.set, &set);
+        let changes = changes(&self.policies.set, &set);
         let (mut changed, mut other_mode, mut new) = (vec![], vec![], vec![]);
         for (name, policy) in &set.instances {
-            let index = self.registry.claim(name)?;
+            let index = self.numbers.claim(name)?;
             match self.instances.get(name) {
                 Some(instance) if instance.policy.as_ref() == Some(policy) => continue,
                 Some(instance) if instance.mode() != policy.mode => other_mode.push(index),
@@ -108,7 +108,7 @@ impl Daemon {
         other_mode.iter().for_each(|index| self.end_folds(*index));
         let policies: Vec<_> = changed.iter().map(|(name, index)| (*index, &compiled[name])).collect();
         if let Err(error) = self.loaded.maps.install_all(&policies) {
-            let _ = self.loaded.maps.set_limits(&self.set.log);
+            let _ = self.loaded.maps.set_limits(&self.policies.set.log);
             return Err(error.into());
         }
         // They are in force. Nothing from here on makes that untrue.
@@ -128,8 +128,8 @@ impl Daemon {
                 instance.detached = false;
             }
         }
-        self.set = set;
-        self.applied = now();
+        self.policies.set = set;
+        self.policies.applied = now();
         self.keep(&text);
         self.reconcile();
         // After it, so that a unit whose instance has another name now is never without a policy.
@@ -144,16 +144,16 @@ impl Daemon {
     /// Keeps what was applied, for a start with a file that has an error.
     fn keep(&self, text: &str) {
         let keep = || -> io::Result<()> {
-            let new = self.last_applied.with_extension("new");
+            let new = self.policies.last_applied.with_extension("new");
             fs::create_dir_all(new.parent().unwrap_or(&new))?;
             // Left by a daemon that ended while it wrote; or by somebody who wants it written elsewhere.
             let _ = fs::remove_file(&new);
             let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
             file.write_all(text.as_bytes())?;
-            fs::rename(&new, &self.last_applied)
+            fs::rename(&new, &self.policies.last_applied)
         };
         if let Err(error) = keep() {
-            let path = self.last_applied.display();
+            let path = self.policies.last_applied.display();
             warn!(
                 "cannot keep a copy of the policy file at {path}, so a daemon that starts with a bad file ends: {error}"
             );
@@ -162,14 +162,15 @@ impl Daemon {
 
     /// Takes the policies of instances that the file does not have out of force, and returns those whose units run.
     fn retire_others(&mut self) -> Vec<InstanceName> {
-        let others = self.registry.known().iter().filter(|(name, index)| {
-            !self.set.instances.contains_key(*name) && self.loaded.maps.current(**index).slot() != 0
+        let others = self.numbers.known().iter().filter(|(name, index)| {
+            !self.policies.set.instances.contains_key(*name) && self.loaded.maps.current(**index).slot() != 0
         });
         let others: Vec<_> = others.map(|(_, index)| *index).collect();
         if let Err(error) = self.loaded.maps.retire(&others) {
             warn!("policies are out of force, but stay in memory: {}", error_chain(&error));
         }
-        let removed = self.instances.iter_mut().filter(|(name, _)| !self.set.instances.contains_key(*name));
+        let removed =
+            self.instances.iter_mut().filter(|(name, _)| !self.policies.set.instances.contains_key(*name));
         removed.for_each(|(_, instance)| {
             instance.policy = None;
             instance.entries = 0;
@@ -183,7 +184,7 @@ impl Daemon {
 
     /// Resets what instances have open and their policies deny, so that no program waits for an answer.
     pub(in crate::daemon) fn reset_denied(&self, names: &[&InstanceName]) -> Result<(), DaemonError> {
-        let services = self.hierarchy.services()?;
+        let services = self.confinement.hierarchy.services()?;
         // Cgroups, and by which of the policies what they have open is judged. Without one, all is denied.
         let mut judged_by: HashMap<u64, usize> = HashMap::new();
         let mut policies = vec![];
@@ -191,7 +192,7 @@ impl Daemon {
             let instance = self.instance(name)?;
             let mut ids = vec![];
             for unit in instance.units() {
-                let cgroups = self.hierarchy.open_all(services.get(unit))?;
+                let cgroups = self.confinement.hierarchy.open_all(services.get(unit))?;
                 ids.extend(cgroups.iter().flat_map(|cgroup| cgroup.ids()));
             }
             // An instance that does not run has nothing open.

@@ -53,7 +53,7 @@ pub async fn serve(
     let ring = daemon.loaded.events.as_fd().try_clone_to_owned()?;
     // SAFETY: the AsyncFd owns the descriptor, so it is open and the same one as long as that lives.
     let ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE)? };
-    let bell = daemon.watch.as_fd().try_clone_to_owned()?;
+    let bell = daemon.confinement.watch.as_fd().try_clone_to_owned()?;
     // SAFETY: as above.
     let bell = unsafe { AsyncFd::register_with_interest(bell, Interest::READABLE)? };
     let mut quiet_until = Box::pin(sleep(Duration::ZERO));
@@ -89,7 +89,7 @@ pub async fn serve(
                 ready?.clear_ready();
                 quiet_until.as_mut().reset(Instant::now() + PAUSE);
                 let mut daemon = server.daemon.borrow_mut();
-                daemon.watch.drain();
+                daemon.confinement.watch.drain();
                 daemon.reconcile();
             }
             _ = tick.tick() => {
