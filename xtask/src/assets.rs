@@ -1,14 +1,10 @@
 //! What is delivered beside the program, read by the programs that it is for.
 
-use std::{
-    env, fs,
-    path::PathBuf,
-    process::{Command, Stdio},
-};
+use std::{env, fs, path::PathBuf, process::Command};
 
 use anyhow::{Context as _, Result};
 
-use crate::process::{ensure, output, root, run as run_command};
+use crate::process::{apt_get, ensure, output, root, run as run_command};
 
 /// Tests metrics, alerts, dashboard, catalog, completions and manual pages.
 pub(crate) fn test() -> Result<()> {
@@ -49,16 +45,10 @@ pub(crate) fn promtool() -> Result<PathBuf> {
         fs::remove_dir_all(&archives)?;
     }
     fs::create_dir_all(&archives)?;
-    let apt = |words: &[&str]| {
-        let mut apt = Command::new("apt-get");
-        apt.current_dir(&archives)
-            .args(["-q", "-oAPT::Sandbox::User=root"])
-            .args(words)
-            .stdout(Stdio::null());
-        apt
-    };
-    run_command("refreshing Debian's package lists", &mut apt(&["update"]))?;
-    run_command("downloading Debian's prometheus, for promtool", &mut apt(&["download", "prometheus"]))?;
+    apt_get("refreshing Debian's package lists", Command::new("apt-get").arg("update"))?;
+    let mut download = Command::new("apt-get");
+    download.current_dir(&archives).args(["-oAPT::Sandbox::User=root", "download", "prometheus"]);
+    apt_get("downloading Debian's prometheus, for promtool", &mut download)?;
     let archive = fs::read_dir(&archives)?.next().context("apt-get downloaded nothing")??.path();
     let partial = archives.join("tree");
     run_command("unpacking", Command::new("dpkg-deb").arg("-x").arg(&archive).arg(&partial))?;

@@ -4,6 +4,8 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -54,15 +56,38 @@ pub(crate) fn apt_install(why: &str, packages: &[&str]) -> Result<()> {
     if output(Command::new("apt-get").arg("--version")).is_none() {
         bail!("{why} needs {missing:?} and this is no Debian to install it on; install the like by hand");
     }
-    let quiet = |command: &mut Command| {
-        command.env("DEBIAN_FRONTEND", "noninteractive").stdout(Stdio::null()).stdin(Stdio::null());
-    };
-    let mut update = Command::new("apt-get");
-    quiet(update.args(["-q", "update"]));
-    run("refreshing Debian's package lists", &mut update)?;
+    apt_get("refreshing Debian's package lists", Command::new("apt-get").arg("update"))?;
     let mut install = Command::new("apt-get");
-    quiet(install.args(["-q", "-y", "--no-install-recommends", "install"]).args(&missing));
-    run(&format!("installing {missing:?} with apt-get, for {why}"), &mut install)
+    install.args(["-y", "--no-install-recommends", "install"]).args(&missing);
+    apt_get(&format!("installing {missing:?} with apt-get, for {why}"), &mut install)
+}
+
+/// How long an apt or dpkg that runs already is waited for.
+const APT_PATIENCE: Duration = Duration::from_secs(300);
+
+/// Runs an apt-get command that asks nothing and prints errors alone, once no other apt or dpkg holds a lock that it takes.
+pub(crate) fn apt_get(what: &str, command: &mut Command) -> Result<()> {
+    eprintln!("xtask: {what}");
+    command.args(["-q", "-o", &format!("DPkg::Lock::Timeout={}", APT_PATIENCE.as_secs())]);
+    command.env("DEBIAN_FRONTEND", "noninteractive").env("LC_ALL", "C").stdin(Stdio::null());
+    let begin = Instant::now();
+    let mut told = false;
+    loop {
+        let output = command.output().with_context(|| format!("cannot run {}", shown(command)))?;
+        let errors = String::from_utf8_lossy(&output.stderr);
+        if output.status.success() {
+            return Ok(());
+        }
+        // The option is for dpkg's lock. apt gives up at once on those of its lists and archives.
+        if !errors.contains("Could not get lock") || begin.elapsed() >= APT_PATIENCE {
+            bail!("{} failed with {}:\n{}", shown(command), output.status, errors.trim_end());
+        }
+        if !told {
+            eprintln!("xtask: waiting for another apt: {}", errors.lines().next().unwrap_or_default());
+            told = true;
+        }
+        thread::sleep(Duration::from_secs(1));
+    }
 }
 
 /// The workspace's root.
@@ -76,4 +101,25 @@ pub(crate) fn fresh(directory: &Path) -> Result<()> {
         fs::remove_dir_all(directory)?;
     }
     fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_apt_is_waited_for_and_other_errors_are_not() -> Result<()> {
+        let held = std::env::temp_dir().join(format!("xtask-held-lock-{}", std::process::id()));
+        fs::write(&held, "")?;
+        // As apt 2.6 says it. The lock is free the second time.
+        let locked = "rm \"$0\" 2>/dev/null || exit 0; echo 'E: Could not get lock /var/lib/apt/lists/lock.' >&2; exit 100";
+        apt_get("a lock that is held", Command::new("sh").args(["-c", locked]).arg(&held))?;
+        assert!(!held.exists(), "it was run once more after it had found the lock held");
+        let broken = "echo 'E: Unable to locate package' >&2; exit 100";
+        let Err(error) = apt_get("another error", Command::new("sh").args(["-c", broken])) else {
+            bail!("an error that is no lock is none")
+        };
+        assert!(error.to_string().ends_with("E: Unable to locate package"), "{error}");
+        Ok(())
+    }
 }

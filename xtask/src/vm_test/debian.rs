@@ -3,12 +3,12 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::Command,
 };
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::process::{fresh, output, run as run_command};
+use crate::process::{apt_get, fresh, output, run as run_command};
 
 /// Whose signatures are good.
 pub(super) const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
@@ -52,10 +52,8 @@ pub(super) fn unpacked(kernel: Kernel, directory: &Path) -> Result<PathBuf> {
         return Ok(tree);
     }
     let apt = Apt::of(kernel, directory)?;
-    run_command(
-        &format!("asking Debian {} for its kernel", kernel.suite()),
-        apt.command("apt-get").args(["-q", "update"]).stdout(Stdio::null()),
-    )?;
+    let what = format!("asking Debian {} for its kernel", kernel.suite());
+    apt_get(&what, apt.command("apt-get").arg("update"))?;
     let packages = apt.kernel_packages();
     if packages.is_empty() {
         bail!("Debian {} has no package linux-image-cloud-amd64", kernel.suite());
@@ -65,8 +63,8 @@ pub(super) fn unpacked(kernel: Kernel, directory: &Path) -> Result<PathBuf> {
         fresh(path)?;
     }
     let mut download = apt.command("apt-get");
-    download.current_dir(&archives).args(["-q", "download"]).args(&packages).stdout(Stdio::null());
-    run_command(&format!("downloading {packages:?}"), &mut download)?;
+    download.current_dir(&archives).arg("download").args(&packages);
+    apt_get(&format!("downloading {packages:?}"), &mut download)?;
     for entry in fs::read_dir(&archives)? {
         let archive = entry?.path();
         run_command("unpacking", Command::new("dpkg-deb").arg("-x").arg(&archive).arg(&partial))?;

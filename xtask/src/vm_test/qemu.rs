@@ -1,15 +1,11 @@
 //! The emulator.
 
-use std::{
-    fs,
-    path::Path,
-    process::{Command, Stdio},
-};
+use std::{fs, path::Path, process::Command};
 
 use anyhow::{Context as _, Result};
 
 use super::debian::{KEYRING, mirror};
-use crate::process::{apt_install, output, root, run};
+use crate::process::{apt_get, apt_install, output, root};
 
 /// 7.2, which Debian 12 has, ends Linux 6.12 in faults at random while it boots, and takes several times as long.
 const OLDEST: u32 = 10;
@@ -28,9 +24,9 @@ pub(super) fn ensure() -> Result<()> {
     fs::create_dir_all(root().join("target/kernels"))?;
     fs::write(&sources, format!("{own}\ndeb [signed-by={KEYRING}] {} {suite} main\n", mirror()?))?;
     let what = format!("asking {suite} for QEMU {OLDEST} or newer");
-    run(&what, apt(&sources).args(["-q", "update"]))?;
-    let install = ["-q", "-y", "--no-install-recommends", "install", "-t", &suite, "qemu-system-x86"];
-    run("installing it", apt(&sources).args(install))?;
+    apt_get(&what, apt(&sources).arg("update"))?;
+    let install = ["-y", "--no-install-recommends", "install", "-t", &suite, "qemu-system-x86"];
+    apt_get("installing it", apt(&sources).args(install))?;
     anyhow::ensure!(version()? >= OLDEST, "{suite} has no QEMU {OLDEST}; install one by hand");
     Ok(())
 }
@@ -39,7 +35,6 @@ pub(super) fn ensure() -> Result<()> {
 fn apt(sources: &Path) -> Command {
     let mut command = Command::new("apt-get");
     command.arg(format!("-oDir::Etc::sourcelist={}", sources.display()));
-    command.env("DEBIAN_FRONTEND", "noninteractive").stdin(Stdio::null()).stdout(Stdio::null());
     command
 }
 
