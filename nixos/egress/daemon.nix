@@ -1,4 +1,4 @@
-# opencode-egress.service, as dist/opencode-egress.service has it, but for what comes of units that require it.
+# opencode-egress.service, as dist/opencode-egress.service has it, but for what xtask/src/daemon_unit.rs lists.
 {
   lib,
   egress,
@@ -79,8 +79,11 @@ in
   stopIfChanged = false;
   # Whatever made it fail, it is needed: no instance starts without it.
   startLimitIntervalSec = 0;
-  # With `direct`, what waits would wait for ever: it is told after a minute, and fails. The daemon is tried again all the same.
-  unitConfig.JobRunningTimeoutSec = 60;
+  unitConfig = {
+    Documentation = "man:opencode-egress(1)";
+    # With `direct`, what waits would wait for ever: it is told after a minute, and fails. The daemon is tried again all the same.
+    JobRunningTimeoutSec = 60;
+  };
   serviceConfig = {
     Type = "notify";
     ExecStart = exec (

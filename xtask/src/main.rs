@@ -5,6 +5,8 @@ mod bench;
 mod build_ebpf;
 mod config_test;
 mod daemon;
+#[cfg(test)]
+mod daemon_unit;
 mod demo;
 mod endurance;
 mod fuzz;

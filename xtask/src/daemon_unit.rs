@@ -1,0 +1,145 @@
+//! The daemon's unit is written twice: `dist/opencode-egress.service` for packagers, and in Nix for the module. This compares
+//! the first with what the module renders, setting by setting.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+};
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::{process::root, render};
+
+/// A setting that the two have on purpose not alike, and why.
+struct Difference {
+    setting: &'static str,
+    /// The value in `dist`, as [`settings`] has it; `None` where it has no such setting.
+    dist: Option<&'static str>,
+    /// The rendered one.
+    module: Option<&'static str>,
+    /// Why they differ.
+    because: &'static str,
+}
+
+const DIFFERENCES: &[Difference] = &[
+    Difference {
+        setting: "Service.ExecStart",
+        dist: Some("/usr/bin/opencode-egress run"),
+        module: Some(
+            "/nix/store/opencode-egress/bin/opencode-egress run --config /etc/opencode-egress/policy.json",
+        ),
+        because: "the program is in the store, and the module says which file it wrote",
+    },
+    Difference {
+        setting: "Service.ExecReload",
+        dist: Some("/usr/bin/opencode-egress reload"),
+        module: Some("/nix/store/opencode-egress/bin/opencode-egress reload"),
+        because: "the program is in the store",
+    },
+    Difference {
+        setting: "Service.RestartMode",
+        dist: None,
+        module: Some("direct"),
+        because: "units that require the daemon, which only the module writes, must not fail when one of its starts does; \
+                  systemd before 254 would warn of it",
+    },
+    Difference {
+        setting: "Unit.JobRunningTimeoutSec",
+        dist: None,
+        module: Some("60"),
+        because: "what waits for a daemon that is started again and again, as RestartMode=direct has it, must end",
+    },
+];
+
+/// The settings of a unit file: what is assigned to each, by `Section.Key`. systemd joins the assignments of a list, so
+/// their words are joined here; but `~` negates the rest of its own line alone, so lines stay apart where one has it.
+fn settings(text: &str) -> Result<BTreeMap<String, String>> {
+    let mut lines: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+    let mut section = "";
+    for line in text.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
+        if let Some(name) = line.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+            section = name;
+        } else {
+            let (key, value) = line.split_once('=').with_context(|| format!("no setting: {line}"))?;
+            let value = match value {
+                "true" => "yes",
+                "false" => "no",
+                other => other,
+            };
+            lines.entry(format!("{section}.{key}")).or_default().push(value);
+        }
+    }
+    let joined = |values: Vec<&str>| {
+        let negated = values.iter().any(|value| value.starts_with('~'));
+        values.join(if negated { "\n" } else { " " })
+    };
+    Ok(lines.into_iter().map(|(name, values)| (name, joined(values))).collect())
+}
+
+/// What the two differ in, but for what is listed; and what is listed and is not so.
+fn compare(dist: &str, module: &str) -> Result<Vec<String>> {
+    let (dist, module) = (settings(dist)?, settings(module)?);
+    let names: BTreeSet<_> = dist.keys().chain(module.keys()).map(String::as_str).collect();
+    let mut wrong = vec![];
+    for name in names {
+        let found = (dist.get(name).map(String::as_str), module.get(name).map(String::as_str));
+        let listed = DIFFERENCES.iter().find(|difference| difference.setting == name);
+        let expected = listed.map(|difference| (difference.dist, difference.module));
+        if expected.map_or(found.0 != found.1, |expected| expected != found) {
+            let because = listed.map_or("a difference that is not listed", |listed| listed.because);
+            wrong.push(format!("{name} is {:?} in dist and {:?} in the module: {because}", found.0, found.1));
+        }
+    }
+    let unknown = DIFFERENCES
+        .iter()
+        .filter(|listed| !dist.contains_key(listed.setting) && !module.contains_key(listed.setting));
+    wrong.extend(unknown.map(|listed| format!("{} is listed, and neither has it", listed.setting)));
+    Ok(wrong)
+}
+
+#[test]
+fn the_module_and_dist_have_the_same_daemon() -> Result<()> {
+    let dist = fs::read_to_string(root().join("dist/opencode-egress.service"))?;
+    let rendered: Vec<_> = fs::read_dir(render::directory())?
+        .flatten()
+        .map(|host| host.path().join("etc/systemd/system/opencode-egress.service"))
+        .filter(|unit| unit.exists())
+        .collect();
+    ensure!(!rendered.is_empty(), "no host in {} has the daemon", render::directory().display());
+    for unit in rendered {
+        let wrong = compare(&dist, &read(&unit)?)?;
+        ensure!(
+            wrong.is_empty(),
+            "{}, rendered from nixos/egress/daemon.nix:\n{}\nchange one of the two, or list the difference with its reason",
+            unit.display(),
+            wrong.join("\n")
+        );
+    }
+    Ok(())
+}
+
+fn read(path: &Path) -> Result<String> {
+    fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+#[test]
+fn a_difference_in_any_setting_is_found() -> Result<()> {
+    let base = "[Service]\nExecStart=/usr/bin/opencode-egress run\nFilter=@a\nFilter=~@b @c\nPaths=/x /y\nPrivate=yes\n";
+    let same = base.replace("/x /y\n", "/x\nPaths=/y\n").replace("yes", "true");
+    let found = |other: &str| {
+        compare(base, other)
+            .map(|wrong| wrong.into_iter().filter(|line| line.contains("not listed")).collect::<Vec<_>>())
+    };
+    assert_eq!(found(&same)?, Vec::<String>::new());
+    for (from, to, setting) in [
+        ("~@b @c", "~@b\nFilter=@c", "Service.Filter"),
+        ("Paths=/x /y\n", "Paths=/x\n", "Service.Paths"),
+        ("Private=yes\n", "", "Service.Private"),
+        ("Private=yes\n", "Private=yes\n[Unit]\nPrivate=yes\n", "Unit.Private"),
+    ] {
+        let wrong = found(&base.replace(from, to))?;
+        assert!(matches!(&wrong[..], [one] if one.starts_with(setting)), "{to:?}: {wrong:?}");
+    }
+    Ok(())
+}
