@@ -26,6 +26,9 @@ const TABLE: &str = "
 |---|---|---|---|
 ";
 
+/// What became of a scenario that failed.
+const FAILED: &str = "**failed**";
+
 /// What the hash of the sources that were run is behind.
 const MARK: &str = "<!-- inputs.sha256: ";
 
@@ -59,7 +62,7 @@ fn text(results: &[(&Script, Outcome)], took: Duration, hash: &str) -> Result<St
             Outcome::Passed(parts) if parts.is_empty() => "passed",
             Outcome::Passed(parts) => &format!("passed, **but for**: {}", parts.join("; ")),
             Outcome::Skipped(why) => &format!("**skipped**: {why}"),
-            Outcome::Failed => "**failed**",
+            Outcome::Failed => FAILED,
         };
         let place = if script.host == Script::NO_HOST { ", without a machine" } else { "" };
         writeln!(
@@ -76,12 +79,19 @@ fn path() -> PathBuf {
     root().join("docs/verification.md")
 }
 
-/// Fails when the table is of other scenarios, or of other hosts, than these.
+/// Fails when the table is of other sources than these, or has a scenario that failed.
 pub(crate) fn check() -> Result<()> {
-    let text = fs::read_to_string(path()).context("cannot read docs/verification.md")?;
+    const AGAIN: &str =
+        "run all scenarios, which takes some minutes and writes it again, and commit it: cargo xtask vm-test";
+    let text =
+        fs::read_to_string(path()).with_context(|| format!("cannot read docs/verification.md; {AGAIN}"))?;
     ensure!(
         recorded(&text) == Some(&hash()?),
-        "docs/verification.md is of other sources than those in vm-tests/; run all scenarios again, which writes it: cargo xtask vm-test"
+        "the product or its scenarios have changed since the run that docs/verification.md records; {AGAIN}"
+    );
+    ensure!(
+        !text.contains(FAILED),
+        "docs/verification.md records a scenario that failed; mend that, and {AGAIN}"
     );
     Ok(())
 }
@@ -90,15 +100,47 @@ fn recorded(text: &str) -> Option<&str> {
     text.lines().find_map(|line| line.strip_prefix(MARK)?.strip_suffix(" -->"))
 }
 
-/// A hash of what is run: scenarios, hosts, and what reads them.
+/// What decides how the scenarios end: the product, the scenarios, and the machine that they run on.
+const INPUTS: [&str; 19] = [
+    "Cargo.lock",
+    "Cargo.toml",
+    "dist",
+    "nixos",
+    "opencode-egress-common",
+    "opencode-egress-ebpf",
+    "opencode-egress/Cargo.toml",
+    "opencode-egress/build.rs",
+    "opencode-egress/src",
+    "vm-tests/driver.py",
+    "vm-tests/hosts",
+    "vm-tests/machine/boot.sh",
+    "vm-tests/prelude.py",
+    "vm-tests/rendered",
+    "vm-tests/scenarios",
+    "xtask/src/build_ebpf.rs",
+    "xtask/src/machine",
+    "xtask/src/machine.rs",
+    "xtask/src/opencode.rs",
+];
+
+/// A hash of the files that decide how the scenarios end. Unit tests of the Rust crates do not; those of the module do, for
+/// a scenario runs them.
 pub(crate) fn hash() -> Result<String> {
-    let directory = root().join("vm-tests");
-    let single = ["driver.py", "machine/boot.sh", "prelude.py"];
-    let mut files: Vec<_> = single.map(|name| directory.join(name)).into();
-    for name in ["hosts", "rendered", "scenarios"] {
-        render::collect(&directory.join(name), &mut files)?;
+    render::digest(inputs()?)
+}
+
+fn inputs() -> Result<Vec<PathBuf>> {
+    let mut files = vec![];
+    for name in INPUTS {
+        let path = root().join(name);
+        if path.is_dir() { render::collect(&path, &mut files)? } else { files.push(path) }
     }
-    render::digest(files)
+    let is_unit_test = |file: &PathBuf| {
+        file.extension().is_some_and(|extension| extension == "rs")
+            && file.iter().any(|part| part == "tests" || part == "tests.rs")
+    };
+    files.retain(|file| !is_unit_test(file));
+    Ok(files)
 }
 
 #[cfg(test)]
@@ -130,6 +172,34 @@ mod tests {
             assert!(text.contains(row), "no `{row}` in\n{text}");
         }
         assert_eq!(recorded(&text), Some("abc"));
+        Ok(())
+    }
+
+    #[test]
+    fn the_hash_is_of_the_product_and_not_of_what_is_beside_it() -> Result<()> {
+        let inputs = inputs()?;
+        let has = |name: &str| inputs.contains(&root().join(name));
+        for name in [
+            "Cargo.lock",
+            "opencode-egress-common/src/decide.rs",
+            "opencode-egress-ebpf/src/judge.rs",
+            "opencode-egress/src/daemon/state.rs",
+            "dist/opencode-egress.service",
+            "nixos/egress/daemon.nix",
+            "nixos/tests/units.nix",
+            "vm-tests/scenarios/00-units.py",
+        ] {
+            assert!(has(name), "a change of {name} leaves the record good");
+        }
+        for name in [
+            "README.md",
+            "docs/verification.md",
+            "opencode-egress/src/policy/tests.rs",
+            "opencode-egress/src/policy/compile/tests/reference.rs",
+            "opencode-egress/tests/hooks/main.rs",
+        ] {
+            assert!(!has(name) && root().join(name).exists(), "a change of {name} makes the record stale");
+        }
         Ok(())
     }
 }
