@@ -3,12 +3,13 @@
 
 mod cable;
 mod parts;
+mod wait;
 mod witness;
 
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::{Command, Output, Stdio},
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -17,15 +18,14 @@ use anyhow::{Context as _, Result, bail};
 use self::{
     cable::{HOST_ADDRESSES, in_netns},
     parts::{Cgroup, Directory, Netns, PacketLog, Process},
+    wait::PATIENCE,
     witness::Witness,
 };
 use crate::{
     opencode,
-    process::{ensure, root},
+    process::{ensure, root, text},
 };
-
-/// How long anything on the machine may take.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) use wait::wait;
 
 /// A booted machine; it goes with this value, and its parts in this order.
 pub(crate) struct Machine {
@@ -249,14 +249,6 @@ pub(crate) fn serve(files: &Path, binary: &Path) -> Result<()> {
     Ok(())
 }
 
-fn checked(mut command: Command) -> Result<()> {
-    let output = command.output().with_context(|| format!("cannot run {command:?}"))?;
-    if !output.status.success() {
-        bail!("{command:?} failed: {}", text(&output));
-    }
-    Ok(())
-}
-
 /// Where cgroup2 is mounted here.
 fn unified() -> Result<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mounts")?;
@@ -265,22 +257,4 @@ fn unified() -> Result<PathBuf> {
         .map(|line| line.split(' ').collect::<Vec<_>>())
         .find(|fields| fields.get(2) == Some(&"cgroup2"));
     Ok(mount.context("no cgroup2 mount here")?[1].into())
-}
-
-/// Waits until `fact` gives something.
-pub(crate) fn wait<T>(what: &str, fact: impl Fn() -> Option<T>) -> Result<T> {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        if let Some(value) = fact() {
-            return Ok(value);
-        }
-        if Instant::now() > deadline {
-            bail!("waited {PATIENCE:?} in vain for {what}");
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
-fn text(output: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }

@@ -10,6 +10,7 @@ mod daemon_unit;
 mod demo;
 mod endurance;
 mod fuzz;
+mod harness;
 mod machine;
 mod offline;
 mod opencode;
@@ -18,6 +19,8 @@ mod process;
 mod render;
 mod scenarios;
 mod soak;
+#[cfg(test)]
+mod storeys;
 mod test;
 mod upstreams;
 mod vm_test;

@@ -3,7 +3,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Command, Output, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -18,6 +18,20 @@ pub(crate) fn run(what: &str, command: &mut Command) -> Result<()> {
         bail!("{} failed with {status}", shown(command));
     }
     Ok(())
+}
+
+/// Runs a command that says nothing unless it fails.
+pub(crate) fn checked(mut command: Command) -> Result<()> {
+    let output = command.output().with_context(|| format!("cannot run {}", shown(&command)))?;
+    if !output.status.success() {
+        bail!("{} failed with {}:\n{}", shown(&command), output.status, text(&output).trim_end());
+    }
+    Ok(())
+}
+
+/// What a command printed, on both streams.
+pub(crate) fn text(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
 /// Runs a command and returns what it prints; `None` when it cannot be run or fails.

@@ -1,15 +1,25 @@
 //! `test`: the test tiers that run on any Linux machine. docs/testing.md has what each shows.
 
-use std::{env, process::Command, time::Instant};
+use std::{
+    cell::RefCell,
+    env,
+    io::{BufRead as _, BufReader},
+    process::{Command, Stdio},
+    time::Instant,
+};
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 
 use crate::{
     assets, build_ebpf, daemon, fuzz,
+    harness::Results,
     machine::Machine,
     process::{ensure, output, root, run as run_command},
     render, scenarios,
-    vm_test::verification,
+    vm_test::{
+        script::{self, Outcome},
+        verification,
+    },
 };
 
 /// What to run.
@@ -42,8 +52,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         module()?;
     }
     if wanted(Tier::Hooks) {
-        ensure("the hook tests", &[("ip", "iproute2"), ("tcpdump", "tcpdump")])?;
-        cargo("tier 2, hooks", &["test", "--package", "opencode-egress", "--test", "hooks"])?;
+        hooks()?;
     }
     match Machine::impossible() {
         Some(why) if wanted(Tier::Machine) => println!("SKIPPED tier 3, machine: {why}"),
@@ -93,20 +102,45 @@ fn cargo(what: &str, words: &[&str]) -> Result<()> {
     run_command(what, cargo.current_dir(root()).args(words))
 }
 
+/// The hook tests, closing with how many techniques this kernel cannot try.
+fn hooks() -> Result<()> {
+    ensure("the hook tests", &[("ip", "iproute2"), ("tcpdump", "tcpdump")])?;
+    eprintln!("xtask: tier 2, hooks");
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.args(["test", "--package", "opencode-egress", "--test", "hooks", "--", "--show-output"]);
+    let mut tests = cargo.current_dir(root()).stdout(Stdio::piped()).spawn().context("cannot run cargo")?;
+    let mut results = Results::default();
+    for line in BufReader::new(tests.stdout.take().context("cargo has no stdout")?).lines() {
+        let line = line?;
+        println!("{line}");
+        results.hear(&line);
+    }
+    let status = tests.wait()?;
+    if results.ended() {
+        println!("{}", results.closing_line());
+    }
+    if status.success() { Ok(()) } else { bail!("the hook tests failed with {status}") }
+}
+
 fn machine() -> Result<()> {
     let binary = daemon::with_object()?;
     eprintln!("xtask: tier 3, machine");
     let mut machine = Machine::boot(&binary)?;
-    let mut failed = 0;
-    let total = scenarios::all().count();
+    let mut outcomes = vec![];
     for scenario in scenarios::all() {
         let begin = Instant::now();
-        let result = (scenario.run)(&mut machine, &|_| {});
+        let said = RefCell::new(String::new());
+        let result = (scenario.run)(&mut machine, &|text| *said.borrow_mut() += &format!("{text}\n"));
         let seconds = begin.elapsed().as_secs_f32();
         match result {
-            Ok(()) => println!("ok     {:5.1} s  {}", seconds, scenario.title),
+            Ok(()) => {
+                println!("ok     {:5.1} s  {}", seconds, scenario.title);
+                let not_shown = script::not_shown(&said.borrow());
+                not_shown.iter().for_each(|part| println!("       but for: {part}"));
+                outcomes.push(Outcome::Passed(not_shown));
+            }
             Err(error) => {
-                failed += 1;
+                outcomes.push(Outcome::Failed);
                 println!("FAILED {:5.1} s  {}\n{error:#}", seconds, scenario.title);
                 let journal = machine.run(&[
                     "journalctl",
@@ -122,6 +156,7 @@ fn machine() -> Result<()> {
             }
         }
     }
-    println!("{} passed, {failed} failed", total - failed);
-    if failed > 0 { bail!("{failed} of {total} machine scenarios failed") } else { Ok(()) }
+    println!("{}", script::totals(outcomes.iter()));
+    let failed = outcomes.iter().filter(|outcome| matches!(outcome, Outcome::Failed)).count();
+    if failed > 0 { bail!("{failed} of {} machine scenarios failed", outcomes.len()) } else { Ok(()) }
 }

@@ -3,7 +3,7 @@
 mod debian;
 mod kernels;
 mod qemu;
-mod script;
+pub(crate) mod script;
 mod scripts;
 pub(crate) mod verification;
 

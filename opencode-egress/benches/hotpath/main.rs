@@ -2,12 +2,13 @@
 //!
 //! The whole measurement runs under a systemd of its own, in fresh namespaces (`boot`), because systemd's
 //! own programs are one of the things compared. Every subject is a service in the same slice with a network
-//! namespace of its own (`subject`); its process (`worker`) makes its sockets after the policy is in force
+//! namespace of its own (`measure`); its process (`worker`) makes its sockets after the policy is in force
 //! and runs a short batch of one operation whenever it is told to. Batches of all variants take turns, so that
 //! whatever disturbs the machine disturbs them alike, and the table has medians.
 
 mod boot;
 mod floor;
+mod measure;
 mod networks;
 mod scale;
 mod subject;
@@ -59,7 +60,7 @@ fn main() -> Result<()> {
     match &args.role {
         None => boot::run(&args),
         Some(Role::Measure) => {
-            let mut report = table::of(&subject::measure(&args)?);
+            let mut report = table::of(&measure::subjects(&args)?);
             if !args.no_scale {
                 report += &scale::measure()?;
             }

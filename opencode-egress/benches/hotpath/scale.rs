@@ -19,8 +19,9 @@ use opencode_egress::{
 };
 
 use crate::{
+    measure::{in_force, policy},
     networks::networks,
-    subject::{Subject, in_force, policy},
+    subject::Subject,
     table::{median, time},
 };
 

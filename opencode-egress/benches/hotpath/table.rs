@@ -6,13 +6,13 @@ use crate::{subject::Subject, worker::Operation};
 
 /// Nanoseconds by set-up, subject and operation.
 pub(crate) struct Table {
-    variants: Vec<Subject>,
+    subjects: Vec<Subject>,
     setups: Vec<Vec<(Subject, Operation, f64)>>,
 }
 
 impl Table {
-    pub(crate) fn new(variants: &[Subject]) -> Self {
-        Self { variants: variants.to_vec(), setups: vec![] }
+    pub(crate) fn new(subjects: &[Subject]) -> Self {
+        Self { subjects: subjects.to_vec(), setups: vec![] }
     }
 
     pub(crate) fn new_setup(&mut self) {
@@ -64,7 +64,7 @@ pub(crate) fn of(table: &Table) -> String {
         "| | rules | TCP connect | UDP sendto, 64 B | UDP send, connected, 64 B | refused TCP connect |\n\
          |---|---|---|---|---|---|\n",
     );
-    for subject in &table.variants {
+    for subject in &table.subjects {
         let (name, rules) = match subject {
             Subject::None => ("no policy", None),
             Subject::NoneAgain => ("no policy, again", None),

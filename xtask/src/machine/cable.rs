@@ -7,7 +7,8 @@ use std::{
 
 use anyhow::Result;
 
-use super::{checked, parts::Netns};
+use super::parts::Netns;
+use crate::process::checked;
 
 /// Addresses of the machine and of the second host.
 const MACHINE_ADDRESSES: [&str; 2] = ["192.0.2.1/24", "2001:db8::1/64"];

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use super::wait;
+use super::wait::wait;
 use crate::process::output;
 
 /// Lets nftables log packets of network namespaces other than the first, as the machine's, for as long as this lives

@@ -9,7 +9,8 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use super::{PATIENCE, cable::in_netns, checked, parts::Process};
+use super::{cable::in_netns, parts::Process, wait::PATIENCE};
+use crate::process::checked;
 
 /// The second host's interface, watched.
 pub(super) struct Witness {

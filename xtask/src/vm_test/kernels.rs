@@ -23,6 +23,7 @@ use super::{
 };
 use crate::{
     build_ebpf,
+    harness::Results,
     process::{apt_install, fresh, output, root, run as run_command},
 };
 
@@ -69,7 +70,7 @@ pub(super) fn run(kernels: &[Kernel], names: &[String]) -> Result<()> {
     }
     println!("\n| kernel | hook tests | techniques skipped | minutes |\n|---|---|---|---|");
     rows.iter().for_each(|report| println!("{}", report.row()));
-    if rows.iter().all(Report::passed) { Ok(()) } else { bail!("not all tests passed") }
+    if rows.iter().all(|report| report.results.all_passed()) { Ok(()) } else { bail!("not all tests passed") }
 }
 
 /// What is run on the machine.
@@ -192,9 +193,7 @@ impl Drop for Machine {
 #[derive(Default)]
 struct Report {
     kernel: String,
-    /// The test harness' last word.
-    result: Option<String>,
-    skipped: usize,
+    results: Results,
     /// The test that ended last, and those that the harness calls slow and that have not ended.
     last: Option<String>,
     slow: BTreeSet<String>,
@@ -204,11 +203,9 @@ struct Report {
 impl Report {
     /// Takes a line in, and returns whether it shows that the tests go on.
     fn hear(&mut self, line: &str) -> bool {
-        self.skipped += usize::from(line.starts_with("skipped:"));
+        self.results.hear(line);
         if let Some(kernel) = line.strip_prefix("kernel ") {
             self.kernel = kernel.to_owned();
-        } else if let Some(result) = line.strip_prefix("test result: ") {
-            self.result = Some(result.to_owned());
         } else if let Some(test) = line.strip_prefix("test ") {
             if let Some((name, _)) = test.split_once(" has been running for") {
                 self.slow.insert(name.to_owned());
@@ -226,23 +223,11 @@ impl Report {
         format!("the last test that ended: {last}; tests that took long and had not ended: {:?}", self.slow)
     }
 
-    /// Whether tests were run, and all passed.
-    fn passed(&self) -> bool {
-        let result = self.result.as_deref().unwrap_or_default();
-        result.starts_with("ok. ") && !result.starts_with("ok. 0 ")
-    }
-
     /// A row as docs/kernels.md has it.
     fn row(&self) -> String {
-        let counts = self.result.as_deref().and_then(|result| result.split_once(". "));
-        let [passed, failed] = ["passed", "failed"].map(|word| {
-            let counts = counts.map_or("", |(_, counts)| counts).split("; ");
-            let mut counts =
-                counts.filter_map(|count| count.strip_suffix(word)?.trim().parse::<usize>().ok());
-            counts.next().unwrap_or(0)
-        });
+        let (passed, run, skipped) = (self.results.passed(), self.results.run(), self.results.skipped());
         let minutes = self.took.as_secs().div_ceil(60);
-        format!("| {} | {passed} of {} passed | {} | {minutes} |", self.kernel, passed + failed, self.skipped)
+        format!("| {} | {passed} of {run} passed | {skipped} | {minutes} |", self.kernel)
     }
 }
 
@@ -285,7 +270,7 @@ fn boot(kernel: &Path, initramfs: &Path) -> Result<Report> {
         }
     }
     report.took = started.elapsed();
-    if report.result.is_none() {
+    if !report.results.ended() {
         bail!("the machine ended before the tests did; {}", report.place());
     }
     Ok(report)

@@ -72,15 +72,20 @@ impl Script {
 
 /// What became of a scenario that ended so, after it had said this.
 pub(super) fn outcome(status: Option<i32>, said: &str) -> Result<Outcome> {
-    let mut skipped = said.lines().filter_map(|line| line.strip_prefix("SKIPPED: ")).map(str::to_owned);
+    let mut skipped = not_shown(said);
     match status {
-        Some(0) => Ok(Outcome::Passed(skipped.collect())),
+        Some(0) => Ok(Outcome::Passed(skipped)),
         // As driver.py has it.
         Some(77) => {
-            Ok(Outcome::Skipped(skipped.next_back().context("a scenario was skipped, and does not say why")?))
+            Ok(Outcome::Skipped(skipped.pop().context("a scenario was skipped, and does not say why")?))
         }
         _ => Ok(Outcome::Failed),
     }
+}
+
+/// What a scenario says that it cannot show here.
+pub(crate) fn not_shown(said: &str) -> Vec<String> {
+    said.lines().filter_map(|line| line.strip_prefix("SKIPPED: ")).map(str::to_owned).collect()
 }
 
 /// How many became what.

@@ -1,0 +1,289 @@
+//! How each subject is set up, and the rounds in which they take turns.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader, ErrorKind, Write as _},
+    net::{TcpListener, UdpSocket},
+    os::{
+        fd::AsFd as _,
+        unix::net::{UnixListener, UnixStream},
+    },
+    path::Path,
+    process::{Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+use opencode_egress::{
+    cgroups::{Cgroup, Hierarchy},
+    kernel::{
+        instance::InstanceIndex,
+        loader::{Lifetime, Loaded, load},
+    },
+    policy::{LogLimits, Policy, Rule, compile::compile},
+};
+use rustix::{
+    net::sockopt::set_socket_recv_buffer_size_force,
+    thread::{LinkNameSpaceType, move_into_link_name_space},
+};
+
+use crate::{
+    Args, boot, floor,
+    networks::{destination, networks},
+    subject::Subject,
+    table::Table,
+    worker::{Operation, PORT, SOCKET},
+};
+
+/// Measures every subject's operations.
+pub(crate) fn subjects(args: &Args) -> Result<Table> {
+    let variants = Subject::chosen(args);
+    let listener = UnixListener::bind(SOCKET)?;
+    let mut table = Table::new(&variants);
+    for setup in 1..=args.setups {
+        eprintln!("set-up {setup} of {}", args.setups);
+        let mut running = vec![];
+        for subject in &variants {
+            match Running::start(*subject, &listener) {
+                Ok(one) => running.push(one),
+                Err(error) => {
+                    eprintln!("SKIPPED: {subject}: {error:#}");
+                    // It may be running without what was to be measured.
+                    let _ = systemctl("stop", *subject);
+                }
+            }
+        }
+        table.new_setup();
+        for round in 0..args.rounds {
+            let first = round % running.len().max(1);
+            running.rotate_left(first);
+            for operation in Operation::ROUND {
+                for one in &mut running {
+                    // Only ours refuses with an error; the others are asked once.
+                    if operation == Operation::Refused && !matches!(one.subject, Subject::Ours(_)) {
+                        continue;
+                    }
+                    let nanoseconds = one.batch(operation)?;
+                    table.add(one.subject, operation, nanoseconds);
+                }
+            }
+            running.rotate_right(first);
+        }
+        for mut one in running {
+            if setup == 1 && matches!(one.subject, Subject::Systemd(_) | Subject::Nftables(_)) {
+                one.check_refusal(&mut table)?;
+            }
+            one.stop()?;
+        }
+    }
+    Ok(table)
+}
+
+/// A set-up subject.
+struct Running {
+    subject: Subject,
+    worker: BufReader<UnixStream>,
+    receiver: Receiver,
+    /// Holds the maps' descriptors.
+    _loaded: Option<Loaded>,
+}
+
+impl Running {
+    fn start(subject: Subject, listener: &UnixListener) -> Result<Self> {
+        fs::write(unit_path(subject), unit_file(subject))?;
+        systemctl("start", subject)?;
+        let mut worker = BufReader::new(listener.accept()?.0);
+        let mut hello = String::new();
+        worker.read_line(&mut hello)?;
+        let pid = hello.split_whitespace().nth(1).context("a name and a process id")?;
+        let namespace = fs::File::open(format!("/proc/{pid}/ns/net"))?;
+        let ready = thread::spawn(move || {
+            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
+            // Closed connections go at once, so that ports do not run out.
+            fs::write("/proc/sys/net/ipv4/tcp_max_tw_buckets", "0")?;
+            if let Subject::Nftables(rules) = subject {
+                nft(&nft_rules(&cgroup_of(subject), rules))?;
+            }
+            Receiver::new()
+        });
+        let receiver = ready.join().map_err(|_| anyhow::anyhow!("the receiver's thread panicked"))??;
+        let hierarchy = Hierarchy::find()?;
+        let cgroup = hierarchy.open(Path::new(&cgroup_of(subject)))?;
+        let loaded = match subject {
+            Subject::Floor => {
+                floor::confine(&cgroup)?;
+                None
+            }
+            Subject::Ours(rules) => Some(confine(&cgroup, rules)?),
+            _ => None,
+        };
+        Ok(Self { subject, worker, receiver, _loaded: loaded })
+    }
+
+    /// Nanoseconds of one operation, from one batch.
+    fn batch(&mut self, operation: Operation) -> Result<f64> {
+        let count = operation.batch();
+        let stream = self.worker.get_mut();
+        writeln!(stream, "{operation:?} {count}")?;
+        let mut answer = String::new();
+        self.worker.read_line(&mut answer)?;
+        self.receiver.drain()?;
+        let total: f64 = answer
+            .trim()
+            .parse()
+            .with_context(|| format!("bench-{} gave up in the middle of {operation:?}", self.subject))?;
+        Ok(total / f64::from(count))
+    }
+
+    /// How a refused connect ends where it gives no error.
+    fn check_refusal(&mut self, table: &mut Table) -> Result<()> {
+        let nanoseconds = self.batch(Operation::GiveUp)?;
+        table.add(self.subject, Operation::Refused, nanoseconds);
+        Ok(())
+    }
+
+    fn stop(self) -> Result<()> {
+        drop(self.worker);
+        systemctl("stop", self.subject)
+    }
+}
+
+fn cgroup_of(subject: Subject) -> String {
+    format!("bench.slice/bench-{subject}.service")
+}
+
+fn unit_path(subject: Subject) -> String {
+    format!("/run/systemd/system/bench-{subject}.service")
+}
+
+fn unit_file(subject: Subject) -> String {
+    let destination = destination(subject.rules());
+    let last_cpu = thread::available_parallelism().map_or(0, |cpus| cpus.get() - 1);
+    let mut text = format!(
+        "[Unit]\nDefaultDependencies=no\n[Service]\nType=exec\nSlice=bench.slice\nPrivateNetwork=yes\n\
+         CPUAffinity={last_cpu}\nNice=-10\nStandardOutput=null\nStandardError=append:/run/bench/log\n\
+         ExecStart={} worker {subject} {destination}\n",
+        boot::PROGRAM
+    );
+    if let Subject::Systemd(rules) = subject {
+        text += "IPAddressDeny=any\n";
+        for networks in networks(rules).chunks(1000) {
+            let list: Vec<_> = networks.iter().map(ToString::to_string).collect();
+            text += &format!("IPAddressAllow={}\n", list.join(" "));
+        }
+    }
+    text
+}
+
+fn systemctl(verb: &str, subject: Subject) -> Result<()> {
+    let output = Command::new("systemctl").args([verb, &format!("bench-{subject}.service")]).output()?;
+    if !output.status.success() {
+        bail!("systemctl {verb}: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(())
+}
+
+/// The policy with these many rules.
+pub(crate) fn policy(rules: usize) -> Policy {
+    let allow = networks(rules).into_iter().map(|net| net.to_string().parse().map(Rule::any));
+    Policy { allow: allow.collect::<Result<_, _>>().unwrap_or_default(), ..Policy::default() }
+}
+
+fn confine(cgroup: &Cgroup, rules: usize) -> Result<Loaded> {
+    let mut loaded = load(&Lifetime::Process)?;
+    loaded.maps.set_limits(&LogLimits::default())?;
+    loaded.maps.install(InstanceIndex::FIRST, &compile(&policy(rules))?)?;
+    loaded.confine(cgroup, InstanceIndex::FIRST, |loaded, hook, cgroup| {
+        loaded.programs.attach_for_good(hook, cgroup)
+    })?;
+    Ok(loaded)
+}
+
+fn nft_rules(cgroup: &str, rules: usize) -> String {
+    let level = cgroup.split('/').count();
+    let list: Vec<_> = networks(rules).iter().map(ToString::to_string).collect();
+    let list = list.join(", ");
+    format!(
+        "table inet bench {{\n\
+         set allowed {{\n type ipv4_addr\n flags interval\n elements = {{ {list} }}\n}}\n\
+         chain out {{\n type filter hook output priority 0\n\
+         socket cgroupv2 level {level} \"{cgroup}\" ip daddr @allowed accept\n\
+         socket cgroupv2 level {level} \"{cgroup}\" drop\n}}\n}}\n"
+    )
+}
+
+fn nft(rules: &str) -> Result<()> {
+    let mut child = Command::new("nft").args(["-f", "-"]).stdin(Stdio::piped()).spawn().context("no nft")?;
+    child.stdin.take().context("a pipe")?.write_all(rules.as_bytes())?;
+    let status = child.wait()?;
+    if !status.success() {
+        bail!("nft ended with {status}");
+    }
+    Ok(())
+}
+
+/// The other end: sockets in the worker's network namespace and this process' cgroup.
+struct Receiver {
+    tcp: TcpListener,
+    udp: UdpSocket,
+}
+
+impl Receiver {
+    fn new() -> Result<Self> {
+        let tcp = TcpListener::bind(("0.0.0.0", PORT))?;
+        tcp.set_nonblocking(true)?;
+        // Room for a whole batch; std asks for less.
+        rustix::net::listen(&tcp, 4096)?;
+        let udp = UdpSocket::bind(("0.0.0.0", PORT))?;
+        udp.set_nonblocking(true)?;
+        set_socket_recv_buffer_size_force(&udp, 64 << 20)?;
+        Ok(Self { tcp, udp })
+    }
+
+    /// Takes everything that arrived, between batches, so that receiving is not part of what is measured.
+    fn drain(&self) -> Result<()> {
+        let mut buffer = [0; 128];
+        loop {
+            match self.udp.recv(&mut buffer) {
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        loop {
+            match self.tcp.accept() {
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+/// How long a unit with its list, or a table with its set, takes from the command on. What starting any unit
+/// takes is left out.
+pub(crate) fn in_force(subject: Subject) -> Result<Duration> {
+    let start_unit = |subject| -> Result<Duration> {
+        let _ = fs::remove_file(SOCKET);
+        let listener = UnixListener::bind(SOCKET)?;
+        fs::write(unit_path(subject), unit_file(subject))?;
+        let start = Instant::now();
+        systemctl("start", subject)?;
+        let took = start.elapsed();
+        // Its process says hello and ends when nobody wants anything of it.
+        BufReader::new(listener.accept()?.0).read_line(&mut String::new())?;
+        systemctl("stop", subject)?;
+        Ok(took)
+    };
+    match subject {
+        Subject::Systemd(_) => Ok(start_unit(subject)?.saturating_sub(start_unit(Subject::None)?)),
+        Subject::Nftables(rules) => {
+            let rules = nft_rules("bench.slice", rules);
+            let start = Instant::now();
+            nft(&rules)?;
+            Ok(start.elapsed())
+        }
+        other => bail!("{other} has no list"),
+    }
+}
