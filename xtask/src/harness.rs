@@ -50,14 +50,14 @@ impl Results {
 
     /// The run in one line.
     pub(crate) fn closing_line(&self) -> String {
-        let Self { passed, failed, .. } = self;
-        let mut line =
-            format!("{passed} hook tests passed, {failed} failed, {} techniques skipped", self.skipped());
-        for (index, (why, times)) in self.skipped.iter().enumerate() {
-            line += if index == 0 { ": " } else { "; " };
-            line += &if *times == 1 { why.clone() } else { format!("{why} ({times} times)") };
-        }
-        line
+        let Self { passed, failed, skipped, .. } = self;
+        let times = |(why, times): (&String, &usize)| match times {
+            1 => why.clone(),
+            _ => format!("{why}, {times} times"),
+        };
+        let why = skipped.iter().map(times).collect::<Vec<_>>().join("; ");
+        let why = if why.is_empty() { why } else { format!(" ({why})") };
+        format!("hook tests: {passed} passed, {failed} failed, techniques skipped: {}{why}", self.skipped())
     }
 }
 
@@ -74,12 +74,12 @@ mod tests {
     #[test]
     fn what_was_skipped_is_in_the_closing_line() {
         let whole = heard("running 2 tests\ntest result: ok. 2 passed; 0 failed; 0 ignored; 0 measured\n");
-        assert_eq!(whole.closing_line(), "2 hook tests passed, 0 failed, 0 techniques skipped");
+        assert_eq!(whole.closing_line(), "hook tests: 2 passed, 0 failed, techniques skipped: 0");
         let part = "---- tcp::a stdout ----\nskipped: no MPTCP in this kernel\n\nskipped: no SCTP in this kernel\n\
                     skipped: no MPTCP in this kernel\ntest result: FAILED. 61 passed; 2 failed; 0 ignored\n";
         assert_eq!(
             heard(part).closing_line(),
-            "61 hook tests passed, 2 failed, 3 techniques skipped: no MPTCP in this kernel (2 times); no SCTP in this kernel"
+            "hook tests: 61 passed, 2 failed, techniques skipped: 3 (no MPTCP in this kernel, 2 times; no SCTP in this kernel)"
         );
     }
 
