@@ -223,7 +223,7 @@ let
     ++ shown a left b right
     ++ shown b right a left
     ++ problem (isolation && left.user == right.user && policy left != policy right)
-      "${option a "user"} and ${option b "user"} are both `${left.user}`, under different policies: one could have the other do what its own policy refuses, and the second lock goes by user. Leave `user` out, or give both the same `networkIsolation`.";
+      "${option a "user"} and ${option b "user"} are both `${left.user}`, under different policies: one could have the other do what its own policy denies, and the second lock goes by user. Leave `user` out, or give both the same `networkIsolation`.";
 
   ofHost =
     let

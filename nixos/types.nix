@@ -102,7 +102,7 @@ rec {
       then
         { problem = "`${text}` is neither an address with a port, as in `127.0.0.1:9642` or `[::1]:9642`, nor an absolute path"; }
       else if !ip.value.isLoopback || bracketed != (ip.value.family == 6) then
-        { problem = "`${text}` is not on loopback, and who reads the metrics learns what every instance was refused; write `127.0.0.1:${toString number}` and put a proxy before it"; }
+        { problem = "`${text}` is not on loopback, and who reads the metrics learns what was denied to every instance; write `127.0.0.1:${toString number}` and put a proxy before it"; }
       else
         { value = text; }
     );

@@ -25,11 +25,11 @@ let
     ++ optional (instance.openFirewall && isLoopback)
       "${option name "openFirewall"} opens port ${toString instance.listen.port}, but ${option name "listen.address"} is ${instance.listen.address}, which other machines cannot reach. Listen on another address, or close the port."
     ++ optional (isolation.enable && instance.listen.port >= 32768 && instance.listen.port <= 60999)
-      "${option name "listen.port"} is ${toString instance.listen.port}, which the kernel may take for an outgoing connection: the server then fails to start, or the connection is refused. Choose one below 32768."
+      "${option name "listen.port"} is ${toString instance.listen.port}, which the kernel may take for an outgoing connection: the server then fails to start, or the connection is denied. Choose one below 32768."
     ++ optional (instance.listen.extraPorts != [ ] && !isolation.enable)
       "${option name "listen.extraPorts"} has no effect without ${option name "networkIsolation.enable"}: every port can be bound. Remove it, or enable isolation."
     ++ optional (isolation.enable && isolation.mode == "audit")
-      "${option name "networkIsolation.mode"} is `audit`: what the policy refuses is reported, and let pass. Set `enforce` when the list is complete."
+      "${option name "networkIsolation.mode"} is `audit`: what the policy denies is reported, and let pass. Set `enforce` when the list is complete."
     ++ concatMap (
       socket:
       optional (!isolation.enable)

@@ -20,7 +20,7 @@ in
       intervalSecs = mkOption {
         type = count;
         default = 10;
-        description = "Refusals of one destination within this many seconds are one line in the journal.";
+        description = "Denials of one destination within this many seconds are one line in the journal.";
       };
       burst = mkOption {
         type = count;
@@ -38,7 +38,7 @@ in
       type = types.nullOr metricsAddress;
       default = null;
       example = "127.0.0.1:9642";
-      description = "Where the daemon serves metrics for Prometheus: an address and port on loopback, or the path of a Unix socket. Its directory has to be there when the daemon starts; without it there are no metrics, and the journal says so. Whoever reaches it sees what each instance was refused.";
+      description = "Where the daemon serves metrics for Prometheus: an address and port on loopback, or the path of a Unix socket. Its directory has to be there when the daemon starts; without it there are no metrics, and the journal says so. Whoever reaches it sees what was denied to each instance.";
     };
   };
 }

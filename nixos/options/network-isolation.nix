@@ -47,7 +47,7 @@ in
         "audit"
       ];
       default = "enforce";
-      description = "`audit` reports what would be refused and **lets it pass**: for finding out what a new instance needs.";
+      description = "`audit` reports what would be denied and **lets it pass**: for finding out what a new instance needs.";
     };
 
     outboundAllowCidrs = mkOption {

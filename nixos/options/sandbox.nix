@@ -12,7 +12,7 @@ in
       description = ''
         Files and directories that the server sees and may change, as far as {option}`user` may. They must exist. **Each is a way out for whatever
         the agent wants to leave there**, and a directory brings the sockets in it along. By one that another instance sees too, each can have the
-        other do what its own policy refuses.
+        other do what its own policy denies.
       '';
     };
 

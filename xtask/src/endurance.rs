@@ -67,7 +67,7 @@ impl<'a> Probes<'a> {
     }
 
     /// Has daemons of other ABI versions take over so many times, under probes that run all the while. What is counted in the
-    /// moment of a takeover may be counted by the old links alone, so this looks at what gets out and what is refused.
+    /// moment of a takeover may be counted by the old links alone, so this looks at what gets out and what is denied.
     pub(crate) fn takeovers(&mut self, count: usize) -> Result<()> {
         const PINS: &str = "/sys/fs/bpf/opencode-egress";
         self.machine.succeed(&["systemctl", "start", "opencode-probe0", "opencode-probe1"])?;
@@ -159,7 +159,7 @@ impl<'a> Probes<'a> {
         wait("the daemon to come back", || self.denials().ok()).map(drop)
     }
 
-    /// Refused connections of another unit of the same instance, counted with the rest.
+    /// Denied connections of another unit of the same instance, counted with the rest.
     fn flood(&mut self, count: u64) -> Result<()> {
         let command = format!("probe flood {} {count}", DENIED[0]);
         self.machine.write(&unit_path("short"), &unit(&command, "oneshot"))?;

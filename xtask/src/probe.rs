@@ -44,10 +44,10 @@ fn both(allowed: SocketAddr, denied: SocketAddr, total: &Path) -> Result<()> {
     let mut attempts = 0_u64;
     // At least once, so that a unit that is stopped at once has tried what it may not, too.
     loop {
-        refused("a connection", TcpStream::connect(denied))?;
-        refused("a datagram", datagrams.send_to(b"x", denied))?;
+        is_denied("a connection", TcpStream::connect(denied))?;
+        is_denied("a datagram", datagrams.send_to(b"x", denied))?;
         attempts += 2;
-        request(allowed).context("wrongly refused")?;
+        request(allowed).context("wrongly denied")?;
         if stop.load(Ordering::Relaxed) {
             return add_to(total, attempts);
         }
@@ -60,16 +60,16 @@ fn flood(denied: IpAddr, count: u64) -> Result<()> {
     for number in 0..count {
         // Every other one is new: folding is for the first half, the rate limit for the second.
         let port = if number % 2 == 0 { 80 } else { 1024 + u16::try_from(number % 60_000)? };
-        refused("a connection", TcpStream::connect((denied, port)))?;
+        is_denied("a connection", TcpStream::connect((denied, port)))?;
     }
     Ok(())
 }
 
-fn refused<T>(what: &str, result: std::io::Result<T>) -> Result<()> {
+fn is_denied<T>(what: &str, result: std::io::Result<T>) -> Result<()> {
     match result {
         Err(error) if error.kind() == ErrorKind::PermissionDenied => Ok(()),
-        Err(error) => bail!("leaked: {what} was not refused but failed with: {error}"),
-        Ok(_) => bail!("leaked: {what} was not refused"),
+        Err(error) => bail!("leaked: {what} was not denied but failed with: {error}"),
+        Ok(_) => bail!("leaked: {what} was not denied"),
     }
 }
 

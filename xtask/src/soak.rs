@@ -20,7 +20,7 @@ pub(crate) struct Args {
     starts: Option<usize>,
 }
 
-/// Fails at the first leaked, wrongly refused or uncounted packet.
+/// Fails at the first leaked, wrongly denied or uncounted packet.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let Args { minutes, restarts, starts } = args;
     if minutes.is_none() && restarts.is_none() && starts.is_none() {
@@ -41,13 +41,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if let Some(count) = restarts {
         probes.restarts(*count)?;
         told(format!(
-            "ok     {count} restarts with reloads: nothing leaked, nothing wrongly refused, all counted"
+            "ok     {count} restarts with reloads: nothing leaked, nothing wrongly denied, all counted"
         ));
     }
     if let Some(minutes) = minutes {
         let mixed = probes.mixed(Duration::from_secs(60 * minutes))?;
         told(format!(
-            "ok     {} rounds of everything: nothing leaked, nothing wrongly refused, all counted; the daemon had {} KiB resident, and {} KiB after {} rounds more,",
+            "ok     {} rounds of everything: nothing leaked, nothing wrongly denied, all counted; the daemon had {} KiB resident, and {} KiB after {} rounds more,",
             mixed.rounds, mixed.first, mixed.last, mixed.undisturbed
         ));
     }

@@ -60,8 +60,8 @@ pub(crate) fn subjects(args: &Args) -> Result<Table> {
             running.rotate_left(first);
             for operation in Operation::ROUND {
                 for one in &mut running {
-                    // Only ours refuses with an error; the others are asked once.
-                    if operation == Operation::Refused && !matches!(one.subject, Subject::Ours(_)) {
+                    // Only ours gives an error; the others are asked once.
+                    if operation == Operation::Denied && !matches!(one.subject, Subject::Ours(_)) {
                         continue;
                     }
                     let nanoseconds = one.batch(operation)?;
@@ -72,7 +72,7 @@ pub(crate) fn subjects(args: &Args) -> Result<Table> {
         }
         for mut one in running {
             if setup == 1 && matches!(one.subject, Subject::Systemd(_) | Subject::Nftables(_)) {
-                one.check_refusal(&mut table)?;
+                one.check_denial(&mut table)?;
             }
             one.stop()?;
         }
@@ -136,10 +136,10 @@ impl Running {
         Ok(total / f64::from(count))
     }
 
-    /// How a refused connect ends where it gives no error.
-    fn check_refusal(&mut self, table: &mut Table) -> Result<()> {
+    /// How a denied connect ends where it gives no error.
+    fn check_denial(&mut self, table: &mut Table) -> Result<()> {
         let nanoseconds = self.batch(Operation::GiveUp)?;
-        table.add(self.subject, Operation::Refused, nanoseconds);
+        table.add(self.subject, Operation::Denied, nanoseconds);
         Ok(())
     }
 

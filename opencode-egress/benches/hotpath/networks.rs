@@ -4,8 +4,8 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
-/// Refused by every list.
-pub(crate) const REFUSED: Ipv4Addr = Ipv4Addr::new(127, 255, 255, 254);
+/// Denied by every list.
+pub(crate) const DENIED: Ipv4Addr = Ipv4Addr::new(127, 255, 255, 254);
 
 /// `count` disjoint networks, half of them spread over 127/8 and half over 10/8.
 pub(crate) fn networks(count: usize) -> Vec<Ipv4Net> {

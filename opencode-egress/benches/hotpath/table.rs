@@ -61,7 +61,7 @@ pub(crate) fn median(mut values: Vec<f64>) -> Option<f64> {
 pub(crate) fn of(table: &Table) -> String {
     let operations = [Operation::Connect, Operation::Sendto, Operation::Send];
     let mut text = String::from(
-        "| | rules | TCP connect | UDP sendto, 64 B | UDP send, connected, 64 B | refused TCP connect |\n\
+        "| | rules | TCP connect | UDP sendto, 64 B | UDP send, connected, 64 B | denied TCP connect |\n\
          |---|---|---|---|---|---|\n",
     );
     for subject in &table.subjects {
@@ -82,8 +82,8 @@ pub(crate) fn of(table: &Table) -> String {
             };
             let _ = write!(text, " {} |", cell.unwrap_or_else(|| "skipped".into()));
         }
-        let refused = table.nanoseconds(*subject, Operation::Refused).map(time).unwrap_or_default();
-        let _ = writeln!(text, " {refused} |");
+        let denied = table.nanoseconds(*subject, Operation::Denied).map(time).unwrap_or_default();
+        let _ = writeln!(text, " {denied} |");
     }
     text
 }

@@ -16,7 +16,7 @@ use rustix::net::{
     sockopt::{Timeout, set_socket_timeout},
 };
 
-use crate::networks::REFUSED;
+use crate::networks::DENIED;
 
 /// Where the measuring side listens.
 pub(crate) const SOCKET: &str = "/run/bench/socket";
@@ -32,23 +32,23 @@ pub(crate) enum Operation {
     Sendto,
     /// send() of a connected UDP socket.
     Send,
-    /// connect() of a TCP socket that is refused.
-    Refused,
-    /// As `Refused`, where no error comes: how long until one gives up after two seconds.
+    /// connect() of a TCP socket that is denied.
+    Denied,
+    /// As `Denied`, where no error comes: how long until one gives up after two seconds.
     GiveUp,
 }
 
 impl Operation {
-    pub(crate) const ALL: [Self; 5] = [Self::Connect, Self::Sendto, Self::Send, Self::Refused, Self::GiveUp];
+    pub(crate) const ALL: [Self; 5] = [Self::Connect, Self::Sendto, Self::Send, Self::Denied, Self::GiveUp];
     /// What is measured in every round.
-    pub(crate) const ROUND: [Self; 4] = [Self::Connect, Self::Sendto, Self::Send, Self::Refused];
+    pub(crate) const ROUND: [Self; 4] = [Self::Connect, Self::Sendto, Self::Send, Self::Denied];
 
     /// How many in a batch: a few milliseconds' worth, so that a disturbance spoils few of many batches.
     pub(crate) fn batch(self) -> u32 {
         match self {
             Self::Connect => 100,
             Self::Sendto | Self::Send => 500,
-            Self::Refused => 200,
+            Self::Denied => 200,
             Self::GiveUp => 1,
         }
     }
@@ -84,8 +84,8 @@ struct Sockets {
     destination: SocketAddrV4,
     unconnected: UdpSocket,
     connected: UdpSocket,
-    /// Never connected: it is what is refused.
-    refused: OwnedFd,
+    /// Never connected: it is what is denied.
+    denied: OwnedFd,
 }
 
 impl Sockets {
@@ -94,12 +94,12 @@ impl Sockets {
         let unconnected = UdpSocket::bind("0.0.0.0:0")?;
         let connected = UdpSocket::bind("0.0.0.0:0")?;
         connected.connect(destination)?;
-        Ok(Self { destination, unconnected, connected, refused: stream_socket()? })
+        Ok(Self { destination, unconnected, connected, denied: stream_socket()? })
     }
 
     fn run(&self, operation: Operation, count: u32) -> io::Result<()> {
         let payload = [0x55; 64];
-        let refused = SocketAddrV4::new(REFUSED, PORT);
+        let denied = SocketAddrV4::new(DENIED, PORT);
         for _ in 0..count {
             match operation {
                 Operation::Connect => connect(&stream_socket()?, self.destination)?,
@@ -109,15 +109,15 @@ impl Sockets {
                 Operation::Send => {
                     self.connected.send(&payload)?;
                 }
-                Operation::Refused => match connect(&self.refused, refused) {
+                Operation::Denied => match connect(&self.denied, denied) {
                     Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
-                    other => return Err(io::Error::other(format!("not refused: {other:?}"))),
+                    other => return Err(io::Error::other(format!("not denied: {other:?}"))),
                 },
                 Operation::GiveUp => {
                     let socket = stream_socket()?;
                     set_socket_timeout(&socket, Timeout::Send, Some(Duration::from_secs(2)))?;
-                    if connect(&socket, refused).is_ok() {
-                        return Err(io::Error::other("not refused"));
+                    if connect(&socket, denied).is_ok() {
+                        return Err(io::Error::other("not denied"));
                     }
                 }
             }

@@ -26,7 +26,7 @@ pub enum CgroupError {
     Io {
         /// What was tried.
         action: &'static str,
-        /// On what.
+        /// On which file.
         path: PathBuf,
         /// What the system said.
         #[source]
@@ -56,7 +56,7 @@ impl CgroupError {
     }
 }
 
-/// Services that have cgroups, and where.
+/// The services that have cgroups, with the paths of these below the mount.
 pub type Services = BTreeMap<UnitName, Vec<PathBuf>>;
 
 /// The cgroup2 hierarchy. On a hybrid host it is the one beside the v1 controllers.
@@ -226,7 +226,7 @@ impl Cgroup {
         events.lines().any(|line| line == "populated 1")
     }
 
-    /// Opens the file through which processes come in.
+    /// Opens `cgroup.procs`: the process whose id is written to it moves here.
     ///
     /// # Errors
     ///

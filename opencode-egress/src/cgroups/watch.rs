@@ -1,6 +1,7 @@
-//! What makes the daemon look at once: a unit's cgroup that comes or goes, a link that somebody removes.
+//! inotify on slices and pins: it wakes the daemon when a unit's cgroup comes or goes, or somebody removes a link.
 //!
-//! Only a bell. What happened is found by looking, so that nothing depends on every ring being heard.
+//! What has happened is never read from an event. The daemon looks at cgroups and pins themselves, from time to time also without
+//! being woken, so an event that is lost makes it late and no more.
 
 use std::{
     collections::BTreeSet,
@@ -58,7 +59,7 @@ impl Watch {
         }
     }
 
-    /// Takes all that has happened.
+    /// Takes the events that wait, so that the next one wakes again.
     pub(crate) fn drain(&self) {
         let mut buffer = [MaybeUninit::uninit(); 4096];
         let mut reader = Reader::new(&self.inotify, &mut buffer);

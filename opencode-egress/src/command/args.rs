@@ -29,7 +29,7 @@ pub struct Cli {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Run the daemon: confine every listed unit, log what is refused
+    /// Run the daemon: confine every listed unit, log what is denied
     Run(RunArgs),
     /// Confine the calling unit; its first ExecStartPre=+
     ///
@@ -39,28 +39,28 @@ pub enum Command {
     /// Run one command under a policy, without daemon and systemd
     ///
     /// The command runs in a fresh cgroup, without the capabilities that would lead round the policy. What is
-    /// refused to it is printed to stderr. The exit status is the command's; 125 when it could not be confined.
+    /// denied to it is printed to stderr. The exit status is the command's; 125 when it could not be confined.
     Exec(ExecArgs),
     /// Validate a policy file and print what it compiles to
     Check(CheckArgs),
-    /// Show what is confined, and what was refused
+    /// Show what is confined, and what was denied
     Status(ReadArgs),
-    /// Watch what is confined, how much passes and what is refused
+    /// Watch what is confined, how much passes and what is denied
     Top(TopArgs),
     /// Say what becomes of a flow, and why
     Explain(ExplainArgs),
-    /// Print denied flows
+    /// Print the last denials
     Events(EventsArgs),
     /// Print what the daemon counts, for Prometheus
     ///
     /// The output is in Prometheus' text format, as node_exporter's textfile collector reads it.
     Metrics(MetricsArgs),
-    /// Print the fewest rules that would have let pass what was refused
+    /// Print the fewest rules that would have let pass what was denied
     ///
-    /// From everything that was refused since the kernel began to count, also what the log's limits left out; with
+    /// From everything that was denied since the kernel began to count, also what the log's limits left out; with
     /// --since from the journal. What the policy file allows by now is left out, so an edit counts before it is
-    /// applied. No network of several hosts covers any part of a deny rule. Judge each one before it is pasted into the policy: an
-    /// instance may have been refused for good reason.
+    /// applied. No network of several hosts covers any part of a deny rule. Judge each one before it is pasted into
+    /// the policy: a denial may have had good reason.
     Suggest(SuggestArgs),
     /// Apply the policy file again
     Reload(ControlArgs),
@@ -86,7 +86,7 @@ pub struct ControlArgs {
     pub socket: PathBuf,
 }
 
-/// `run`.
+/// Arguments of `run`.
 #[derive(Debug, Args)]
 pub struct RunArgs {
     /// The policy file
@@ -103,7 +103,7 @@ pub struct RunArgs {
     pub control: ControlArgs,
 }
 
-/// `attach`.
+/// Arguments of `attach`.
 #[derive(Debug, Args)]
 pub struct AttachArgs {
     /// The instance that the calling unit belongs to
@@ -116,13 +116,13 @@ pub struct AttachArgs {
     pub control: ControlArgs,
 }
 
-/// `exec`.
+/// Arguments of `exec`.
 #[derive(Debug, Args)]
 pub struct ExecArgs {
     /// Let a network pass, as in 10.10.0.0/16; repeatable
     #[arg(long, value_name = "CIDR", conflicts_with = "policy")]
     pub allow: Vec<Cidr>,
-    /// Refuse a network, whatever is allowed; repeatable
+    /// Deny a network, whatever is allowed; repeatable
     #[arg(long, value_name = "CIDR", conflicts_with = "policy")]
     pub deny: Vec<Cidr>,
     /// Take the policy of an instance from this file
@@ -131,7 +131,7 @@ pub struct ExecArgs {
     /// The instance whose policy to take
     #[arg(long, value_name = "NAME", requires = "policy")]
     pub instance: Option<InstanceName>,
-    /// Report what would be refused, and let it pass
+    /// Report what would be denied, and let it pass
     #[arg(long)]
     pub audit: bool,
     /// The command and its arguments
@@ -139,7 +139,7 @@ pub struct ExecArgs {
     pub command: Vec<OsString>,
 }
 
-/// `check`.
+/// Arguments of `check`.
 #[derive(Debug, Args)]
 pub struct CheckArgs {
     /// The policy file
@@ -150,7 +150,7 @@ pub struct CheckArgs {
     pub json: bool,
 }
 
-/// A command that reads from the daemon.
+/// Arguments of a command that reads from the daemon.
 #[derive(Debug, Args)]
 pub struct ReadArgs {
     /// Print JSON
@@ -161,7 +161,7 @@ pub struct ReadArgs {
     pub control: ControlArgs,
 }
 
-/// `top`.
+/// Arguments of `top`.
 #[derive(Debug, Args)]
 pub struct TopArgs {
     /// Ask the daemon every S seconds
@@ -172,7 +172,7 @@ pub struct TopArgs {
     pub control: ControlArgs,
 }
 
-/// `explain`.
+/// Arguments of `explain`.
 #[derive(Debug, Args)]
 pub struct ExplainArgs {
     /// The instance
@@ -185,7 +185,7 @@ pub struct ExplainArgs {
     pub read: ReadArgs,
 }
 
-/// `events`.
+/// Arguments of `events`.
 #[derive(Debug, Args)]
 pub struct EventsArgs {
     /// Only this instance's
@@ -198,7 +198,7 @@ pub struct EventsArgs {
     pub read: ReadArgs,
 }
 
-/// `metrics`.
+/// Arguments of `metrics`.
 #[derive(Debug, Args)]
 pub struct MetricsArgs {
     /// Put them into this file instead, in one step, readable by all
@@ -209,12 +209,12 @@ pub struct MetricsArgs {
     pub control: ControlArgs,
 }
 
-/// `suggest`.
+/// Arguments of `suggest`.
 #[derive(Debug, Args)]
 pub struct SuggestArgs {
     /// The instance
     pub name: InstanceName,
-    /// Ask the journal for what was refused since then, as in -1h, yesterday or "2026-11-21 20:00"; needs no daemon
+    /// Ask the journal for what was denied since then, as in -1h, yesterday or "2026-11-21 20:00"; needs no daemon
     #[arg(long, value_name = "WHEN", allow_hyphen_values = true)]
     pub since: Option<String>,
     /// Print options of the NixOS module
@@ -234,7 +234,7 @@ pub struct SuggestArgs {
     pub read: ReadArgs,
 }
 
-/// `detach`.
+/// Arguments of `detach`.
 #[derive(Debug, Args)]
 pub struct DetachArgs {
     /// The instance

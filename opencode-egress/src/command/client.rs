@@ -23,7 +23,7 @@ use crate::{
 /// How long the daemon may take for an answer; a reload of large policies takes the longest.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A daemon that came at the last moment still gets this long.
+/// How long `attach` waits at least, so that a daemon that comes just before the time is up can still answer.
 const SHORTEST: Duration = Duration::from_millis(100);
 
 pub(super) fn ask(control: &ControlArgs, request: &Request) -> Result<Reply> {
@@ -34,7 +34,7 @@ pub(super) fn unexpected(reply: &Reply) -> anyhow::Error {
     anyhow::anyhow!("the daemon gave another answer than was asked for, it is of another version: {reply:?}")
 }
 
-/// `attach`.
+/// Has the daemon confine the calling unit. Waits for a daemon that is starting, or that fails at first and is tried again.
 pub(super) fn attach(args: &AttachArgs) -> Result<()> {
     let deadline = Instant::now() + Duration::from_secs(args.timeout);
     let left = || deadline.saturating_duration_since(Instant::now()).max(SHORTEST);
@@ -42,7 +42,7 @@ pub(super) fn attach(args: &AttachArgs) -> Result<()> {
     let reply = loop {
         let asked = Client::ask(&args.control.socket, &request, left());
         match asked.and_then(|mut client| client.reply(Some(left()))) {
-            // A daemon that could not start, and is tried again.
+            // systemd starts one that failed again.
             Err(ControlError::Broken { .. }) if left() > SHORTEST => sleep(SHORTEST),
             reply => break reply?,
         }
@@ -55,7 +55,7 @@ pub(super) fn attach(args: &AttachArgs) -> Result<()> {
     }
 }
 
-/// What `status` shows.
+/// The daemon's status.
 pub(super) fn ask_status(control: &ControlArgs) -> Result<Status> {
     match ask(control, &Request::Status)? {
         Reply::Status(status) => Ok(*status),
@@ -63,7 +63,7 @@ pub(super) fn ask_status(control: &ControlArgs) -> Result<Status> {
     }
 }
 
-/// `status`.
+/// Prints the status.
 pub(super) fn status(args: &ReadArgs) -> Result<()> {
     let status = ask_status(&args.control)?;
     if args.json {
@@ -72,7 +72,7 @@ pub(super) fn status(args: &ReadArgs) -> Result<()> {
     Ok(write!(anstream::stdout(), "{}", view::text(&status, now()))?)
 }
 
-/// `explain`.
+/// Prints the verdict on a flow, and why.
 pub(super) fn explain(args: &ExplainArgs) -> Result<()> {
     let request = Request::Explain { instance: args.name.to_string(), destination: args.destination };
     match ask(&args.read.control, &request)? {
@@ -84,7 +84,7 @@ pub(super) fn explain(args: &ExplainArgs) -> Result<()> {
     }
 }
 
-/// `events`.
+/// Prints denials.
 pub(super) fn events(args: &EventsArgs) -> Result<()> {
     let instance = args.name.as_ref().map(ToString::to_string);
     let request = Request::Events { instance, follow: args.follow };
@@ -100,7 +100,7 @@ pub(super) fn events(args: &EventsArgs) -> Result<()> {
     }
 }
 
-/// `reload`.
+/// Has the daemon apply the policy file, and prints what changed.
 pub(super) fn reload(args: &ControlArgs) -> Result<()> {
     match ask(args, &Request::Reload)? {
         Reply::Reloaded { changes } if changes.is_empty() => print_line("nothing changed"),
@@ -109,7 +109,7 @@ pub(super) fn reload(args: &ControlArgs) -> Result<()> {
     }
 }
 
-/// `detach`.
+/// Has the daemon take an instance's links away.
 pub(super) fn detach(args: &DetachArgs) -> Result<()> {
     match ask(&args.control, &Request::Detach { instance: args.name.to_string() })? {
         Reply::Detached { units } if units.is_empty() => {

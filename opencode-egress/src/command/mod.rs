@@ -21,7 +21,7 @@ use crate::command::args::Command;
 ///
 /// # Errors
 ///
-/// Its own.
+/// When the subcommand cannot do its work; each says why, and what to do.
 pub fn run(command: &Command) -> Result<ExitCode> {
     match command {
         Command::Exec(args) => return exec::exec(args),

@@ -1,4 +1,4 @@
-//! Printing what a reader may stop reading.
+//! Printing to a reader that may stop reading, such as `head`.
 
 use std::{fmt, io::Write as _};
 

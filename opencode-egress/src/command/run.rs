@@ -27,12 +27,12 @@ pub(super) fn run(args: &RunArgs) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let socket = &args.control.socket;
     let entered = runtime.enter();
-    // Before anything is applied: where another daemon answers, nothing is. Who asks meanwhile waits.
+    // First of all, so that nothing is applied where another daemon answers. Clients that connect meanwhile wait.
     let listener = listen(socket).with_context(|| format!("cannot listen at {}", socket.display()))?;
     let daemon = Daemon::start(&args.config, &args.pins, &socket.with_file_name("last-applied.json"));
     drop(entered);
     let daemon = daemon.inspect_err(|_| {
-        // It is stale then, and the next daemon takes its place in any case.
+        // Nobody listens there any more. Should it stay, the next daemon replaces it.
         let _ = std::fs::remove_file(socket);
     })?;
     let local = tokio::task::LocalSet::new();

@@ -1,4 +1,4 @@
-//! `suggest`: what to add to a policy so that it would have let pass what was refused.
+//! `suggest`: what to add to a policy so that it would have let pass what was denied.
 
 use std::{fmt::Write as _, io::Write as _};
 
@@ -52,7 +52,7 @@ fn from_journal(name: &InstanceName, since: &str) -> Result<Vec<DeniedDestinatio
     let History { destinations, left_out } = history::read(name, since)?;
     if left_out > 0 {
         eprintln!(
-            "opencode-egress: {left_out} refusals since then are not in the journal, for its limits; without --since, all that the kernel remembers counts"
+            "opencode-egress: {left_out} denials since then are not in the journal, for its limits; without --since, all that the kernel remembers counts"
         );
     }
     Ok(destinations)
@@ -64,7 +64,7 @@ fn from_daemon(args: &SuggestArgs) -> Result<Vec<DeniedDestination>> {
             // The kernel makes room some entries at a time, so a full table is never quite full.
             if of_all_instances > MAX_DESTINATIONS as usize * 3 / 4 {
                 eprintln!(
-                    "opencode-egress: the kernel remembers {of_all_instances} refused destinations and has room for {MAX_DESTINATIONS}, so older ones may be forgotten; --since asks the journal"
+                    "opencode-egress: the kernel remembers {of_all_instances} denied destinations and has room for {MAX_DESTINATIONS}, so older ones may be forgotten; --since asks the journal"
                 );
             }
             Ok(destinations)
@@ -82,15 +82,15 @@ fn notes(args: &SuggestArgs, denied: usize, suggestion: &Suggestion) -> Vec<Stri
         (0, _) if denied > 0 => {
             format!("{name}: nothing to add; {} has every rule that was missing", args.config.display())
         }
-        (0, None) => format!("{name}: nothing to add; the kernel remembers no refusal"),
-        (0, Some(since)) => format!("{name}: nothing to add; the journal has no refusal since {since}"),
-        (rules, _) => format!("{name}: rules: {rules}, for refusals: {attempts}; add those that should be"),
+        (0, None) => format!("{name}: nothing to add; the kernel remembers no denial"),
+        (0, Some(since)) => format!("{name}: nothing to add; the journal has no denial since {since}"),
+        (rules, _) => format!("{name}: rules: {rules}, for denials: {attempts}; add those that should be"),
     }];
     if !by_deny_rule.is_empty() {
         let shown: Vec<_> = by_deny_rule.iter().take(SHOWN).map(ToString::to_string).collect();
         let more = by_deny_rule.len().saturating_sub(SHOWN);
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-        notes.push(format!("left out, a deny rule refuses them: {}{more}", shown.join(", ")));
+        notes.push(format!("left out, a deny rule covers them: {}{more}", shown.join(", ")));
     }
     if !beyond_rules.is_empty() {
         let counts: Vec<_> = beyond_rules.iter().map(|(reason, n)| format!("{reason} ({n})")).collect();
@@ -164,7 +164,7 @@ fn nix(name: &InstanceName, rules: &[SuggestedRule]) -> String {
             }
         };
         // Writing to a string cannot fail.
-        let _ = writeln!(list, "  {entry} # refusals: {attempts}");
+        let _ = writeln!(list, "  {entry} # denials: {attempts}");
     }
     let option = |option: &str, list: String| match list.is_empty() {
         true => String::new(),
@@ -217,11 +217,11 @@ mod tests {
     fn nix_options_say_what_they_stand_for() {
         let text = nix(&"my-project".parse().expect("a name"), &rules());
         let expect = r#"services.opencode.instances.my-project.networkIsolation.outboundAllow = [
-  { cidr = "203.0.113.9/32"; protocol = "tcp"; ports = [ "443" "8000-8100" ]; } # refusals: 12
-  { cidr = "2001:db8::/64"; protocol = "icmp"; } # refusals: 12
+  { cidr = "203.0.113.9/32"; protocol = "tcp"; ports = [ "443" "8000-8100" ]; } # denials: 12
+  { cidr = "2001:db8::/64"; protocol = "icmp"; } # denials: 12
 ];
 services.opencode.instances.my-project.networkIsolation.outboundAllowCidrs = [
-  "192.0.2.0/24" # refusals: 12
+  "192.0.2.0/24" # denials: 12
 ];
 "#;
         assert_eq!(text, expect);

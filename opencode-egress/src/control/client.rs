@@ -1,4 +1,4 @@
-//! A conversation with the daemon.
+//! The client's end of the control socket.
 
 use std::{
     io::{self, BufRead as _, BufReader, Write as _},
@@ -12,7 +12,7 @@ use crate::control::request::{Reply, Request};
 /// Why the daemon could not be asked, or did not do it.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
-    /// Nobody answers.
+    /// No process listens at the socket.
     #[error(
         "no daemon answers at {path}; is opencode-egress.service running? (systemctl status opencode-egress)"
     )]
@@ -23,7 +23,7 @@ pub enum ControlError {
         #[source]
         source: io::Error,
     },
-    /// Somebody else answers.
+    /// The process that listens at the socket is not root's.
     #[error(
         "what answers at {path} runs as user {uid}, so it is not the daemon, which is root's; find out who made the socket"
     )]
@@ -33,7 +33,7 @@ pub enum ControlError {
         /// Whose process it is.
         uid: u32,
     },
-    /// The socket is root's.
+    /// The caller is not root, and may not connect.
     #[error("only root may ask the daemon at {path}; use sudo")]
     NotRoot {
         /// The socket.
@@ -42,7 +42,7 @@ pub enum ControlError {
         #[source]
         source: io::Error,
     },
-    /// The conversation broke off.
+    /// The connection ended, or what came is no reply.
     #[error("the daemon at {path} broke off")]
     Broken {
         /// The socket.
@@ -51,7 +51,7 @@ pub enum ControlError {
         #[source]
         source: io::Error,
     },
-    /// It is there, and too busy or stuck.
+    /// The daemon took the request and gave no reply in time.
     #[error(
         "the daemon at {path} gave no answer within {patience:?}; is it busy or stuck? (systemctl status opencode-egress)"
     )]
@@ -61,12 +61,12 @@ pub enum ControlError {
         /// How long it was waited for.
         patience: Duration,
     },
-    /// It said no.
+    /// The daemon did not do what it was asked, and said why.
     #[error("{0}")]
     Refused(String),
 }
 
-/// A conversation with the daemon.
+/// A connection to the daemon on which a request was sent.
 pub struct Client {
     path: PathBuf,
     stream: BufReader<UnixStream>,
@@ -111,7 +111,7 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// When the daemon refuses, goes away, or says nothing within `timeout`, which is more than none.
+    /// When the daemon refuses the request, goes away, or says nothing within `timeout`, which must not be zero.
     pub fn reply(&mut self, timeout: Option<Duration>) -> Result<Reply, ControlError> {
         let broken = |source: io::Error| match (source.kind(), timeout) {
             (io::ErrorKind::WouldBlock, Some(patience)) => {

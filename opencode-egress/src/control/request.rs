@@ -1,4 +1,4 @@
-//! What is asked and answered, and how it is written.
+//! The requests and replies that cross the control socket, and how they are written.
 
 use serde::{Deserialize, Serialize};
 
@@ -18,14 +18,14 @@ pub enum Request {
     },
     /// Everything that `status` shows.
     Status,
-    /// Judge a flow.
+    /// Say which verdict a flow gets, and why.
     Explain {
         /// The instance.
         instance: String,
         /// The flow.
         destination: Destination,
     },
-    /// Denied flows: the last ones, then, with `follow`, those to come.
+    /// The last denials, and with `follow` those to come.
     Events {
         /// Only this instance's.
         instance: Option<String>,
@@ -46,13 +46,13 @@ pub enum Request {
     },
 }
 
-/// Why bytes are no request.
+/// Why what a client sent is no request.
 #[derive(Debug, thiserror::Error)]
 pub enum RequestError {
     /// More than the daemon reads.
     #[error("the request is not over after {MAX_REQUEST} bytes, and a longer one is not read")]
     TooLong,
-    /// Something else.
+    /// It is no JSON, or none that this version knows as a request.
     #[error("this is no request")]
     Malformed(#[from] serde_json::Error),
 }
@@ -82,13 +82,13 @@ pub enum Reply {
         /// The generation of its policy.
         generation: u32,
     },
-    /// `status`.
+    /// The answer to [`Request::Status`].
     Status(Box<Status>),
-    /// `explain`.
+    /// The answer to [`Request::Explain`].
     Explained(Explanation),
-    /// One denied flow.
+    /// One denial; an answer to [`Request::Events`] has one for each.
     Event(LoggedDenial),
-    /// The end of what there is.
+    /// The end of an answer to [`Request::Events`] without `follow`.
     End,
     /// Every destination that was denied, as far as the kernel remembers.
     RememberedDenials(RememberedDenials),
@@ -99,19 +99,19 @@ pub enum Reply {
     },
     /// Links were taken away.
     Detached {
-        /// From these units.
+        /// The units that are not confined any more.
         units: Vec<String>,
     },
-    /// It was not done, and why.
+    /// The daemon did not do what was asked: why, and what to do.
     Error(String),
 }
 
 /// What the kernel remembers of an instance's denials.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RememberedDenials {
-    /// The destinations.
+    /// The instance's denied destinations, why and how often.
     pub destinations: Vec<DeniedDestination>,
-    /// How many it remembers for all instances together.
+    /// How many destinations it remembers, of all instances together.
     pub of_all_instances: usize,
 }
 

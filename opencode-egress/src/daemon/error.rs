@@ -14,52 +14,52 @@ use crate::{
 /// Why the daemon did not do something.
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
-    /// The policy file.
+    /// The policy file cannot be read, or has an error.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// A policy does not fit.
+    /// A policy takes more room than the maps have.
     #[error("instance `{name}` cannot be compiled")]
     Compile {
-        /// Whose.
+        /// The instance whose policy it is.
         name: InstanceName,
-        /// Why.
+        /// What there is too much of.
         #[source]
         source: CompileError,
     },
-    /// The kernel side.
+    /// The programs or maps could not be loaded.
     #[error(transparent)]
     Load(#[from] LoadError),
-    /// A map.
+    /// A map could not be read or written.
     #[error(transparent)]
     Maps(#[from] MapsError),
-    /// The instances' numbers.
+    /// The instances' numbers could not be read or written.
     #[error(transparent)]
     InstanceNumbers(#[from] InstanceNumbersError),
-    /// A pin.
+    /// A link or map could not be pinned, or its pin not be used.
     #[error(transparent)]
     Pin(#[from] PinError),
-    /// A cgroup.
+    /// A cgroup could not be found or read.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
-    /// A link.
+    /// A program could not be attached to a cgroup.
     #[error(transparent)]
     Attach(#[from] AttachError),
-    /// The kernel's socket diagnosis.
+    /// The kernel did not say which connections are open.
     #[error("cannot look at open connections")]
     Connections(#[source] std::io::Error),
-    /// inotify.
+    /// inotify could not be had, which says when cgroups and pins come and go.
     #[error(
         "cannot watch for units and links that come and go; see fs.inotify.max_user_watches and max_user_instances in sysctl"
     )]
     Watch(#[source] std::io::Error),
-    /// Somebody asks for an instance that is not there.
+    /// A client named an instance that no policy is for.
     #[error("no instance `{name}` in {}; it has: {known}", config.display())]
     UnknownInstance {
         /// The name asked for.
         name: String,
         /// The policy file.
         config: PathBuf,
-        /// Those that are there.
+        /// The instances that there are.
         known: String,
     },
     /// The policy file has the instance, and was not applied since.
@@ -70,15 +70,15 @@ pub enum DaemonError {
         /// The policy file.
         config: PathBuf,
     },
-    /// `attach` from outside a unit.
+    /// The process that called `attach` is in no system service.
     #[error("process {pid} is in {}, which is no system service's cgroup; `attach` is for a unit's ExecStartPre=+", cgroup.display())]
     NoUnit {
-        /// The caller.
+        /// The process that called.
         pid: u32,
         /// Its cgroup.
         cgroup: PathBuf,
     },
-    /// `attach` from a unit of something else.
+    /// The unit that called `attach` is not among those of the instance that it named.
     #[error(
         "{unit} asks for instance `{name}`, which does not list it; add it to `units` of `{name}` and reload"
     )]

@@ -1,4 +1,4 @@
-//! The daemon: what is confined, by which policy, and what was refused.
+//! The daemon: it confines units to their policies, keeps them confined, and logs what is denied to them.
 //!
 //! [`Daemon`] is plain and synchronous; [`serve`] runs it.
 

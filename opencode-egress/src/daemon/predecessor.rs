@@ -31,7 +31,7 @@ type Scopes = HashMap<MapData, u64, ConfinedCgroup>;
 pub(in crate::daemon) struct Predecessor {
     pins: Pins,
     names: BTreeMap<InstanceName, InstanceIndex>,
-    /// `None`: this version cannot read it.
+    /// Its ring of denials; `None` where this version cannot read it.
     events: Option<RingBuf<MapData>>,
     scopes: Option<Scopes>,
 }
@@ -77,7 +77,7 @@ impl Predecessor {
         Ok(Self { pins: pins.clone(), names, events: events.ok(), scopes: scopes.ok() })
     }
 
-    /// Takes the events that wait, each with this version's number for its instance.
+    /// Takes the denials that wait in its ring, and gives each this version's number for its instance.
     pub(in crate::daemon) fn drain(
         &mut self,
         numbers: &InstanceNumbers,
@@ -94,12 +94,12 @@ impl Predecessor {
         });
     }
 
-    /// What it pinned.
+    /// Where its links and maps are pinned.
     pub(in crate::daemon) fn pins(&self) -> &Pins {
         &self.pins
     }
 
-    /// Its name for the instance of a cgroup.
+    /// The name of the instance for which it confined this cgroup.
     pub(in crate::daemon) fn name_of(&self, cgroup: u64) -> Option<&InstanceName> {
         let scope = self.scopes.as_ref()?.get(&cgroup, 0).ok()?;
         self.names.iter().find_map(|(name, index)| (index.number() == scope.instance).then_some(name))
@@ -111,7 +111,7 @@ impl Predecessor {
     }
 }
 
-/// A map of another version cannot be read.
+/// Why a map of another version cannot be read.
 #[derive(Debug, thiserror::Error)]
 enum Unreadable {
     #[error("its map {0} is of another layout")]
@@ -128,7 +128,7 @@ fn open(name: &'static str, directory: &Path) -> Result<Map, Unreadable> {
     Ok(Map::from_map_data(MapData::from_pin(path)?)?)
 }
 
-/// What it counted.
+/// The counters and generations in its maps.
 struct Ledger {
     current: Array<MapData, u64>,
     allowed: PerCpuArray<MapData, Counter>,

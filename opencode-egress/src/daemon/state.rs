@@ -21,11 +21,12 @@ use crate::{
     report::denial::LoggedDenial,
 };
 
-/// For how long it is news that denials were lost.
+/// For how long after a denial was lost `status` says that this needs attention.
 pub(super) const NEWS: Duration = Duration::from_secs(60 * 60);
-/// Denied flows kept for `events`, by instance.
+/// How many denials of each instance are kept for clients that ask for `events`.
 pub(super) const RECENT_EVENTS: usize = 256;
 
+/// What the daemon knows of one instance.
 pub(super) struct InstanceState {
     pub(super) index: InstanceIndex,
     /// `None`: the policy file does not have it any more, and units of it still run. Everything is denied to them.
@@ -38,14 +39,14 @@ pub(super) struct InstanceState {
     /// Its links were taken away on purpose, and stay away until a unit starts or a reload.
     pub(super) detached: bool,
     pub(super) recent: VecDeque<LoggedDenial>,
-    /// `limited` and `lost` of which the log knows.
+    /// The counters `limited` and `lost` as the journal was last told of them.
     pub(super) left_out: (u64, u64),
-    /// When `lost` last grew, as far as this daemon knows; it may have while there was none.
+    /// When this daemon last saw `lost` grow. What was lost while no daemon ran may have been lost just before its start.
     pub(super) lost_at: Option<Instant>,
 }
 
 impl InstanceState {
-    /// One without a policy, of which this much was denied until now.
+    /// An instance without a policy; `denied` is what the kernel has counted for it so far.
     pub(super) fn new(index: InstanceIndex, denied: &Denied) -> Self {
         Self {
             index,
@@ -70,7 +71,7 @@ impl InstanceState {
         self.listed().chain(&self.unlisted)
     }
 
-    /// Whether what is denied to it is refused.
+    /// Whether what its policy denies is stopped, or only reported.
     pub(super) fn mode(&self) -> Mode {
         self.policy.as_ref().map_or(Mode::Enforce, |policy| policy.mode)
     }
@@ -129,7 +130,7 @@ pub(super) struct Denials {
 }
 
 impl Daemon {
-    /// How often it is told how many denials had no line.
+    /// How often the journal is told how many denials had no line of their own.
     pub fn interval(&self) -> Duration {
         self.policies.set.log.interval
     }

@@ -1,4 +1,4 @@
-//! What the running kernel has, and which lack of it is refused.
+//! Whether the running kernel has what the programs and maps take. One that does not is refused, naming what it lacks.
 
 use std::io;
 
@@ -13,7 +13,7 @@ use aya::{
 /// and the checks on them of 5.10.
 const OLDEST: KernelVersion = KernelVersion::new(5, 10, 0);
 
-/// What a kernel of any age can be built without, once it has bpf(2); all other types come with that.
+/// Types of programs that a kernel with bpf(2) may have been built without. The others come with bpf(2).
 const PROGRAMS: [(ProgramType, &str); 4] = [
     (ProgramType::CgroupSkb, "cgroup_skb programs"),
     (ProgramType::CgroupSock, "cgroup_sock programs"),
@@ -36,13 +36,13 @@ pub enum KernelError {
     /// A part of eBPF is not there.
     #[error("this kernel has no {0}; opencode-egress needs one with CONFIG_CGROUP_BPF")]
     Lacks(&'static str),
-    /// It has eBPF for others.
+    /// The kernel has eBPF, and this process may not use it.
     #[error(
         "this process may not use bpf(2) for {0}; run it as root (CAP_BPF and CAP_NET_ADMIN), outside of user \
          namespaces and of seccomp filters that forbid it"
     )]
     NotPermitted(&'static str),
-    /// The kernel answers what it should not.
+    /// The kernel answered with an error that says nothing about the feature.
     #[error("cannot find out whether this kernel has {feature}")]
     Unknown {
         /// What was asked for.
@@ -59,7 +59,7 @@ pub enum KernelError {
 ///
 /// When it has not, naming the first thing that is not there.
 pub(crate) fn check() -> Result<(), KernelError> {
-    // A version that nobody can read is for the rest to find out.
+    // Where the version cannot be read, the questions below decide.
     if let Ok(version) = KernelVersion::current() {
         new_enough(version, &rustix::system::uname().release().to_string_lossy())?;
     }

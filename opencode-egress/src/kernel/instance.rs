@@ -2,15 +2,15 @@
 
 use opencode_egress_common::abi::MAX_INSTANCES;
 
-/// An instance's number in the maps, not 0.
+/// The number under which the maps have an instance. It is at least 1: in them, 0 stands for no instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct InstanceIndex(u32);
 
 impl InstanceIndex {
-    /// The first instance.
+    /// The number for a process that confines one instance alone, as `exec` does.
     pub const FIRST: Self = Self(1);
 
-    /// The index with this number, if it is one.
+    /// The index with this number; `None` for 0 and for numbers beyond the maps.
     pub fn new(number: u32) -> Option<Self> {
         (1..MAX_INSTANCES).contains(&number).then_some(Self(number))
     }

@@ -27,21 +27,21 @@ use crate::kernel::{
     shapes::{MapShape, PINNED_MAPS},
 };
 
-/// Why the kernel side could not be had.
+/// Why the programs and maps could not be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// The kernel lacks something.
     #[error(transparent)]
     Kernel(#[from] KernelError),
-    /// The object or its maps.
+    /// The object cannot be read, or the kernel did not create its maps.
     #[error("cannot create the eBPF maps")]
     Object(#[source] Box<EbpfError>),
-    /// A program.
+    /// The kernel did not accept a program.
     #[error("the kernel refuses the program for {}", hook.name())]
     Program {
         /// The hook whose program it is.
         hook: Hook,
-        /// What it said.
+        /// What the kernel said.
         #[source]
         source: Box<ProgramError>,
     },
@@ -51,7 +51,7 @@ pub enum LoadError {
     /// A map is not in the object, or is another one.
     #[error(transparent)]
     Maps(#[from] MapsError),
-    /// A pin that is not ours.
+    /// Something else is pinned under a map's name.
     #[error(
         "{path} is pinned already and is not the map that this version of opencode-egress makes; find out who made it, then remove it"
     )]
@@ -59,7 +59,7 @@ pub enum LoadError {
         /// The pin.
         path: PathBuf,
     },
-    /// No pins here.
+    /// The directory for pins cannot be used.
     #[error(transparent)]
     Pins(#[from] PinError),
 }
@@ -76,7 +76,7 @@ impl DebugLog {
     }
 }
 
-/// The kernel side, loaded.
+/// The loaded programs and the open maps.
 pub struct Loaded {
     /// Debug messages.
     pub debug_log: DebugLog,
@@ -88,9 +88,9 @@ pub struct Loaded {
     pub events: RingBuf<MapData>,
 }
 
-/// How the kernel side is loaded.
+/// How long what is loaded lives.
 pub enum Lifetime<'a> {
-    /// It goes with the process; room for one instance.
+    /// It ends with the process, and has room for one instance.
     Process,
     /// Maps are pinned in this directory of a bpffs, and reused where they are there already.
     Pinned(&'a Path),

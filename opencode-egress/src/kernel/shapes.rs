@@ -1,4 +1,4 @@
-//! What a pinned map must be to be one of this version's.
+//! The type and sizes of each pinned map, by which maps that another version pinned are told from this version's.
 
 use std::path::Path;
 
@@ -23,7 +23,7 @@ pub(super) const PINNED_MAPS: [(&str, MapShape); 9] = [
     ("SCOPES", MapShape::of::<u64, ConfinedCgroup>(MapType::CgroupStorage, 0)),
 ];
 
-/// What the kernel says of a map.
+/// The type and sizes of a map, as the kernel says them.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct MapShape {
     map_type: MapType,

@@ -30,6 +30,7 @@ pub(crate) unsafe fn owned(result: i64) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// A descriptor as `union bpf_attr` has it.
 #[expect(clippy::cast_sign_loss, reason = "open descriptors are not negative")]
 pub(crate) fn number(fd: BorrowedFd<'_>) -> u32 {
     fd.as_raw_fd() as u32

@@ -1,4 +1,5 @@
-//! Tries of rules: made full, and set into the map of them, many in one system call.
+//! The tries that hold instances' rules: making one with its entries, and putting tries into the map of tries, many in one
+//! system call.
 //!
 //! aya writes one entry a call. A policy can have 100,000 of them, and every call that changes a map of maps
 //! waits until all programs that are running have ended, so a thousand policies would wait a thousand times.
@@ -23,7 +24,7 @@ const BPF_MAP_UPDATE_BATCH: i32 = 26;
 /// 5.19.
 const ENOTSUPP: i32 = 524;
 
-/// A trie that this process made.
+/// A trie that this process made. It outlives this descriptor where the map of tries has it.
 pub(crate) struct NewTrie(OwnedFd);
 
 impl NewTrie {
@@ -35,7 +36,7 @@ impl NewTrie {
         Ok(trie)
     }
 
-    /// Another descriptor of it.
+    /// Another descriptor of the same trie.
     pub(crate) fn try_clone(&self) -> io::Result<OwnedFd> {
         self.0.try_clone()
     }
@@ -57,7 +58,7 @@ impl NewTrie {
             value_type: u32,
         }
         const BPF_MAP_TYPE_LPM_TRIE: u32 = 11;
-        /// Tries must have it.
+        /// The kernel makes no trie without this flag.
         const BPF_F_NO_PREALLOC: u32 = 1;
         let types = load_types()?;
         #[expect(clippy::cast_possible_truncation, reason = "a few bytes")]
@@ -205,7 +206,7 @@ pub(crate) fn id(tries: BorrowedFd<'_>, slot: u32) -> io::Result<u32> {
     Ok(id)
 }
 
-/// What the calls for one element take.
+/// The part of `union bpf_attr` with which one element is looked up or written.
 #[repr(C)]
 struct Element {
     map: u32,

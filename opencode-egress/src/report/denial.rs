@@ -1,4 +1,4 @@
-//! Denied flows, and the line that is logged of each.
+//! Denials as they are logged: one line each.
 
 use std::{fmt, net::IpAddr};
 
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{policy::destination::protocol_name, report::human::local_time};
 
-/// One logged denial: a flow that was refused, or in audit mode would have been.
+/// What the log says of a denial: what was tried, by which process, and why the policy denies it. In audit mode it passed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DenialLine {
     /// The protocol's name, or its number.
@@ -16,26 +16,26 @@ pub struct DenialLine {
     pub dst: IpAddr,
     /// The port; 0 for protocols without ports.
     pub dport: u16,
-    /// Where it was judged.
+    /// The hook that judged it.
     pub hook: String,
-    /// Why.
+    /// The drop reason.
     pub reason: String,
-    /// The process; 0 where the hook cannot know it.
+    /// The id of the process that tried; 0 where the hook cannot know it.
     pub pid: u32,
-    /// The process' name; empty where the hook cannot know it.
+    /// That process' name; empty where the hook cannot know it.
     pub comm: String,
-    /// The user.
+    /// The id of the user that it ran as.
     pub uid: u32,
     /// Earlier denials of this destination that were folded into this line.
     pub suppressed: u64,
     /// The generation of the policy that judged.
     pub generation: u32,
-    /// Whether the mode let it pass.
+    /// Whether it passed, because the instance is in audit mode.
     pub audit: bool,
 }
 
 impl DenialLine {
-    /// The denial to log of a record, when `suppressed` earlier ones were folded into it.
+    /// The line of a denial into which `suppressed` earlier ones of the same destination were folded.
     pub fn of(record: &Denial, suppressed: u64) -> Self {
         let comm = record.event.comm.split(|byte| *byte == 0).next().unwrap_or_default();
         Self {
@@ -66,14 +66,14 @@ impl fmt::Display for DenialLine {
     }
 }
 
-/// A denied flow with its instance and time.
+/// The line of a denial with its instance and time, as `events` has it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LoggedDenial {
     /// Seconds since 1970.
     pub time: u64,
     /// The instance.
     pub instance: String,
-    /// The flow.
+    /// What the log says of it.
     #[serde(flatten)]
     pub line: DenialLine,
 }

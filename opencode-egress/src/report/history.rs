@@ -18,7 +18,7 @@ use crate::policy::{
 /// What the journal has of an instance's denials.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct History {
-    /// The destinations.
+    /// Every destination that was denied, why and how often.
     pub destinations: Vec<DeniedDestination>,
     /// Denials that the log's limits, or a full ring buffer, kept out of the journal.
     pub left_out: u64,
@@ -27,10 +27,10 @@ pub struct History {
 /// Why the journal could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum HistoryError {
-    /// There is no journalctl, or it broke off.
+    /// journalctl cannot be run, or what it prints not be read.
     #[error("cannot run journalctl; leave out --since to ask the daemon")]
     Run(#[source] io::Error),
-    /// It said no.
+    /// journalctl failed, and said this.
     #[error("journalctl: {0}")]
     Journalctl(String),
 }
@@ -90,7 +90,7 @@ struct Collected {
 }
 
 impl Collected {
-    /// Adds an entry. What is none of a denial is passed over.
+    /// Adds an entry of the journal, a line of JSON. One that is not of a denial is passed over.
     fn add(&mut self, line: &str) {
         let Ok(entry) = serde_json::from_str::<Entry>(line) else { return };
         let number = |text: Option<String>| text.and_then(|text| text.parse().ok()).unwrap_or(0_u64);

@@ -12,8 +12,8 @@ pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 const INSTANCE: &str = "opencode_instance";
 
 /// The drop reasons that every instance has, at 0 if need be: `rate()` does not see the first increase of what
-/// was not there before. These are what an everyday denial has. All of them would be 18 series, twice, for each of
-/// up to 2047 instances.
+/// was not there before. These are the reasons of everyday denials. All reasons, each with two series for every one of up to
+/// 2047 instances, would be too many.
 const EVERYDAY: [DropReason; 4] = [
     DropReason::NotAllowed,
     DropReason::DenyRule,
@@ -25,7 +25,7 @@ const EVERYDAY: [DropReason; 4] = [
 ///
 /// # Errors
 ///
-/// None that a status can cause: only two metrics of one name, or a name that is none.
+/// When two metrics have the same name, or one has a name that Prometheus does not take: never because of the status.
 pub fn exposition(status: &Status) -> Result<String> {
     let families = Families::register(Registry::new())?;
     let Status { version, reload_error, applied, instances, .. } = status;
@@ -90,8 +90,8 @@ impl Families {
             late: gauge("opencode_egress_unit_late", "Whether the unit was running before it was confined.", &unit)?,
             allowed_packets: counter("opencode_egress_allowed_packets_total", "IP packets that passed.", &instance)?,
             allowed_bytes: counter("opencode_egress_allowed_bytes_total", "IP bytes that passed.", &instance)?,
-            denials: counter("opencode_egress_denials_total", "Packets and operations that were refused, or in audit mode would have been.", &reason)?,
-            denied_bytes: counter("opencode_egress_denied_bytes_total", "IP bytes of the refused packets; operations have none.", &reason)?,
+            denials: counter("opencode_egress_denials_total", "Packets and calls that the policy denied; in audit mode they passed.", &reason)?,
+            denied_bytes: counter("opencode_egress_denied_bytes_total", "IP bytes of the denied packets; calls have none.", &reason)?,
             suppressed: counter("opencode_egress_suppressed_events_total", "Denials folded into an earlier line of the same destination.", &instance)?,
             rate_limited: counter("opencode_egress_rate_limited_events_total", "Denials that the rate limit left out of the log.", &instance)?,
             lost: counter("opencode_egress_lost_events_total", "Denials that found no room in the ring buffer and are not in the log.", &instance)?,

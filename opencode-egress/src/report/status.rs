@@ -1,4 +1,4 @@
-//! What `status` and `top` show; [`view`] has how.
+//! What `status` and `top` show, as data. [`crate::report::view`] puts it into words.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::report::denial::LoggedDenial;
 
-/// The daemon and everything that it confines.
+/// What the daemon says of itself and of every instance.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Status {
     /// The daemon's version.
@@ -25,18 +25,18 @@ pub struct Status {
     pub instances: BTreeMap<String, InstanceStatus>,
 }
 
-/// One instance.
+/// What the daemon says of one instance.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct InstanceStatus {
     /// `enforce` or `audit`.
     pub mode: String,
     /// The number of the current policy.
     pub generation: u32,
-    /// Rules of the policy: allow, deny, listen.
+    /// How many rules its policy has: allow, deny, listen.
     pub rules: [usize; 3],
-    /// Map entries that they became.
+    /// How many map entries they compiled to.
     pub entries: usize,
-    /// The units.
+    /// The units that its policy lists, and others that it still confines.
     pub units: Vec<UnitStatus>,
     /// The policy file does not have it any more; everything is denied to the units of it that still run.
     pub removed: bool,
@@ -50,10 +50,10 @@ pub struct InstanceStatus {
     pub last_denial: Option<LoggedDenial>,
 }
 
-/// One unit.
+/// What the daemon says of one unit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UnitStatus {
-    /// Its name.
+    /// The unit's name.
     pub unit: String,
     /// Whether it has processes.
     pub running: bool,
@@ -61,7 +61,7 @@ pub struct UnitStatus {
     pub unlisted: bool,
     /// How many hooks are attached to its cgroup.
     pub links: usize,
-    /// It was running before it was confined.
+    /// It was running before it was confined, so what it did until then was not judged.
     pub late: bool,
 }
 
@@ -72,15 +72,15 @@ pub struct CountersStatus {
     pub allowed_packets: u64,
     /// Their bytes.
     pub allowed_bytes: u64,
-    /// Refused packets and operations.
+    /// Packets and calls that the policy denied. In audit mode they passed.
     pub denied_packets: u64,
-    /// Bytes of the refused packets.
+    /// Bytes of the denied packets.
     pub denied_bytes: u64,
-    /// Refused packets and operations, by drop reason.
+    /// Denied packets and calls, by drop reason.
     pub denied_by_reason: BTreeMap<String, u64>,
-    /// Bytes of the refused packets, by drop reason.
+    /// Bytes of the denied packets, by drop reason.
     pub denied_bytes_by_reason: BTreeMap<String, u64>,
-    /// Events that found no room.
+    /// Denials that found no room in the ring buffer, and are not in the log.
     pub lost: u64,
     /// Denials folded into the line of an earlier one.
     pub folded: u64,

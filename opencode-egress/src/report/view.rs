@@ -35,7 +35,7 @@ impl Severity {
 /// Something that needs attention.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Notice {
-    /// How much.
+    /// How much it matters.
     pub severity: Severity,
     /// What it is about, and what to do.
     pub text: String,
@@ -59,7 +59,7 @@ impl Status {
 pub const COLUMNS: [&str; 5] = ["INSTANCE", "MODE", "UNITS", "LINKS", "GEN"];
 
 impl InstanceStatus {
-    /// What it is and how it is confined.
+    /// The cells of its row under [`COLUMNS`].
     pub fn cells(&self, name: &str) -> [String; 5] {
         let running: Vec<_> = self.units.iter().filter(|unit| unit.running).collect();
         let confined = running.iter().filter(|unit| unit.links == Hook::ALL.len()).count();

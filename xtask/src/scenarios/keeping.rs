@@ -29,7 +29,7 @@ pub(super) const KEEPING: &[Scenario] = &[
 
 const PINS: &str = "/sys/fs/bpf/opencode-egress";
 
-/// Generation, refused packets and allowed packets of an instance.
+/// Generation, denied packets and allowed packets of an instance.
 fn counted(machine: &Machine, name: &str) -> Result<[u64; 3]> {
     let instance = &status(machine)?["instances"][name];
     let facts = [
@@ -210,7 +210,7 @@ fn cgroup_elsewhere(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     machine.succeed(&["systemctl", "restart", "opencode-b"])?;
     machine.witnessed()?;
     let before = counted(machine, "b")?[1];
-    wait("it to be refused", || counted(machine, "b").ok().filter(|now| now[1] >= before + 5))?;
+    wait("it to be denied", || counted(machine, "b").ok().filter(|now| now[1] >= before + 5))?;
     let seen = machine.witnessed()?;
     let leaked: Vec<_> = seen.iter().filter(|line| line.contains("> 192.0.2.10.9:")).collect();
     ensure!(leaked.is_empty(), "the one left behind got out when the unit restarted: {leaked:#?}");

@@ -17,8 +17,8 @@ pub(super) const LIFECYCLE: &[Scenario] = &[
         run: watchdog,
     },
     Scenario {
-        title: "what is refused while no daemon runs is logged by the next, and counting goes on",
-        run: refused_meanwhile,
+        title: "what is denied while no daemon runs is logged by the next, and counting goes on",
+        run: denied_meanwhile,
     },
     Scenario {
         title: "a unit without `attach` is confined when it starts, and reported",
@@ -161,7 +161,7 @@ fn watchdog(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     machine.succeed(&["systemctl", "restart", "opencode-egress"]).map(drop)
 }
 
-fn refused_meanwhile(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
+fn denied_meanwhile(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     let facts = |status: &serde_json::Value| {
         let a = &status["instances"]["a"];
         Some((a["generation"].as_u64()?, a["counters"]["denied_packets"].as_u64()?))

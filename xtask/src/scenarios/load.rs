@@ -14,11 +14,11 @@ use crate::{
 /// What is done often.
 pub(super) const LOAD: &[Scenario] = &[
     Scenario {
-        title: "a million refused connections: counted exactly, logged within limits, the daemon idle",
+        title: "a million denied connections: counted exactly, logged within limits, the daemon idle",
         run: flood,
     },
     Scenario {
-        title: "restarts with reloads in between leak nothing and refuse nothing wrongly",
+        title: "restarts with reloads in between leak nothing and deny nothing wrongly",
         run: restarts,
     },
     Scenario { title: "starts and stops leave nothing behind", run: starts },

@@ -18,10 +18,10 @@ pub(crate) const MAIN_JOB: &[Scenario] = &[
     },
     Scenario { title: "What is allowed flows, from the agent's own shell", run: allowed_flows },
     Scenario {
-        title: "What is not is refused at once, and never reaches the second host",
-        run: denied_is_refused,
+        title: "What is not is denied at once, and never reaches the second host",
+        run: denied_gets_an_error,
     },
-    Scenario { title: "The journal says what was refused, for each instance", run: journal_tells },
+    Scenario { title: "The journal says what was denied, for each instance", run: journal_tells },
     Scenario { title: "status, explain and suggest", run: status_explain_suggest },
     Scenario { title: "A reload changes one instance's list, and nothing else", run: reload },
     Scenario { title: "The daemon is killed: nothing opens, nothing breaks", run: killed_daemon },
@@ -64,7 +64,7 @@ fn allowed_flows(machine: &mut Machine, tell: Tell<'_>) -> Result<()> {
     Ok(())
 }
 
-fn denied_is_refused(machine: &mut Machine, tell: Tell<'_>) -> Result<()> {
+fn denied_gets_an_error(machine: &mut Machine, tell: Tell<'_>) -> Result<()> {
     machine.witnessed()?;
     let denied = [
         (A, "192.0.2.20/from-a"),

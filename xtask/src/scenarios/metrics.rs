@@ -35,7 +35,7 @@ fn metrics(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     }
     let denials = "opencode_egress_denials_total{opencode_instance=\"a\",reason=\"not-allowed\"} ";
     let count = printed.lines().find_map(|line| line.strip_prefix(denials));
-    ensure!(count.is_some_and(|count| count != "0"), "no refusal of a was counted:\n{printed}");
+    ensure!(count.is_some_and(|count| count != "0"), "no denial of a was counted:\n{printed}");
     check(&printed)?;
 
     let file = "/run/opencode_egress.prom";

@@ -16,7 +16,7 @@ pub(super) const POLICY_FILE: &[Scenario] = &[
         title: "an instance that the file has no more is denied everything, shown, and held until it stops",
         run: removed_instance,
     },
-    Scenario { title: "audit reports in every line what would be refused, and lets it pass", run: audit },
+    Scenario { title: "audit reports in every line what would be denied, and lets it pass", run: audit },
     Scenario { title: "changed limits of the log are a change", run: log_limits },
 ];
 
@@ -111,7 +111,7 @@ fn removed_instance(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Lines of what `a` is refused, or would be.
+/// Lines of what is denied to `a`, or would be.
 fn audit_lines(machine: &Machine) -> Result<String> {
     let place = ["EGRESS_DST=192.0.2.30", "EGRESS_DPORT=80"];
     let journal = ["journalctl", "-t", "opencode-a-blocked", "--no-pager", "-o", "cat"];

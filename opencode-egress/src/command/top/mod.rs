@@ -102,7 +102,7 @@ fn status(socket: &Path) -> Result<Status> {
     }
 }
 
-/// Denied flows as they come, until the daemon goes away.
+/// Denials as they come, until the daemon goes away.
 fn follow(socket: PathBuf) -> Receiver<LoggedDenial> {
     let (sender, receiver) = channel();
     thread::spawn(move || pass_on(&socket, &sender));

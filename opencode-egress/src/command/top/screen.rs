@@ -23,7 +23,7 @@ use crate::report::{
 /// Denials kept; more than a screen has lines.
 const KEPT: usize = 256;
 
-/// What is known of the daemon, by what it said last.
+/// What the daemon said last, and what is drawn of it.
 #[derive(Debug, Default)]
 pub(super) struct Top {
     status: Option<(Instant, Status)>,
@@ -35,7 +35,7 @@ pub(super) struct Top {
     trouble: Option<String>,
 }
 
-/// What changed in a second.
+/// By how much the counters grow in a second.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Rates {
     allowed_packets: u64,
@@ -62,7 +62,7 @@ impl Rates {
 }
 
 impl Top {
-    /// Takes a status that was got at `at`.
+    /// Takes the status that the daemon gave at the time `at`.
     pub(super) fn update(&mut self, at: Instant, status: Status) {
         self.trouble = None;
         self.rates.clear();
@@ -78,13 +78,13 @@ impl Top {
         self.status = Some((at, status));
     }
 
-    /// The daemon did not answer, and why. What it said last stays on the screen.
+    /// Takes note that the daemon did not answer, and why. What it said last stays on the screen.
     pub(super) fn lose(&mut self, trouble: String) {
         self.trouble = Some(trouble);
         self.rates.clear();
     }
 
-    /// Takes a denied flow.
+    /// Takes a denial.
     pub(super) fn add_denial(&mut self, event: LoggedDenial) {
         if self.denials.len() == KEPT {
             self.denials.pop_front();
@@ -92,7 +92,7 @@ impl Top {
         self.denials.push_back(event);
     }
 
-    /// Forgets the denied flows: a daemon that is asked anew tells of the last ones again.
+    /// Forgets the denials: a daemon that is asked anew sends the last ones again.
     pub(super) fn forget_denials(&mut self) {
         self.denials.clear();
     }
