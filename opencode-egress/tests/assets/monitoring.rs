@@ -118,3 +118,15 @@ fn every_panel_can_be_pointed_at_a_data_source_and_an_instance() {
 fn the_documentation_lists_every_metric_and_no_other() {
     assert_eq!(named(&read("docs/monitoring.md")), exported());
 }
+
+#[test]
+fn every_drop_reason_is_explained_to_operators() {
+    let operating = read("docs/operating.md");
+    let rows: Vec<_> =
+        operating.lines().filter_map(|line| line.strip_prefix("| `")?.split_once(" | ")).collect();
+    for reason in DropReason::ALL {
+        let name = format!("`{}`", reason.name());
+        let explained = rows.iter().any(|(names, _)| format!("`{names}").split(", ").any(|one| one == name));
+        assert!(explained, "docs/operating.md has no row for {name}");
+    }
+}
