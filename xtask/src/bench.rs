@@ -12,7 +12,7 @@ use crate::{
 /// How much to measure.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// How often every variant is set up afresh
+    /// How often every subject is set up afresh
     #[arg(long, default_value_t = 10)]
     setups: usize,
     /// Batches of each operation after each set-up
@@ -26,7 +26,7 @@ pub(crate) struct Args {
 const BEGIN: &str = "<!-- `cargo xtask bench` writes from here on -->\n";
 const END: &str = "<!-- to here -->\n";
 
-/// Measures.
+/// Measures, and writes the tables into docs/performance.md.
 pub(crate) fn run(args: &Args) -> Result<()> {
     build_ebpf::run(&build_ebpf::Args::default())?;
     let why = "comparing with nftables and systemd";

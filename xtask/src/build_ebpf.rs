@@ -19,7 +19,7 @@ const TARGET: &str = "bpfel-unknown-none";
 /// The instruction set: 32-bit arithmetic and jumps, which every supported kernel has (5.1).
 const CPU: &str = "v3";
 
-/// What to build.
+/// How to build the object.
 #[derive(clap::Args, Default)]
 pub(crate) struct Args {
     /// Use only what is here: vendored sources, a linker in PATH, a compiler with sources

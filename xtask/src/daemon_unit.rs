@@ -16,7 +16,7 @@ struct Difference {
     setting: &'static str,
     /// The value in `dist`, as [`settings`] has it; `None` where it has no such setting.
     dist: Option<&'static str>,
-    /// The rendered one.
+    /// The value that the module renders.
     module: Option<&'static str>,
     /// Why they differ.
     because: &'static str,

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{daemon, machine::Machine, scenarios::MAIN_JOB};
 
-/// Builds, boots a machine, and shows the main job.
+/// Builds the daemon, boots a machine with it, and tells the main job step by step.
 pub(crate) fn run() -> Result<()> {
     if let Some(why) = Machine::impossible() {
         bail!("no demo: {why}");

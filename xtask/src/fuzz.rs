@@ -18,7 +18,7 @@ use crate::{
     process::{ensure, root, run as run_command},
 };
 
-/// What to fuzz.
+/// What to fuzz, and for how long.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// For how long, each target

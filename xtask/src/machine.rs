@@ -27,7 +27,7 @@ use crate::{
 };
 pub(crate) use wait::wait;
 
-/// A booted machine; it goes with this value, and its parts in this order.
+/// A booted machine. It goes with this value, its parts in the order of these fields.
 pub(crate) struct Machine {
     name: String,
     init: u32,

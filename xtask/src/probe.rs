@@ -29,7 +29,7 @@ pub(crate) enum Args {
     Flood { denied: IpAddr, count: u64 },
 }
 
-/// Tries it. It fails at the first thing that goes the other way.
+/// Tries it, and fails at the first attempt that passes though it is denied, or is denied though it is allowed.
 pub(crate) fn run(args: &Args) -> Result<()> {
     match args {
         Args::Both { allowed, denied, total } => both(*allowed, *denied, total),

@@ -45,7 +45,7 @@ fn shown(command: &Command) -> String {
     words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
 }
 
-/// Sees to it that programs are there, each given with the Debian package that has it.
+/// Installs what is missing of these programs. Each is given with the Debian package that has it.
 pub(crate) fn ensure(why: &str, programs: &[(&str, &str)]) -> Result<()> {
     let missing = programs.iter().filter(|(program, _)| {
         output(Command::new("sh").args(["-c", "command -v \"$1\"", "sh", program])).is_none()

@@ -15,7 +15,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::process::{ensure as ensure_program, root};
 
-/// Where the files are: a directory a host.
+/// Where the rendered files are: a directory for each host.
 pub(crate) fn directory() -> PathBuf {
     root().join("vm-tests/rendered")
 }
@@ -94,7 +94,7 @@ fn inputs() -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// Everything that is.
+/// Everything that is rendered.
 fn outputs() -> Result<Vec<PathBuf>> {
     let mut files = vec![options()];
     collect(&directory(), &mut files)?;

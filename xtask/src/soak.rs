@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 
 use crate::{daemon, endurance::Probes, machine::Machine};
 
-/// How much of what.
+/// What to do, and how often or for how long.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Mix restarts, reloads, kills of the daemon, floods and legitimate traffic for so long

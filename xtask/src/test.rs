@@ -22,7 +22,7 @@ use crate::{
     },
 };
 
-/// What to run.
+/// Which tiers to run.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Only this tier; all by default

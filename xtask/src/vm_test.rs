@@ -25,7 +25,7 @@ pub(crate) struct Args {
     names: Vec<String>,
 }
 
-/// Runs it.
+/// Runs the scenarios here, or the hook tests on other kernels.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let kernels = if args.all_kernels { Kernel::value_variants() } else { &args.kernels };
     if kernels.is_empty() { scripts::run(&args.names) } else { kernels::run(kernels, &args.names) }

@@ -20,9 +20,9 @@ use crate::Args;
 const BOOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../vm-tests/machine/boot.sh");
 /// Where the shared directory is under the booted systemd.
 const SHARED: &str = "/run/bench";
-/// This program in it.
+/// Where this program is in that directory.
 pub(crate) const PROGRAM: &str = "/run/bench/hotpath";
-/// The report in it.
+/// Where the report is in that directory.
 pub(crate) const RESULT: &str = "/run/bench/result";
 
 /// Boots, shows the progress, and prints the report.

@@ -14,7 +14,7 @@ use opencode_egress::{
 };
 use opencode_egress_common::reason::Hook;
 
-/// Attaches them until the cgroup is removed.
+/// Attaches such a program at every hook, until the cgroup is removed.
 pub(crate) fn confine(cgroup: &Cgroup) -> io::Result<()> {
     for hook in ATTACH_ORDER {
         attach_for_good(load(hook)?.as_fd(), cgroup.as_fd(), hook)?;

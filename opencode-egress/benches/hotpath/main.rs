@@ -3,7 +3,7 @@
 //! The whole measurement runs under a systemd of its own, in fresh namespaces (`boot`), because systemd's
 //! own programs are one of the things compared. Every subject is a service in the same slice with a network
 //! namespace of its own (`measure`); its process (`worker`) makes its sockets after the policy is in force
-//! and runs a short batch of one operation whenever it is told to. Batches of all variants take turns, so that
+//! and runs a short batch of one operation whenever it is told to. Batches of all subjects take turns, so that
 //! whatever disturbs the machine disturbs them alike, and the table has medians.
 
 mod boot;
@@ -29,7 +29,7 @@ pub(crate) struct Args {
     /// Batches of each operation after each set-up
     #[arg(long, default_value_t = 100)]
     rounds: usize,
-    /// Only the variants whose names begin with one of these
+    /// Only the subjects whose names begin with one of these
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// Leave out the times of installing, reloading and attaching
@@ -38,7 +38,7 @@ pub(crate) struct Args {
     /// Write the report here instead of to the standard output
     #[arg(long)]
     report: Option<PathBuf>,
-    /// What cargo adds
+    /// `cargo bench` passes it
     #[arg(long, hide = true)]
     bench: bool,
     #[command(subcommand)]

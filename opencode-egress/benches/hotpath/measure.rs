@@ -36,15 +36,15 @@ use crate::{
     worker::{Operation, PORT, SOCKET},
 };
 
-/// Measures every subject's operations.
+/// Sets up every subject again and again, and measures its operations in turn with those of the others.
 pub(crate) fn subjects(args: &Args) -> Result<Table> {
-    let variants = Subject::chosen(args);
+    let subjects = Subject::chosen(args);
     let listener = UnixListener::bind(SOCKET)?;
-    let mut table = Table::new(&variants);
+    let mut table = Table::new(&subjects);
     for setup in 1..=args.setups {
         eprintln!("set-up {setup} of {}", args.setups);
         let mut running = vec![];
-        for subject in &variants {
+        for subject in &subjects {
             match Running::start(*subject, &listener) {
                 Ok(one) => running.push(one),
                 Err(error) => {
@@ -80,12 +80,12 @@ pub(crate) fn subjects(args: &Args) -> Result<Table> {
     Ok(table)
 }
 
-/// A set-up subject.
+/// A subject that is set up: its unit runs, confined by what is to be measured.
 struct Running {
     subject: Subject,
     worker: BufReader<UnixStream>,
     receiver: Receiver,
-    /// Holds the maps' descriptors.
+    /// Keeps our maps and programs loaded.
     _loaded: Option<Loaded>,
 }
 

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use crate::{subject::Subject, worker::Operation};
 
-/// Nanoseconds by set-up, subject and operation.
+/// What was measured: nanoseconds for each set-up, subject and operation.
 pub(crate) struct Table {
     subjects: Vec<Subject>,
     setups: Vec<Vec<(Subject, Operation, f64)>>,
@@ -34,7 +34,7 @@ impl Table {
         self.over_setups(|setup| in_setup(setup, subject, operation))
     }
 
-    /// Relative to no policy.
+    /// The time relative to that without any policy, each in the same set-up.
     fn ratio(&self, subject: Subject, operation: Operation) -> Option<f64> {
         self.over_setups(|setup| {
             Some(in_setup(setup, subject, operation)? / in_setup(setup, Subject::None, operation)?)

@@ -34,7 +34,7 @@ pub(crate) enum Operation {
     Send,
     /// connect() of a TCP socket that is denied.
     Denied,
-    /// As `Denied`, where no error comes: how long until one gives up after two seconds.
+    /// connect() of a TCP socket whose packets are dropped without an error, until it gives up after two seconds.
     GiveUp,
 }
 

@@ -25,7 +25,8 @@ use crate::{
     report::human::error_chain,
 };
 
-type Scopes = HashMap<MapData, u64, ConfinedCgroup>;
+/// The storage of confined cgroups, by their ids.
+type ConfinedCgroups = HashMap<MapData, u64, ConfinedCgroup>;
 
 /// The pins of a daemon of another version.
 pub(in crate::daemon) struct Predecessor {
@@ -33,7 +34,7 @@ pub(in crate::daemon) struct Predecessor {
     names: BTreeMap<InstanceName, InstanceIndex>,
     /// Its ring of denials; `None` where this version cannot read it.
     events: Option<RingBuf<MapData>>,
-    scopes: Option<Scopes>,
+    cgroups: Option<ConfinedCgroups>,
 }
 
 impl Predecessor {
@@ -72,9 +73,10 @@ impl Predecessor {
         if let Err(why) = &events {
             warn!("denied flows that wait in {} are not logged: {why}", directory.display());
         }
-        let scopes = open("SCOPES", directory).and_then(|map| Ok(Scopes::try_from(maps::as_hash_map(map))?));
+        let cgroups =
+            open("SCOPES", directory).and_then(|map| Ok(ConfinedCgroups::try_from(maps::as_hash_map(map))?));
         info!("{} is of another version, and is taken over", directory.display());
-        Ok(Self { pins: pins.clone(), names, events: events.ok(), scopes: scopes.ok() })
+        Ok(Self { pins: pins.clone(), names, events: events.ok(), cgroups: cgroups.ok() })
     }
 
     /// Takes the denials that wait in its ring, and gives each this version's number for its instance.
@@ -101,8 +103,8 @@ impl Predecessor {
 
     /// The name of the instance for which it confined this cgroup.
     pub(in crate::daemon) fn name_of(&self, cgroup: u64) -> Option<&InstanceName> {
-        let scope = self.scopes.as_ref()?.get(&cgroup, 0).ok()?;
-        self.names.iter().find_map(|(name, index)| (index.number() == scope.instance).then_some(name))
+        let confined = self.cgroups.as_ref()?.get(&cgroup, 0).ok()?;
+        self.names.iter().find_map(|(name, index)| (index.number() == confined.instance).then_some(name))
     }
 
     /// Whether its pins are still there.

@@ -36,7 +36,7 @@ fn children_are_confined_whenever_they_were_made() {
     check(&mut world, "a child made after");
 }
 
-/// The scope, with its instance and its remembered verdicts, is the confined cgroup's.
+/// A child cgroup has no storage of its own: instance and remembered verdicts are those of the confined cgroup above it.
 #[test]
 fn children_have_no_scope_of_their_own() {
     let mut world = World::new(&base_policy());
@@ -46,7 +46,7 @@ fn children_have_no_scope_of_their_own() {
     let child = Hierarchy::find().and_then(|hierarchy| hierarchy.open(&path)).expect("the child");
     check(&mut world, "a child");
     assert_eq!(world.loaded.maps.instance_of(confined), Some(InstanceIndex::FIRST));
-    assert_eq!(world.loaded.maps.instance_of(child.id()), None, "a child's scope is its parent's");
+    assert_eq!(world.loaded.maps.instance_of(child.id()), None, "a child has no storage of its own");
 }
 
 /// A socket stays its cgroup's, also when its process goes elsewhere, and is confined although it is older

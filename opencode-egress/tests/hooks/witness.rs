@@ -20,7 +20,7 @@ use crate::{
     probe::unhurried,
 };
 
-/// Where markers go. Nothing else does.
+/// The address to which markers are sent, and nothing else.
 const MARKER: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 254));
 const FIRST_MARKER: u16 = 10_000;
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -40,7 +40,7 @@ impl Drop for PacketLog {
     }
 }
 
-/// A directory for mounts.
+/// An empty directory to mount things on. It is removed with this value.
 pub(super) struct Directory(pub(super) PathBuf);
 
 impl Drop for Directory {
@@ -49,7 +49,7 @@ impl Drop for Directory {
     }
 }
 
-/// A cgroup, with those that are made in it.
+/// A cgroup. It is removed with this value, and those below it too.
 pub(super) struct Cgroup(pub(super) PathBuf);
 
 impl Cgroup {
@@ -72,7 +72,7 @@ fn remove_cgroup(directory: &std::path::Path) -> std::io::Result<()> {
     fs::remove_dir(directory)
 }
 
-/// A process, which is killed.
+/// A process. It is killed with this value.
 pub(super) struct Process(pub(super) Child);
 
 impl Drop for Process {
@@ -83,7 +83,7 @@ impl Drop for Process {
     }
 }
 
-/// The second host's network namespace, with all that runs in it.
+/// The second host's network namespace. It goes with this value, and every process in it.
 pub(super) struct Netns(pub(super) String);
 
 impl Drop for Netns {
@@ -100,7 +100,7 @@ impl Drop for Netns {
     }
 }
 
-/// What runs there.
+/// The processes in a network namespace.
 pub(super) fn pids(name: &str) -> Vec<String> {
     let listed = output(Command::new("ip").args(["netns", "pids", name])).unwrap_or_default();
     listed.split_whitespace().map(str::to_owned).collect()

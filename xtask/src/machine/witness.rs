@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail};
 use super::{cable::in_netns, parts::Process, wait::PATIENCE};
 use crate::process::checked;
 
-/// The second host's interface, watched.
+/// tcpdump on the second host's interface.
 pub(super) struct Witness {
     tcpdump: Process,
     lines: mpsc::Receiver<String>,
@@ -46,7 +46,7 @@ impl Witness {
         Ok(Self { tcpdump, lines: received(printed), said: received(said), markers: 40000 })
     }
 
-    /// A port to which nothing else goes.
+    /// The port for the next marker. Nothing else is sent to it.
     pub(super) fn next_marker(&mut self) -> u32 {
         self.markers += 1;
         self.markers
@@ -71,7 +71,7 @@ impl Witness {
         }
     }
 
-    /// A witness that lost packets says nothing about what did not arrive.
+    /// Fails when tcpdump lost packets: then it does not show what did not arrive.
     fn missed_nothing(&self) -> Result<()> {
         let mut kill = Command::new("kill");
         kill.args(["-USR1", &self.tcpdump.0.id().to_string()]);

@@ -10,7 +10,7 @@ use crate::{
     machine::{Machine, wait},
 };
 
-/// What it keeps.
+/// Scenarios of what stays confined, and counted, when daemons, pins and cgroups come and go.
 pub(super) const KEEPING: &[Scenario] = &[
     Scenario {
         title: "a daemon of another ABI version takes over: new links before old, counters, generations and events go on",

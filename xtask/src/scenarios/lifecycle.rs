@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use super::{A, B, POLICY, Scenario, TALK, Tell, daemon_log, get, health_request, healthy, pinned, status};
 use crate::machine::{Machine, wait};
 
-/// What comes and goes.
+/// Scenarios of units, daemons and clients that come and go.
 pub(super) const LIFECYCLE: &[Scenario] = &[
     Scenario { title: "the daemon has the least that it needs", run: hardened },
     Scenario { title: "there is room for `attach`, however many follow events", run: followers },

@@ -11,7 +11,7 @@ use crate::{
     machine::{Machine, wait},
 };
 
-/// What is done often.
+/// Scenarios in which one thing is done very often.
 pub(super) const LOAD: &[Scenario] = &[
     Scenario {
         title: "a million denied connections: counted exactly, logged within limits, the daemon idle",

@@ -5,7 +5,7 @@ use anyhow::{Result, ensure};
 use super::{A, B, POLICY, Scenario, Tell, get, health_request, healthy};
 use crate::machine::{Machine, wait};
 
-/// The main job.
+/// Two servers, each under its own list: what the demo shows, step by step.
 pub(crate) const MAIN_JOB: &[Scenario] = &[
     Scenario { title: "The policy: two instances, each with its own list", run: policy_is_checked },
     Scenario {

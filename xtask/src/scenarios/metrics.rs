@@ -11,7 +11,7 @@ use anyhow::{Result, ensure};
 use super::{A, Scenario, Tell, get};
 use crate::{assets::promtool, machine::Machine};
 
-/// What it says.
+/// Scenarios of what the metrics and the journal say.
 pub(super) const METRICS: &[Scenario] = &[
     Scenario {
         title: "metrics are right, printed, in a file and over HTTP, and no agent reads them",
@@ -75,7 +75,7 @@ fn names(text: &str) -> Vec<&str> {
     text.lines().filter(|line| line.starts_with("# TYPE ")).collect()
 }
 
-/// Has promtool read it.
+/// Has promtool read an exposition.
 fn check(text: &str) -> Result<()> {
     let path = crate::process::root().join("target/machine/metrics.txt");
     let mut file = File::options().read(true).write(true).create(true).truncate(true).open(path)?;

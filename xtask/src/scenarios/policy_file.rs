@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::{A, B, POLICY, Scenario, Tell, get, pinned, status};
 use crate::machine::{Machine, wait};
 
-/// What a file does.
+/// Scenarios of the policy file: what a good, a bad and a changed one does.
 pub(super) const POLICY_FILE: &[Scenario] = &[
     Scenario {
         title: "a daemon that finds a file with an error goes on with what was applied last",

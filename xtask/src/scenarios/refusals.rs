@@ -5,7 +5,7 @@ use anyhow::{Result, ensure};
 use super::{A, POLICY, Scenario, TALK, Tell, get};
 use crate::machine::Machine;
 
-/// What it refuses.
+/// Scenarios of what the daemon refuses to do.
 pub(super) const REFUSALS: &[Scenario] = &[
     Scenario { title: "a file with an error is not applied, and the running policy stays", run: bad_file },
     Scenario { title: "without a daemon no instance starts, and the journal says why", run: no_daemon },

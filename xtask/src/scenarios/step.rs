@@ -6,20 +6,20 @@ use crate::machine::Machine;
 
 /// One step.
 pub(crate) struct Scenario {
-    /// What it shows.
+    /// What it shows, in a sentence for the reader of the demo and of the tests.
     pub(crate) title: &'static str,
-    /// Shows it.
+    /// Does what shows it. An error says what was seen instead.
     pub(crate) run: fn(&mut Machine, Tell<'_>) -> Result<()>,
 }
 
-/// Where what the reader of the demo sees goes.
+/// Takes the lines that the reader of the demo is to see.
 pub(crate) type Tell<'a> = &'a dyn Fn(&str);
 
 pub(crate) const A: &str = "192.0.2.1:8787";
 pub(crate) const B: &str = "127.0.0.1:8788";
 pub(crate) const POLICY: &str = "/etc/opencode-egress/policy.json";
 
-/// Talks to the control socket as no client of ours does.
+/// The beginning of Python scripts that talk to the control socket as no client of ours does.
 pub(crate) const TALK: &str = "import socket
 def connect():
     s = socket.socket(socket.AF_UNIX)

@@ -10,9 +10,10 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::process::{apt_get, fresh, output, run as run_command};
 
-/// Whose signatures are good.
+/// The keys whose signatures of Debian's package lists are good.
 pub(super) const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
+/// A kernel that the tests run on.
 #[derive(Clone, Copy, clap::ValueEnum)]
 pub(crate) enum Kernel {
     #[value(name = "5.10")]
@@ -34,7 +35,7 @@ impl Kernel {
         }
     }
 
-    /// The Debian release that has it.
+    /// The Debian release that has this kernel.
     fn suite(self) -> &'static str {
         match self {
             Self::V5_10 => "bullseye",
@@ -144,7 +145,7 @@ pub(super) fn parts(tree: &Path) -> Result<(PathBuf, PathBuf)> {
     Ok((kernel.with_context(|| format!("no kernel in {}", tree.display()))?, modules))
 }
 
-/// What in a directory has a name that begins so.
+/// The entry of a directory whose name begins so.
 fn only(directory: &Path, beginning: &str) -> Option<PathBuf> {
     let mut entries = fs::read_dir(directory).ok()?.flatten();
     entries.find(|entry| entry.file_name().to_string_lossy().starts_with(beginning)).map(|entry| entry.path())

@@ -76,7 +76,7 @@ pub(super) fn run(kernels: &[Kernel], names: &[String]) -> Result<()> {
 /// What is run on the machine.
 struct Binaries {
     tests: PathBuf,
-    /// The tests start it where it was built.
+    /// The daemon. On the machine it is where it was built, for the tests start it there.
     daemon: PathBuf,
 }
 
@@ -189,7 +189,7 @@ impl Drop for Machine {
     }
 }
 
-/// What a machine's console said.
+/// What the tests said on a machine's console.
 #[derive(Default)]
 struct Report {
     kernel: String,

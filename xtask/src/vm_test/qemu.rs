@@ -7,10 +7,10 @@ use anyhow::{Context as _, Result};
 use super::debian::{KEYRING, mirror};
 use crate::process::{apt_get, apt_install, output, root};
 
-/// 7.2, which Debian 12 has, ends Linux 6.12 in faults at random while it boots, and takes several times as long.
+/// The oldest version of QEMU that will do: 7.2, which Debian 12 has, ends Linux 6.12 in faults at random while it boots, and takes several times as long.
 const OLDEST: u32 = 10;
 
-/// Sees to it that a version is there that these kernels run on: the release's own, or from its backports.
+/// Installs a QEMU that these kernels run on, if there is none: the release's own, or from its backports.
 pub(super) fn ensure() -> Result<()> {
     apt_install("the virtual machine", &["qemu-system-x86"])?;
     if version()? >= OLDEST {
@@ -38,7 +38,7 @@ fn apt(sources: &Path) -> Command {
     command
 }
 
-/// The major version.
+/// The major version of the QEMU that is installed.
 fn version() -> Result<u32> {
     let said = output(Command::new("qemu-system-x86_64").arg("--version"));
     let said = said.context("qemu-system-x86_64 cannot be run")?;

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::process::root;
 
-/// One script.
+/// One script, as its first lines describe it.
 pub(crate) struct Script {
     pub(crate) path: PathBuf,
     /// The host that it runs on, or [`Script::NO_HOST`].
@@ -17,22 +17,23 @@ pub(crate) struct Script {
     pub(crate) shows: String,
 }
 
-/// What became of one.
+/// What became of a scenario.
 pub(crate) enum Outcome {
-    /// But for these parts, of which it says that they cannot be shown here, and why.
+    /// It passed, but for these parts, which it says cannot be shown here, and why.
     Passed(Vec<String>),
     /// It says that it cannot run here, and why.
     Skipped(String),
+    /// It ended with an error, or took too long.
     Failed,
 }
 
 impl Script {
-    /// How long one may take; ten servers take longer.
+    /// How long it may take. With ten servers it may take longer.
     pub(super) fn limit(&self) -> Duration {
         Duration::from_secs(if self.host == "ten" { 600 } else { 300 })
     }
 
-    /// The host of those that take no machine.
+    /// What a scenario that takes no machine has for its host.
     pub(crate) const NO_HOST: &str = "none";
 
     fn read(path: PathBuf) -> Result<Self> {
@@ -88,7 +89,7 @@ pub(crate) fn not_shown(said: &str) -> Vec<String> {
     said.lines().filter_map(|line| line.strip_prefix("SKIPPED: ")).map(str::to_owned).collect()
 }
 
-/// How many became what.
+/// How many passed, were skipped and failed, in one line.
 pub(crate) fn totals<'a>(outcomes: impl Iterator<Item = &'a Outcome>) -> String {
     let (mut whole, mut in_part, mut skipped, mut failed) = (0, 0, 0, 0);
     for outcome in outcomes {

@@ -26,13 +26,13 @@ const TABLE: &str = "
 |---|---|---|---|
 ";
 
-/// What became of a scenario that failed.
+/// How the table says that a scenario failed.
 const FAILED: &str = "**failed**";
 
-/// What the hash of the sources that were run is behind.
+/// What the line with the hash of the sources begins with.
 const MARK: &str = "<!-- inputs.sha256: ";
 
-/// Writes the table of a whole run, which took so long, of what has this hash.
+/// Writes the table of a run of all scenarios, with how long it took and the hash of the sources that were run.
 pub(crate) fn write(results: &[(&Script, Outcome)], took: Duration, hash: &str) -> Result<()> {
     Ok(fs::write(path(), text(results, took, hash)?)?)
 }
