@@ -49,7 +49,7 @@ pub enum Command {
     Top(TopArgs),
     /// Say what becomes of a flow, and why
     Explain(ExplainArgs),
-    /// Print the last denials
+    /// Print the last denials, and with --follow those to come
     Events(EventsArgs),
     /// Print what the daemon counts, for Prometheus
     ///
