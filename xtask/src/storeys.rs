@@ -218,18 +218,17 @@ fn upwards(imports: &[Import]) -> Result<Vec<String>> {
 
 /// The imports that lead from a file back to itself. A re-export is a door of its folder, and nothing that the file needs.
 fn circles(imports: &[Import]) -> Vec<String> {
-    let mut left: Vec<_> = imports.iter().filter(|import| !import.reexport).collect();
-    loop {
-        let count = left.len();
-        let of = |end: fn(&Import) -> &Module| {
-            left.iter().map(|import| end(import).clone()).collect::<BTreeSet<_>>()
-        };
-        let (importing, imported) = (of(|import| &import.from), of(|import| &import.to));
-        left.retain(|import| importing.contains(&import.to) && imported.contains(&import.from));
-        if left.len() == count {
-            return left.iter().map(ToString::to_string).collect();
+    let imports: Vec<_> = imports.iter().filter(|import| !import.reexport).collect();
+    let leads_back = |import: &&&Import| {
+        let (mut reached, mut next) = (BTreeSet::new(), vec![&import.to]);
+        while let Some(file) = next.pop() {
+            if reached.insert(file) {
+                next.extend(imports.iter().filter(|import| import.from == *file).map(|import| &import.to));
+            }
         }
-    }
+        reached.contains(&import.from)
+    };
+    imports.iter().filter(leads_back).map(ToString::to_string).collect()
 }
 
 #[test]
@@ -308,12 +307,14 @@ fn a_reexport_is_no_circle_and_still_an_import_from_above() -> Result<()> {
 }
 
 #[test]
-fn a_circle_is_found_and_what_only_leads_to_it_is_not() -> Result<()> {
+fn circles_are_found_and_what_only_leads_to_one_is_not() -> Result<()> {
     let (upwards, circles) = wrong_in(&[
         ("kernel/a.rs", "use super::b::B;"),
         ("kernel/b.rs", "use crate::kernel::c::C;"),
         ("kernel/c.rs", "\nuse crate::kernel::a::A;\nuse crate::kernel::d::D;"),
-        ("kernel/d.rs", ""),
+        ("kernel/d.rs", "use crate::report::e::E;"),
+        ("report/e.rs", "use crate::report::f::F;"),
+        ("report/f.rs", "use crate::report::e::E;"),
         ("daemon/start.rs", "use crate::kernel::a::A;"),
     ])?;
     assert_eq!(upwards, Vec::<String>::new());
@@ -322,7 +323,9 @@ fn a_circle_is_found_and_what_only_leads_to_it_is_not() -> Result<()> {
         [
             "kernel/a.rs:1 imports kernel::b",
             "kernel/b.rs:1 imports kernel::c",
-            "kernel/c.rs:2 imports kernel::a"
+            "kernel/c.rs:2 imports kernel::a",
+            "report/e.rs:1 imports report::f",
+            "report/f.rs:1 imports report::e",
         ]
     );
     assert!(
