@@ -11,7 +11,7 @@ use crate::{
 pub enum Verdict {
     /// It passes.
     Allow,
-    /// It is refused, and why.
+    /// It is denied, and why.
     Deny(DropReason),
 }
 

@@ -1,4 +1,4 @@
-//! A ring-buffer record, read.
+//! Reading a record of the ring buffer: a denial.
 
 use crate::{
     abi::{DestinationKey, Event},
@@ -9,23 +9,23 @@ use crate::{
 /// Why a record is no event.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum DecodeError {
-    /// Another size.
+    /// The record has another size.
     #[error("a record of {found} bytes where an event has {}; the programs are of another version", size_of::<Event>())]
     Size {
-        /// Its size.
+        /// Its size in bytes.
         found: usize,
     },
-    /// A number with no meaning.
+    /// A field has a number that this version gives no meaning.
     #[error("a record with {field} {number}, which means nothing to this version")]
     Number {
-        /// Which field.
+        /// The field.
         field: &'static str,
         /// What it holds.
         number: u8,
     },
 }
 
-/// A decoded record.
+/// A denial, as the kernel reported it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Denial {
     /// The layout as the kernel wrote it, with the numbers below known to be good.

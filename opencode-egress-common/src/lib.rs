@@ -1,7 +1,7 @@
 //! What the kernel side and the user side of opencode-egress share.
 //!
-//! - [`flow`]: what is judged, and [`reason`]: why it was refused;
-//! - [`packet`]: from the bytes of an IP packet to a flow, refusing what cannot be read safely;
+//! - [`flow`]: what is judged, and [`reason`]: why it was denied;
+//! - [`packet`]: from the bytes of an IP packet to a flow, denying what cannot be read safely;
 //! - [`decide`]: the one decision function, a pure function over [`decide::Rules`];
 //! - [`cache`]: the tags that remember an `Allow`;
 //! - [`abi`]: the layouts that cross the kernel boundary in maps and in the ring buffer.

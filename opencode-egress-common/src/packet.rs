@@ -1,7 +1,7 @@
-//! From the bytes of an IP packet to what is judged, refusing what cannot be read safely.
+//! From the bytes of an IP packet to what is judged, denying what cannot be read safely.
 //!
 //! A header that would send the packet elsewhere than its destination field says, or that hides the
-//! ports, is refused here, before any rule is asked: source routes, routing headers, fragments,
+//! ports, is denied here, before any rule is asked: source routes, routing headers, fragments,
 //! extension headers that cannot be looked behind.
 
 use crate::{
@@ -98,7 +98,7 @@ pub fn ipv4(bytes: &impl Bytes) -> Result<Packet, DropReason> {
     }
 }
 
-/// The IPv4 options that leave a packet's way alone. Everything else is refused, both source routes
+/// The IPv4 options that leave a packet's way alone. Everything else is denied, both source routes
 /// (131, 137) among it. <https://www.iana.org/assignments/ip-parameters>
 const HARMLESS_OPTIONS: [u8; 6] = [7, 68, 130, 134, 136, 148];
 
@@ -339,7 +339,7 @@ mod tests {
     }
 
     proptest! {
-        /// Truncation is refused, whatever is cut.
+        /// Truncation is denied, whatever is cut.
         #[test]
         fn a_cut_packet_is_refused(keep in 0..36_usize) {
             let mut packet = v4(6, &[], &TCP_SYN);

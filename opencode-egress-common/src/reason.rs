@@ -29,7 +29,7 @@ macro_rules! numbered {
 }
 
 numbered! {
-    /// Why a flow was refused.
+    /// Why a flow was denied.
     DropReason {
         /// The cgroup is confined but has no policy (yet, or any more).
         NoPolicy = 1, "no-policy";

@@ -37,7 +37,7 @@ impl Instance {
         }
     }
 
-    /// Whether the cache has it that the current policy allows a flow.
+    /// Whether the cache remembers that the current policy allows a flow.
     #[inline(always)]
     pub(crate) fn remembers(&self, flow: &Flow) -> bool {
         // A retired policy's generation stays, and so do the tags that carry it.

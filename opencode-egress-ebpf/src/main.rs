@@ -9,7 +9,7 @@
 //! | `packet` | `cgroup_skb/egress`, `cgroup_skb/ingress`: every IP packet of the cgroup's sockets |
 //! | `socket` | `cgroup/sock_create`, `cgroup/setsockopt`: sockets and options that nothing later could judge |
 //!
-//! Every path that ends in an error, a missing map entry or an unreadable header ends in a refusal.
+//! Every path that ends in an error, a missing map entry or an unreadable header ends in a denial.
 
 #![no_std]
 #![no_main]

@@ -37,7 +37,7 @@ static TRIES: ArrayOfMaps<LpmTrie<TrieData, Entry, 1>, { MAX_POLICIES as usize }
 #[btf_map]
 pub(crate) static ALLOWED: PerCpuArray<Counter, { MAX_INSTANCES as usize }> = PerCpuArray::new();
 
-/// What was refused, by instance.
+/// What was denied, by instance.
 #[btf_map]
 pub(crate) static DENIED: Array<Denied, { MAX_INSTANCES as usize }> = Array::new();
 
@@ -50,7 +50,7 @@ pub(crate) static SEEN: LruHashMap<DestinationKey, DestinationDenials, { MAX_DES
 #[btf_map]
 pub(crate) static LIMITS: Array<Limits, 1> = Array::new();
 
-/// Denied flows for user space.
+/// Denials for user space.
 #[btf_map]
 pub(crate) static EVENTS: RingBuf<Event, { RING_BYTES as usize }> = RingBuf::new();
 
@@ -96,7 +96,7 @@ static SCOPES: ScopeMap = ScopeMap {
     map_flags: core::ptr::null(),
 };
 
-/// The scope of the cgroup that the running program is attached to; a child cgroup's sockets get
+/// The storage of the cgroup that the running program is attached to; a child cgroup's sockets get
 /// their confined ancestor's.
 #[inline(always)]
 pub(crate) fn scope() -> *mut ConfinedCgroup {

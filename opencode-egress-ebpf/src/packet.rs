@@ -101,7 +101,7 @@ pub(crate) fn ingress(ctx: SkBuffContext) -> i32 {
 struct In;
 
 impl Shortcut for In {
-    /// Of a connection that was judged when it was opened, from here or from there; or from a peer that the
+    /// A packet passes that is of a connection that was judged when it was opened, from here or from there; or from a peer that the
     /// instance may send to.
     #[inline(always)]
     fn passes(_: &Skb, packet: &Packet) -> bool {
@@ -189,7 +189,7 @@ impl Skb {
     /// Whether the packet is of a connection that one of the instance's listeners accepted.
     ///
     /// It is the socket that is asked, not the packet, whose source port a raw socket could write. A TCP
-    /// socket has a listener's port only when it was accepted: `connect()` from there is refused.
+    /// socket has a listener's port only when it was accepted: `connect()` from there is denied.
     #[inline(always)]
     fn was_accepted(&self, head: &PolicyHeader) -> bool {
         // SAFETY: the kernel's context; the pointer is null or a socket whose type the verifier knows.

@@ -58,7 +58,7 @@ impl Caller {
     }
 }
 
-/// Ends a denial. Returns whether the flow passes all the same, which only audit mode makes it do.
+/// Counts and reports a denial. Returns whether the flow passes all the same, which only audit mode makes it do.
 #[inline(always)]
 pub(crate) fn denied(instance: &Instance, denial: &Denial<'_>) -> bool {
     let audit = match instance.head() {

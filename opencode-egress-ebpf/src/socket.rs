@@ -1,10 +1,10 @@
-//! `cgroup/sock_create` and `cgroup/setsockopt`: what no later hook could refuse with an error.
+//! `cgroup/sock_create` and `cgroup/setsockopt`: what no later hook could deny with an error.
 //!
 //! - A socket of a protocol that no rule lets speak. The kernel swallows the error of an ICMPv6 ping
 //!   socket's send, and SCTP retries in silence, so the caller would wait for nothing.
 //! - A socket that writes IP headers itself (`IPPROTO_RAW`, `IP_HDRINCL`, `IPV6_HDRINCL`): the kernel routes
 //!   such a packet by another address than the one in its header, so the first hop may be anyone.
-//! - A source route or routing header on a socket. Its packets are refused at egress too, but a TCP connect
+//! - A source route or routing header on a socket. Its packets are denied at egress too, but a TCP connect
 //!   would hang there.
 
 use aya_ebpf::{

@@ -100,7 +100,7 @@ impl Scratch {
         Ok(Self(hierarchy.create(&own.join(name))?))
     }
 
-    /// Ends what the command left running: nobody would report what is refused to it.
+    /// Ends what the command left running: nobody would report what is denied to it.
     fn kill(&self) {
         loop {
             let pids = self.0.processes();
@@ -210,7 +210,7 @@ fn keep_descriptors() -> Result<()> {
     Ok(())
 }
 
-/// Prints what is refused until the command ends.
+/// Prints what is denied until the command ends.
 fn watch(loaded: &mut Loaded, child: &mut Child) -> Result<ExitStatus> {
     let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).context("no process id")?;
     let ended: OwnedFd = pidfd_open(pid, PidfdFlags::empty()).context("cannot watch the command")?;

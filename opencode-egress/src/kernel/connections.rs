@@ -16,9 +16,9 @@ use rustix::{
 /// An open connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Connection {
-    /// Where it goes.
+    /// Its remote address and port.
     pub flow: Flow,
-    /// From which port.
+    /// Its local port.
     pub local_port: u16,
     /// The cgroup of its socket.
     pub cgroup: u64,

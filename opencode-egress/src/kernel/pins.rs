@@ -34,18 +34,18 @@ use crate::{
 /// What can go wrong with pins.
 #[derive(Debug, thiserror::Error)]
 pub enum PinError {
-    /// A file operation.
+    /// A file or directory could not be read or changed.
     #[error("cannot {action} the pin {path}")]
     Io {
         /// What was tried.
         action: &'static str,
-        /// On what.
+        /// On which path.
         path: PathBuf,
         /// What the system said.
         #[source]
         source: io::Error,
     },
-    /// There can be no pins here.
+    /// The directory cannot have pins.
     #[error("cannot use {path} for pins")]
     Directory {
         /// The directory.
@@ -54,7 +54,7 @@ pub enum PinError {
         #[source]
         source: io::Error,
     },
-    /// Another daemon has them.
+    /// Another daemon has the right to change the pins.
     #[error(
         "another opencode-egress keeps what is pinned in {path}; stop it first (systemctl stop opencode-egress), or choose another directory with --pins"
     )]
@@ -91,7 +91,7 @@ impl PinLock {
 }
 
 const DIRECTORY_PREFIX: &str = "v";
-/// Where links are.
+/// The directory of links, below that of the maps.
 const LINKS: &str = "links";
 /// The mark of a cgroup whose processes ran before it was confined.
 const LATE: &str = "late";
@@ -162,7 +162,7 @@ impl Pins {
         fs::remove_dir_all(&self.0).map_err(io_error("remove", &self.0))
     }
 
-    /// Where maps are.
+    /// The directory of the maps.
     pub fn maps(&self) -> &Path {
         &self.0
     }
@@ -322,7 +322,7 @@ impl LinkDirectory {
         fs::create_dir_all(&path).map_err(io_error("make", &path))
     }
 
-    /// Takes that back: they asked to be confined after all.
+    /// Removes that note, once the unit asked to be confined after all.
     ///
     /// # Errors
     ///

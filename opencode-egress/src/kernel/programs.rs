@@ -41,7 +41,7 @@ impl Programs {
         self.ebpf.program(hook.name())
     }
 
-    /// Whether a hook's link has this load's program.
+    /// Whether a hook's link has the program that this process loaded.
     pub fn is_in(&self, hook: Hook, link: &CgroupLinkInfo) -> bool {
         self.ids.get(&hook) == Some(&link.program)
     }

@@ -120,7 +120,7 @@ pub enum PolicyFile {
     NoInstance,
     /// It cannot be applied.
     Unusable {
-        /// Why.
+        /// What is wrong with the file.
         error: String,
     },
 }
@@ -147,16 +147,16 @@ impl PolicyFile {
 /// An explained verdict.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Explanation {
-    /// What was asked.
+    /// The flow that was asked about.
     pub destination: Destination,
-    /// What is in force.
+    /// The verdict of the policy in force.
     #[serde(flatten)]
     pub judgement: Judgement,
     /// The instance's links were taken away on request, so nothing holds its units to that.
     pub detached: bool,
     /// The policy file's path.
     pub config: String,
-    /// What it says.
+    /// What the policy file says of the flow.
     pub file: PolicyFile,
 }
 

@@ -38,7 +38,7 @@ pub enum ConfigError {
         #[source]
         source: io::Error,
     },
-    /// It says something that cannot be.
+    /// It has an error.
     #[error("{path}:{line}:{column}: {message}")]
     Invalid {
         /// The file.

@@ -27,7 +27,7 @@ pub struct DeniedDestination {
     pub destination: Destination,
     /// Why: drop reasons' names.
     pub reasons: BTreeSet<String>,
-    /// How often.
+    /// How many attempts were denied.
     pub attempts: u64,
 }
 
@@ -43,7 +43,7 @@ pub struct Widest {
 /// A rule, and what it stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SuggestedRule {
-    /// To add to `allow`.
+    /// The rule to add to `allow`.
     pub rule: Rule,
     /// Denials that it would have let pass.
     pub attempts: u64,
@@ -54,14 +54,14 @@ pub struct SuggestedRule {
 pub struct Suggestion {
     /// The rules.
     pub rules: Vec<SuggestedRule>,
-    /// What a deny rule of the policy refuses.
+    /// Destinations that a deny rule of the policy covers.
     pub by_deny_rule: Vec<Destination>,
     /// How often something was denied that no rule for a destination lets pass, by drop reason: binds, inbound
     /// connections, datagrams from strangers, sockets, headers.
     pub beyond_rules: BTreeMap<String, u64>,
 }
 
-/// The reasons for which the rules refuse a destination. Only what an instance sends is judged by the rules, so
+/// The reasons for which the rules deny a destination. Only what an instance sends is judged by the rules, so
 /// these tell it from what it binds to and from what comes in.
 const BY_RULES: [DropReason; 4] = [
     DropReason::NotAllowed,

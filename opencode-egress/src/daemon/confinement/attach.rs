@@ -16,7 +16,7 @@ use crate::{
     },
 };
 
-/// What it took to confine a cgroup.
+/// How many links a cgroup had, and how many were made for it.
 #[derive(Clone, Copy)]
 struct Confined {
     /// Links that were there.
@@ -130,7 +130,7 @@ impl Daemon {
     }
 
     /// Makes new links where those that are there judge by maps that are nobody's any more; each of them goes when a new one is
-    /// pinned in its place. The scope comes last: until then everything is denied, and when this ends in the middle it is
+    /// pinned in its place. The cgroup's storage is written last: until then everything is denied, and when this ends in the middle it is
     /// done again, and no old link is taken for one of this daemon's.
     fn replace_orphans(
         &mut self,

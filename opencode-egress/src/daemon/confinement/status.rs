@@ -1,4 +1,4 @@
-//! What `status` shows.
+//! Gathering what `status` shows.
 
 use std::{collections::BTreeMap, path::PathBuf};
 

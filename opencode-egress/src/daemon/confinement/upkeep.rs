@@ -21,7 +21,7 @@ use crate::{
     },
 };
 
-/// A unit's `attach` comes this soon after its cgroup.
+/// How soon after a unit's cgroup its `attach` comes. A unit that has not asked by then is reported.
 const TIME_TO_ASK: Duration = Duration::from_secs(5);
 
 impl Daemon {

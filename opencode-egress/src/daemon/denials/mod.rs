@@ -1,4 +1,4 @@
-//! Denied flows: out of the ring buffer, into the journal, kept for `events`.
+//! Denials: taken out of the ring buffer, logged, and kept for clients that ask for `events`.
 
 mod seen;
 
@@ -73,7 +73,7 @@ impl Daemon {
         logged
     }
 
-    /// Logs what was folded into an instance's lines until now: what comes next is of another mode.
+    /// Logs the repeats that were folded into an instance's lines so far, before its mode changes: a line is of one mode.
     pub(in crate::daemon) fn end_folds(&mut self, index: InstanceIndex) {
         let Self { loaded, denials: Denials { folds, .. }, .. } = self;
         let folded = folds.of(index, |key| loaded.maps.attempts(key));

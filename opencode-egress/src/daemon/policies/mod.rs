@@ -1,4 +1,4 @@
-//! Policies: from the file into force.
+//! Reading the policy file and putting its policies in force.
 
 mod explain;
 

@@ -52,20 +52,20 @@ enum Place {
 /// Why a text is no address to serve metrics on.
 #[derive(Debug, thiserror::Error)]
 pub enum AddressError {
-    /// Neither kind.
+    /// It is no address and port, and no absolute path.
     #[error(
         "write a loopback address with a port, as in 127.0.0.1:9642, or the absolute path of a Unix socket"
     )]
     Neither,
-    /// Others could read.
+    /// It is beyond loopback, so that other machines could read.
     #[error(
         "{0} is not a loopback address, and metrics stay on this machine: use 127.0.0.1 or [::1], and a proxy if others are to read"
     )]
     Beyond(SocketAddr),
-    /// Nobody would find it.
+    /// It has port 0, so that nobody would find it.
     #[error("port 0 is another port at every start; choose one")]
     AnyPort,
-    /// No path for a socket.
+    /// It is a path at which there can be no socket.
     #[error("this is no path for a Unix socket")]
     Path(#[source] io::Error),
 }
@@ -97,9 +97,9 @@ impl fmt::Display for MetricsAddress {
 
 /// A socket that readers connect to. A Unix socket is removed with it.
 pub(crate) enum MetricsListener {
-    /// On loopback.
+    /// A TCP socket on loopback.
     Tcp(TcpListener),
-    /// At a path.
+    /// A Unix socket at a path.
     Unix { listener: UnixListener, _path: RemovedPath },
 }
 

@@ -32,9 +32,10 @@ const CLIENTS: usize = 128;
 const FOLLOWERS: usize = CLIENTS / 2;
 /// How often folded lines are looked for.
 const TICK: Duration = Duration::from_secs(1);
-/// How often units without links, and links without units, are looked for when nothing rings.
+/// How often units without links, and links without units, are looked for when inotify says nothing.
 const RECONCILE: Duration = Duration::from_secs(5);
-/// At most this often when something does: a look at a thousand units takes tens of milliseconds.
+/// How long after one look the next one comes at the earliest, when inotify does: a look at a thousand units takes tens of
+/// milliseconds.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves those who come to `listener`, at the path `socket`, until told to stop. Everything that is confined stays so afterwards.
@@ -135,7 +136,7 @@ pub fn listen(path: &Path) -> io::Result<UnixListener> {
     socket::listen(path, 0o600)
 }
 
-/// Waits for room and then for a client.
+/// Waits until one more client may be served, and then for a client.
 async fn accept(
     listener: &UnixListener,
     clients: &Arc<Semaphore>,

@@ -1,4 +1,4 @@
-//! The maps, typed: filling policies, putting them in force, reading counters.
+//! The maps by name and type: filling policies, putting them in force, reading counters.
 
 mod current;
 mod error;
@@ -284,12 +284,12 @@ impl Maps {
         entries.collect::<Result<_, _>>().map_err(MapsError::operation("read", "SEEN"))
     }
 
-    /// The instance whose scope a cgroup has. `None`: no link was ever made to it.
+    /// The instance that a cgroup's storage names. `None`: it has no storage, for no link was ever made to it.
     pub fn instance_of(&self, cgroup: u64) -> Option<InstanceIndex> {
         self.scopes.get(&cgroup, 0).ok().and_then(|scope| InstanceIndex::new(scope.instance))
     }
 
-    /// Says whose a cgroup is. Its storage must be there: the first link makes it.
+    /// Writes into a cgroup's storage which instance it belongs to. The storage must be there: the first link makes it.
     ///
     /// # Errors
     ///
