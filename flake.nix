@@ -7,12 +7,13 @@
     { self, nixpkgs }:
     let
       inherit (nixpkgs) lib;
+      systems = [
+        "x86_64-linux"
+        "aarch64-linux"
+      ];
       eachSystem =
         perSystem:
-        lib.genAttrs [
-          "x86_64-linux"
-          "aarch64-linux"
-        ] (system: perSystem (nixpkgs.legacyPackages.${system}.extend self.overlays.default));
+        lib.genAttrs systems (system: perSystem (nixpkgs.legacyPackages.${system}.extend self.overlays.default));
     in
     {
       overlays.default = import ./nixos/overlay.nix;
@@ -33,6 +34,7 @@
       checks = eachSystem (
         pkgs:
         let
+          inherit (pkgs.stdenv.hostPlatform) system;
           # Succeeds when there is nothing in the list.
           evaluation =
             name: failures:
@@ -46,9 +48,24 @@
           opencode-json = evaluation "opencode-json" (
             import ./nixos/tests/opencode-json/checks.nix { inherit lib; }
           );
-          module = evaluation "module" (import ./nixos/tests/checks.nix { inherit lib; });
+          # On NixOS itself, and on the stub that scenarios are rendered by.
+          module = evaluation "module" (
+            import ./nixos/tests/checks.nix {
+              inherit lib;
+              evaluate = import ./nixos/tests/nixos.nix {
+                inherit nixpkgs;
+                localSystem = system;
+              };
+              cross = import ./nixos/tests/nixos.nix {
+                inherit nixpkgs;
+                localSystem = system;
+                crossSystem = lib.head (lib.remove system systems);
+              };
+            }
+          );
+          module-on-stub = evaluation "module-on-stub" (import ./nixos/tests/checks.nix { inherit lib; });
         }
-        // lib.optionalAttrs (pkgs.stdenv.hostPlatform.system == "x86_64-linux") (
+        // lib.optionalAttrs (system == "x86_64-linux") (
           import ./vm-tests/nixos-test.nix {
             inherit pkgs;
             module = self.nixosModules.default;

@@ -4,6 +4,7 @@ let
   inherit (lib)
     attrNames
     concatMap
+    concatStringsSep
     filter
     hasPrefix
     length
@@ -27,8 +28,9 @@ let
 
   problem = bad: message: optional bad { assertion = false; inherit message; };
 
-  goodName = name: builtins.match "[A-Za-z0-9_-]{1,64}" name != null;
   goodKey = key: builtins.match "[A-Za-z0-9_][A-Za-z0-9._-]*" key != null;
+
+  leadsRound = import ./leads-round.nix { inherit lib instances; };
 
   it = list: if length list == 1 then "it" else "them";
 
@@ -72,37 +74,11 @@ let
         inherit (isolation) outboundAllow outboundAllowCidrs outboundDenyCidrs;
       };
       secrets = instances.environmentFiles instance;
-      refused = filter (key: instance.sandbox.extraConfig ? ${key}) (
-        import ./units/kept-settings.nix
-      );
       sockets = import ./sockets.nix { inherit lib; } instance.sandbox;
       loading = filter (key: instance.environment ? ${key}) (import ./units/loader-variables.nix);
-      # Commands with the prefixes by which systemd runs them as root, whatever else the unit says (systemd.service(5)).
-      # They may be in quotes, and there may be several.
-      privileged = filter (
-        key:
-        lib.any (command: builtins.match "([-@:|[:space:]]*|.*[[:space:]];[[:space:]]+[-@:|]*)[+!\"'\\].*" command != null) (
-          map toString (lib.toList instance.sandbox.extraConfig.${key})
-        )
-      ) (filter (hasPrefix "Exec") (attrNames instance.sandbox.extraConfig));
-      misnamed = filter (key: builtins.match "[A-Za-z0-9]+" key == null) (
-        attrNames instance.sandbox.extraConfig
-      );
-      # What `attach` is, and whom it asks.
-      covered = filter (
-        mount: mount.source != mount.destination && lib.any (nested mount.destination) [
-          (dirOf instances.attachProgram)
-          "/run/opencode-egress"
-          builtins.storeDir
-        ]
-      ) (import ./mounts.nix { inherit lib; } instance.sandbox);
     in
-    problem (!goodName name)
-      "services.opencode.instances: `${name}` is no instance name; units, paths and log identifiers are made of it. Use 1 to 64 letters, digits, `-` or `_`."
-    ++ problem (instance.user == "root" || instance.user == "0")
+    problem (instance.user == "root" || instance.user == "0")
       "${option name "user"} is root, who can change and remove the sandbox and the policy from inside. Leave it out, or name another user."
-    ++ problem (lib.stringLength instance.user > 31)
-      "${option name "user"}: `${instance.user}` is longer than the 31 bytes that Linux takes. Choose a shorter name."
     ++ problem (nested instance.stateDir instance.directory)
       "${option name "stateDir"} (${instance.stateDir}) and ${option name "directory"} (${instance.directory}) are one directory, or one is inside the other: the project would have the server's credentials and sessions in it, and they would be committed. Choose a `stateDir` apart from the project, or leave it out."
     ++ problem (instance.configFile != null && configSet instance)
@@ -161,19 +137,12 @@ let
       problem (isolation.enable && owner != null)
         "${option name setting}: through ${path} the agent can have ${owner} reach any network, and the instance's policy would see none of it. Remove it, or turn ${option name "networkIsolation.enable"} off and know that the instance is not confined."
     ) sockets
-    ++ problem (isolation.enable && refused != [ ])
-      "${option name "sandbox.extraConfig"}: ${lib.concatStringsSep ", " refused} would lead round the instance's policy. Remove ${it refused}, or turn ${option name "networkIsolation.enable"} off."
     ++ problem (isolation.enable && loading != [ ])
       "${option name "environment"}: ${lib.concatStringsSep ", " loading} would have code of the instance's choice loaded into the root process that attaches its policy, so the units do not get ${it loading}. Remove ${it loading}, and wrap the programs that need ${it loading}; or turn ${option name "networkIsolation.enable"} off."
-    ++ problem (isolation.enable && privileged != [ ])
-      "${option name "sandbox.extraConfig"}: ${lib.concatStringsSep ", " privileged}: a command after `+` or `!` has root's privileges, with which it can leave the instance's policy; quotes and backslashes can hide one. Write the absolute path first, or turn ${option name "networkIsolation.enable"} off."
-    ++ problem (isolation.enable && misnamed != [ ])
-      "${option name "sandbox.extraConfig"}: `${lib.concatStringsSep "`, `" misnamed}` is no name of a setting, and what systemd makes of it could lead round the instance's policy. Write a name as in systemd.exec(5)."
-    ++ concatMap (
-      mount:
-      problem isolation.enable
-        "${option name "sandbox.extraConfig"}.${mount.setting}: ${mount.source} would be seen at ${mount.destination}, in the place of the program that attaches the instance's policy, or of the daemon that it asks. Choose another destination, or turn ${option name "networkIsolation.enable"} off."
-    ) covered
+    ++ concatMap (problem isolation.enable) (leadsRound {
+      place = option name "sandbox.extraConfig";
+      settings = instance.sandbox.extraConfig;
+    })
     ++ problem (enabled ? ${lib.removeSuffix "-setup" name} && lib.hasSuffix "-setup" name)
       "services.opencode.instances.${name}: its unit would be ${setupUnit (lib.removeSuffix "-setup" name)}.service, which instance `${lib.removeSuffix "-setup" name}` has. Call one of them something else.";
 
@@ -225,6 +194,33 @@ let
     ++ problem (isolation && left.user == right.user && policy left != policy right)
       "${option a "user"} and ${option b "user"} are both `${left.user}`, under different policies: one could have the other do what its own policy denies, and the second lock goes by user. Leave `user` out, or give both the same `networkIsolation`.";
 
+  # What the host's firewall lets in, in words.
+  opened =
+    let
+      firewall = config.networking.firewall;
+      ranges = map (range: "${toString range.from}-${toString range.to}");
+      ports =
+        protocol: single: several:
+        let
+          all = map toString single ++ ranges several;
+        in
+        optional (all != [ ]) "${protocol} ${concatStringsSep ", " all}";
+      of =
+        rules:
+        ports "TCP" rules.allowedTCPPorts rules.allowedTCPPortRanges
+        ++ ports "UDP" rules.allowedUDPPorts rules.allowedUDPPortRanges;
+    in
+    concatStringsSep "; " (
+      of firewall
+      ++ concatMap lib.id (
+        mapAttrsToList (interface: rules: map (ports: "${ports} on ${interface}") (of rules)) firewall.interfaces
+      )
+      ++ map (interface: "everything on ${interface}") firewall.trustedInterfaces
+      ++ optional firewall.allowPing "ping"
+      ++ [ "ICMPv6, and answers of DHCP" ]
+      ++ optional (firewall.extraInputRules + firewall.extraCommands != "") "what its extra rules let in"
+    );
+
   ofHost =
     let
       names = lib.concatMapStringsSep ", " (name: option name "networkIsolation.enable") (
@@ -234,8 +230,8 @@ let
     in
     problem (needed && !config.networking.nftables.enable)
       "networking.nftables.enable is false, and ${names} needs it: the second lock, by user, is an nftables table, and would be missing. Set networking.nftables.enable = true."
-    ++ problem (needed && config.networking.firewall.enable)
-      "networking.firewall.enable is true, and ${names} cannot be held beside it: its rules would judge the same packets by lists that know nothing of instances, so a port opened there is not open here, and one closed here looks open there. Set networking.firewall.enable = false, and keep the host's own rules in networking.nftables.tables.";
+    ++ problem (needed && config.networking.firewall.enable && !config.services.opencode.egress.besideFirewall)
+      "networking.firewall.enable is true, and ${names} makes rules of its own: a packet would be judged by both, so a port opened there is not open here, and one closed here looks open there. If that is what you want, set services.opencode.egress.besideFirewall = true: what a policy opens is then opened in the firewall as well. Otherwise set networking.firewall.enable = false, and keep the host's own rules in networking.nftables.tables; without any, everything on this host can be reached, and with `policy drop` what is open today closes unless you name it there: ${opened}.";
 in
 {
   assertions =

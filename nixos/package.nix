@@ -1,18 +1,22 @@
 # Object and daemon from source, as `cargo xtask test-offline` builds them.
 #
 # bpf-linker has to be of the version that xtask/src/build_ebpf.rs names or a newer one, with the LLVM of rustc: it reads that
-# compiler's bitcode.
+# compiler's bitcode. nixpkgs' own is built with that LLVM.
 {
   lib,
   stdenv,
   rustPlatform,
-  rustc,
+  buildPackages,
   symlinkJoin,
   bpf-linker,
   installShellFiles,
 }:
 let
+  oldestLinker = "0.10.3";
+
   # No compiler ships `core` for eBPF, so it is compiled as well: that takes its sources, …
+  # The compiler runs where the package is built.
+  inherit (buildPackages) rustc;
   compiler = rustc.override {
     sysroot = symlinkJoin {
       name = "rust-sysroot-with-sources";
@@ -52,7 +56,10 @@ rustPlatform.buildRustPackage {
   passthru = { inherit compiler; };
 
   nativeBuildInputs = [
-    bpf-linker
+    (lib.throwIf (lib.versionOlder bpf-linker.version oldestLinker)
+      "opencode-egress: this nixpkgs has bpf-linker ${bpf-linker.version}, and the eBPF programs need ${oldestLinker} or newer. Take a newer nixpkgs, or the package that the flake builds with its own: services.opencode.egress.package = inputs.opencode-egress.packages.\${pkgs.stdenv.hostPlatform.system}.default;"
+      bpf-linker
+    )
     installShellFiles
   ];
   env.OPENCODE_EGRESS_RUSTC = lib.getExe' compiler "rustc";

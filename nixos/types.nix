@@ -11,17 +11,19 @@ let
       inherit name description;
       descriptionClass = "noun";
       check = lib.isString;
-      merge =
-        loc: defs:
-        let
-          text = lib.mergeEqualOption loc defs;
-          result = parse text;
-        in
-        if result ? problem then
-          throw "The option `${lib.showOption loc}` is wrong: ${result.problem}. Definition values:${lib.options.showDefs defs}"
-        else
-          text;
+      merge = mergeParsed parse;
     };
+  mergeParsed =
+    parse:
+    loc: defs:
+    let
+      text = lib.mergeEqualOption loc defs;
+      result = parse text;
+    in
+    if result ? problem then
+      throw "The option `${lib.showOption loc}` is wrong: ${result.problem}. Definition values:${lib.options.showDefs defs}"
+    else
+      text;
 
   checkPath =
     text:
@@ -49,6 +51,58 @@ let
 in
 rec {
   absolutePath = parsed "absolutePath" "absolute path, as a string" checkPath;
+
+  # Where a path without quotes, which Nix copies to the store, is a mistake each time.
+  hostPath = absolutePath // {
+    check = value: lib.isString value || builtins.isPath value;
+    merge = mergeParsed (
+      value:
+      if builtins.isPath value then
+        {
+          problem = "`${toString value}` is without quotes, so Nix would take it for a file to copy to the store; write it in quotes, as an absolute path: \"${toString value}\"";
+        }
+      else
+        checkPath value
+    );
+  };
+
+  # What `bad`, name -> null or what is wrong with it, finds in the names of the attributes is refused before anything is made of them.
+  attrsNamed =
+    bad: elemType:
+    let
+      all = types.attrsOf elemType;
+      problems = value: lib.filter (problem: problem != null) (map bad (lib.attrNames value));
+    in
+    types.addCheck all (value: problems value == [ ] || throw (lib.head (problems value)))
+    // {
+      # Declaring an option of submodules makes its type anew.
+      substSubModules = modules: attrsNamed bad (elemType.substSubModules modules);
+    };
+
+  # Units, paths and log identifiers are made of it.
+  instanceNameProblem =
+    name:
+    if builtins.match "[A-Za-z0-9_-]{1,64}" name != null then
+      null
+    else
+      "services.opencode.instances: `${name}` is no instance name; units, paths and log identifiers are made of it. Use 1 to 64 of the letters a to z and A to Z, digits, `-` and `_`.";
+
+  # A user or group as Linux and unit files take it.
+  accountName =
+    kind:
+    parsed "accountName" "name of a ${kind}, at most 31 bytes long" (
+      text:
+      if builtins.match "[A-Za-z0-9_][A-Za-z0-9_.-]*[$]?" text == null then
+        {
+          problem = "`${text}` is no name of a ${kind}; use letters, digits, `_`, `.` and `-`, the first of which is no `.` or `-`";
+        }
+      else if lib.stringLength text > 31 then
+        {
+          problem = "`${text}` is ${toString (lib.stringLength text)} bytes long, and Linux takes names of at most 31; choose a shorter one";
+        }
+      else
+        { value = text; }
+    );
 
   cidr = parsed "cidr" "network in CIDR notation, IPv4 or IPv6, without host bits" parseCidr;
 

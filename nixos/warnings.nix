@@ -6,6 +6,9 @@ let
   inherit (instances) enabled option;
   inherit (import ./cidr.nix { inherit lib; }) parseAddress;
 
+  isPerson =
+    name: lib.any (user: user.name == name && user.isNormalUser) (lib.attrValues config.users.users);
+
   ofInstance =
     name: instance:
     let
@@ -28,6 +31,8 @@ let
       "${option name "listen.port"} is ${toString instance.listen.port}, which the kernel may take for an outgoing connection: the server then fails to start, or the connection is denied. Choose one below 32768."
     ++ optional (instance.listen.extraPorts != [ ] && !isolation.enable)
       "${option name "listen.extraPorts"} has no effect without ${option name "networkIsolation.enable"}: every port can be bound. Remove it, or enable isolation."
+    ++ optional (isolation.enable && isPerson instance.user)
+      "${option name "user"}: `${instance.user}` is a person's account (isNormalUser), and the second lock goes by user: everything that this person runs on this host is held to the list of `${name}`. Leave the option out, or name a system user that does nothing else, and share files by ${option name "extraGroups"}."
     ++ optional (isolation.enable && isolation.mode == "audit")
       "${option name "networkIsolation.mode"} is `audit`: what the policy denies is reported, and let pass. Set `enforce` when the list is complete."
     ++ concatMap (

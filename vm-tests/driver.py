@@ -145,8 +145,8 @@ class Machine(Node):
         self.process.stdin.flush()
         return json.loads(self.process.stdout.readline())
 
-    def switch_to(self, host):
-        """Makes it another host, as `switch-to-configuration switch` does on NixOS: what runs and changed is restarted, the daemon and
+    def switch_to(self, host, whole=True):
+        """Makes it another host, and all of it if `whole`, as `switch-to-configuration switch` does on NixOS: what runs and changed is restarted, the daemon and
         nftables are reloaded, what is new is started, what is gone is stopped."""
         files = self.files.with_name(host)
         old, new = contents(self.files), contents(files)
@@ -160,8 +160,8 @@ class Machine(Node):
         shutil.copytree(files, self.root, dirs_exist_ok=True)
         self.files = files
         self.succeed("systemd-sysusers", "systemd-tmpfiles --create /etc/tmpfiles.d/opencode.conf", "systemctl daemon-reload")
-        if any("nftables.d" in path.parts for path in changed):
-            self.succeed("systemctl reload-or-restart nftables")
+        if any(path.name == "nftables-rules" for path in changed):
+            (self.succeed if whole else self.fail)("systemctl reload-or-restart nftables")
         if any(path.name == "policy.json" and path in old and path in new for path in changed):
             self.succeed("systemctl reload opencode-egress")
         self.succeed("systemctl start multi-user.target")

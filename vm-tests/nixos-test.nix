@@ -27,17 +27,24 @@ let
       ];
       virtualisation.memorySize = 4096;
       virtualisation.cores = 2;
+      # As prelude.py says.
       environment.systemPackages = [
         pkgs.curl
+        pkgs.git
         pkgs.postgresql
         pkgs.python3
+        pkgs.sqlite
       ];
-      # What Debian's programs are in namespaces.
       services.opencode.defaults.path = [
         pkgs.bash
         pkgs.curl
+        pkgs.git
+        pkgs.gnutar
+        pkgs.gzip
         pkgs.postgresql
+        pkgs.procps
         pkgs.python3
+        pkgs.ripgrep
         pkgs.util-linux
       ];
       # `prepare` makes again what NixOS has made: nothing.

@@ -2,8 +2,14 @@
 `skip` are there.
 
 `arrived()` gives what has arrived at the second host since it was last called, a line a packet as tcpdump prints it.
-`switch_to(name)` makes the machine another host, as `switch-to-configuration switch` does.
+`switch_to(name)` makes the machine another host, as `switch-to-configuration switch` does; with `whole=False` as it does when `nftables` cannot be
+reloaded: it goes on.
 `skip(why)` ends a scenario that cannot be run here.
+
+Programs that scripts may run, beside NixOS' own (coreutils, findutils, grep, sed, awk, procps, util-linux, iproute2, systemd, nft):
+on the machine curl, git, postgres, python3, sqlite3, and what opencode-egress brings. The agent has coreutils, findutils, grep, sed, and:
+bash, curl, git, gzip, pgrep, postgres, python3, rg, tar, util-linux. Who needs another one adds it to nixos-test.nix.
+Where the store is, is not searched: a NixOS machine has it from the host, file by file over 9p, and `find /` would take minutes.
 """
 
 import base64

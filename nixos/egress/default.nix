@@ -10,23 +10,18 @@ let
   instances = import ../instances.nix { inherit config lib; };
   policy = builtins.toJSON (import ./policy.nix { inherit config lib; });
 
-  # What the daemon would refuse, the build refuses. (A package for another machine is checked when it is loaded.)
-  policyFile =
-    pkgs.runCommand "opencode-egress-policy.json"
-      {
-        inherit policy;
-        passAsFile = [ "policy" ];
-        nativeBuildInputs = [ egress.package ];
-      }
-      ''
-        opencode-egress check "$policyPath"
-        cp "$policyPath" "$out"
-      '';
+  # What the daemon would refuse, the build refuses, where the machine that builds can run the daemon. Where it cannot, the daemon refuses
+  # it when it starts.
+  checked = pkgs.stdenv.buildPlatform.canExecute pkgs.stdenv.hostPlatform;
+  policyFile = pkgs.runCommand "opencode-egress-policy.json" {
+    inherit policy;
+    passAsFile = [ "policy" ];
+  } ''
+    ${lib.optionalString checked ''${lib.getExe' egress.package "opencode-egress"} check "$policyPath"''}
+    cp "$policyPath" "$out"
+  '';
 
-  nftables = import ./nftables.nix {
-    inherit lib instances;
-    inherit (egress) log;
-  };
+  nftables = import ./nftables.nix { inherit config lib; };
 
   # Ports are part of the instances' own policies too; without one, it is the firewall that keeps them closed.
   openPorts = lib.mapAttrsToList (_: instance: instance.listen.port) (

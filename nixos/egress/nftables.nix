@@ -1,12 +1,10 @@
 # The second lock: the same lists once more, in nftables, by the instance's user. What a program asks for is refused on the
 # unit's cgroup, with an error, before there is a packet. What comes here is what no call announced, and whatever got round
 # the first lock.
-{
-  lib,
-  instances,
-  log,
-}:
+{ config, lib }:
 let
+  instances = import ../instances.nix { inherit config lib; };
+  inherit (config.services.opencode.egress) log;
   inherit (lib)
     concatMap
     concatStringsSep
@@ -124,9 +122,8 @@ let
     ) ''iifname != "lo" ${to}tcp dport ${toString listener.port} counter drop'';
 
   userNames = lib.attrNames users;
-in
-{
-  content = lines (
+
+  rules = lines (
     concatMap lib.id (mapAttrsToList forUser users)
     ++ [
       (block "chain output" [
@@ -145,6 +142,13 @@ in
       ))
     ]
   );
+
+  # A reload that fails leaves the table as it was. So it has a mark by which it is known: an empty chain, named after its rules.
+  mark = "rendered-${builtins.substring 0 16 (builtins.hashString "sha256" rules)}";
+in
+{
+  inherit mark;
+  content = "${rules}\n${block "chain ${mark}" [ ]}";
 
   # The users are not there when the table is checked at build time. Numbers are as good for that.
   preCheck = lib.concatMapStrings (line: line + "\n") (

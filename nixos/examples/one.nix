@@ -1,4 +1,5 @@
 # One server, which reaches its model, its resolver and one host on the local network.
+{ config, pkgs, ... }:
 {
   networking.nftables.enable = true;
   networking.firewall.enable = false;
@@ -8,6 +9,7 @@
     instances.my-project = {
       directory = "/srv/my-project";
       environmentFile = "/run/secrets/opencode-my-project";
+      path = config.services.opencode.defaults.path ++ [ pkgs.nodejs ];
       config.model = "anthropic/claude-sonnet-4-5";
       networkIsolation = {
         enable = true;

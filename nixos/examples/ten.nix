@@ -1,5 +1,5 @@
 # Ten servers from a list: what they have in common is in `defaults`, and each has a port and a network of its own.
-{ lib, ... }:
+{ lib, pkgs, ... }:
 let
   inherit (lib) imap0 listToAttrs nameValuePair;
   projects = [
@@ -25,6 +25,12 @@ in
     defaults = {
       logLevel = "WARN";
       environmentFile = "/run/secrets/opencode";
+      path = [
+        pkgs.bash
+        pkgs.git
+        pkgs.nodejs
+        pkgs.ripgrep
+      ];
       resources = {
         memoryMax = "4G";
         cpuQuota = "200%";

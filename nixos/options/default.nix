@@ -25,6 +25,7 @@ let
       modules = modules ++ [ { _module.args = { inherit pkgs; }; } ];
     };
   lower = import ./defaults.nix { inherit lib; };
+  inherit (import ../types.nix { inherit lib; }) attrsNamed instanceNameProblem;
 in
 {
   imports = [ ./egress.nix ];
@@ -53,7 +54,9 @@ in
     };
 
     instances = mkOption {
-      type = types.attrsOf (withPkgs (instance ++ [ { config = lower.definitions cfg.defaults; } ]));
+      type = attrsNamed instanceNameProblem (
+        withPkgs (instance ++ [ { config = lower.definitions cfg.defaults; } ])
+      );
       default = { };
       description = ''
         opencode servers. The name is part of the units' names, `opencode-<name>.service` and `opencode-<name>-setup.service`, and of the

@@ -16,6 +16,16 @@ in
       description = "opencode-egress. It runs when an instance has {option}`networkIsolation.enable`, and checks the policy at build time.";
     };
 
+    besideFirewall = mkOption {
+      type = types.bool;
+      default = false;
+      description = ''
+        Whether {option}`networking.firewall` stays on beside instances with {option}`networkIsolation`. A packet has to pass both then: what the firewall lets in
+        does not reach a server that its policy closes, and what a policy opens the firewall opens as well, by {option}`openFirewall`. Without this
+        a host with such instances has to turn the firewall off, so that there is one place that says what is open.
+      '';
+    };
+
     log = {
       intervalSecs = mkOption {
         type = count;

@@ -1,8 +1,8 @@
 # What a server and its scripts find around them.
-{ lib, ... }:
+{ lib, pkgs, ... }:
 let
   inherit (lib) mkOption types;
-  inherit (import ../types.nix { inherit lib; }) absolutePath;
+  inherit (import ../types.nix { inherit lib; }) hostPath;
 in
 {
   options = {
@@ -13,7 +13,7 @@ in
         OPENCODE_DISABLE_MODELS_FETCH = "1";
       };
       description = ''
-        Environment variables. They take precedence over the module's own (`HOME`, `PATH`, `OPENCODE_DISABLE_AUTOUPDATE`), and those of
+        Environment variables. They take precedence over the module's own (`HOME`, `SHELL`, `PATH`, `OPENCODE_DISABLE_AUTOUPDATE`), and those of
         {option}`environmentFile` over them. A value is what it is, `%` and `$` too. Everybody on the host can read them: no secrets.
 
         Under {option}`networkIsolation` the units get no variables by which the dynamic linker or the C library load code or write files, such as
@@ -23,7 +23,7 @@ in
     };
 
     environmentFile = mkOption {
-      type = types.nullOr absolutePath;
+      type = types.nullOr hostPath;
       default = null;
       example = "/run/secrets/opencode-my-project";
       description = ''
@@ -34,20 +34,28 @@ in
     };
 
     environmentFiles = mkOption {
-      type = types.listOf absolutePath;
+      type = types.listOf hostPath;
       default = [ ];
       description = "More of them, read after {option}`environmentFile`; of two values for a variable the later counts.";
     };
 
     path = mkOption {
       type = types.listOf (types.either types.package types.str);
-      default = [ ];
-      example = lib.literalExpression "[ pkgs.git pkgs.ripgrep ]";
-      description = "Packages, or directories with a `bin`, whose programs the agent and the scripts find in `PATH`.";
+      default = [
+        pkgs.bash
+        pkgs.git
+        pkgs.ripgrep
+      ];
+      defaultText = lib.literalExpression "[ pkgs.bash pkgs.git pkgs.ripgrep ]";
+      example = lib.literalExpression "config.services.opencode.defaults.path ++ [ pkgs.nodejs ]";
+      description = ''
+        Packages, or directories with a `bin`, whose programs the agent and the scripts find in `PATH`, before NixOS' basic tools. What is set here replaces the
+        default, so add to it as in the example: without Git opencode finds no project and cannot undo, and without `rg` it cannot search.
+      '';
     };
 
     preInitScript = mkOption {
-      type = types.lines;
+      type = types.nullOr types.lines;
       default = "";
       description = ''
         Shell script that runs before the state directory is set up, at each start of the server, as its user, in a sandbox and under
@@ -56,7 +64,7 @@ in
     };
 
     postInitScript = mkOption {
-      type = types.lines;
+      type = types.nullOr types.lines;
       default = "";
       description = "The same, after the state directory was set up and before the server starts.";
     };

@@ -7,7 +7,7 @@
 }:
 let
   inherit (lib) mkOption types;
-  inherit (import ../types.nix { inherit lib; }) absolutePath;
+  inherit (import ../types.nix { inherit lib; }) accountName hostPath;
 
   userName = import ../user-name.nix { inherit lib; } name;
 
@@ -30,7 +30,16 @@ in
     };
 
     directory = mkOption {
-      type = absolutePath;
+      type = types.nullOr hostPath;
+      # Null is what nobody wrote.
+      default = null;
+      defaultText = lib.literalMD "none: it must be set";
+      apply =
+        directory:
+        if directory != null then
+          directory
+        else
+          throw "services.opencode.instances.${name}.directory is not set, and a server needs a project to work in. Set it to the project's directory, as in `directory = \"/srv/${name}\";`.";
       example = "/srv/my-project";
       description = ''
         The project: the server's working directory. It must exist and belong to {option}`user`; the module never creates or changes it.
@@ -39,7 +48,7 @@ in
     };
 
     stateDir = mkOption {
-      type = absolutePath;
+      type = hostPath;
       default = "/var/lib/opencode/instance-state/${name}";
       defaultText = "/var/lib/opencode/instance-state/<name>";
       description = ''
@@ -50,7 +59,7 @@ in
     };
 
     user = mkOption {
-      type = types.passwdEntry types.str;
+      type = accountName "user";
       default = userName;
       defaultText = "opencode-<name>";
       description = ''
@@ -61,7 +70,7 @@ in
     };
 
     group = mkOption {
-      type = types.passwdEntry types.str;
+      type = accountName "group";
       default = userName;
       defaultText = "opencode-<name>";
       description = "The group that the server runs as. The default is created; another one must be declared by you, in {option}`users.groups`.";

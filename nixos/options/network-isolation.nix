@@ -38,7 +38,8 @@ in
     enable = mkEnableOption ''
       an egress policy for this instance. It then reaches the networks listed here and no others, loopback included, from its first
       instruction to its last, and does not start when that cannot be made sure. **Without it the agent reaches whatever this host
-      reaches.** Needs {option}`networking.nftables.enable`, and {option}`networking.firewall.enable` to be off
+      reaches.** Needs {option}`networking.nftables.enable`, and {option}`networking.firewall.enable` to be off or
+      {option}`services.opencode.egress.besideFirewall` to be on
     '';
 
     mode = mkOption {

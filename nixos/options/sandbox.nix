@@ -2,12 +2,12 @@
 { lib, ... }:
 let
   inherit (lib) mkOption types;
-  inherit (import ../types.nix { inherit lib; }) absolutePath unitSetting;
+  inherit (import ../types.nix { inherit lib; }) hostPath unitSetting;
 in
 {
   options.sandbox = {
     readWritePaths = mkOption {
-      type = types.listOf absolutePath;
+      type = types.listOf hostPath;
       default = [ ];
       description = ''
         Files and directories that the server sees and may change, as far as {option}`user` may. They must exist. **Each is a way out for whatever
@@ -17,7 +17,7 @@ in
     };
 
     readOnlyPaths = mkOption {
-      type = types.listOf absolutePath;
+      type = types.listOf hostPath;
       default = [ ];
       example = [ "/srv/reference" ];
       description = ''
@@ -27,7 +27,7 @@ in
     };
 
     unixSockets.allow = mkOption {
-      type = types.listOf absolutePath;
+      type = types.listOf hostPath;
       default = [ ];
       example = [ "/run/postgresql/.s.PGSQL.5432" ];
       description = ''

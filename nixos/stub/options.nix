@@ -1,96 +1,80 @@
-# The options of NixOS that the module reads and sets, declared with NixOS' own types as far as those matter here.
-{ lib, ... }:
+# The options of NixOS that the module reads and sets, declared with NixOS' own types as far as those matter here. systemd.nix, nftables.nix
+# and firewall.nix have more of it.
+{ config, lib, ... }:
 let
   inherit (lib) mkOption types;
   option = default: type: mkOption { inherit default type; };
   strings = option [ ] (types.listOf types.str);
 
-  atom = types.oneOf [
-    types.bool
-    types.int
-    types.float
-    types.str
-    types.path
-    types.package
-  ];
-  # As systemd's settings merge in NixOS: lists, and single values beside lists, are put together.
-  setting = lib.mkOptionType {
-    name = "systemd option";
-    check = value: atom.check value || lib.isList value && lib.all atom.check value;
-    merge =
-      loc: defs:
-      if lib.any (def: lib.isList def.value) defs then
-        lib.concatMap (def: lib.toList def.value) defs
-      else
-        lib.mergeEqualOption loc defs;
-  };
-  settings = option { } (types.attrsOf setting);
-
-  service = types.submodule {
-    options = {
-      description = option "" types.str;
-      wantedBy = strings;
-      wants = strings;
-      requires = strings;
-      after = strings;
-      before = strings;
-      environment = option { } (types.attrsOf (types.nullOr atom));
-      path = option [ ] (types.listOf (types.either types.package types.str));
-      unitConfig = settings;
-      serviceConfig = settings;
-      reloadTriggers = option [ ] (types.listOf types.unspecified);
-      restartTriggers = option [ ] (types.listOf types.unspecified);
-      stopIfChanged = option true types.bool;
-      startLimitIntervalSec = option null (types.nullOr types.int);
-    };
-  };
-
   etc = types.submodule { options.source = mkOption { type = types.path; }; };
-
-  table = types.submodule {
-    options = {
-      family = mkOption { type = types.enum [ "inet" ]; };
-      content = mkOption { type = types.lines; };
-    };
-  };
 
   # Users and groups have the names of their attributes, unless they are given others.
   named =
-    options:
+    module:
     types.submodule (
       { name, ... }:
       {
-        options = options // {
-          name = option name types.str;
-        };
+        imports = [ module ];
+        options.name = option name (types.passwdEntry types.str);
       }
     );
-  user = named {
-    enable = option true types.bool;
-    isSystemUser = option false types.bool;
-    group = option "" types.str;
-    home = option "/var/empty" types.path;
-    description = option "" types.str;
-  };
+  user =
+    { config, ... }:
+    {
+      options = {
+        enable = option true types.bool;
+        uid = option null (types.nullOr types.int);
+        isSystemUser = option false types.bool;
+        isNormalUser = option false types.bool;
+        group = option "" types.str;
+        home = option "/var/empty" (types.passwdEntry types.path);
+        description = option "" (types.passwdEntry types.str);
+      };
+      config.group = lib.mkIf config.isNormalUser (lib.mkDefault "users");
+    };
+
+  ofUser =
+    { name, ... }@user:
+    [
+      {
+        assertion = lib.stringLength name < 32;
+        message = "Username '${name}' is longer than 31 characters which is not allowed!";
+      }
+      {
+        assertion = user.isNormalUser != (user.isSystemUser || user.uid != null && user.uid < 1000);
+        message = "Exactly one of users.users.${name}.isSystemUser and users.users.${name}.isNormalUser must be set.";
+      }
+      {
+        assertion = user.group != "";
+        message = "users.users.${name}.group is unset.";
+      }
+    ];
 in
 {
+  imports = [
+    ./systemd.nix
+    ./nftables.nix
+    ./firewall.nix
+  ];
+
   options = {
     assertions = option [ ] (types.listOf types.unspecified);
     warnings = strings;
     environment.etc = option { } (types.attrsOf etc);
     environment.systemPackages = option [ ] (types.listOf types.package);
-    systemd.services = option { } (types.attrsOf service);
-    systemd.tmpfiles.rules = strings;
-    users.users = option { } (types.attrsOf user);
+    users.users = option { } (types.attrsOf (named user));
     users.groups = option { } (types.attrsOf (named { }));
-    networking.firewall = {
-      enable = option true types.bool;
-      allowedTCPPorts = option [ ] (types.listOf types.port);
+  };
+
+  config = {
+    users.users.root = {
+      uid = 0;
+      group = "root";
     };
-    networking.nftables = {
-      enable = option false types.bool;
-      preCheckRuleset = option "" types.lines;
-      tables = option { } (types.attrsOf table);
+    users.groups = {
+      root = { };
+      users = { };
     };
+    assertions = lib.concatMap ofUser (lib.filter (user: user.enable) (lib.attrValues config.users.users));
   };
 }

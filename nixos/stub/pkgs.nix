@@ -1,6 +1,10 @@
 # The packages and builders that the module uses, as paths without hashes: what is rendered with them runs on a Debian
 # machine that has opencode and opencode-egress in /nix/store, and its own programs in /usr.
-{ lib }:
+{
+  lib,
+  # What builds, and what it is built for.
+  platforms ? lib.genAttrs [ "buildPlatform" "hostPlatform" ] (_: lib.systems.elaborate "x86_64-linux"),
+}:
 let
   package =
     outPath: attributes:
@@ -13,24 +17,43 @@ let
     // attributes;
   stored = name: package "${builtins.storeDir}/${name}";
   debian = package "/usr" { };
+  program = name: debian // { meta.mainProgram = name; };
+  named = pname: program: program // { inherit pname; };
 in
 {
+  stdenv = platforms;
+
   opencode = stored "opencode" { meta.mainProgram = "opencode"; };
   opencode-egress = stored "opencode-egress" { };
 
+  bash = named "bash" (program "bash");
   coreutils = debian;
   findutils = debian;
-  git = debian;
+  git = named "git" debian;
+  glibcLocales = debian;
+  gnugrep = debian;
+  gnused = debian;
+  # Debian has it in a directory of its own.
+  nftables = stored "nftables" {
+    meta.mainProgram = "nft";
+    entries."bin/nft".text = "#!/bin/sh\nexec /usr/sbin/nft \"$@\"\n";
+  };
+  nodejs = debian;
   python3 = debian;
+  ripgrep = named "ripgrep" (program "rg");
+  systemd = debian;
+  tzdata = debian;
 
   # Each says what would be in it.
   writeText = name: text: stored name { inherit text; };
-  writeShellScript =
-    name: text:
+  writeScript = name: text: stored name { inherit text; };
+  writeShellScript = name: text: stored name { text = "#!/bin/bash\n${text}\n"; };
+  linkFarm =
+    name: entries:
     stored name {
-      text = "#!/bin/bash\n${text}";
-      executable = true;
+      entries = lib.listToAttrs (map (entry: lib.nameValuePair entry.name entry.path) entries);
     };
-  linkFarm = name: entries: stored name { inherit entries; };
-  runCommand = name: environment: command: stored name { inherit environment command; };
+  runCommand =
+    name: environment: buildCommand:
+    stored name (environment // { inherit buildCommand; });
 }

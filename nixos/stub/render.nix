@@ -12,9 +12,9 @@ let
     concatMapStrings
     concatStringsSep
     filter
+    hasPrefix
     head
     isAttrs
-    listToAttrs
     mapAttrs
     mapAttrs'
     mapAttrsToList
@@ -46,46 +46,17 @@ let
     concatStringsSep "" (
       mapAttrsToList (key: value: concatMapStrings (item: "${key}=${show item}\n") (toList value)) section
     );
-  # A list of units, or nothing.
-  words = key: list: optionalAttrs (list != [ ]) { ${key} = concatStringsSep " " list; };
 
-  searchPath = packages: concatMap (package: map (dir: "${package}/${dir}") [ "bin" "sbin" ]) packages;
-
-  unit =
-    service:
-    let
-      environment =
-        optionalAttrs (service.path != [ ]) {
-          PATH = concatStringsSep ":" (searchPath (map toString service.path));
-        }
-        // service.environment;
-    in
-    ''
-      [Unit]
-      ${settings (
-        optionalAttrs (service.description != "") { Description = service.description; }
-        // optionalAttrs (service.startLimitIntervalSec != null) {
-          StartLimitIntervalSec = service.startLimitIntervalSec;
-        }
-        // words "Wants" service.wants
-        // words "Requires" service.requires
-        // words "After" service.after
-        // words "Before" service.before
-        // service.unitConfig
-      )}
-      [Service]
-      ${concatStringsSep "" (
-        mapAttrsToList (key: value: "Environment=${builtins.toJSON "${key}=${value}"}\n") environment
-      )}${settings service.serviceConfig}
-      ${optionalString (service.wantedBy != [ ]) "[Install]\n${settings (words "WantedBy" service.wantedBy)}"}'';
-
-  nftables = name: table: ''
-    table ${table.family} ${name} {
-    ${lib.concatMapStringsSep "\n" (line: optionalString (line != "") "  ${line}") (
-      lib.splitString "\n" table.content
-    )}
-    }
-  '';
+  unit = globalEnvironment: service: ''
+    [Unit]
+    ${settings service.unitConfig}
+    [Service]
+    ${concatStringsSep "" (
+      mapAttrsToList (key: value: "Environment=${builtins.toJSON "${key}=${value}"}\n") (
+        lib.filterAttrs (_: value: value != null) (globalEnvironment // service.environment)
+      )
+    )}${settings service.serviceConfig}
+    ${optionalString (service.wantedBy != [ ]) "[Install]\nWantedBy=${toString service.wantedBy}\n"}'';
 
   # Files that a package stands for. A link is shown as what it points to.
   packageFiles =
@@ -93,24 +64,25 @@ let
     if package ? text then
       { ${package.outPath} = package.text; }
     else if package ? entries then
-      listToAttrs (
-        map (
-          entry:
-          nameValuePair "${package.outPath}/${entry.name}" (
-            entry.path.text or (throw "${package.outPath}/${entry.name}: examples give texts, not paths")
-          )
-        ) package.entries
-      )
+      mapAttrs' (
+        name: path:
+        nameValuePair "${package.outPath}/${name}" (
+          path.text or (throw "${package.outPath}/${name}: examples give texts, not paths")
+        )
+      ) package.entries
     else
       { };
 
+  # Those that Debian has are not made.
   users =
     config:
-    concatMapStrings (name: "g ${name} -\n") (attrNames config.users.groups)
+    concatMapStrings (name: "g ${name} -\n") (
+      attrNames (removeAttrs config.users.groups [ "root" "users" ])
+    )
     + concatStringsSep "" (
       mapAttrsToList (
         name: user: "u ${name} -:${user.group} \"${user.description}\" ${user.home}\n"
-      ) config.users.users
+      ) (removeAttrs config.users.users [ "root" ])
     );
 
   host =
@@ -128,9 +100,15 @@ let
       enabledUnits = map (name: "${name}.service") (
         filter (name: lib.elem "multi-user.target" services.${name}.wantedBy) (attrNames services)
       );
-      commands = concatMap (service: toList service.serviceConfig.ExecStart) (attrValues services);
+      commands = concatMap (
+        service:
+        concatMap toList (
+          attrValues (lib.filterAttrs (key: _: hasPrefix "Exec" key) service.serviceConfig)
+        )
+      ) (attrValues services);
       packages =
-        filter isAttrs commands
+        [ (import ./pkgs.nix { inherit lib; }).nftables ]
+        ++ filter isAttrs commands
         ++ map (etc: etc.source) (attrValues config.environment.etc);
       # What /etc has of a package's files is a link, as on NixOS.
       links = mapAttrsToList (name: etc: "L+ /etc/${name} - - - - ${etc.source}") (
@@ -141,30 +119,24 @@ let
     if failed != [ ] then
       throw "host ${name}: ${(head failed).message}"
     else
-      mapAttrs' (name: service: nameValuePair "/etc/systemd/system/${name}.service" (unit service)) services
+      mapAttrs' (
+        name: service:
+        nameValuePair "/etc/systemd/system/${name}.service" (unit config.systemd.globalEnvironment service)
+      ) services
       // mergeAttrsList (map packageFiles packages)
       // optionalAttrs (config.environment.etc ? "opencode-egress/policy.json") {
         "/etc/opencode-egress/policy.json" =
-          config.environment.etc."opencode-egress/policy.json".source.environment.policy + "\n";
+          config.environment.etc."opencode-egress/policy.json".source.policy + "\n";
       }
-      // mapAttrs' (
-        name: table: nameValuePair "/etc/nftables.d/${name}.nft" (nftables name table)
-      ) config.networking.nftables.tables
       // optionalAttrs (preCheck != "") {
         # What the build does to a copy of the rules before it checks them.
         "/etc/nftables-pre-check" = "#!/bin/sh\nset -eu\n${preCheck}";
       }
       // {
         # As enabling them does.
-        "/etc/systemd/system/multi-user.target.d/wants.conf" = "[Unit]\n${settings (words "Wants" enabledUnits)}";
+        "/etc/systemd/system/multi-user.target.d/wants.conf" = "[Unit]\nWants=${toString enabledUnits}\n";
         # Tables name users. On NixOS these are there before systemd is.
         "/etc/systemd/system/nftables.service.d/users.conf" = "[Unit]\nAfter=systemd-sysusers.service\n";
-        # Debian's nftables.service reads this.
-        "/etc/nftables.conf" = ''
-          #!/usr/sbin/nft -f
-          flush ruleset
-          include "/etc/nftables.d/*.nft"
-        '';
         "/etc/tmpfiles.d/opencode.conf" = concatMapStrings (line: line + "\n") (
           links ++ config.systemd.tmpfiles.rules
         );

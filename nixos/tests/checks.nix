@@ -1,31 +1,48 @@
-# Evaluation tests of the module, on nixpkgs' own `lib` and stubs for the rest of NixOS. The value is the list of failures.
-{ lib }:
+# Evaluation tests of the module. The value is the list of failures. host.nix has the other arguments.
+{ lib, ... }@hosts:
 let
   arguments = {
     inherit lib;
-    host = import ./host.nix { inherit lib; };
+    host = import ./host.nix hosts;
   };
 
   # Each file: name of a test -> { got, expected }.
   files = lib.genAttrs [
     "assertions"
     "assertions-sandbox"
+    "changed-units"
     "cidr"
+    "cross"
     "defaults"
     "egress"
     "examples"
     "options"
     "package"
     "files"
+    "firewall"
+    "names"
     "units"
     "warnings"
   ] (name: import (./. + "/${name}.nix") arguments);
 
+  # Packages are their paths: what is in one has no end.
+  plain =
+    value:
+    if lib.isDerivation value then
+      toString value
+    else if lib.isAttrs value then
+      lib.mapAttrs (_: plain) value
+    else if lib.isList value then
+      map plain value
+    else
+      value;
+
   # A test that fails to evaluate is a failure, not the end.
   judge =
-    file: name:
-    { got, expected }:
+    file: name: test:
     let
+      got = plain test.got;
+      expected = plain test.expected;
       result = builtins.tryEval (builtins.deepSeq got (got == expected));
     in
     if result.success && result.value then

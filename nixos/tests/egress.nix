@@ -7,7 +7,7 @@ let
 
   policyOf =
     config:
-    builtins.fromJSON config.environment.etc."opencode-egress/policy.json".source.environment.policy;
+    builtins.fromJSON config.environment.etc."opencode-egress/policy.json".source.policy;
   policy = instance: (policyOf (host.one instance)).instances.a;
   daemon = module: (host.config [
     (host.called "a" ({ directory = "/srv/a"; } // isolated { }))
@@ -124,7 +124,7 @@ in
       };
   "the build checks the policy" =
     is (hasInfix "opencode-egress check"
-      (host.one (isolated { })).environment.etc."opencode-egress/policy.json".source.command
+      (host.one (isolated { })).environment.etc."opencode-egress/policy.json".source.buildCommand
     ) true;
   "nothing without isolation" =
     let
@@ -132,11 +132,11 @@ in
     in
     is
       {
-        tables = lib.attrNames config.networking.nftables.tables;
+        tables = config.networking.nftables.tables ? opencode-egress;
         etc = config.environment.etc ? "opencode-egress/policy.json";
       }
       {
-        tables = [ ];
+        tables = false;
         etc = false;
       };
 
@@ -289,6 +289,44 @@ in
         sed -i 's/"opencode-a" : jump/60001 : jump/' ruleset.conf
         sed -i 's/"opencode-b" : jump/60002 : jump/' ruleset.conf
       '';
+
+  "a set-up looks for the table of its own configuration" =
+    let
+      of = settings: host.one (isolated settings);
+      marks =
+        config:
+        map (line: lib.removeSuffix " {" (lib.removePrefix "chain " line)) (
+          lib.filter (lib.hasPrefix "chain rendered-") (lines config)
+        );
+      looks =
+        config: mark:
+        lib.filter (command: hasInfix " ${mark} " command && hasInfix "reload-or-restart nftables" command)
+          config.systemd.services.opencode-a-setup.serviceConfig.ExecStartPre;
+      before = of { };
+      after = of { outboundAllowCidrs = [ "10.0.0.0/8" ]; };
+    in
+    is
+      {
+        marks = lib.length (lib.unique (marks before ++ marks after));
+        own = map (config: lib.length (looks config (lib.head (marks config)))) [
+          before
+          after
+        ];
+        others = looks after (lib.head (marks before));
+        # As root, whom nftables answers, and after the policy is attached.
+        second = lib.hasPrefix "+" (lib.elemAt before.systemd.services.opencode-a-setup.serviceConfig.ExecStartPre 1);
+        without = (host.one { }).systemd.services.opencode-a-setup.serviceConfig ? ExecStartPre;
+      }
+      {
+        marks = 2;
+        own = [
+          1
+          1
+        ];
+        others = [ ];
+        second = true;
+        without = false;
+      };
 
   "a listener is closed" =
     let

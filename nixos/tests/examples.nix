@@ -2,7 +2,7 @@
 { lib, host }:
 let
   inherit (lib) attrNames filter hasSuffix;
-  evaluate = example: (import ../stub { inherit lib; } [ example ]).config;
+  evaluate = example: (host.evaluate [ example ]).config;
   clean = config: {
     inherit (config) warnings;
     failures = host.failures config;
@@ -33,26 +33,29 @@ in
     got = attrNames rendered.one;
     expected = [
       "/etc/nftables-pre-check"
-      "/etc/nftables.conf"
-      "/etc/nftables.d/opencode-egress.nft"
       "/etc/opencode-egress/policy.json"
       "/etc/systemd/system/multi-user.target.d/wants.conf"
+      "/etc/systemd/system/nftables.service"
       "/etc/systemd/system/nftables.service.d/users.conf"
       "/etc/systemd/system/opencode-egress.service"
       "/etc/systemd/system/opencode-my-project-setup.service"
       "/etc/systemd/system/opencode-my-project.service"
       "/etc/sysusers.d/opencode.conf"
       "/etc/tmpfiles.d/opencode.conf"
+      "/nix/store/nftables-ensure-deletions"
+      "/nix/store/nftables-rules"
+      "/nix/store/nftables-save-deletions"
+      "/nix/store/nftables/bin/nft"
       "/nix/store/opencode-my-project-files/opencode.json"
       "/nix/store/opencode-my-project-setup"
     ];
   };
   "one is started by the boot" = {
     got = rendered.one."/etc/systemd/system/multi-user.target.d/wants.conf";
-    expected = "[Unit]\nWants=opencode-egress.service opencode-my-project.service\n";
+    expected = "[Unit]\nWants=nftables.service opencode-egress.service opencode-my-project.service\n";
   };
-  "ten has two units each, and the daemon" = {
+  "ten has two units each, the daemon and nftables" = {
     got = builtins.length (units "ten");
-    expected = 21;
+    expected = 22;
   };
 }

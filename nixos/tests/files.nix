@@ -9,7 +9,7 @@ let
 
   two = host.two isolation isolation;
   filesOf = config: config.environment.etc."opencode-instances/a".source.entries;
-  textOf = name: config: (head (lib.filter (entry: entry.name == name) (filesOf config))).path;
+  textOf = name: config: (filesOf config).${name};
 in
 {
   "users and groups are made" =
@@ -18,10 +18,7 @@ in
     in
     is
       {
-        user = removeAttrs users.users.opencode-a [
-          "enable"
-          "name"
-        ];
+        user = lib.getAttrs [ "isSystemUser" "group" "home" "description" ] users.users.opencode-a;
         group = users.groups ? opencode-a;
       }
       {
@@ -60,12 +57,15 @@ in
       start = true;
     };
   "the state directory is made, private" =
-    is (lib.last (host.one { user = "alice"; group = "users"; }).systemd.tmpfiles.rules)
-      "d /var/lib/opencode/instance-state/a 0700 alice users -";
+    is
+      (elem "d /var/lib/opencode/instance-state/a 0700 alice users -"
+        (host.one { user = "alice"; group = "users"; }).systemd.tmpfiles.rules
+      )
+      true;
 
   "declared files" =
     is
-      (map (entry: entry.name) (
+      (attrNames (
         filesOf (
           host.one {
             agents.x = "text";
@@ -75,9 +75,9 @@ in
         )
       ))
       [
-        "opencode.json"
         "agents/x"
         "commands/y"
+        "opencode.json"
         "skills/z"
       ];
   "text becomes a file" = is (textOf "agents/x" (host.one { agents.x = "text"; })).text "text";

@@ -1,9 +1,23 @@
 # Hosts to test: each from the smallest configuration that works, changed.
-{ lib }:
-let
-  evaluate = import ../stub { inherit lib; };
-in
+{
+  lib,
+  # Modules -> a host, with its options: NixOS itself by nixos.nix, otherwise stubs on nixpkgs' own `lib`.
+  evaluate ? import ../stub { inherit lib; },
+  # The same, built on a machine of another kind.
+  cross ? import ../stub {
+    inherit lib;
+    pkgs = import ../stub/pkgs.nix {
+      inherit lib;
+      platforms = {
+        buildPlatform = lib.systems.elaborate "x86_64-linux";
+        hostPlatform = lib.systems.elaborate "aarch64-linux";
+      };
+    };
+  },
+}:
 rec {
+  inherit evaluate cross;
+
   # The configuration of a host with these modules, and no servers yet.
   config =
     modules:
@@ -13,15 +27,9 @@ rec {
           services.opencode.enable = true;
           networking.nftables.enable = true;
           networking.firewall.enable = false;
-          # NixOS' own, and an operator's.
-          users.users = {
-            root = { };
-            alice = { };
-          };
-          users.groups = {
-            users = { };
-            developers = { };
-          };
+          # An operator's.
+          users.users.alice.isNormalUser = true;
+          users.groups.developers = { };
         }
       ]
       ++ modules
@@ -52,6 +60,13 @@ rec {
 
   # The instance `a`, evaluated.
   instance = module: (one module).services.opencode.instances.a;
+
+  # The module's units, without `.service`.
+  services =
+    config: lib.filter (lib.hasPrefix "opencode") (lib.attrNames config.systemd.services);
+
+  # The command that looks whether the second lock is in the kernel.
+  isTableCheck = lib.hasInfix "list chain inet opencode-egress rendered-";
 
   # Messages of the assertions that fail.
   failures =

@@ -68,7 +68,7 @@ let
             if lib.isOption option then [ "${prefix}${name}" ] else names "${prefix}${name}." option
           ) (removeAttrs options [ "_module" ])
         );
-      options = (import ../stub { inherit lib; } [ ]).options.services.opencode;
+      options = (host.evaluate [ ]).options.services.opencode;
     in
     {
       instance = names "" (options.instances.type.getSubOptions [ ]);
@@ -144,7 +144,7 @@ rows
     };
   };
   "nothing is enabled by itself" = {
-    got = (import ../stub { inherit lib; } [ ]).config.services.opencode.enable;
+    got = (host.evaluate [ ]).config.services.opencode.enable;
     expected = false;
   };
   "enabling is yes or no" = {

@@ -65,7 +65,7 @@ let
   script = {
     default = "";
     first = "true";
-    second = "false";
+    second = null;
     bad = text;
   };
   files = {
@@ -206,7 +206,17 @@ in
     bad = path;
   };
   environmentFiles = paths;
-  path = strings;
+  path = strings // {
+    # In this order they are found.
+    default = [ "bash" "git" "ripgrep" ];
+    first = [ "/opt/one" ];
+    second = [ "/opt/two" "/opt/three" ];
+    shown = map (entry: if lib.isString entry then entry else entry.pname or "?");
+    bad = [
+      "/opt/one"
+      [ 1 ]
+    ];
+  };
   preInitScript = script;
   postInitScript = script;
   config = {

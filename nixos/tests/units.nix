@@ -4,9 +4,27 @@ let
   inherit (lib) attrNames elem genAttrs hasPrefix head;
   is = got: expected: { inherit got expected; };
   isolation.networkIsolation.enable = true;
+  # A script without its first line, which names the shell.
+  body = script: lib.trim (lib.concatStringsSep "\n" (lib.tail (lib.splitString "\n" script.text)));
 
-  server = config: config.systemd.services.opencode-a;
-  setup = config: config.systemd.services.opencode-a-setup;
+  # What a unit is made of.
+  unit =
+    name: config:
+    lib.getAttrs [
+      "after"
+      "environment"
+      "path"
+      "reloadTriggers"
+      "requires"
+      "restartTriggers"
+      "serviceConfig"
+      "stopIfChanged"
+      "unitConfig"
+      "wantedBy"
+      "wants"
+    ] config.systemd.services.${name};
+  server = unit "opencode-a";
+  setup = unit "opencode-a-setup";
   settings = instance: (server (host.one instance)).serviceConfig;
   command = instance: (settings instance).ExecStart;
   base = "/nix/store/opencode/bin/opencode serve --hostname 127.0.0.1 --port 4096 --print-logs --log-level INFO";
@@ -22,20 +40,20 @@ in
     in
     is
       {
-        services = attrNames config.systemd.services;
+        services = host.services config;
         users = lib.filter (hasPrefix "opencode-") (attrNames config.users.users);
-        inherit (config.systemd) tmpfiles;
-        tables = attrNames config.networking.nftables.tables;
-        etc = attrNames config.environment.etc;
+        directories = lib.filter (lib.hasInfix "opencode") config.systemd.tmpfiles.rules;
+        tables = config.networking.nftables.tables ? opencode-egress;
+        etc = lib.filter (hasPrefix "opencode") (attrNames config.environment.etc);
       }
       {
         services = [ ];
         users = [ ];
-        tmpfiles.rules = [ ];
-        tables = [ ];
+        directories = [ ];
+        tables = false;
         etc = [ ];
       };
-  "no daemon without isolation" = is (attrNames (host.one { }).systemd.services) [
+  "no daemon without isolation" = is (host.services (host.one { })) [
     "opencode-a"
     "opencode-a-setup"
   ];
@@ -75,7 +93,7 @@ in
     is
       {
         server = (server config).serviceConfig.ExecStartPre;
-        setup = (setup config).serviceConfig.ExecStartPre;
+        setup = lib.filter (command: !host.isTableCheck command) (setup config).serviceConfig.ExecStartPre;
       }
       {
         server = [
@@ -143,7 +161,7 @@ in
     is
       {
         same = units old == units new;
-        daemons = old.systemd.services.opencode-egress == new.systemd.services.opencode-egress;
+        daemons = unit "opencode-egress" old == unit "opencode-egress" new;
         programs = map program [
           old
           new
@@ -172,9 +190,9 @@ in
     )
   );
   "a changed script restarts the server" =
-    is (map (script: script.text) (
-      lib.take 1 (server (host.one { preInitScript = "true"; })).restartTriggers
-    )) [ "#!/bin/bash\nset -eu\ntrue" ];
+    is (map body (lib.take 1 (server (host.one { preInitScript = "true"; })).restartTriggers)) [
+      "set -eu\ntrue"
+    ];
   "neither attach nor daemon without isolation" = is {
     pre = (settings { }) ? ExecStartPre;
     inherit (server (host.one { })) wants;
@@ -237,8 +255,8 @@ in
         "opencode-a-post-init"
       ];
   "a hook stops at its first error" =
-    is (head (setup (host.one { preInitScript = "false\ntrue"; })).serviceConfig.ExecStart).text
-      "#!/bin/bash\nset -eu\nfalse\ntrue";
+    is (body (head (setup (host.one { preInitScript = "false\ntrue"; })).serviceConfig.ExecStart))
+      "set -eu\nfalse\ntrue";
   "the setup is as hardened as the server" =
     let
       unit = instance: {
@@ -249,10 +267,15 @@ in
           "RestartSec"
           "OOMPolicy"
         ];
-        setup = removeAttrs (setup instance).serviceConfig [
-          "ExecStart"
-          "Type"
-        ];
+        setup =
+          lib.mapAttrs
+            (key: value: if key == "ExecStartPre" then lib.filter (command: !host.isTableCheck command) value else value)
+            (
+              removeAttrs (setup instance).serviceConfig [
+                "ExecStart"
+                "Type"
+              ]
+            );
       };
       units = unit (host.one isolation);
     in
@@ -260,14 +283,20 @@ in
 
   "the environment, the instance's before the module's" =
     is
-      (server (
-        host.one {
-          environment = {
-            HOME = "/elsewhere";
-            X = "1";
-          };
-        }
-      )).environment
+      (removeAttrs
+        (server (
+          host.one {
+            environment = {
+              HOME = "/elsewhere";
+              X = "1";
+            };
+          }
+        )).environment
+        [
+          "PATH"
+          "SHELL"
+        ]
+      )
       {
         HOME = "/elsewhere";
         OPENCODE_DISABLE_AUTOUPDATE = "1";

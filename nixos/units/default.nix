@@ -17,13 +17,19 @@ let
   # Below /etc. Links in the state directory point here, so it must not change.
   etcName = name: "opencode-instances/${name}";
 
+  # A set-up looks for the second lock, and with it its server: `networking.nftables` goes on when its reload fails, and so does a switch.
+  hasTable = import ../egress/has-table.nix {
+    inherit lib pkgs;
+    inherit (import ../egress/nftables.nix { inherit config lib; }) mark;
+  };
+
   units =
     name: instance:
     let
       files = filesOf name instance // {
         at = "/etc/${etcName name}";
       };
-      common = import ./service.nix { inherit config lib; } { inherit name instance files; };
+      common = import ./service.nix { inherit config lib pkgs; } { inherit name instance files; };
       arguments = {
         inherit
           name
@@ -32,7 +38,7 @@ let
           common
           ;
       };
-      setup = import ./setup.nix { inherit lib pkgs; } arguments;
+      setup = import ./setup.nix { inherit lib pkgs; } (arguments // { inherit hasTable; });
     in
     {
       ${instances.setupUnit name} = setup;
@@ -41,10 +47,15 @@ let
         restartTriggers = setup.serviceConfig.ExecStart;
       };
     };
+  own = concatMapAttrs units instances.isolated;
 in
 {
   config = lib.mkIf config.services.opencode.enable {
     systemd.services = concatMapAttrs units instances.enabled;
+    assertions = map (message: {
+      assertion = false;
+      inherit message;
+    }) (lib.concatLists (mapAttrsToList (import ./changed.nix { inherit config lib; }) own));
 
     # The same directory that the units see, for those who look from outside.
     environment.etc = mapAttrs' (

@@ -15,6 +15,8 @@ let
     "/etc/hosts"
     "/etc/localtime"
     "/etc/nsswitch.conf"
+    "/etc/opencode/opencode.json"
+    "/etc/opencode/opencode.jsonc"
     "/etc/passwd"
     "/etc/protocols"
     "/etc/resolv.conf"

@@ -1,5 +1,9 @@
 # What the server's unit and its setup unit have in common.
-{ config, lib }:
+{
+  config,
+  lib,
+  pkgs,
+}:
 {
   name,
   instance,
@@ -27,6 +31,8 @@ in
   # The module's own come first; systemd reads files after these.
   environment = {
     HOME = instance.stateDir;
+    # The user's own refuses a login, and is what ssh's ProxyCommand, tmux and the agent's shell would run.
+    SHELL = lib.getExe pkgs.bash;
     # The package is the system's to update.
     OPENCODE_DISABLE_AUTOUPDATE = "1";
   }

@@ -5,6 +5,7 @@
   instance,
   files,
   common,
+  hasTable,
 }:
 let
   inherit (lib) optional optionals;
@@ -14,7 +15,7 @@ let
   ];
 
   script = what: text: pkgs.writeShellScript "opencode-${name}-${what}" text;
-  hook = what: text: optional (text != "") (script what "set -eu\n${text}");
+  hook = what: text: optional (text != null && text != "") (script what "set -eu\n${text}");
 
   # Links point to `files.at`, not into the store, so that they stay as they are when the configuration changes.
   setup = script "setup" ''
@@ -34,9 +35,24 @@ let
       find "$config" -type l -lname "$files/*" -xtype l -delete
     fi
 
+    # A link into the store is nobody's own file: another module or tool has made it of a configuration, which may be gone.
+    replace() {
+      for place; do
+        target=$(readlink "$place") || continue
+        case $target in
+          ${builtins.storeDir}/*)
+            echo "$place was a link to $target, which this configuration did not make; it is replaced." >&2
+            rm "$place"
+            ;;
+        esac
+      done
+    }
+
+    replace "$state/.config" "$config"
     mkdir -p "$config" "$state/.cache" "$state/.local/share/opencode" "$state/.local/state"
 
     link() {
+      replace "$(dirname "$(dirname "$2")")" "$(dirname "$2")" "$2"
       if [ "$(readlink "$2")" = "$1" ]; then
         return
       elif [ -e "$2" ] || [ -L "$2" ] || ! mkdir -p "$(dirname "$2")" || ! ln -s "$1" "$2"; then
@@ -72,7 +88,15 @@ in
   requires = locks;
   after = [ "network.target" ] ++ locks;
 
-  inherit (common) environment path unitConfig;
+  inherit (common) environment path;
+  # systemd could only say that it cannot set up the mounts; so it says which of them is not there.
+  unitConfig = common.unitConfig // {
+    AssertPathIsDirectory = [ instance.directory ];
+    AssertPathExists =
+      instance.sandbox.readWritePaths
+      ++ instance.sandbox.readOnlyPaths
+      ++ instance.sandbox.unixSockets.allow;
+  };
 
   serviceConfig = common.serviceConfig // {
     # Not RemainAfterExit=: with it, restarting the daemon would stop this unit, and so the server.
@@ -81,5 +105,9 @@ in
       hook "pre-init" instance.preInitScript
       ++ [ setup ]
       ++ hook "post-init" instance.postInitScript;
+  }
+  # As root, whom nftables answers; after `attach`, which stays first.
+  // lib.optionalAttrs instance.networkIsolation.enable {
+    ExecStartPre = lib.mkOrder 0 (common.serviceConfig.ExecStartPre.content ++ [ "+${hasTable}" ]);
   };
 }

@@ -31,12 +31,12 @@ def arrived():
     return since
 
 
-def switch_to(host):
-    """Makes the machine another host. The one that it booted as has the others as specialisations."""
+def switch_to(host, whole=True):
+    """Makes the machine another host, and all of it if `whole`. The one that it booted as has the others as specialisations."""
     system = "/run/booted-system"
     if machine.execute(f"test -e {system}/specialisation/{host}")[0] == 0:
         system += f"/specialisation/{host}"
-    machine.succeed(f"{system}/bin/switch-to-configuration test")
+    (machine.succeed if whole else machine.fail)(f"{system}/bin/switch-to-configuration test")
 
 
 # It watches before the machine has a network.

@@ -31,11 +31,11 @@ def accepted(directory):
     return len(found)
 
 
-def locked(table, script):
-    """nft takes a table, and takes it as the build checks it: with what `script` makes of a copy, and no user of an instance."""
+def locked(rules, script):
+    """nft takes the rules as the build checks them: a copy without what is deleted first, with what `script` makes of that, and no user of an instance."""
     machine.succeed(
         "rm -rf /run/check; mkdir /run/check; grep -v ^opencode- /etc/passwd > /run/check/passwd",
-        f"cp {table} /run/check/ruleset.conf",
+        f"grep -v '^include' {rules} > /run/check/ruleset.conf",
     )
     check = "unshare --mount sh -c 'mount --bind /run/check/passwd /etc/passwd; cd /run/check; nft -c -f ruleset.conf'"
     machine.fail(check)
@@ -60,7 +60,7 @@ with subtest("the daemon takes the policy"):
 if not hasattr(machine, "files"):
     not_shown("the other hosts, whose files are not here; nor the rules as the build checks them, which the build has done")
 else:
-    locked("/etc/nftables.d/opencode-egress.nft", "/etc/nftables-pre-check")
+    locked("/nix/store/nftables-rules", "/etc/nftables-pre-check")
     hosts = [path for path in sorted(machine.files.parent.iterdir()) if path.is_dir() and path != machine.files]
     assert len(hosts) >= 13, hosts
     for host in hosts:
@@ -72,4 +72,4 @@ else:
             assert accepted(f"{here}/systemd/system") >= 2
             if (host / "etc/opencode-egress").exists():
                 machine.succeed(f"opencode-egress check {here}/opencode-egress/policy.json")
-                locked(f"{here}/nftables.d/opencode-egress.nft", f"{here}/nftables-pre-check")
+                locked(f"/run/hosts/{host.name}/nix/store/nftables-rules", f"{here}/nftables-pre-check")

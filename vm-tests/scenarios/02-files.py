@@ -35,7 +35,7 @@ with subtest("what is not listed is not there"):
     assert set(SEEN + HIDDEN) - set(lines(outside(read))) == {"/dev/mqueue"}, outside(read)
     outside("ls /dev/mqueue/planted")
     assert lines(agent("a", read)) == sorted(SEEN), agent("a", read)
-    found = agent("a", "find / -path /proc -prune -o -name planted -print 2>/dev/null")
+    found = agent("a", "find / \\( -path /proc -o -path /nix/store \\) -prune -o -name planted -print 2>/dev/null")
     assert lines(found) == sorted(f"{place}/planted" for place in SEEN), found
 
 with subtest("nor are the directories around it"):
@@ -58,7 +58,7 @@ with subtest("it writes to what is its own"):
     for place in ("/tmp", "/var/tmp", "/dev/shm"):
         machine.fail(f"ls {place}/written")
     # What the kernel would let it write to, wherever that is; a queue is in its own IPC namespace.
-    writable = agent("a", "find / -path /proc -prune -o -type d -writable -print -prune -o -type f -writable -print 2>/dev/null")
+    writable = agent("a", "find / \\( -path /proc -o -path /nix/store \\) -prune -o -type d -writable -print -prune -o -type f -writable -print 2>/dev/null")
     assert lines(writable) == sorted(own + ["/dev/mqueue"]), writable
 
 with subtest("and to nothing else, where its user could as well"):
@@ -82,5 +82,5 @@ with subtest("no socket of the host's is there"):
     cannot("a", connect)
     # The search finds one that it makes itself, and no other.
     own = "python3 -c \"import socket; socket.socket(socket.AF_UNIX).bind('/tmp/own.sock')\""
-    found = agent("a", f"{own}; find / -path /proc -prune -o -type s -print 2>/dev/null")
+    found = agent("a", f"{own}; find / \\( -path /proc -o -path /nix/store \\) -prune -o -type s -print 2>/dev/null")
     assert lines(found) == ["/tmp/own.sock"], found

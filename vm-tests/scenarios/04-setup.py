@@ -86,6 +86,31 @@ with subtest("a user's files are kept, and told of"):
     assert kept == [f"{config}/opencode.json", f"{config}/commands/hello.md"], said
     machine.succeed(f"rm {config}/opencode.json {config}/commands/hello.md {config}/agents/mine.md")
 
+with subtest("what another configuration has linked from the store is replaced, and told of"):
+    store = "/nix/store/00000000000000000000000000000000-other"
+    machine.succeed(
+        f"mkdir -p {store}/skills/greeting; echo '{{}}' > {store}/opencode.json; echo other > {store}/skills/greeting/SKILL.md",
+        f"cd {config}; rm -r opencode.json agents commands skills; mkdir -m 700 agents",
+        # One that is there, one whose store path is collected, and directories of both kinds.
+        f"cd {config}; ln -s {store}/opencode.json opencode.json; ln -s /nix/store/gone/reviewer.md agents/reviewer.md",
+        f"cd {config}; ln -s /nix/store/gone/commands commands; ln -s {store}/skills skills; echo mine > agents/mine.md",
+        f"chown -hR opencode-a {config}",
+    )
+    said = run_setup()
+    assert tree() == sorted(made + [line for line in tree() if "agents/mine.md" in line]), set(tree()) ^ set(made)
+    told = [line.split()[0] for line in said.splitlines() if "is replaced" in line]
+    assert sorted(told) == sorted(f"{config}/{name}" for name in ("opencode.json", "agents/reviewer.md", "commands", "skills")), said
+    assert "is kept" not in said, said
+    machine.succeed(f"cmp {store}/skills/greeting/SKILL.md <(echo other)", f"rm {config}/agents/mine.md")
+
+with subtest("a server whose directory is not there does not start, and systemd says which"):
+    machine.succeed("mv /srv/a /srv/away")
+    rested()
+    machine.fail("systemctl start opencode-a")
+    shown = machine.execute(f"systemctl status {SETUP}")[1]
+    assert "AssertPathIsDirectory=/srv/a was not met" in shown, shown
+    machine.succeed("mv /srv/away /srv/a")
+
 with subtest("a server whose preInitScript fails does not start, and nothing is set up"):
     machine.succeed(f"touch {STATE}/fail-pre")
     refused("pre-init: told to fail")

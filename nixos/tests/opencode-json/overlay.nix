@@ -13,7 +13,9 @@ let
         outPath = "/nix/store/${system}-${name}";
       };
     in
-    {
+    # What the module takes, beside what is a system's own.
+    import ../../stub/pkgs.nix { inherit lib; }
+    // {
       inherit lib;
       callPackage =
         file: overrides:
@@ -26,10 +28,10 @@ let
         hostPlatform = { inherit system; };
       };
       opencode = stored "opencode";
-      bpf-linker = stored "bpf-linker";
+      bpf-linker = stored "bpf-linker" // { version = "0.10.3"; };
       installShellFiles = stored "installShellFiles";
       symlinkJoin = { name, ... }: stored name;
-      rustc = {
+      buildPackages.rustc = {
         unwrapped = stored "rustc";
         override = { sysroot }: sysroot;
       };
@@ -46,16 +48,15 @@ let
       runCommand = name: environment: _: environment // { inherit name; };
       mkShell = arguments: arguments;
       testers.runNixOSTest = arguments: arguments;
-      bash = stored "bash";
-      coreutils = stored "coreutils";
       curl = stored "curl";
-      findutils = stored "findutils";
-      git = stored "git";
+      gnutar = stored "gnutar";
+      gzip = stored "gzip";
       postgresql = stored "postgresql";
+      procps = stored "procps";
       python3 = stored "python3" // { meta.mainProgram = "python3"; };
+      sqlite = stored "sqlite";
       tcpdump = stored "tcpdump" // { meta.mainProgram = "tcpdump"; };
       util-linux = stored "util-linux";
-      writeShellScript = name: _: stored name;
       clippy = stored "clippy";
       rustfmt = stored "rustfmt";
       nixfmt-tree = stored "nixfmt-tree";
@@ -188,7 +189,7 @@ let
       ++ lib.optional (started != { } && name != "vm-08c-boot") "servers start by themselves"
       ++ lib.optional (started == { } && name == "vm-08c-boot") "the boot starts no server"
       ++ lib.optional (
-        lib.hasInfix "\n    switch_to(" test.testScript && lib.length others != 2
+        lib.hasInfix "\n    switch_to(" test.testScript && others == [ ]
       ) "the script has nothing to switch to"
       ++ lib.optional (
         !lib.all (other: other.services.opencode.instances.a.networkIsolation.enable) others
