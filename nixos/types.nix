@@ -55,16 +55,16 @@ rec {
   # Where a path without quotes, which Nix copies to the store, is a mistake each time.
   hostPath = absolutePath // {
     check = value: lib.isString value || builtins.isPath value;
-    merge = mergeParsed (
-      value:
-      if builtins.isPath value then
-        {
-          problem = "`${toString value}` is without quotes, so Nix would take it for a file to copy to the store; write it in quotes, as an absolute path: \"${toString value}\"";
-        }
-      else
-        checkPath value
-    );
+    merge = mergeParsed checkHostPath;
   };
+  checkHostPath =
+    value:
+    if builtins.isPath value then
+      {
+        problem = "`${toString value}` is without quotes, so Nix takes it for a file to copy to the store; write it in quotes, as an absolute path: \"${toString value}\"";
+      }
+    else
+      checkPath value;
 
   # What `bad`, name -> null or what is wrong with it, finds in the names of the attributes is refused before anything is made of them.
   attrsNamed =

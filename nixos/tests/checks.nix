@@ -21,6 +21,7 @@ let
     "files"
     "firewall"
     "names"
+    "nixos-rules"
     "units"
     "warnings"
   ] (name: import (./. + "/${name}.nix") arguments);

@@ -110,6 +110,15 @@ in
       false
     ];
   };
+  "what is said of a path without quotes" = {
+    got = lib.filter (word: !hasInfix word (types.checkHostPath /srv/a).problem) [
+      "`/srv/a`"
+      "copy to the store"
+      "write it in quotes"
+      "\"/srv/a\""
+    ];
+    expected = [ ];
+  };
   "a script may be null" = {
     got = map (script: builtins.length script.serviceConfig.ExecStart) (
       map (instance: (host.one instance).systemd.services.opencode-a-setup) [

@@ -1,7 +1,7 @@
 # host: config
 """The declared configuration is what the server has, beside the user's own; who has the last word is as documented.
 opencode.json is a link in the state directory. Declared agents, commands and skills are found, and so are those that the user put
-there. The worktree can widen the operator's permissions, by opencode.json and by .opencode/, but not the policy; where the remedies of
+there; so is what the machine says in /etc/opencode. The worktree can widen the operator's permissions, by opencode.json and by .opencode/, but not the policy; where the remedies of
 docs/opencode-json.md are in place it cannot, and neither can files in the home directory. The server's own API is open to the agent all the same,
 and does not ask the permissions. Plugins are tried nowhere: all servers here leave them out (`OPENCODE_PURE=1`)."""
 
@@ -91,9 +91,19 @@ with subtest("it cannot put another directory in the place of one that it cannot
         cannot("firm", f"rm -r {path}")
     can("firm", "mkdir ~/there && mv ~/there ~/elsewhere")
 
+machine.succeed(
+    "mkdir -p /etc/opencode && cd /etc/opencode && echo '{\"share\": \"disabled\"}' > opencode.json",
+    "cd /etc/opencode && echo '{\"snapshot\": true} // more' > opencode.jsonc",
+)
 machine.succeed("systemctl restart opencode-plain opencode-firm")
 healthy("plain")
 healthy("firm")
+
+with subtest("the machine's configuration is seen, and not changed"):
+    for name in ["plain", "firm"]:
+        config = get(name, "config")
+        assert config["share"] == "disabled" and config["snapshot"] is True, config
+        says(name, "echo '{}' 2>&1 > /etc/opencode/opencode.json; true", "Read-only file system")
 
 with subtest("the user's own agents, commands and skills are found, and what he put in a declared one's place is kept"):
     assert {"own", "reviewer"} <= names("plain", "agent"), names("plain", "agent")
