@@ -103,7 +103,7 @@ with subtest("the machine's configuration is seen, and not changed"):
     for name in ["plain", "firm"]:
         config = get(name, "config")
         assert config["share"] == "disabled" and config["snapshot"] is True, config
-        says(name, "echo '{}' 2>&1 > /etc/opencode/opencode.json; true", "Read-only file system")
+        says(name, "(echo '{}' > /etc/opencode/opencode.json) 2>&1", "Read-only file system")
 
 with subtest("the user's own agents, commands and skills are found, and what he put in a declared one's place is kept"):
     assert {"own", "reviewer"} <= names("plain", "agent"), names("plain", "agent")
