@@ -48,6 +48,10 @@ let
         assertion = user.group != "";
         message = "users.users.${name}.group is unset.";
       }
+      {
+        assertion = user.group == "" || config.users.groups ? ${user.group};
+        message = "The following users have a primary group that is undefined: ${name}";
+      }
     ];
 in
 {

@@ -60,7 +60,13 @@ in
     in
     fails (bob false) [ "instances.a.user" "`bob`" ] (bob true);
   "a group that nobody declares" =
-    fails (host.one { group = "developer"; }) [ "instances.a.group" "developer" "users.groups" "Declare" ]
+    # A user that the module makes would be without its group, which NixOS says as well.
+    fails
+      (host.one {
+        user = "alice";
+        group = "developer";
+      })
+      [ "instances.a.group" "developer" "users.groups" "Declare" ]
       (host.one { group = "developers"; });
   "another group that nobody declares" =
     fails (host.one { extraGroups = [ "developers" "developer" ]; })

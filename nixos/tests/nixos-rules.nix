@@ -42,7 +42,7 @@ in
     });
     expected = [ true ];
   };
-  "a user is a person or a system's, and has a group" = {
+  "a user is a person or a system's, and has a group that is there" = {
     got = map (settings: builtins.length (user settings)) [
       { isNormalUser = true; }
       {
@@ -51,10 +51,15 @@ in
       }
       { group = "users"; }
       { isSystemUser = true; }
+      {
+        isSystemUser = true;
+        group = "nobodys";
+      }
     ];
     expected = [
       0
       0
+      1
       1
       1
     ];

@@ -132,6 +132,10 @@ with subtest("with hooks that succeed it starts, after them"):
     started = int(machine.succeed(moment.format("ExecMainStartTimestampMonotonic", "opencode-a")))
     assert 0 < ended <= started, (ended, started)
 
+with subtest("its shell is one, and what opencode needs is in its path"):
+    says("a", "echo shell=$SHELL.", "/bin/bash.")
+    can("a", "$SHELL -c true", "git --version", "bash -c true")
+
 with subtest("the project's directory is as it was"):
     assert listing("/srv/a") == directory, set(listing("/srv/a")) ^ set(directory)
     can("a", "touch src/new")
