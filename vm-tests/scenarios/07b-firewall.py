@@ -76,7 +76,7 @@ with subtest("a reload puts it back, and leaves the second lock as it was"):
     machine.succeed("systemctl restart opencode-opened")
     healthy("opened")
 
-with subtest("the firewall alone does not close what a policy closes, and the first lock does"):
+with subtest("without the second lock the firewall and the first say the same"):
     machine.succeed("nft delete table inet opencode-egress")
     assert inbound() == before, inbound()
     assert outbound() == [[allowed for _, allowed in OUTBOUND]] * 2, outbound()
