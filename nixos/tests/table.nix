@@ -211,7 +211,8 @@ in
     default = [ "bash" "git" "ripgrep" ];
     first = [ "/opt/one" ];
     second = [ "/opt/two" "/opt/three" ];
-    shown = map (entry: if lib.isString entry then entry else entry.pname or "?");
+    # nixpkgs calls its bash `bash-interactive`.
+    shown = map (entry: if lib.isString entry then entry else lib.head (lib.splitString "-" entry.pname));
     bad = [
       "/opt/one"
       [ 1 ]
