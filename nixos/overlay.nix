@@ -4,12 +4,27 @@ final: prev: {
 
   lib = prev.lib.extend (
     lib: _: {
-      opencode = import ./opencode-json {
-        inherit lib;
-        inherit (final) writeText;
-      } // {
-        wrapOpencode = import ./wrap-opencode.nix final;
-      };
+      opencode =
+        import ./opencode-json {
+          inherit lib;
+          inherit (final) writeText;
+        }
+        // rec {
+          wrapOpencode = import ./wrap-opencode.nix final;
+
+          # As albertov/opencode-nix has it.
+          wrapOpenCode =
+            {
+              modules,
+              opencode ? final.opencode,
+              name ? "opencode",
+            }:
+            wrapOpencode {
+              inherit name;
+              config = modules;
+              package = opencode;
+            };
+        };
     }
   );
 }

@@ -32,6 +32,7 @@ open {
     ]
   )) "Color that it is shown in.";
   options = optional (types.attrsOf json) "Options that go with every request to the model.";
+  primary = optional types.bool "Deprecated: use `mode`. True becomes `mode = \"primary\"`, where no mode is set; opencode itself would send the key to the model.";
   tools = optional (types.attrsOf types.bool) "Deprecated: use `permission`. Tools, and whether the agent has them.";
   maxSteps = optional types.ints.positive "Deprecated: use `steps`.";
 }

@@ -10,16 +10,53 @@ let
   json = import ./json.nix { inherit lib; };
   permission = import ./permission.nix { inherit lib json; };
 
-  # A permission stands at the top and at each agent.
-  inOrder = config: config // { permission = permission.render (config.permission or null); };
-  orderedAgents = agents: if agents == null then null else mapAttrs (_: inOrder) agents;
-in
-rec {
-  # The type of a configuration: what opencode.json may hold. An option of this type is an instance's.
-  configType = types.submodule {
+  # What opencode.json may hold.
+  module = {
     freeformType = types.attrsOf (import ./types.nix { inherit lib; }).unknown;
     options = import ./options.nix { inherit lib permission; };
   };
+
+  # A permission stands at the top and at each agent.
+  inOrder = config: config // { permission = permission.render (config.permission or null); };
+  agents =
+    set:
+    if set == null then
+      null
+    else
+      mapAttrs (
+        _: agent:
+        inOrder agent
+        // {
+          mode = if agent.mode == null && agent.primary == true then "primary" else agent.mode;
+          primary = null;
+        }
+      ) set;
+
+  # Keys may stand below `opencode`, as in modules that are written for the option of that name.
+  evaluate =
+    modules:
+    let
+      below.options.opencode = mkOption {
+        type = types.deferredModule;
+        default = { };
+      };
+      config =
+        more:
+        (lib.evalModules {
+          prefix = [ "opencode" ];
+          modules = [
+            module
+            below
+          ]
+          ++ modules
+          ++ more;
+        }).config;
+    in
+    removeAttrs (config [ (config [ ]).opencode ]) [ "opencode" ];
+in
+rec {
+  # The type of a configuration. An option of this type is an instance's.
+  configType = types.submodule module;
 
   # The text of opencode.json for a value of `configType`.
   render =
@@ -27,24 +64,20 @@ rec {
     json.toOrderedJSON (
       inOrder config
       // {
-        agent = orderedAgents config.agent;
-        mode = orderedAgents config.mode;
+        agent = agents config.agent;
+        mode = agents config.mode;
       }
     );
 
-  # The text of opencode.json for attributes, or a module.
-  mkConfigFromAttrs =
-    module:
-    render
-      (lib.evalModules {
-        modules = [
-          { options.opencode = mkOption { type = configType; }; }
-          { opencode = module; }
-        ];
-      }).config.opencode;
+  # The text of opencode.json for attributes, a module, or a list of these, which are merged.
+  mkConfigFromAttrs = modules: render (evaluate (lib.toList modules));
 
   # The same as a file.
-  mkConfig = module: writeText "opencode.json" (mkConfigFromAttrs module);
+  mkConfig = modules: writeText "opencode.json" (mkConfigFromAttrs modules);
+
+  # The names that albertov/opencode-nix has for it.
+  mkOpenCodeConfig = mkConfig;
+  mkOpenCodeConfigFromAttrs = mkConfig;
 
   # The parts, for the tests.
   inherit json permission;

@@ -5,7 +5,9 @@ let
   inherit (import ./types.nix { inherit lib; })
     checked
     closed
+    gone
     json
+    logLevel
     optional
     required
     strings
@@ -49,6 +51,8 @@ let
       description = "list of a plugin and its options";
     }
   );
+
+  terminal = "the terminal interface has it in a tui.json of its own, where it runs: remove it here";
 in
 {
   "$schema" = mkOption {
@@ -94,12 +98,7 @@ in
     mdnsDomain = optional types.str "Domain name that it announces.";
     cors = optional strings "Origins, besides its own, that browsers may call from.";
   }) "The server's listener.";
-  logLevel = optional (types.enum [
-    "DEBUG"
-    "INFO"
-    "WARN"
-    "ERROR"
-  ]) "Level of opencode's own log.";
+  logLevel = optional logLevel "Level of opencode's own log.";
   shell = optional types.str "Shell that the shell tool runs commands in.";
   username = optional types.str "Name of the user in conversations.";
   share = optional (types.enum [
@@ -116,6 +115,9 @@ in
     "auto"
     "stretch"
   ]) "Deprecated: without effect.";
+  theme = gone terminal;
+  keybinds = gone terminal;
+  tui = gone terminal;
 
   # What goes to the model.
   attachment = optional (closed {

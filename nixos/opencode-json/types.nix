@@ -47,6 +47,22 @@ rec {
       );
   };
 
+  # A key of older versions that a server has no use for. It is told of, and not written.
+  gone =
+    instead:
+    mkOption {
+      type = types.nullOr (
+        json
+        // {
+          merge =
+            loc: _: lib.warn "${showOption loc}: opencode ${version} has no such key in opencode.json; ${instead}" null;
+        }
+      );
+      default = null;
+      visible = false;
+      description = instead;
+    };
+
   # A type with a condition across its parts; `problem` gives null or a sentence that says what to write instead.
   checked =
     type: problem:
@@ -69,6 +85,17 @@ rec {
 
   # A time in milliseconds, or false for no limit.
   timeout = types.either types.ints.positive (types.enum [ false ]);
+
+  logLevel =
+    let
+      levels = [
+        "DEBUG"
+        "INFO"
+        "WARN"
+        "ERROR"
+      ];
+    in
+    types.coercedTo (types.enum (map lib.toLower levels)) lib.toUpper (types.enum levels);
 
   strings = types.listOf types.str;
   stringMap = types.attrsOf types.str;

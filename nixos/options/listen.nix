@@ -3,6 +3,7 @@
 let
   inherit (lib) mkOption types;
   inherit (import ../types.nix { inherit lib; }) address port;
+  inherit (import ../opencode-json/types.nix { inherit lib; }) logLevel;
 in
 {
   options = {
@@ -47,14 +48,9 @@ in
     };
 
     logLevel = mkOption {
-      type = types.enum [
-        "DEBUG"
-        "INFO"
-        "WARN"
-        "ERROR"
-      ];
+      type = types.nullOr logLevel;
       default = "INFO";
-      description = "What the server writes to the journal. `DEBUG` includes what is sent to models.";
+      description = "What the server writes to the journal. `DEBUG` includes what is sent to models. Null leaves it to opencode, and to `OPENCODE_LOG_LEVEL`.";
     };
 
     cors = mkOption {

@@ -22,6 +22,7 @@ let
     "firewall"
     "names"
     "nixos-rules"
+    "log-level"
     "units"
     "warnings"
   ] (name: import (./. + "/${name}.nix") arguments);

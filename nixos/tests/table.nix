@@ -168,9 +168,9 @@ in
     first = "DEBUG";
     second = "WARN";
     bad = [
-      "debug"
+      "Debug"
       "TRACE"
-      null
+      1
     ];
   };
   cors = strings;

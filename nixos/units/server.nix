@@ -24,6 +24,8 @@ let
     "--port"
     (toString instance.listen.port)
     "--print-logs"
+  ]
+  ++ optionals (instance.logLevel != null) [
     "--log-level"
     instance.logLevel
   ]

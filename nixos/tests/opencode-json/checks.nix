@@ -111,5 +111,5 @@ concatLists (golden ++ refused)
 ++ concatLists (
   mapAttrsToList (
     name: { got, wanted }: equal name (builtins.toJSON got) (builtins.toJSON wanted)
-  ) (import ./overlay.nix { inherit lib; })
+  ) (import ./overlay.nix { inherit lib; } // import ./composed.nix { inherit lib; })
 )

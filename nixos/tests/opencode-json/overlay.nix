@@ -1,6 +1,7 @@
 # The overlay and the flake on two systems, over a nixpkgs of which only `lib` is real. Each test: { got, wanted }.
 { lib }:
 let
+  inherit (lib) head;
   overlay = import ../../overlay.nix;
 
   # What the overlay takes from nixpkgs.
@@ -30,7 +31,7 @@ let
       opencode = stored "opencode";
       bpf-linker = stored "bpf-linker" // { version = "0.10.3"; };
       installShellFiles = stored "installShellFiles";
-      symlinkJoin = { name, ... }: stored name;
+      symlinkJoin = arguments: stored arguments.name // arguments;
       buildPackages.rustc = {
         unwrapped = stored "rustc";
         override = { sysroot }: sysroot;
@@ -44,7 +45,7 @@ let
           arguments: removeAttrs arguments [ "passthru" ] // arguments.passthru // { inherit system; };
       };
       writeText = name: text: stored name // { inherit text; };
-      writeShellScriptBin = name: text: { inherit name text; };
+      writeShellScriptBin = name: text: stored name // { inherit text; };
       runCommand = name: environment: _: environment // { inherit name; };
       mkShell = arguments: arguments;
       testers.runNixOSTest = arguments: arguments;
@@ -91,10 +92,20 @@ let
     system:
     let
       pkgs = extended system;
-      wrapper = pkgs.lib.opencode.wrapOpencode { inherit config; };
-      alone = pkgs.lib.opencode.wrapOpencode {
-        inherit config;
-        projectConfig = false;
+      inherit (pkgs.lib.opencode) wrapOpencode wrapOpenCode;
+      # The script, which comes first, and what becomes of the rest.
+      wrapper = arguments: (head (wrapOpencode (arguments // { inherit config; })).paths).text;
+      joined =
+        wrapped:
+        {
+          inherit (wrapped) name postBuild meta;
+          paths = map toString wrapped.paths;
+        };
+      other = stored "other";
+      stored = name: {
+        type = "derivation";
+        inherit name;
+        outPath = "/nix/store/${name}";
       };
     in
     lib.mapAttrs' (name: lib.nameValuePair "${name} on ${system}") {
@@ -118,12 +129,54 @@ let
         wanted = "A";
       };
       wrapOpencode = {
-        got = wrapper.text;
+        got = wrapper { };
         wanted = wrapperText system ./wrapper/opencode.sh;
       };
       "wrapOpencode without the worktree's files" = {
-        got = alone.text;
+        got = wrapper { projectConfig = false; };
         wanted = wrapperText system ./wrapper/opencode-alone.sh;
+      };
+      "wrapOpencode keeps the package's other files" = {
+        got = joined (wrapOpencode {
+          inherit config;
+          package = other;
+        });
+        wanted = {
+          name = "opencode";
+          paths = [
+            "/nix/store/${system}-opencode"
+            "/nix/store/other"
+          ];
+          postBuild = "";
+          meta.mainProgram = "opencode";
+        };
+      };
+      "wrapOpencode under a name leaves no program without the configuration" = {
+        got = joined (wrapOpencode {
+          inherit config;
+          name = "chief";
+        });
+        wanted = {
+          name = "chief";
+          paths = [
+            "/nix/store/${system}-chief"
+            "/nix/store/${system}-opencode"
+          ];
+          postBuild = "rm $out/bin/opencode";
+          meta.mainProgram = "chief";
+        };
+      };
+      "wrapOpenCode is the same" = {
+        got = joined (wrapOpenCode {
+          name = "chief";
+          modules = [ { opencode = config; } ];
+          opencode = other;
+        });
+        wanted = joined (wrapOpencode {
+          name = "chief";
+          inherit config;
+          package = other;
+        });
       };
       "the flake's outputs" = {
         got = [
