@@ -5,6 +5,27 @@ let
   instances = import ./instances.nix { inherit config lib; };
   inherit (instances) enabled option;
   inherit (import ./cidr.nix { inherit lib; }) parseAddress;
+  inherit ((import ./opencode-json { inherit lib; }).permission) asked;
+
+  # Where an instance's configuration asks, as in "`config.permission` (bash, edit)".
+  asking =
+    { config, ... }:
+    let
+      named =
+        path: permission:
+        let
+          tools = asked permission;
+        in
+        optional (tools != [ ]) "`${path}` (${lib.concatStringsSep ", " tools})";
+      agents =
+        kind:
+        concatMap lib.id (
+          mapAttrsToList (name: agent: named "config.${kind}.${name}.permission" agent.permission) (
+            lib.defaultTo { } config.${kind}
+          )
+        );
+    in
+    named "config.permission" config.permission ++ agents "agent" ++ agents "mode";
 
   isPerson =
     name: lib.any (user: user.name == name && user.isNormalUser) (lib.attrValues config.users.users);
@@ -35,6 +56,8 @@ let
       "${option name "user"}: `${instance.user}` is a person's account (isNormalUser), and the second lock goes by user: everything that this person runs on this host is held to the list of `${name}`. Leave the option out, or name a system user that does nothing else, and share files by ${option name "extraGroups"}."
     ++ optional (isolation.enable && isolation.mode == "audit")
       "${option name "networkIsolation.mode"} is `audit`: what the policy denies is reported, and let pass. Set `enforce` when the list is complete."
+    ++ optional (!instance.attended && asking instance != [ ])
+      "services.opencode.instances.${name}: there is an `ask` in ${lib.concatStringsSep ", " (asking instance)}, and a session that nobody attends waits for the answer for ever. Write `deny`, or `allow`; or set ${option name "attended"}, if somebody answers in the web interface or by `opencode attach`."
     ++ concatMap (
       socket:
       optional (!isolation.enable)

@@ -79,6 +79,6 @@ rec {
   mkOpenCodeConfig = mkConfig;
   mkOpenCodeConfigFromAttrs = mkConfig;
 
-  # The parts, for the tests.
+  # The parts, for the module's warnings and the tests.
   inherit json permission;
 }

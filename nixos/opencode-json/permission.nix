@@ -194,6 +194,16 @@ rec {
     allowed. This guards against accidents; what confines an agent is its unit.
   '';
 
+  # The tools that it asks about.
+  asked =
+    permission:
+    if permission == null then
+      [ ]
+    else if isString permission then
+      lib.optional (permission == "ask") "*"
+    else
+      unique (map (rule: rule.tool) (filter (rule: rule.action == "ask") (rules permission)));
+
   # The object for opencode.json, in order.
   render =
     permission:

@@ -29,6 +29,15 @@ in
       description = "A ready `opencode.json` instead of {option}`config`. A path in quotes is read where it is; one without is copied to the world-readable store.";
     };
 
+    attended = mkOption {
+      type = types.bool;
+      default = false;
+      description = ''
+        Whether somebody answers what a permission asks, in the web interface or by `opencode attach`. A session that asks waits for the answer for
+        ever, so where this is false, evaluation warns of an `ask` in {option}`config`.
+      '';
+    };
+
     skills = mkOption {
       type = types.attrsOf content;
       default = { };

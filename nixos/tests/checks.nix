@@ -8,6 +8,7 @@ let
 
   # Each file: name of a test -> { got, expected }.
   files = lib.genAttrs [
+    "asking"
     "assertions"
     "assertions-sandbox"
     "changed-units"

@@ -163,6 +163,7 @@ in
     ];
   };
   openFirewall = flag;
+  attended = flag;
   logLevel = {
     default = "INFO";
     first = "DEBUG";

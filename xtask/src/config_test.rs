@@ -4,6 +4,7 @@
 //! asked what it understood. docs/opencode-json.md says what follows from the order of files.
 
 use std::{
+    collections::BTreeMap,
     fs,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
@@ -267,6 +268,9 @@ fn understood(binary: &Path, file: &Path, name: &str) -> Result<()> {
     if !missing.is_empty() {
         bail!("{}", missing.join("\n"));
     }
+    if name == "unattended" {
+        nothing_asks(&server.rules()?)?;
+    }
     match ORDER.iter().find(|(configuration, _)| *configuration == name) {
         Some((_, rules)) => same(&server.rules()?, rules, |_| true),
         None => Ok(()),
@@ -307,6 +311,20 @@ fn same(rules: &[[String; 3]], wanted: &[Rule], of_interest: impl Fn(&[String; 3
         return Ok(());
     }
     bail!("the rules are {configured:?}, and should end with {wanted:?}")
+}
+
+/// No rule asks that a later one for the same does not take back. The question tool asks by itself.
+fn nothing_asks(rules: &[[String; 3]]) -> Result<()> {
+    let last: BTreeMap<_, _> =
+        rules.iter().map(|[tool, pattern, action]| ((tool, pattern), action)).collect();
+    let asks: Vec<_> = last
+        .iter()
+        .filter(|((tool, _), action)| {
+            action.as_str() == "ask" || (*tool == "question" && action.as_str() != "deny")
+        })
+        .collect();
+    ensure!(asks.is_empty(), "a session would wait for an answer: {asks:?}");
+    Ok(())
 }
 
 /// What `written` has and `reported` has not, or has otherwise.

@@ -134,6 +134,34 @@
     };
   };
 
+  # What docs/opencode-json.md has for a server that nobody attends.
+  unattended = {
+    permission = [
+      {
+        tool = "doom_loop";
+        action = "deny";
+      }
+      {
+        tool = "question";
+        action = "deny";
+      }
+      {
+        tool = "external_directory";
+        action = "deny";
+      }
+      {
+        tool = "read";
+        pattern = "*.env";
+        action = "deny";
+      }
+      {
+        tool = "read";
+        pattern = "*.env.*";
+        action = "deny";
+      }
+    ];
+  };
+
   providers = {
     enabled_providers = [ "local" ];
     disabled_providers = [ "opencode" ];
