@@ -23,6 +23,16 @@
         opencode = ./nixos;
       };
 
+      # Copied by `nix flake init`: the hosts that the tests evaluate and start.
+      templates.default = {
+        path = ./nixos/examples;
+        description = "Hosts with opencode servers: one, ten, and one with many agents";
+        welcomeText = ''
+          Keep the host in `flake.nix` that is closest to yours, say there where you have opencode-egress from, and put the
+          `hardware-configuration.nix` of your machine beside it.
+        '';
+      };
+
       # Without packages: mkConfig takes no configuration that names one. The overlay's does.
       lib.opencode = import ./nixos/opencode-json { inherit lib; };
 

@@ -3,6 +3,7 @@
   imports = [
     ./options
     ./assertions.nix
+    ./moved.nix
     ./warnings.nix
     ./units
     ./users.nix

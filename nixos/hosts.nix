@@ -3,6 +3,7 @@
 {
   one = ./examples/one.nix;
   ten = ./examples/ten.nix;
+  agents = ./examples/agents;
 }
 // lib.mapAttrs' (file: _: lib.nameValuePair (lib.removeSuffix ".nix" file) (../vm-tests/hosts + "/${file}")) (
   builtins.readDir ../vm-tests/hosts

@@ -23,7 +23,9 @@ let
     "firewall"
     "names"
     "nixos-rules"
+    "template"
     "log-level"
+    "migrating"
     "units"
     "warnings"
   ] (name: import (./. + "/${name}.nix") arguments);

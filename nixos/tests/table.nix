@@ -16,6 +16,12 @@ let
     1
     [ ]
   ];
+  gone = {
+    default = null;
+    first = "one";
+    second = "two";
+    bad = [ 1 ];
+  };
   flag = {
     default = false;
     first = true;
@@ -164,6 +170,9 @@ in
   };
   openFirewall = flag;
   attended = flag;
+  # For a message; see moved.nix.
+  model = gone;
+  provider = gone;
   logLevel = {
     default = "INFO";
     first = "DEBUG";
