@@ -200,6 +200,7 @@ pub(crate) fn run() -> Result<()> {
     for layers in LAYERS {
         told(layers.title, layered(&binary, layers));
     }
+    told("a plugin that is a file does not wait for npm, where that is not to try again", plugin(&binary));
     for wrapper in WRAPPERS {
         told(wrapper.title, wrapped(&binary, wrapper));
     }
@@ -291,6 +292,22 @@ fn complete(binary: &Path, golden: &[fs::DirEntry]) -> Result<()> {
     if !unknown.is_empty() {
         bail!("not in golden/: {:?}", unknown.keys().collect::<Vec<_>>());
     }
+    Ok(())
+}
+
+/// The server loads a plugin and answers, without a network, and long before npm's tries would be over.
+fn plugin(binary: &Path) -> Result<()> {
+    let place = Place::make(&[])?;
+    let loaded = place.0.join("loaded");
+    let code =
+        "import { writeFileSync } from 'fs'; export const Plugin = async () => (writeFileSync('@', ''), {})";
+    fs::write(place.0.join("plugin.js"), code.replace('@', &loaded.display().to_string()))?;
+    let config = r#"{ "plugin": ["file://@/plugin.js"] }"#;
+    fs::write(place.0.join("own.json"), config.replace('@', &place.0.display().to_string()))?;
+    let environment =
+        [("OPENCODE_CONFIG", "@/own.json"), ("OPENCODE_PURE", "false"), ("npm_config_fetch_retries", "0")];
+    place.serve(binary, &environment)?.get("agent")?;
+    ensure!(loaded.exists(), "the server answers, and has not loaded the plugin");
     Ok(())
 }
 
