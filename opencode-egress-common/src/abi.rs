@@ -125,6 +125,18 @@ impl Entry {
         Self { grants: [grant; 4] }
     }
 
+    /// What a port set has for the ports of which it says nothing: nothing, and whether it allows any.
+    pub const fn rest_of_set(some_port_is_allowed: bool) -> Self {
+        let some = if some_port_is_allowed { Grant::ALLOW } else { Grant::NONE };
+        Self { grants: [Grant::NONE, some, Grant::NONE, Grant::NONE] }
+    }
+
+    /// Whether this is of a port set that allows some port.
+    #[inline(always)]
+    pub const fn some_port_is_allowed(&self) -> bool {
+        self.grants[1].0 == Grant::ALLOW.0
+    }
+
     /// The grant for a class.
     #[inline(always)]
     pub const fn grant(&self, class: Class) -> Grant {

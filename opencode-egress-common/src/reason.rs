@@ -41,7 +41,8 @@ numbered! {
         ProtocolNotAllowed = 4, "protocol-not-allowed";
         /// Rules cover the address and the protocol, but not this port.
         PortNotAllowed = 5, "port-not-allowed";
-        /// The headers are truncated, inconsistent, or of another version.
+        /// The headers are truncated, inconsistent, or of another version; or a socket option's value is too long to be
+        /// looked at.
         UnreadableHeader = 6, "unreadable-header";
         /// An IPv4 option that redirects the packet (source routing), or that is not known.
         Ipv4Option = 7, "ipv4-option";
@@ -67,6 +68,9 @@ numbered! {
         RoutingOption = 17, "routing-option";
         /// An inbound datagram from a peer that the instance may not send to.
         PeerNotAllowed = 18, "peer-not-allowed";
+        /// A packet that was transformed on its way from its socket, as IPsec does, so that it does not say where it
+        /// goes.
+        Transformed = 19, "transformed";
     }
 }
 

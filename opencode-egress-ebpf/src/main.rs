@@ -21,7 +21,9 @@ mod judge;
 mod maps;
 mod packet;
 mod report;
+mod sk;
 mod socket;
+mod uapi;
 
 /// The licence that the kernel asks for. Only GPL-compatible programs may use some of the helpers.
 #[unsafe(no_mangle)]

@@ -15,12 +15,11 @@ use opencode_egress_common::{
     decide::Rules,
 };
 
-/// `BPF_F_MMAPABLE`: user space stores a [`Current`] as one atomic word.
-const MMAPABLE: usize = 1 << 10;
+use crate::uapi::BPF_F_MMAPABLE;
 
-/// The policy in force, by instance.
+/// The policy in force, by instance. User space stores a [`Current`] as one atomic word.
 #[btf_map]
-pub(crate) static CURRENT: Array<u64, { MAX_INSTANCES as usize }, MMAPABLE> = Array::new();
+pub(crate) static CURRENT: Array<u64, { MAX_INSTANCES as usize }, BPF_F_MMAPABLE> = Array::new();
 
 /// Policies without their rules, by policy slot.
 #[btf_map]
@@ -67,6 +66,46 @@ pub(crate) fn tag_key(index: usize) -> u64 {
         Some(key) => unsafe { core::ptr::read_volatile(key) },
         None => 0,
     }
+}
+
+/// Whether the programs of sendmsg are attached, so that every datagram with an address of its own was judged
+/// when it was sent; set by the loader.
+#[unsafe(no_mangle)]
+static SENDMSG_JUDGES: u32 = 0;
+
+/// Whether the kernel tells a packet's program which process runs; set by the loader.
+#[unsafe(no_mangle)]
+static PACKET_KNOWS_CALLER: u32 = 0;
+
+/// Whether the kernel tells a setsockopt program which process calls, which Linux 5.10 does not; set by
+/// the loader.
+#[unsafe(no_mangle)]
+static SETSOCKOPT_KNOWS_CALLER: u32 = 0;
+
+/// The verifier knows the value, and does not look at what is never reached.
+#[inline(always)]
+fn is_set(flag: *const u32) -> bool {
+    // SAFETY: one of the statics above. Volatile, because the compiler must not take the zero there for the value
+    // at run time.
+    unsafe { core::ptr::read_volatile(flag) != 0 }
+}
+
+/// See [`SENDMSG_JUDGES`].
+#[inline(always)]
+pub(crate) fn sendmsg_judges() -> bool {
+    is_set(&raw const SENDMSG_JUDGES)
+}
+
+/// See [`PACKET_KNOWS_CALLER`].
+#[inline(always)]
+pub(crate) fn packet_knows_caller() -> bool {
+    is_set(&raw const PACKET_KNOWS_CALLER)
+}
+
+/// See [`SETSOCKOPT_KNOWS_CALLER`].
+#[inline(always)]
+pub(crate) fn setsockopt_knows_caller() -> bool {
+    is_set(&raw const SETSOCKOPT_KNOWS_CALLER)
 }
 
 /// A cgroup storage keyed by the cgroup alone, so that all attach types share one value.

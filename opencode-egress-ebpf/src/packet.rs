@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::{__sk_buff, bpf_sock},
+    bindings::__sk_buff,
     helpers::{bpf_sk_fullsock, bpf_skb_load_bytes},
     macros::cgroup_skb,
     programs::SkBuffContext,
@@ -17,16 +17,14 @@ use opencode_egress_common::{
 
 use crate::{
     judge::Instance,
+    maps,
     report::{Caller, Denial, denied},
+    sk::{FullSk, Sk},
+    uapi::{
+        ETH_P_IP, ETH_P_IPV6, LOOPBACK_IFINDEX, SOCK_DGRAM, SOCK_RAW, SOCK_STREAM, TCP_ESTABLISHED,
+        TCP_LISTEN, TCP_NEW_SYN_RECV,
+    },
 };
-
-const ETH_P_IP: u16 = 0x0800;
-const ETH_P_IPV6: u16 = 0x86dd;
-const SOCK_STREAM: u32 = 1;
-/// `TCP_NEW_SYN_RECV`: a request socket, which only an inbound SYN makes.
-const NEW_SYN_RECV: u32 = 12;
-/// The loopback interface's index, in every network namespace (`LOOPBACK_IFINDEX`).
-const LOOPBACK: u32 = 1;
 
 #[cgroup_skb(egress)]
 pub(crate) fn egress(ctx: SkBuffContext) -> i32 {
@@ -43,12 +41,22 @@ trait Shortcut {
 struct Out;
 
 impl Shortcut for Out {
+    /// What the cache has, of a flow that the packet itself names: a TCP segment, unless it opens a connection from a
+    /// listener's port, and a datagram from its socket's own port.
     #[inline(always)]
     fn passes(skb: &Skb, packet: &Packet) -> bool {
-        if packet.opens {
+        let instance = Instance::get();
+        let plain = match packet.protocol {
+            Protocol::TCP if packet.opens => {
+                instance.head().is_some_and(|header| !header.listens_on(packet.source_port))
+            }
+            Protocol::TCP => true,
+            Protocol::UDP => skb.is_from_its_port(packet),
+            _ => false,
+        };
+        if !plain {
             return false;
         }
-        let instance = Instance::get();
         let remembered = instance.remembers(&packet.outbound());
         if remembered {
             instance.count_allowed(skb.0.len());
@@ -61,7 +69,7 @@ impl Shortcut for Out {
 fn judge_egress(skb: Skb) -> i32 {
     let instance = Instance::get();
     let (flow, verdict) = match skb.read() {
-        Ok(packet) => (packet.outbound(), outbound(&skb, &instance, &packet)),
+        Ok(packet) => judge_way(&skb, &instance, &packet),
         Err(reason) => (Flow::UNKNOWN, Verdict::Deny(reason)),
     };
     match verdict {
@@ -73,6 +81,39 @@ fn judge_egress(skb: Skb) -> i32 {
     }
 }
 
+/// The verdict on a packet by its own destination, and before that on what it was before it was transformed. With the
+/// flow that the verdict is on.
+#[inline(always)]
+fn judge_way(skb: &Skb, instance: &Instance, packet: &Packet) -> (Flow, Verdict) {
+    match skb.origin(packet) {
+        Origin::Plain => {}
+        Origin::Flow(inner) => {
+            let denied = matches!(instance.verdict(&inner), Verdict::Deny(_));
+            if denied && !instance.head().is_some_and(|header| skb.was_accepted(header)) {
+                return (inner, instance.verdict(&inner));
+            }
+        }
+        Origin::Accepted if instance.head().is_some_and(|header| skb.was_accepted(header)) => {}
+        Origin::Accepted | Origin::Unknown => {
+            return (packet.outbound(), Verdict::Deny(DropReason::Transformed));
+        }
+    }
+    (packet.outbound(), outbound(skb, instance, packet))
+}
+
+/// What a packet was when its socket made it. IPsec puts another header before it, or wraps it into UDP, and the hook sees
+/// only the result.
+enum Origin {
+    /// The packet that is there.
+    Plain,
+    /// A packet of this flow.
+    Flow(Flow),
+    /// An answer of a listening TCP socket.
+    Accepted,
+    /// Nobody knows.
+    Unknown,
+}
+
 #[inline(always)]
 fn outbound(skb: &Skb, instance: &Instance, packet: &Packet) -> Verdict {
     let flow = packet.outbound();
@@ -82,12 +123,12 @@ fn outbound(skb: &Skb, instance: &Instance, packet: &Packet) -> Verdict {
     if packet.opens {
         // `connect()` refused this already; here it is refused to everything that went round it.
         return match instance.head() {
-            Some(head) if head.listens_on(packet.source_port) => Verdict::Deny(DropReason::ListenerPort),
+            Some(header) if header.listens_on(packet.source_port) => Verdict::Deny(DropReason::ListenerPort),
             _ => instance.verdict(&flow),
         };
     }
     match instance.verdict(&flow) {
-        Verdict::Deny(_) if instance.head().is_some_and(|head| skb.was_accepted(head)) => Verdict::Allow,
+        Verdict::Deny(_) if instance.head().is_some_and(|header| skb.was_accepted(header)) => Verdict::Allow,
         verdict => verdict,
     }
 }
@@ -133,7 +174,7 @@ fn judge_ingress(skb: Skb) -> i32 {
 /// egress let pass would leave it hanging.
 #[inline(always)]
 fn inbound(skb: &Skb, instance: &Instance, packet: &Packet) -> Verdict {
-    let loopback = skb.interface() == LOOPBACK;
+    let loopback = skb.interface() == LOOPBACK_IFINDEX;
     if (packet.protocol != Protocol::TCP || loopback)
         && let Verdict::Allow = instance.verdict(&packet.back())
     {
@@ -186,28 +227,72 @@ impl Skb {
         matches!(packet, Ok(packet) if S::passes(self, &packet))
     }
 
+    /// The packet's socket.
+    #[inline(always)]
+    fn socket(&self) -> Option<Sk> {
+        // SAFETY: the kernel's context, valid while the program runs.
+        Sk::new(unsafe { (*self.raw()).__bindgen_anon_2.sk })
+    }
+
+    /// The packet's socket, if that is a full one.
+    #[inline(always)]
+    fn full_socket(&self) -> Option<FullSk> {
+        // SAFETY: the helper takes any socket.
+        FullSk::new(unsafe { bpf_sk_fullsock(self.socket()?.as_ptr()) })
+    }
+
+    /// Whether a datagram has its socket's own port for a source, as everything has that was not wrapped into
+    /// another datagram on its way.
+    #[inline(always)]
+    fn is_from_its_port(&self, packet: &Packet) -> bool {
+        self.socket().is_some_and(|sk| sk.port() == packet.source_port)
+    }
+
+    /// What the packet was before it was transformed, if it was: then it has another protocol than its socket, or another
+    /// source port. Of TCP it is known where it goes, to the socket's peer. A datagram may go elsewhere than to the peer,
+    /// so where the call was not judged that is not known.
+    #[inline(always)]
+    fn origin(&self, packet: &Packet) -> Origin {
+        let Some(sk) = self.full_socket() else { return Origin::Plain };
+        let protocol = sk.protocol();
+        let changed = protocol != packet.protocol;
+        match (sk.kind(), protocol) {
+            // The kernel's test run of a program has a socket without a type.
+            (0, _) => Origin::Plain,
+            (SOCK_STREAM, Protocol::TCP) if !changed => Origin::Plain,
+            (SOCK_STREAM, Protocol::TCP) if sk.state() == TCP_LISTEN => Origin::Accepted,
+            (SOCK_STREAM, Protocol::TCP) => Origin::Flow(sk.peer(protocol)),
+            // What follows an extension header that the socket writes has a protocol of its own.
+            (SOCK_RAW, Protocol(0 | 60)) => Origin::Plain,
+            (SOCK_DGRAM, Protocol::UDP | Protocol::UDPLITE) => {
+                if !changed && self.is_from_its_port(packet) {
+                    Origin::Plain
+                } else if !maps::sendmsg_judges() {
+                    Origin::Unknown
+                } else if changed && sk.state() == TCP_ESTABLISHED {
+                    Origin::Flow(sk.peer(protocol))
+                } else {
+                    Origin::Plain
+                }
+            }
+            _ if changed => Origin::Unknown,
+            _ => Origin::Plain,
+        }
+    }
+
     /// Whether the packet is of a connection that one of the instance's listeners accepted.
     ///
     /// It is the socket that is asked, not the packet, whose source port a raw socket could write. A TCP
     /// socket has a listener's port only when it was accepted: `connect()` from there is refused.
     #[inline(always)]
-    fn was_accepted(&self, head: &PolicyHeader) -> bool {
-        // SAFETY: the kernel's context; the pointer is null or a socket whose type the verifier knows.
-        unsafe {
-            let sk: *mut bpf_sock = (*self.raw()).__bindgen_anon_2.sk;
-            if sk.is_null() {
-                return false;
-            }
-            let port = (*sk).src_port as u16;
-            if (*sk).state == NEW_SYN_RECV {
-                return head.listens_on(port);
-            }
-            let full = bpf_sk_fullsock(sk);
-            !full.is_null()
-                && (*full).type_ == SOCK_STREAM
-                && (*full).protocol == u32::from(Protocol::TCP.0)
-                && head.listens_on(port)
+    fn was_accepted(&self, header: &PolicyHeader) -> bool {
+        let Some(sk) = self.socket() else { return false };
+        if sk.state() == TCP_NEW_SYN_RECV {
+            return header.listens_on(sk.port());
         }
+        self.full_socket().is_some_and(|full| {
+            full.kind() == SOCK_STREAM && full.protocol() == Protocol::TCP && header.listens_on(full.port())
+        })
     }
 
     #[cold]

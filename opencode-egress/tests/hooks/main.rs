@@ -12,6 +12,7 @@ mod children;
 mod decision;
 mod events;
 mod exec;
+mod joins;
 mod listeners;
 mod network;
 mod probe;
