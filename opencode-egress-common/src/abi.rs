@@ -5,13 +5,13 @@
 
 use crate::{
     flow::{Address, Class, Family, Flow, Protocol},
-    reason::DropReason,
+    reason::{DropReason, Hook},
 };
 
 /// The version of everything in this module. A change of any layout, map or program name raises it, and gives the map
 /// that it is in another size or another name: of another version's pins, a daemon takes over what it finds under a name that
 /// it knows and in the shape that it knows.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// How many instances the maps can hold. Index 0 means "no instance".
 pub const MAX_INSTANCES: u32 = 2048;
@@ -29,11 +29,17 @@ pub const CACHE_SLOTS: usize = 256;
 /// Room for drop reasons in [`Denied`]; reasons' numbers are below it.
 pub const REASON_SLOTS: usize = 32;
 
-/// Destinations whose repeats are folded, over all instances.
-pub const MAX_DESTINATIONS: u32 = 8192;
+/// Denials that are remembered and whose repeats are folded, over all instances.
+pub const MAX_DESTINATIONS: u32 = 128 * MAX_INSTANCES;
 
-/// Size of the ring buffer, in bytes.
-pub const RING_BYTES: u32 = 256 * 1024;
+/// How many of them one instance may have.
+pub const DESTINATIONS_SHARE: u64 = 1024;
+
+/// Size of the ring buffer of denied flows, in bytes.
+pub const RING_BYTES: u32 = 512 * 1024;
+
+/// Size of the ring buffer of sockets to be reset, in bytes.
+pub const RESET_RING_BYTES: u32 = 64 * 1024;
 
 /// A key of a policy's trie: an address of a family, or a port of a port set.
 ///
@@ -280,12 +286,40 @@ pub struct Denied {
     pub limited: u64,
     /// Rate limiter's state: the time at which the bucket is full again, monotonic ns.
     pub bucket: u64,
+    /// Events that were put into the ring buffer.
+    pub events: u64,
+    /// Denials that were remembered for the first time.
+    pub remembered: u64,
+    /// Requests for a reset that were put into their ring buffer.
+    pub resets: u64,
 }
 
 impl Default for Denied {
     fn default() -> Self {
-        Self { reasons: [Counter::default(); REASON_SLOTS], lost: 0, folded: 0, limited: 0, bucket: 0 }
+        Self {
+            reasons: [Counter::default(); REASON_SLOTS],
+            lost: 0,
+            folded: 0,
+            limited: 0,
+            bucket: 0,
+            events: 0,
+            remembered: 0,
+            resets: 0,
+        }
     }
+}
+
+/// What user space took out of the kernel of an instance. With what the kernel counted in it is what is there
+/// of an instance, so that none takes the room of others. User space alone writes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[repr(C)]
+pub struct Taken {
+    /// Of [`Denied::events`].
+    pub events: u64,
+    /// Of [`Denied::remembered`]: those that were forgotten.
+    pub forgotten: u64,
+    /// Of [`Denied::resets`].
+    pub resets: u64,
 }
 
 /// What an instance sent and what was refused to it.
@@ -323,18 +357,27 @@ pub struct DestinationKey {
     pub protocol: u8,
     /// 4 or 6.
     pub family: u8,
+    /// A [`Hook`].
+    pub hook: u8,
+    /// A [`DropReason`].
+    pub reason: u8,
+    /// Keeps the layout free of padding.
+    pub reserved: u16,
 }
 
 impl DestinationKey {
-    /// The key of a flow of an instance.
+    /// The key of an instance's denial of a flow.
     #[inline(always)]
-    pub const fn new(instance: u32, flow: &Flow) -> Self {
+    pub const fn new(instance: u32, flow: &Flow, hook: Hook, reason: DropReason) -> Self {
         Self {
             address: flow.address.words(),
             instance,
             port: flow.port,
             protocol: flow.protocol.0,
             family: flow.address.family() as u8,
+            hook: hook as u8,
+            reason: reason as u8,
+            reserved: 0,
         }
     }
 
@@ -348,32 +391,16 @@ impl DestinationKey {
     }
 }
 
-/// A destination that was denied before.
+/// A denial that was there before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct DestinationDenials {
     /// When its last event was due; monotonic ns.
     pub reported: u64,
-    /// Denials of this destination so far. It only grows, so a reader needs no reset.
+    /// How often so far. It only grows, so a reader needs no reset.
     pub attempts: u64,
     /// `attempts` at that event.
     pub told: u64,
-    /// Why it was denied so far: bit n for the drop reason with number n. Two CPUs that set a bit at once
-    /// can lose one of them; the next denial for that reason sets it.
-    pub reasons: u64,
-}
-
-impl DestinationDenials {
-    /// The bit of a reason in [`DestinationDenials::reasons`].
-    #[inline(always)]
-    pub const fn bit(reason: DropReason) -> u64 {
-        1 << reason as u8
-    }
-
-    /// Why it was denied so far.
-    pub fn reasons(&self) -> impl Iterator<Item = DropReason> + '_ {
-        DropReason::ALL.iter().copied().filter(|reason| self.reasons & Self::bit(*reason) != 0)
-    }
 }
 
 /// A ring-buffer record of a denied flow.
@@ -382,9 +409,11 @@ impl DestinationDenials {
 pub struct Event {
     /// The destination (for binds: the local address; inbound: the peer); network byte order.
     pub address: [u32; 4],
-    /// [`DestinationDenials::attempts`] of this destination, this one included.
+    /// Where the process wanted to, where that was another destination; network byte order.
+    pub asked_address: [u32; 4],
+    /// [`DestinationDenials::attempts`] of this denial, this one included.
     pub attempts: u64,
-    /// Denials of this destination that were folded since its last event.
+    /// Repeats of this denial that were folded since its last event.
     pub suppressed: u64,
     /// The instance.
     pub instance: u32,
@@ -398,16 +427,48 @@ pub struct Event {
     pub comm: [u8; 16],
     /// The port.
     pub port: u16,
+    /// The port of `asked_address`.
+    pub asked_port: u16,
+    /// Inbound: the local port that was tried; otherwise 0.
+    pub local_port: u16,
     /// The IP protocol.
     pub protocol: u8,
     /// 4 or 6.
     pub family: u8,
-    /// A [`crate::reason::Hook`].
+    /// The family of `asked_address`, 4 or 6; 0 where the process wanted to where the flow goes.
+    pub asked_family: u8,
+    /// A [`Hook`].
     pub hook: u8,
-    /// A [`crate::reason::DropReason`].
+    /// [`DestinationKey::hook`]: another one than `hook` where a packet was folded into its call.
+    pub key_hook: u8,
+    /// A [`DropReason`].
     pub reason: u8,
     /// 1 where the mode let it pass.
-    pub audit: u16,
+    pub audit: u32,
+}
+
+/// A ring-buffer record of a TCP socket that is to be reset: a packet that would open its connection, or that belongs to
+/// it, was refused, and nothing else tells the program that waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Reset {
+    /// The socket's own address; network byte order.
+    pub source: [u32; 4],
+    /// Its peer's; network byte order.
+    pub destination: [u32; 4],
+    /// The kernel's number of the socket, the same in all network namespaces. 0: the socket was not seen, only the packet
+    /// that would open its connection, where it came out of the loopback interface.
+    pub cookie: u64,
+    /// The instance that refused.
+    pub instance: u32,
+    /// The interface to which the socket is bound; 0 for none.
+    pub interface: u32,
+    /// The socket's own port.
+    pub source_port: u16,
+    /// Its peer's.
+    pub destination_port: u16,
+    /// The family of its packets, 4 or 6.
+    pub family: u32,
 }
 
 #[cfg(test)]
@@ -423,18 +484,13 @@ mod tests {
         assert_eq!(size_of::<PolicyHeader>(), 16 + MAX_LISTENERS * size_of::<Listener>());
         assert_eq!(size_of::<ConfinedCgroup>(), 8 + CACHE_SLOTS * 8);
         assert_eq!(size_of::<Counter>(), 16);
-        assert_eq!(size_of::<Denied>(), REASON_SLOTS * 16 + 32);
+        assert_eq!(size_of::<Denied>(), REASON_SLOTS * 16 + 7 * 8);
+        assert_eq!(size_of::<Taken>(), 3 * 8);
         assert_eq!(size_of::<Limits>(), 24);
-        assert_eq!(size_of::<DestinationKey>(), 16 + 4 + 2 + 1 + 1);
-        assert_eq!(size_of::<DestinationDenials>(), 32);
-        assert_eq!(size_of::<Event>(), 16 + 2 * 8 + 4 * 4 + 16 + 2 + 4 + 2);
-    }
-
-    #[test]
-    fn a_destination_remembers_every_reason() {
-        let reasons = DropReason::ALL.iter().fold(0, |bits, reason| bits | DestinationDenials::bit(*reason));
-        let seen = DestinationDenials { reported: 0, attempts: 1, told: 1, reasons };
-        assert!(seen.reasons().eq(DropReason::ALL.iter().copied()));
+        assert_eq!(size_of::<DestinationKey>(), 16 + 4 + 2 + 4 + 2);
+        assert_eq!(size_of::<DestinationDenials>(), 24);
+        assert_eq!(size_of::<Event>(), 2 * 16 + 2 * 8 + 4 * 4 + 16 + 3 * 2 + 6 + 4);
+        assert_eq!(size_of::<Reset>(), 2 * 16 + 8 + 2 * 4 + 2 * 2 + 4);
     }
 
     #[test]

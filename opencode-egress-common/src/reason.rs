@@ -2,6 +2,8 @@
 //!
 //! A number is never reused: dashboards and journals outlive the code that wrote them.
 
+use crate::flow::Family;
+
 macro_rules! numbered {
     ($(#[$doc:meta])* $name:ident { $($(#[$item_doc:meta])* $item:ident = $number:literal, $text:literal;)+ }) => {
         $(#[$doc])*
@@ -97,6 +99,23 @@ numbered! {
         SockCreate = 9, "sock_create";
         /// `cgroup/setsockopt`.
         Setsockopt = 10, "setsockopt";
+    }
+}
+
+impl Hook {
+    /// The hook that sees the same call for addresses of a family. An IPv4-mapped address comes to the one for IPv6,
+    /// and its packets are of IPv4.
+    #[inline(always)]
+    pub const fn of_family(self, family: Family) -> Self {
+        match (self, family) {
+            (Self::Connect4 | Self::Connect6, Family::V4) => Self::Connect4,
+            (Self::Connect4 | Self::Connect6, Family::V6) => Self::Connect6,
+            (Self::Sendmsg4 | Self::Sendmsg6, Family::V4) => Self::Sendmsg4,
+            (Self::Sendmsg4 | Self::Sendmsg6, Family::V6) => Self::Sendmsg6,
+            (Self::Bind4 | Self::Bind6, Family::V4) => Self::Bind4,
+            (Self::Bind4 | Self::Bind6, Family::V6) => Self::Bind6,
+            (other, _) => other,
+        }
     }
 }
 

@@ -9,8 +9,9 @@ use opencode_egress_common::{
 };
 
 use crate::{
+    asked,
     judge::Instance,
-    report::{Caller, Denial, denied},
+    report::{Call, Denial, denied},
     sk::{FullSk, OfSocket as _},
     uapi::SOCK_STREAM,
 };
@@ -85,6 +86,7 @@ fn connect(ctx: &SockAddrContext, hook: Hook, address: Address) -> i32 {
     let port = sk.port();
     // Packets from a listener's port pass as replies, so nothing may connect from there.
     let from_listener = port != 0 && instance.head().is_some_and(|head| head.listens_on(port));
+    asked::remember(ctx, &flow);
     if !from_listener && instance.remembers(&flow) {
         return 1;
     }
@@ -135,6 +137,6 @@ fn bind(ctx: &SockAddrContext, hook: Hook, address: Address) -> i32 {
 #[inline(always)]
 fn conclude(instance: &Instance, hook: Hook, flow: &Flow, verdict: Verdict) -> i32 {
     let Verdict::Deny(reason) = verdict else { return 1 };
-    let denial = Denial { hook, reason, flow, bytes: None, caller: Caller::current() };
-    i32::from(denied(instance, &denial))
+    let denial = Denial { hook, reason, flow, bytes: None };
+    i32::from(denied(instance, &denial, &Call))
 }

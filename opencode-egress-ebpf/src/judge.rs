@@ -56,8 +56,8 @@ impl Instance {
         if self.remembers(flow) { Verdict::Allow } else { self.judge(flow) }
     }
 
-    /// The rules' verdict on a flow; an `Allow` is remembered.
-    #[inline(always)]
+    /// The rules' verdict on a flow; an `Allow` is remembered. Apart from the rest, for it takes stack.
+    #[inline(never)]
     pub(crate) fn judge(&self, flow: &Flow) -> Verdict {
         let verdict = match self.current.slot() {
             0 => Verdict::Deny(DropReason::NoPolicy),

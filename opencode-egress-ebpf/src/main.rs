@@ -17,10 +17,12 @@
 #![feature(asm_experimental_arch)]
 
 mod address;
+mod asked;
 mod judge;
 mod maps;
 mod packet;
 mod report;
+mod reset;
 mod sk;
 mod socket;
 mod uapi;

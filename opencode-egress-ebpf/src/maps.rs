@@ -2,20 +2,24 @@
 
 use aya_ebpf::{
     bindings::bpf_map_type::BPF_MAP_TYPE_CGROUP_STORAGE_DEPRECATED,
-    btf_maps::{Array, ArrayOfMaps, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
+    btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, PerCpuArray, RingBuf, SkStorage},
     helpers::{bpf_get_local_storage, bpf_map_lookup_elem},
     macros::btf_map,
 };
 use opencode_egress_common::{
     abi::{
         ConfinedCgroup, Counter, Current, Denied, DestinationDenials, DestinationKey, Entry, Event, Limits,
-        MAX_DESTINATIONS, MAX_INSTANCES, MAX_POLICIES, PolicyHeader, RING_BYTES, TrieKey,
+        MAX_DESTINATIONS, MAX_INSTANCES, MAX_POLICIES, PolicyHeader, RESET_RING_BYTES, RING_BYTES, Reset,
+        Taken, TrieKey,
     },
     cache::TAG_KEYS,
     decide::Rules,
 };
 
-use crate::uapi::BPF_F_MMAPABLE;
+use crate::{
+    asked::Asked,
+    uapi::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
+};
 
 /// The policy in force, by instance. User space stores a [`Current`] as one atomic word.
 #[btf_map]
@@ -40,10 +44,18 @@ pub(crate) static ALLOWED: PerCpuArray<Counter, { MAX_INSTANCES as usize }> = Pe
 #[btf_map]
 pub(crate) static DENIED: Array<Denied, { MAX_INSTANCES as usize }> = Array::new();
 
-/// Destinations refused lately, so that repeats are folded.
+/// What user space took of what the programs left it, by instance.
 #[btf_map]
-pub(crate) static SEEN: LruHashMap<DestinationKey, DestinationDenials, { MAX_DESTINATIONS as usize }> =
-    LruHashMap::new();
+pub(crate) static TAKEN: Array<Taken, { MAX_INSTANCES as usize }, BPF_F_MMAPABLE> = Array::new();
+
+/// Denials of before, so that repeats are folded. No instance's evicts another's: each has a share.
+#[btf_map]
+pub(crate) static SEEN: HashMap<
+    DestinationKey,
+    DestinationDenials,
+    { MAX_DESTINATIONS as usize },
+    BPF_F_NO_PREALLOC,
+> = HashMap::new();
 
 /// The limits on events, at index 0.
 #[btf_map]
@@ -52,6 +64,18 @@ pub(crate) static LIMITS: Array<Limits, 1> = Array::new();
 /// Denied flows for user space.
 #[btf_map]
 pub(crate) static EVENTS: RingBuf<Event, { RING_BYTES as usize }> = RingBuf::new();
+
+/// Sockets for user space to reset.
+#[btf_map]
+pub(crate) static RESETS: RingBuf<Reset, { RESET_RING_BYTES as usize }> = RingBuf::new();
+
+/// When a socket's reset was asked for; monotonic ns.
+#[btf_map]
+pub(crate) static RESET_ASKED: SkStorage<u64> = SkStorage::new();
+
+/// What the last connect on this CPU asked for.
+#[btf_map]
+pub(crate) static ASKED: PerCpuArray<Asked, 1> = PerCpuArray::new();
 
 /// Keys of the verdict cache, random, set by the loader. All zeros turns the cache off.
 #[unsafe(no_mangle)]

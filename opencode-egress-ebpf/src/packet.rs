@@ -3,11 +3,12 @@
 use aya_ebpf::{
     EbpfContext as _,
     bindings::__sk_buff,
-    helpers::{bpf_sk_fullsock, bpf_skb_load_bytes},
+    helpers::{bpf_get_socket_cookie, bpf_sk_fullsock, bpf_skb_load_bytes, generated::bpf_get_socket_uid},
     macros::cgroup_skb,
     programs::SkBuffContext,
 };
 use opencode_egress_common::{
+    abi::Event,
     abi::PolicyHeader,
     decide::Verdict,
     flow::{Address, Flow, Protocol},
@@ -16,13 +17,15 @@ use opencode_egress_common::{
 };
 
 use crate::{
+    asked::Sent,
     judge::Instance,
     maps,
-    report::{Caller, Denial, denied},
+    report::{Denial, Details, denied},
+    reset::{self, Target},
     sk::{FullSk, Sk},
     uapi::{
-        ETH_P_IP, ETH_P_IPV6, LOOPBACK_IFINDEX, SOCK_DGRAM, SOCK_RAW, SOCK_STREAM, TCP_ESTABLISHED,
-        TCP_LISTEN, TCP_NEW_SYN_RECV,
+        ETH_P_IP, ETH_P_IPV6, LOOPBACK_IFINDEX, SOCK_DGRAM, SOCK_RAW, SOCK_STREAM, TCP_CLOSE,
+        TCP_ESTABLISHED, TCP_LISTEN, TCP_NEW_SYN_RECV,
     },
 };
 
@@ -65,20 +68,31 @@ impl Shortcut for Out {
     }
 }
 
+/// A packet that is not plain, or whose flow the cache has not.
 #[inline(never)]
 fn judge_egress(skb: Skb) -> i32 {
+    let mut flow = Flow::UNKNOWN;
+    let Verdict::Deny(reason) = egress_verdict(&skb, &mut flow) else { return 1 };
     let instance = Instance::get();
-    let (flow, verdict) = match skb.read() {
-        Ok(packet) => judge_way(&skb, &instance, &packet),
-        Err(reason) => (Flow::UNKNOWN, Verdict::Deny(reason)),
+    let denial = Denial { hook: Hook::Egress, reason, flow: &flow, bytes: Some(skb.0.len()) };
+    let details = Sent { skb: skb.raw(), transformed: reason == DropReason::Transformed };
+    if denied(&instance, &denial, &details) { 1 } else { skb.end_connection(&instance) }
+}
+
+/// The verdict, with the flow that it is on. Apart from what follows a denial, for both take stack.
+#[inline(never)]
+fn egress_verdict(skb: &Skb, flow: &mut Flow) -> Verdict {
+    let packet = match skb.read() {
+        Ok(packet) => packet,
+        Err(reason) => return Verdict::Deny(reason),
     };
-    match verdict {
-        Verdict::Allow => {
-            instance.count_allowed(skb.0.len());
-            1
-        }
-        Verdict::Deny(reason) => skb.refuse(&instance, Hook::Egress, reason, flow),
+    let instance = Instance::get();
+    let (judged, verdict) = judge_way(skb, &instance, &packet);
+    *flow = judged;
+    if let Verdict::Allow = verdict {
+        instance.count_allowed(skb.0.len());
     }
+    verdict
 }
 
 /// The verdict on a packet by its own destination, and before that on what it was before it was transformed. With the
@@ -88,9 +102,9 @@ fn judge_way(skb: &Skb, instance: &Instance, packet: &Packet) -> (Flow, Verdict)
     match skb.origin(packet) {
         Origin::Plain => {}
         Origin::Flow(inner) => {
-            let denied = matches!(instance.verdict(&inner), Verdict::Deny(_));
-            if denied && !instance.head().is_some_and(|header| skb.was_accepted(header)) {
-                return (inner, instance.verdict(&inner));
+            let verdict = instance.judge(&inner);
+            if verdict != Verdict::Allow && !instance.head().is_some_and(|header| skb.was_accepted(header)) {
+                return (inner, verdict);
             }
         }
         Origin::Accepted if instance.head().is_some_and(|header| skb.was_accepted(header)) => {}
@@ -153,19 +167,49 @@ impl Shortcut for In {
     }
 }
 
+/// A packet that is not plain, or that the shortcut does not let pass. Where it would open a connection from this host, and is
+/// refused, the socket there is reset.
 #[inline(never)]
 fn judge_ingress(skb: Skb) -> i32 {
+    let mut packet = Packet::UNKNOWN;
+    let Verdict::Deny(reason) = ingress_verdict(&skb, &mut packet) else { return 1 };
+    let instance = Instance::get();
+    let flow = packet.back();
+    let denial = Denial { hook: Hook::Ingress, reason, flow: &flow, bytes: Some(skb.0.len()) };
+    let details = Received { skb: skb.raw(), local_port: packet.destination_port };
+    if denied(&instance, &denial, &details) {
+        return 1;
+    }
+    if packet.opens && skb.interface() == LOOPBACK_IFINDEX { end_attempt(&instance, &packet) } else { 0 }
+}
+
+/// Asks for the reset of the socket on this host that would open a connection. Returns that the packet does not pass.
+#[inline(never)]
+fn end_attempt(instance: &Instance, packet: &Packet) -> i32 {
+    let target = Target {
+        source: packet.source,
+        destination: packet.destination,
+        source_port: packet.source_port,
+        destination_port: packet.destination_port,
+        interface: 0,
+        cookie: 0,
+    };
+    reset::ask(instance, &target);
+    0
+}
+
+/// The verdict, with the packet that it is on. Apart from what follows a denial, for both take stack.
+#[inline(never)]
+fn ingress_verdict(skb: &Skb, read: &mut Packet) -> Verdict {
     let packet = match skb.read() {
         // A connection that was judged when it was opened, from here or from there.
-        Ok(packet) if packet.protocol == Protocol::TCP && !packet.opens => return 1,
+        Ok(packet) if packet.protocol == Protocol::TCP && !packet.opens => return Verdict::Allow,
         Ok(packet) => packet,
-        Err(reason) => return skb.refuse(&Instance::get(), Hook::Ingress, reason, Flow::UNKNOWN),
+        Err(reason) => return Verdict::Deny(reason),
     };
-    let instance = Instance::get();
-    match inbound(&skb, &instance, &packet) {
-        Verdict::Allow => 1,
-        Verdict::Deny(reason) => skb.refuse(&instance, Hook::Ingress, reason, packet.back()),
-    }
+    let verdict = inbound(skb, &Instance::get(), &packet);
+    *read = packet;
+    verdict
 }
 
 /// A new connection must reach a listener. What comes from a peer that the instance may send to passes too:
@@ -180,12 +224,29 @@ fn inbound(skb: &Skb, instance: &Instance, packet: &Packet) -> Verdict {
     {
         return Verdict::Allow;
     }
-    let Some(head) = instance.head() else { return Verdict::Deny(DropReason::NoPolicy) };
-    match head.judge_inbound(&packet.destination, packet.destination_port, loopback) {
+    let Some(header) = instance.head() else { return Verdict::Deny(DropReason::NoPolicy) };
+    match header.judge_inbound(&packet.destination, packet.destination_port, loopback) {
         Verdict::Deny(DropReason::NotAListener) if packet.protocol != Protocol::TCP => {
             Verdict::Deny(DropReason::PeerNotAllowed)
         }
         verdict => verdict,
+    }
+}
+
+/// A packet that came in for a local port.
+struct Received {
+    skb: *mut __sk_buff,
+    local_port: u16,
+}
+
+impl Details for Received {
+    #[inline(always)]
+    unsafe fn add(&self, event: *mut Event, _: &Flow) {
+        // SAFETY: the caller's promise; the helper takes the context of these programs.
+        unsafe {
+            (&raw mut (*event).uid).write_volatile(bpf_get_socket_uid(self.skb));
+            (&raw mut (*event).local_port).write_volatile(self.local_port);
+        }
     }
 }
 
@@ -203,11 +264,16 @@ impl Skb {
         unsafe { (*self.raw()).ifindex }
     }
 
+    #[inline(always)]
+    fn ethertype(&self) -> u16 {
+        // SAFETY: the kernel's context, valid while the program runs; `protocol` is in network order.
+        u16::from_be(unsafe { (*self.raw()).protocol } as u16)
+    }
+
     /// Reads the headers. A packet whose version is not what its socket family says is unreadable.
     #[inline(always)]
     fn read(&self) -> Result<Packet, DropReason> {
-        // SAFETY: the kernel's context, valid while the program runs; `protocol` is in network order.
-        match u16::from_be(unsafe { (*self.raw()).protocol } as u16) {
+        match self.ethertype() {
             ETH_P_IP => ipv4(self),
             ETH_P_IPV6 => ipv6(self),
             _ => Err(DropReason::UnreadableHeader),
@@ -217,8 +283,7 @@ impl Skb {
     /// Whether the packet is plain, without options and extension headers, and a shortcut lets it pass.
     #[inline(always)]
     fn passes<S: Shortcut>(&self) -> bool {
-        // SAFETY: the kernel's context, valid while the program runs; `protocol` is in network order.
-        let packet = match u16::from_be(unsafe { (*self.raw()).protocol } as u16) {
+        let packet = match self.ethertype() {
             ETH_P_IP => ipv4(&Linear(self)),
             // One after the other, so that neither is slowed by what the other needs.
             ETH_P_IPV6 => return matches!(ipv6(&Linear(self)), Ok(packet) if S::passes(self, &packet)),
@@ -295,12 +360,31 @@ impl Skb {
         })
     }
 
-    #[cold]
-    #[inline(always)]
-    fn refuse(&self, instance: &Instance, hook: Hook, reason: DropReason, flow: Flow) -> i32 {
-        let caller = Caller::unknown(self.0.get_socket_uid());
-        let denial = Denial { hook, reason, flow: &flow, bytes: Some(self.0.len()), caller };
-        i32::from(denied(instance, &denial))
+    /// Asks for the reset of the TCP socket whose packet was refused. Returns that the packet does not pass.
+    #[inline(never)]
+    fn end_connection(&self, instance: &Instance) -> i32 {
+        let Some(sk) = self.full_socket() else { return 0 };
+        let connected = sk.kind() == SOCK_STREAM
+            && sk.protocol() == Protocol::TCP
+            && !matches!(sk.state(), TCP_LISTEN | TCP_CLOSE);
+        if !connected {
+            return 0;
+        }
+        let (source, destination) = match self.ethertype() {
+            ETH_P_IP => (Address::v4(sk.address4()), Address::v4(sk.peer4())),
+            _ => (Address::v6(sk.address6()), Address::v6(sk.peer6())),
+        };
+        let target = Target {
+            source,
+            destination,
+            source_port: sk.port(),
+            destination_port: sk.peer_port(),
+            interface: sk.interface(),
+            // SAFETY: the helper takes the context of these programs.
+            cookie: unsafe { bpf_get_socket_cookie(self.0.as_ptr()) },
+        };
+        reset::ask_once(instance, sk, &target);
+        0
     }
 }
 
@@ -349,11 +433,22 @@ impl Bytes for Skb {
     }
 }
 
-trait UnknownFlow {
-    /// What stands in the event of a packet that could not be read.
+trait Unknown {
+    /// What is told of a packet that could not be read.
     const UNKNOWN: Self;
 }
 
-impl UnknownFlow for Flow {
+impl Unknown for Flow {
     const UNKNOWN: Self = Self { address: Address::v4(0), protocol: Protocol(0), port: 0 };
+}
+
+impl Unknown for Packet {
+    const UNKNOWN: Self = Self {
+        source: Address::v4(0),
+        destination: Address::v4(0),
+        protocol: Protocol(0),
+        source_port: 0,
+        destination_port: 0,
+        opens: false,
+    };
 }

@@ -10,12 +10,13 @@
 //!   of no socket.
 
 use aya_ebpf::{
-    bindings::{bpf_sock, bpf_sockopt},
+    bindings::bpf_sockopt,
     helpers::bpf_get_current_uid_gid,
     macros::{cgroup_sock, cgroup_sockopt},
     programs::{SockContext, SockoptContext},
 };
 use opencode_egress_common::{
+    abi::Event,
     decide::Verdict,
     flow::{Address, Flow, Protocol},
     reason::{DropReason, Hook},
@@ -24,10 +25,11 @@ use opencode_egress_common::{
 use crate::{
     judge::Instance,
     maps::setsockopt_knows_caller,
-    report::{Caller, Denial, denied},
+    report::{Call, Denial, Details, denied, tell_process},
+    sk::FullSk,
     uapi::{
-        AF_INET6, IP_ADD_MEMBERSHIP, IP_ADD_SOURCE_MEMBERSHIP, IP_BLOCK_SOURCE, IP_HDRINCL, IP_MSFILTER,
-        IP_OPTIONS, IP_UNBLOCK_SOURCE, IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_MPTCP, IPPROTO_RAW, IPPROTO_TCP,
+        IP_ADD_MEMBERSHIP, IP_ADD_SOURCE_MEMBERSHIP, IP_BLOCK_SOURCE, IP_HDRINCL, IP_MSFILTER, IP_OPTIONS,
+        IP_UNBLOCK_SOURCE, IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_MPTCP, IPPROTO_RAW, IPPROTO_TCP,
         IPPROTO_UDP, IPPROTO_UDPLITE, IPV6_2292PKTOPTIONS, IPV6_HDRINCL, IPV6_JOIN_ANYCAST, IPV6_JOIN_GROUP,
         IPV6_NEXTHOP, IPV6_RTHDR, MCAST_BLOCK_SOURCE, MCAST_JOIN_GROUP, MCAST_JOIN_SOURCE_GROUP,
         MCAST_MSFILTER, MCAST_UNBLOCK_SOURCE, SOCK_DGRAM, SOCK_RAW, SOL_IP, SOL_IPV6, SOL_RAW,
@@ -57,7 +59,9 @@ pub(crate) fn sock_create(ctx: SockContext) -> i32 {
             return 1;
         }
     }
-    refuse(&instance, Hook::SockCreate, reason, sk)
+    let Some(sk) = FullSk::new(sk) else { return 0 };
+    let denial = Denial { hook: Hook::SockCreate, reason, flow: &of_socket(sk), bytes: None };
+    i32::from(denied(&instance, &denial, &Call))
 }
 
 #[cgroup_sockopt(setsockopt)]
@@ -85,13 +89,11 @@ pub(crate) fn setsockopt(ctx: SockoptContext) -> i32 {
             return 1;
         }
     };
-    // SAFETY: the context's socket is never null here and the verifier knows its type.
-    let sk = unsafe { (*sockopt).__bindgen_anon_1.sk };
-    let instance = Instance::get();
-    match flow {
-        Some(flow) => refuse_flow(&instance, Hook::Setsockopt, reason, &flow),
-        None => refuse(&instance, Hook::Setsockopt, reason, sk),
-    }
+    // SAFETY: the kernel's context, valid while the program runs; it is a full socket in this hook.
+    let Some(sk) = FullSk::new(unsafe { (*sockopt).__bindgen_anon_1.sk }) else { return 0 };
+    let flow = flow.unwrap_or(of_socket(sk));
+    let denial = Denial { hook: Hook::Setsockopt, reason, flow: &flow, bytes: None };
+    i32::from(denied(&Instance::get(), &denial, &Setsockopt))
 }
 
 /// The least size of a page: more of an option's value is not shown.
@@ -158,24 +160,25 @@ fn value<const OFFSET: usize, const N: usize>(sockopt: *mut bpf_sockopt) -> Opti
     }
 }
 
-/// Refuses what is of a socket and of no destination.
-#[inline(always)]
-fn refuse(instance: &Instance, hook: Hook, reason: DropReason, sk: *const bpf_sock) -> i32 {
-    // SAFETY: the caller's socket, which the verifier knows.
-    let (family, protocol) = unsafe { ((*sk).family, (*sk).protocol) };
-    let address = match family {
-        AF_INET6 => Address::v6([0; 4]),
-        _ => Address::v4(0),
-    };
-    refuse_flow(instance, hook, reason, &Flow { address, protocol: Protocol(protocol as u8), port: 0 })
+/// A setsockopt, whose process not every kernel tells.
+struct Setsockopt;
+
+impl Details for Setsockopt {
+    #[inline(always)]
+    unsafe fn add(&self, event: *mut Event, _: &Flow) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            (&raw mut (*event).uid).write_volatile(bpf_get_current_uid_gid() as u32);
+            if setsockopt_knows_caller() {
+                tell_process(event);
+            }
+        }
+    }
 }
 
+/// What is of a socket and of no destination.
 #[inline(always)]
-fn refuse_flow(instance: &Instance, hook: Hook, reason: DropReason, flow: &Flow) -> i32 {
-    let caller = match hook {
-        Hook::Setsockopt if !setsockopt_knows_caller() => Caller::unknown(bpf_get_current_uid_gid() as u32),
-        _ => Caller::current(),
-    };
-    let denial = Denial { hook, reason, flow, bytes: None, caller };
-    i32::from(denied(instance, &denial))
+fn of_socket(sk: FullSk) -> Flow {
+    let address = if sk.is_v6() { Address::v6([0; 4]) } else { Address::v4(0) };
+    Flow { address, protocol: sk.protocol(), port: 0 }
 }

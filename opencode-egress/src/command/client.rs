@@ -103,8 +103,14 @@ pub(super) fn events(args: &EventsArgs) -> Result<()> {
 /// `reload`.
 pub(super) fn reload(args: &ControlArgs) -> Result<()> {
     match ask(args, &Request::Reload)? {
-        Reply::Reloaded { changes } if changes.is_empty() => print_line("nothing changed"),
-        Reply::Reloaded { changes } => changes.iter().try_for_each(print_line),
+        Reply::Reloaded { changes, not_reset } => {
+            if changes.is_empty() {
+                print_line("nothing changed")?;
+            }
+            changes.iter().try_for_each(print_line)?;
+            not_reset.iter().for_each(|what| eprintln!("opencode-egress: {what}"));
+            Ok(())
+        }
         other => Err(unexpected(&other)),
     }
 }

@@ -10,6 +10,7 @@ mod addresses;
 mod changes;
 mod children;
 mod decision;
+mod ends;
 mod events;
 mod exec;
 mod joins;

@@ -8,7 +8,7 @@ use tracing::{info, warn};
 use crate::{
     cgroups::{Cgroup, Services, unit_of},
     daemon::{error::DaemonError, state::Daemon},
-    kernel::{hooks::ATTACH_ORDER, instance::InstanceIndex, loader::Loaded, pins::LinkDirectory},
+    kernel::{instance::InstanceIndex, loader::Loaded, pins::LinkDirectory},
     policy::{InstanceName, UnitName},
     report::{
         human::error_chain,
@@ -71,13 +71,8 @@ impl Daemon {
         } else if let Some(instance) = self.instances.get_mut(name) {
             instance.unasked.entry(unit.clone()).or_insert_with(Instant::now);
         }
-        if cgroup.is_populated()
-            && let Err(error) = self.reset_denied(&[name])
-        {
-            warn!(
-                "open connections of {unit} that are denied are refused, but not reset: {}",
-                error_chain(&error)
-            );
+        if cgroup.is_populated() {
+            self.reset_denied(&[name]);
         }
     }
 
@@ -97,7 +92,7 @@ impl Daemon {
     ) -> Result<Confined, DaemonError> {
         let directory = self.confinement.pins.links(unit, cgroup.id())?;
         let (mut there, mut missing) = (vec![], vec![]);
-        for hook in ATTACH_ORDER {
+        for hook in self.loaded.programs.hooks() {
             match directory.link(hook)? {
                 Some(link) => there.push((hook, link)),
                 None => missing.push(hook),
@@ -107,7 +102,7 @@ impl Daemon {
         let scope = self.loaded.maps.instance_of(cgroup.id());
         if scope.is_none() && before > 0 {
             self.replace_orphans(index, &directory, cgroup)?;
-            return Ok(Confined { there: before, made: ATTACH_ORDER.len() });
+            return Ok(Confined { there: before, made: self.loaded.programs.hooks().count() });
         }
         if !missing.is_empty() || scope != Some(index) {
             let attach = |loaded: &mut Loaded, hook: Hook, cgroup: &Cgroup| {
@@ -138,7 +133,7 @@ impl Daemon {
         directory: &LinkDirectory,
         cgroup: &Cgroup,
     ) -> Result<(), DaemonError> {
-        for hook in ATTACH_ORDER {
+        for hook in self.loaded.programs.hooks() {
             let link = self.loaded.programs.attach(hook, cgroup)?;
             directory.pin(hook, &link)?;
         }

@@ -18,6 +18,7 @@ use tracing::{error, info, warn};
 use crate::{
     control::request::{MAX_REQUEST, Reply, Request},
     daemon::{
+        policies::Applied,
         serve::exposition::{MetricsAddress, MetricsListener},
         state::Daemon,
     },
@@ -53,6 +54,9 @@ pub async fn serve(
     let ring = daemon.loaded.events.as_fd().try_clone_to_owned()?;
     // SAFETY: the AsyncFd owns the descriptor, so it is open and the same one as long as that lives.
     let ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE)? };
+    let resets = daemon.loaded.resets.as_fd().try_clone_to_owned()?;
+    // SAFETY: as above.
+    let resets = unsafe { AsyncFd::register_with_interest(resets, Interest::READABLE)? };
     let bell = daemon.confinement.watch.as_fd().try_clone_to_owned()?;
     // SAFETY: as above.
     let bell = unsafe { AsyncFd::register_with_interest(bell, Interest::READABLE)? };
@@ -67,8 +71,6 @@ pub async fn serve(
     if let Some(address) = metrics {
         Rc::clone(&server).serve_metrics(address).await;
     }
-    // What an earlier daemon left in the ring.
-    server.publish(Daemon::take_events);
     let _ = notify(false, &[NotifyState::Ready]);
     info!("ready, listening on {}", socket.display());
     loop {
@@ -81,9 +83,18 @@ pub async fn serve(
                     sleep(PAUSE).await;
                 }
             },
+            // Programs wait for this, and it is little work.
+            ready = resets.readable() => {
+                let mut ready = ready?;
+                if !server.daemon.borrow_mut().take_resets() {
+                    ready.clear_ready();
+                }
+            }
             ready = ring.readable() => {
-                ready?.clear_ready();
-                server.publish(Daemon::take_events);
+                let mut ready = ready?;
+                if !server.publish_events() {
+                    ready.clear_ready();
+                }
             }
             ready = async { (&mut quiet_until).await; bell.readable().await } => {
                 ready?.clear_ready();
@@ -96,16 +107,21 @@ pub async fn serve(
                 let _ = notify(false, &[NotifyState::Watchdog]);
                 server.daemon.borrow_mut().find_late();
                 // A predecessor's ring wakes nobody.
-                server.publish(Daemon::take_events);
+                server.publish_events();
                 server.publish(Daemon::take_folded);
                 let mut daemon = server.daemon.borrow_mut();
                 if left_out_told.elapsed() >= daemon.interval() {
                     daemon.log_left_out();
                     left_out_told = Instant::now();
                 }
+                daemon.forget_oldest();
                 daemon.flush_debug_log();
             }
-            _ = reconcile.tick() => server.daemon.borrow_mut().reconcile(),
+            _ = reconcile.tick() => {
+                let mut daemon = server.daemon.borrow_mut();
+                daemon.reconcile();
+                daemon.remember_children();
+            }
             _ = reload.recv() => {
                 let _ = notify(false, &[NotifyState::Reloading]);
                 // Success and failure are logged where they happen.
@@ -152,8 +168,20 @@ struct Server {
 }
 
 impl Server {
+    /// Takes some events. Returns whether there may be more.
+    fn publish_events(&self) -> bool {
+        let (events, more) = self.daemon.borrow_mut().take_events();
+        self.send(events);
+        more
+    }
+
     fn publish(&self, take: fn(&mut Daemon) -> Vec<LoggedDenial>) {
-        for event in take(&mut self.daemon.borrow_mut()) {
+        let events = take(&mut self.daemon.borrow_mut());
+        self.send(events);
+    }
+
+    fn send(&self, events: Vec<LoggedDenial>) {
+        for event in events {
             // Nobody follows: nobody is told.
             let _ = self.events.send(event);
         }
@@ -228,7 +256,9 @@ impl Server {
                 daemon.explain(&instance, destination).map(Reply::Explained)
             }
             Request::RememberedDenials { instance } => daemon.seen(&instance).map(Reply::RememberedDenials),
-            Request::Reload => daemon.reload().map(|changes| Reply::Reloaded { changes }),
+            Request::Reload => {
+                daemon.reload().map(|Applied { changes, not_reset }| Reply::Reloaded { changes, not_reset })
+            }
             Request::Detach { instance } => daemon
                 .detach(&instance)
                 .map(|units| Reply::Detached { units: units.iter().map(ToString::to_string).collect() }),
