@@ -19,6 +19,7 @@ use crate::{
         connections::{Connection, SocketDiagnosis},
         instance::InstanceIndex,
         maps::KernelRules,
+        pins::LinkDirectory,
     },
     policy::{InstanceName, Mode},
     report::human::error_chain,
@@ -106,14 +107,28 @@ impl Daemon {
     }
 
     /// Takes the socket diagnosis of a unit's network namespace, which the unit's `attach` opened there.
-    pub(super) fn keep_diagnosis(&mut self, cgroup: u64, socket: OwnedFd) -> io::Result<()> {
-        let diagnosis = SocketDiagnosis::opened_elsewhere(socket)?;
-        if diagnosis.namespace()? == self.connections.namespace {
-            self.connections.elsewhere.remove(&cgroup);
-            return Ok(());
+    pub(super) fn keep_diagnosis(&mut self, links: &LinkDirectory, socket: OwnedFd) {
+        let opened = SocketDiagnosis::opened_elsewhere(socket).and_then(|diagnosis| {
+            let namespace = diagnosis.namespace()?;
+            Ok((diagnosis, namespace))
+        });
+        let (diagnosis, namespace) = match opened {
+            Ok(opened) => opened,
+            Err(error) => {
+                return warn!("{}: its connections are refused, but not reset: {error}", links.unit);
+            }
+        };
+        if namespace == self.connections.namespace {
+            return;
         }
-        self.connections.elsewhere.insert(cgroup, diagnosis);
-        Ok(())
+        self.connections.elsewhere.insert(links.cgroup, diagnosis);
+        if let Err(error) = links.mark_other_network() {
+            warn!(
+                "later daemons will not know the network namespace of {}: {}",
+                links.unit,
+                error_chain(&error)
+            );
+        }
     }
 
     /// Remembers the cgroups that are below confined ones now, and lets go of the namespaces of those that are gone. What

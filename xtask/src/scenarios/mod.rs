@@ -70,7 +70,7 @@ fn healthy(reply: Result<String>) -> Option<String> {
 
 /// The cgroups of a unit that have links pinned.
 fn pinned(machine: &Machine, unit: &str) -> Result<Vec<String>> {
-    let directory = format!("/sys/fs/bpf/opencode-egress/v1/links/{}", unit.replace('.', ","));
+    let directory = format!("/sys/fs/bpf/opencode-egress/v2/links/{}", unit.replace('.', ","));
     Ok(machine.run(&["ls", &directory])?.split_whitespace().map(str::to_owned).collect())
 }
 

@@ -1,6 +1,6 @@
 //! Confining a unit's cgroups: when it asks, and when it did not; and letting go of what is gone.
 
-use std::time::Instant;
+use std::{os::fd::OwnedFd, time::Instant};
 
 use opencode_egress_common::reason::Hook;
 use tracing::{info, warn};
@@ -142,12 +142,18 @@ impl Daemon {
         Ok(())
     }
 
-    /// Confines the unit of a process that says it belongs to `name`.
+    /// Confines the unit of a process that says it belongs to `name`, and that hands over the socket diagnosis of its network
+    /// namespace.
     ///
     /// # Errors
     ///
     /// When it does not, or the kernel refuses.
-    pub fn attach(&mut self, name: &str, pid: u32) -> Result<(UnitName, u32), DaemonError> {
+    pub fn attach(
+        &mut self,
+        name: &str,
+        pid: u32,
+        diagnosis: Option<OwnedFd>,
+    ) -> Result<(UnitName, u32), DaemonError> {
         let name = self.known(name)?;
         self.keep_lock()?;
         let path = self.confinement.hierarchy.of_process(pid)?;
@@ -172,7 +178,11 @@ impl Daemon {
             self.remove_if_dead(&links, &services);
         }
         self.confine(index, &unit, &cgroup)?;
-        self.confinement.pins.links(&unit, cgroup.id())?.unmark_late()?;
+        let links = self.confinement.pins.links(&unit, cgroup.id())?;
+        links.unmark_late()?;
+        if let Some(diagnosis) = diagnosis {
+            self.keep_diagnosis(&links, diagnosis);
+        }
         self.confinement.let_go.remove(&cgroup.id());
         let generation = self.loaded.maps.current(index).generation();
         if let Some(instance) = self.instances.get_mut(&name) {

@@ -1,13 +1,22 @@
 //! Running the daemon: the control socket, the ring buffer, signals, time.
 
 pub mod exposition;
+mod receive;
 mod socket;
 
-use std::{cell::RefCell, fs, io, os::fd::AsFd as _, path::Path, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    cell::RefCell,
+    fs, io,
+    os::fd::{AsFd as _, OwnedFd},
+    path::Path,
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
 
 use libsystemd::daemon::{NotifyState, notify};
 use tokio::{
-    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, Interest, unix::AsyncFd},
+    io::{AsyncReadExt as _, AsyncWriteExt as _, Interest, unix::AsyncFd},
     net::{UnixListener, UnixStream},
     signal::unix::{SignalKind, signal},
     sync::{OwnedSemaphorePermit, Semaphore, broadcast},
@@ -16,10 +25,13 @@ use tokio::{
 use tracing::{error, info, warn};
 
 use crate::{
-    control::request::{MAX_REQUEST, Reply, Request},
+    control::request::{Reply, Request},
     daemon::{
         policies::Applied,
-        serve::exposition::{MetricsAddress, MetricsListener},
+        serve::{
+            exposition::{MetricsAddress, MetricsListener},
+            receive::receive,
+        },
         state::Daemon,
     },
     report::{denial::LoggedDenial, human::error_chain, metrics::exposition},
@@ -211,13 +223,11 @@ impl Server {
 
     async fn converse(&self, stream: &mut UnixStream) -> io::Result<()> {
         let peer = stream.peer_cred()?;
-        let mut line = vec![];
-        let mut reader = BufReader::new((&mut *stream).take(MAX_REQUEST));
-        let Ok(read) = timeout(REQUEST_TIMEOUT, reader.read_until(b'\n', &mut line)).await else {
+        let Ok(received) = timeout(REQUEST_TIMEOUT, receive(stream)).await else {
             let reply = Reply::Error("no request came in time".to_owned());
             return send(stream, &reply).await;
         };
-        read?;
+        let (line, descriptor) = received?;
         let pid = peer.pid().and_then(|pid| u32::try_from(pid).ok()).unwrap_or(0);
         let request = match Request::parse(&line) {
             Ok(request) => request,
@@ -230,7 +240,7 @@ impl Server {
         match request {
             Request::Events { instance, follow } => self.stream_events(stream, instance, follow).await,
             request => {
-                let reply = self.reply(request, pid);
+                let reply = self.reply(request, pid, descriptor);
                 send(stream, &reply).await
             }
         }
@@ -245,11 +255,11 @@ impl Server {
             .then(|| "a process of a confined unit may ask for nothing but `attach`".to_owned())
     }
 
-    fn reply(&self, request: Request, pid: u32) -> Reply {
+    fn reply(&self, request: Request, pid: u32, descriptor: Option<OwnedFd>) -> Reply {
         let mut daemon = self.daemon.borrow_mut();
         let reply = match request {
             Request::Attach { instance } => daemon
-                .attach(&instance, pid)
+                .attach(&instance, pid, descriptor)
                 .map(|(unit, generation)| Reply::Attached { unit: unit.to_string(), generation }),
             Request::Status => daemon.status().map(|status| Reply::Status(Box::new(status))),
             Request::Explain { instance, destination } => {
