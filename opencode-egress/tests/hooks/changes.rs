@@ -231,10 +231,10 @@ fn a_new_build_takes_the_links_of_an_old_one() {
 }
 
 /// A BPF file system that goes with the test.
-struct Bpffs(TempDir);
+pub(crate) struct Bpffs(pub(crate) TempDir);
 
 impl Bpffs {
-    fn mounted() -> Self {
+    pub(crate) fn mounted() -> Self {
         let directory = TempDir::new().expect("a directory");
         mount("bpf", directory.path(), "bpf", MountFlags::empty(), None).expect("a BPF file system");
         Self(directory)

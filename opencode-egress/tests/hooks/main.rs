@@ -20,6 +20,7 @@ mod probe;
 mod raw;
 mod routing;
 mod rules;
+mod shares;
 mod sys;
 mod tcp;
 mod udp;

@@ -96,16 +96,21 @@ impl World {
 
     /// A world whose cgroup is not confined yet.
     pub(crate) fn unconfined() -> Self {
+        Self::with(&Lifetime::Process)
+    }
+
+    /// The same, with the kernel side loaded for as long as this says; pinned, it has room for more than one instance.
+    pub(crate) fn with(lifetime: &Lifetime<'_>) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         static FIRST: Once = Once::new();
         FIRST.call_once(remove_leftovers);
         let name = format!("hooks-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let mut loaded = load(&Lifetime::Process).expect("the kernel side loads (root is needed)");
+        let mut loaded = load(lifetime).expect("the kernel side loads (root is needed)");
         loaded.maps.set_limits(&UNLIMITED).expect("limits");
         let hierarchy = Hierarchy::find().expect("a cgroup2 hierarchy");
         let own = hierarchy.of_process(std::process::id()).expect("the test's own cgroup");
-        let path = own.join(format!("{CGROUP_PREFIX}{name}"));
-        let cgroup = Scratch(hierarchy.create(&path).expect("a cgroup"));
+        let cgroup =
+            Scratch(hierarchy.create(&own.join(format!("{CGROUP_PREFIX}{name}"))).expect("a cgroup"));
         let far = Namespace::create(format!("{name}-far"));
         let unit = Namespace::create(format!("{name}-unit"));
         join(&unit, &far);
@@ -123,6 +128,19 @@ impl World {
         let attach =
             |loaded: &mut Loaded, hook, cgroup: &Cgroup| loaded.programs.attach_for_good(hook, cgroup);
         self.loaded.confine(&self.cgroup.0, InstanceIndex::FIRST, attach).expect("the cgroup is confined");
+    }
+
+    /// Makes another cgroup and confines it to another instance, under a policy of its own.
+    pub(crate) fn neighbour(&mut self, instance: InstanceIndex, policy: &Policy) -> Scratch {
+        let path = self.cgroup.0.path().with_extension(instance.number().to_string());
+        let hierarchy = Hierarchy::find().expect("a cgroup2 hierarchy");
+        let cgroup = Scratch(hierarchy.create(&path).expect("a cgroup"));
+        let policy = compile(policy).expect("the policy compiles");
+        self.loaded.maps.install(instance, &policy).expect("the policy is installed");
+        let attach =
+            |loaded: &mut Loaded, hook, cgroup: &Cgroup| loaded.programs.attach_for_good(hook, cgroup);
+        self.loaded.confine(&cgroup.0, instance, attach).expect("the cgroup is confined");
+        cgroup
     }
 
     /// Puts a policy in force.
