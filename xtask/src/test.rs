@@ -42,7 +42,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         module()?;
     }
     if wanted(Tier::Hooks) {
-        ensure("the hook tests", &[("ip", "iproute2"), ("tcpdump", "tcpdump")])?;
+        ensure("the hook tests", &[("ip", "iproute2"), ("nft", "nftables"), ("tcpdump", "tcpdump")])?;
         cargo("tier 2, hooks", &["test", "--package", "opencode-egress", "--test", "hooks"])?;
     }
     match Machine::impossible() {

@@ -94,6 +94,13 @@ impl Namespace {
 }
 
 impl Namespace {
+    /// Runs `ip xfrm` in the namespace. Returns whether the kernel took it.
+    pub(crate) fn xfrm(&self, arguments: &[&str]) -> bool {
+        let mut command = Command::new("ip");
+        command.args(["-n", &self.name, "xfrm"]).args(arguments).stderr(Stdio::null());
+        command.status().expect("`ip` of the package iproute2 is needed").success()
+    }
+
     /// Loads rules of nftables in the namespace.
     pub(crate) fn nft(&self, rules: &str) {
         let mut child = Command::new("ip")
