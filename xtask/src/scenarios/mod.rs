@@ -1,6 +1,7 @@
 //! What is tried on the machine, a file a subject. The demo tells the main job to a reader; the tests run all of it. A
 //! step that does not show what it says fails with what was seen instead.
 
+mod connections;
 mod keeping;
 mod lifecycle;
 mod load;
@@ -31,6 +32,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Scenario> {
     let others = [
         refusals::REFUSALS,
         policy_file::POLICY_FILE,
+        connections::CONNECTIONS,
         lifecycle::LIFECYCLE,
         keeping::KEEPING,
         metrics::METRICS,

@@ -81,6 +81,7 @@ impl Daemon {
     /// When the file has an error; the running policy stays.
     pub fn reload(&mut self) -> Result<Applied, DaemonError> {
         let config = self.policies.config.clone();
+        self.remember_children();
         let result = self.keep_lock().and_then(|()| read(&config)).and_then(|read| self.apply(read));
         self.policies.reload_error = result.as_ref().err().map(|error| error_chain(error));
         match &result {
