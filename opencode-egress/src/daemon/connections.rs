@@ -38,8 +38,8 @@ pub(super) struct Connections {
     own: SocketDiagnosis,
     /// The number of that namespace.
     namespace: u64,
-    /// By confined cgroup: the diagnosis of the network namespace in which its unit attached, where that is another one.
-    elsewhere: BTreeMap<u64, SocketDiagnosis>,
+    /// Other network namespaces, by number, in which units attached.
+    others: BTreeMap<u64, Namespace>,
     /// Cgroups that were seen below confined ones, and whose these are: sockets can outlive their cgroup.
     children: HashMap<u64, InstanceIndex>,
     /// Their ids, the oldest first.
@@ -48,31 +48,37 @@ pub(super) struct Connections {
     pub(super) not_reset: Vec<String>,
 }
 
+/// A network namespace of units' own.
+struct Namespace {
+    /// Keeps the namespace alive.
+    diagnosis: SocketDiagnosis,
+    /// The confined cgroups whose units attached in it, and their instances.
+    cgroups: BTreeMap<u64, InstanceIndex>,
+}
+
 impl Connections {
     pub(super) fn new() -> io::Result<Self> {
         let own = SocketDiagnosis::open()?;
         let namespace = own.namespace()?;
-        Ok(Self {
-            own,
-            namespace,
-            elsewhere: BTreeMap::new(),
-            children: HashMap::new(),
-            order: VecDeque::new(),
-            not_reset: vec![],
-        })
+        let (others, children) = (BTreeMap::new(), HashMap::new());
+        Ok(Self { own, namespace, others, children, order: VecDeque::new(), not_reset: vec![] })
     }
 
-    /// Every namespace's, each once.
+    /// The diagnoses of every namespace.
     fn diagnoses(&self) -> impl Iterator<Item = &SocketDiagnosis> {
-        let mut known = vec![self.namespace];
-        let others = self.elsewhere.values().filter(move |diagnosis| {
-            // One that does not say is asked rather than left out.
-            let Ok(namespace) = diagnosis.namespace() else { return true };
-            let new = !known.contains(&namespace);
-            known.push(namespace);
-            new
-        });
-        std::iter::once(&self.own).chain(others)
+        std::iter::once(&self.own).chain(self.others.values().map(|namespace| &namespace.diagnosis))
+    }
+
+    /// The diagnoses of the namespaces in which an instance has units.
+    fn diagnoses_of(&self, instance: u32) -> impl Iterator<Item = &SocketDiagnosis> {
+        let its =
+            move |namespace: &&Namespace| namespace.cgroups.values().any(|index| index.number() == instance);
+        std::iter::once(&self.own)
+            .chain(self.others.values().filter(its).map(|namespace| &namespace.diagnosis))
+    }
+
+    fn knows_namespace_of(&self, cgroup: u64) -> bool {
+        self.others.values().any(|namespace| namespace.cgroups.contains_key(&cgroup))
     }
 
     fn remember(&mut self, child: u64, instance: InstanceIndex) {
@@ -96,7 +102,7 @@ impl Daemon {
             let search = reset.cookie == 0 && searches < SEARCHES;
             searches += usize::from(search);
             // A socket is in one namespace; the request does not say in which.
-            for diagnosis in connections.diagnoses() {
+            for diagnosis in connections.diagnoses_of(reset.instance) {
                 match diagnosis.reset_requested(reset, search) {
                     Ok(true) => return,
                     Ok(false) => {}
@@ -107,7 +113,7 @@ impl Daemon {
     }
 
     /// Takes the socket diagnosis of a unit's network namespace, which the unit's `attach` opened there.
-    pub(super) fn keep_diagnosis(&mut self, links: &LinkDirectory, socket: OwnedFd) {
+    pub(super) fn keep_diagnosis(&mut self, instance: InstanceIndex, links: &LinkDirectory, socket: OwnedFd) {
         let opened = SocketDiagnosis::opened_elsewhere(socket).and_then(|diagnosis| {
             let namespace = diagnosis.namespace()?;
             Ok((diagnosis, namespace))
@@ -121,7 +127,9 @@ impl Daemon {
         if namespace == self.connections.namespace {
             return;
         }
-        self.connections.elsewhere.insert(links.cgroup, diagnosis);
+        let cgroups = BTreeMap::new();
+        let place = self.connections.others.entry(namespace);
+        place.or_insert(Namespace { diagnosis, cgroups }).cgroups.insert(links.cgroup, instance);
         if let Err(error) = links.mark_other_network() {
             warn!(
                 "later daemons will not know the network namespace of {}: {}",
@@ -140,7 +148,10 @@ impl Daemon {
     fn look_at_children(&mut self) -> Result<(), DaemonError> {
         let Self { confinement, connections, loaded, .. } = self;
         let links = confinement.pins.all_links()?;
-        connections.elsewhere.retain(|cgroup, _| links.iter().any(|links| links.cgroup == *cgroup));
+        connections.others.retain(|_, namespace| {
+            namespace.cgroups.retain(|cgroup, _| links.iter().any(|links| links.cgroup == *cgroup));
+            !namespace.cgroups.is_empty()
+        });
         let services = confinement.hierarchy.services()?;
         for links in &links {
             let Some(instance) = loaded.maps.instance_of(links.cgroup) else { continue };
@@ -240,7 +251,7 @@ impl Daemon {
             let out_of_sight = links.iter().filter(|links| {
                 ids.contains(&links.cgroup)
                     && links.is_in_other_network()
-                    && !self.connections.elsewhere.contains_key(&links.cgroup)
+                    && !self.connections.knows_namespace_of(links.cgroup)
             });
             not_reset.extend(out_of_sight.map(|links| {
                 format!(

@@ -181,7 +181,7 @@ impl Daemon {
         let links = self.confinement.pins.links(&unit, cgroup.id())?;
         links.unmark_late()?;
         if let Some(diagnosis) = diagnosis {
-            self.keep_diagnosis(&links, diagnosis);
+            self.keep_diagnosis(index, &links, diagnosis);
         }
         self.confinement.let_go.remove(&cgroup.id());
         let generation = self.loaded.maps.current(index).generation();
