@@ -19,18 +19,6 @@ use crate::{
     uapi::{SOCK_DGRAM, SOCK_RAW},
 };
 
-/// A destination that a connect asked for.
-#[repr(C)]
-pub(crate) struct Asked {
-    /// The kernel's number of the socket.
-    cookie: u64,
-    /// Network byte order.
-    address: [u32; 4],
-    port: u32,
-    /// 4 or 6.
-    family: u32,
-}
-
 /// Remembers what a connect asks for, until the next one on this CPU. The packet that opens the connection mostly comes
 /// before that.
 #[inline(always)]

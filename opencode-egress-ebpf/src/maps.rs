@@ -16,10 +16,7 @@ use opencode_egress_common::{
     decide::Rules,
 };
 
-use crate::{
-    asked::Asked,
-    uapi::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
-};
+use crate::uapi::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 
 /// The policy in force, by instance. User space stores a [`Current`] as one atomic word.
 #[btf_map]
@@ -72,6 +69,18 @@ pub(crate) static RESETS: RingBuf<Reset, { RESET_RING_BYTES as usize }> = RingBu
 /// When a socket's reset was asked for; monotonic ns.
 #[btf_map]
 pub(crate) static RESET_ASKED: SkStorage<u64> = SkStorage::new();
+
+/// A destination that a connect asked for.
+#[repr(C)]
+pub(crate) struct Asked {
+    /// The kernel's number of the socket.
+    pub(crate) cookie: u64,
+    /// Network byte order.
+    pub(crate) address: [u32; 4],
+    pub(crate) port: u32,
+    /// 4 or 6.
+    pub(crate) family: u32,
+}
 
 /// What the last connect on this CPU asked for.
 #[btf_map]

@@ -9,7 +9,7 @@ use tracing::error;
 
 use super::{
     DaemonError,
-    connections::Connections,
+    connections::places::Connections,
     fold, policies, predecessor,
     state::{Confinement, Daemon, Denials, Policies},
 };

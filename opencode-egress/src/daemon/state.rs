@@ -8,7 +8,7 @@ use std::{
 
 use opencode_egress_common::abi::Denied;
 
-use super::{DaemonError, connections::Connections, fold, predecessor};
+use super::{DaemonError, connections::places::Connections, fold, predecessor};
 use crate::{
     cgroups::{Hierarchy, watch},
     kernel::{

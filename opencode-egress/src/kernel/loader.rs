@@ -17,10 +17,10 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use crate::kernel::{
     features::{self, Features, KernelError},
     hooks,
-    maps::{Maps, MapsError, open_rings},
+    maps::{Maps, MapsError},
     pins::{self, PinError},
     programs::{Programs, load_program},
-    ring::{Events, Resets},
+    ring::{self, Events, Resets},
     shapes::{MapShape, PINNED_MAPS},
 };
 
@@ -153,7 +153,7 @@ pub fn load(lifetime: &Lifetime<'_>) -> Result<Loaded, LoadError> {
         ids.insert(hook, program.info().map_err(refused)?.id());
     }
     let maps = Maps::open(&mut ebpf)?;
-    let (events, resets) = open_rings(&mut ebpf, &maps)?;
+    let (events, resets) = ring::open(&mut ebpf, &maps)?;
     // An object without messages has no map for them, which is an error here and the rule there.
     let debug_log = DebugLog(EbpfLogger::init(&mut ebpf).ok());
     Ok(Loaded { debug_log, programs: Programs { ebpf, ids }, maps, events, resets })

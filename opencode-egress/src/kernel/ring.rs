@@ -5,13 +5,16 @@ use std::{
     sync::Arc,
 };
 
-use aya::maps::{MapData, RingBuf};
+use aya::{
+    Ebpf,
+    maps::{MapData, RingBuf},
+};
 use opencode_egress_common::{
     abi::{Event, Reset},
     event::{DecodeError, Denial},
 };
 
-use crate::kernel::maps::{TakenKind, TakenWords};
+use crate::kernel::maps::{self, Maps, MapsError, TakenKind, TakenWords};
 
 /// The ring buffer of denied flows.
 pub struct Events {
@@ -25,11 +28,13 @@ pub struct Resets {
     taken: Arc<TakenWords>,
 }
 
-impl Events {
-    pub(super) fn new(ring: RingBuf<MapData>, taken: Arc<TakenWords>) -> Self {
-        Self { ring, taken }
-    }
+/// Takes both out of the object.
+pub(super) fn open(ebpf: &mut Ebpf, maps: &Maps) -> Result<(Events, Resets), MapsError> {
+    let events = Events { ring: maps::take(ebpf, "EVENTS")?, taken: maps.taken() };
+    Ok((events, Resets { ring: maps::take(ebpf, "RESETS")?, taken: maps.taken() }))
+}
 
+impl Events {
     /// Takes up to `most` denials, one after the other: a record leaves the ring when `each` is done with it, so that what
     /// ends this process between two loses none. Returns whether there may be more.
     pub fn take(&mut self, most: usize, mut each: impl FnMut(Result<Denial, DecodeError>)) -> bool {
@@ -50,10 +55,6 @@ impl AsFd for Events {
 }
 
 impl Resets {
-    pub(super) fn new(ring: RingBuf<MapData>, taken: Arc<TakenWords>) -> Self {
-        Self { ring, taken }
-    }
-
     /// Takes up to `most` requests. Returns whether there may be more. A record of another size, of programs of another
     /// build, is nobody's.
     pub fn take(&mut self, most: usize, mut each: impl FnMut(&Reset)) -> bool {

@@ -27,7 +27,6 @@ use self::{seen::Seen, words::CurrentWords};
 use crate::{
     kernel::{
         instance::InstanceIndex,
-        ring::{Events, Resets},
         tries::{self, NewTrie},
     },
     policy::{LogLimits, compile::CompiledPolicy},
@@ -123,7 +122,11 @@ pub struct Maps {
     empty: NewTrie,
 }
 
-fn take<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, MapsError> {
+/// Takes a map out of the object as what it is.
+pub(super) fn take<T: TryFrom<Map, Error = MapError>>(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+) -> Result<T, MapsError> {
     let map = ebpf.take_map(name).ok_or(MapsError::Missing(name))?;
     T::try_from(map).map_err(|source| MapsError::Other { name, source: Box::new(source) })
 }
@@ -351,6 +354,11 @@ impl Maps {
         self.seen.forget(instance, &self.taken)
     }
 
+    /// What this process took of what the programs left it.
+    pub(super) fn taken(&self) -> Arc<TakenWords> {
+        Arc::clone(&self.taken)
+    }
+
     /// Takes one bounded step to forget the oldest denials of those of `instances` for which the kernel soon has no room: an
     /// instance may have [`DESTINATIONS_SHARE`](opencode_egress_common::abi::DESTINATIONS_SHARE). To be called every second.
     ///
@@ -394,10 +402,4 @@ impl Rules for KernelRules {
     fn entry(&self, key: &TrieKey) -> Option<Entry> {
         self.0.get(&trie_key(key), 0).ok()
     }
-}
-
-/// Opens the ring buffers.
-pub(crate) fn open_rings(ebpf: &mut Ebpf, maps: &Maps) -> Result<(Events, Resets), MapsError> {
-    let events = Events::new(take(ebpf, "EVENTS")?, Arc::clone(&maps.taken));
-    Ok((events, Resets::new(take(ebpf, "RESETS")?, Arc::clone(&maps.taken))))
 }

@@ -1,11 +1,8 @@
 //! Connections that are denied: those that a new policy denies, and those of which the kernel refused a packet.
 
-use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
-    io,
-    os::fd::OwnedFd,
-    rc::Rc,
-};
+pub(super) mod places;
+
+use std::{collections::HashMap, os::fd::OwnedFd, rc::Rc};
 
 use opencode_egress_common::{
     abi::PolicyHeader,
@@ -29,70 +26,6 @@ use crate::{
 const RESETS: usize = 256;
 /// How many of them may have all sockets searched.
 const SEARCHES: usize = 8;
-/// How many cgroups are remembered that were below confined ones.
-const CHILDREN: usize = 16 * 1024;
-
-/// By what open connections are found.
-pub(super) struct Connections {
-    /// The socket diagnosis of this process' network namespace.
-    own: SocketDiagnosis,
-    /// The number of that namespace.
-    namespace: u64,
-    /// Other network namespaces, by number, in which units attached.
-    others: BTreeMap<u64, Namespace>,
-    /// Cgroups that were seen below confined ones, and whose these are: sockets can outlive their cgroup.
-    children: HashMap<u64, InstanceIndex>,
-    /// Their ids, the oldest first.
-    order: VecDeque<u64>,
-    /// What of the connections that are denied was not reset when that was last tried, for people.
-    pub(super) not_reset: Vec<String>,
-}
-
-/// A network namespace of units' own.
-struct Namespace {
-    /// Keeps the namespace alive.
-    diagnosis: SocketDiagnosis,
-    /// The confined cgroups whose units attached in it, and their instances.
-    cgroups: BTreeMap<u64, InstanceIndex>,
-}
-
-impl Connections {
-    pub(super) fn new() -> io::Result<Self> {
-        let own = SocketDiagnosis::open()?;
-        let namespace = own.namespace()?;
-        let (others, children) = (BTreeMap::new(), HashMap::new());
-        Ok(Self { own, namespace, others, children, order: VecDeque::new(), not_reset: vec![] })
-    }
-
-    /// The diagnoses of every namespace.
-    fn diagnoses(&self) -> impl Iterator<Item = &SocketDiagnosis> {
-        std::iter::once(&self.own).chain(self.others.values().map(|namespace| &namespace.diagnosis))
-    }
-
-    /// The diagnoses of the namespaces in which an instance has units.
-    fn diagnoses_of(&self, instance: u32) -> impl Iterator<Item = &SocketDiagnosis> {
-        let its =
-            move |namespace: &&Namespace| namespace.cgroups.values().any(|index| index.number() == instance);
-        std::iter::once(&self.own)
-            .chain(self.others.values().filter(its).map(|namespace| &namespace.diagnosis))
-    }
-
-    fn knows_namespace_of(&self, cgroup: u64) -> bool {
-        self.others.values().any(|namespace| namespace.cgroups.contains_key(&cgroup))
-    }
-
-    fn remember(&mut self, child: u64, instance: InstanceIndex) {
-        if self.children.insert(child, instance).is_none() {
-            self.order.push_back(child);
-            if self.order.len() > CHILDREN
-                && let Some(oldest) = self.order.pop_front()
-            {
-                self.children.remove(&oldest);
-            }
-        }
-    }
-}
-
 impl Daemon {
     /// Resets sockets whose packets were refused, so that no program waits for an answer. Returns whether there may be more.
     pub fn take_resets(&mut self) -> bool {
@@ -124,13 +57,9 @@ impl Daemon {
                 return warn!("{}: its connections are refused, but not reset: {error}", links.unit);
             }
         };
-        if namespace == self.connections.namespace {
-            return;
-        }
-        let cgroups = BTreeMap::new();
-        let place = self.connections.others.entry(namespace);
-        place.or_insert(Namespace { diagnosis, cgroups }).cgroups.insert(links.cgroup, instance);
-        if let Err(error) = links.mark_other_network() {
+        if self.connections.keep(namespace, diagnosis, links.cgroup, instance)
+            && let Err(error) = links.mark_other_network()
+        {
             warn!(
                 "later daemons will not know the network namespace of {}: {}",
                 links.unit,
@@ -148,10 +77,7 @@ impl Daemon {
     fn look_at_children(&mut self) -> Result<(), DaemonError> {
         let Self { confinement, connections, loaded, .. } = self;
         let links = confinement.pins.all_links()?;
-        connections.others.retain(|_, namespace| {
-            namespace.cgroups.retain(|cgroup, _| links.iter().any(|links| links.cgroup == *cgroup));
-            !namespace.cgroups.is_empty()
-        });
+        connections.retain(|cgroup| links.iter().any(|links| links.cgroup == cgroup));
         let services = confinement.hierarchy.services()?;
         for links in &links {
             let Some(instance) = loaded.maps.instance_of(links.cgroup) else { continue };
@@ -240,8 +166,7 @@ impl Daemon {
             let of_instance = |cgroup: u64| self.loaded.maps.instance_of(cgroup) == Some(instance.index);
             // Also cgroups that are gone: their sockets may not be.
             let linked = links.iter().map(|links| links.cgroup).filter(|cgroup| of_instance(*cgroup));
-            let children = self.connections.children.iter().filter(|(_, index)| **index == instance.index);
-            let mut ids: Vec<u64> = linked.chain(children.map(|(id, _)| *id)).collect();
+            let mut ids: Vec<u64> = linked.chain(self.connections.children_of(instance.index)).collect();
             for unit in instance.units() {
                 match self.confinement.hierarchy.open_all(services.get(unit)) {
                     Ok(cgroups) => ids.extend(cgroups.iter().flat_map(|cgroup| cgroup.ids())),
