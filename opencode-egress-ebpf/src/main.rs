@@ -24,6 +24,7 @@ mod packet;
 mod report;
 mod reset;
 mod sk;
+mod skb;
 mod socket;
 mod uapi;
 

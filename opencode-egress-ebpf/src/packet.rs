@@ -3,7 +3,7 @@
 use aya_ebpf::{
     EbpfContext as _,
     bindings::__sk_buff,
-    helpers::{bpf_get_socket_cookie, bpf_sk_fullsock, bpf_skb_load_bytes, generated::bpf_get_socket_uid},
+    helpers::{bpf_get_socket_cookie, generated::bpf_get_socket_uid},
     macros::cgroup_skb,
     programs::SkBuffContext,
 };
@@ -12,7 +12,7 @@ use opencode_egress_common::{
     abi::PolicyHeader,
     decide::Verdict,
     flow::{Address, Flow, Protocol},
-    packet::{Bytes, Packet, ipv4, ipv6},
+    packet::{Packet, ipv4, ipv6},
     reason::{DropReason, Hook},
 };
 
@@ -22,7 +22,7 @@ use crate::{
     maps,
     report::{Denial, Details, denied},
     reset::{self, Target},
-    sk::{FullSk, Sk},
+    skb::{Linear, Skb},
     uapi::{
         ETH_P_IP, ETH_P_IPV6, LOOPBACK_IFINDEX, SOCK_DGRAM, SOCK_RAW, SOCK_STREAM, TCP_CLOSE,
         TCP_ESTABLISHED, TCP_LISTEN, TCP_NEW_SYN_RECV,
@@ -250,36 +250,7 @@ impl Details for Received {
     }
 }
 
-struct Skb(SkBuffContext);
-
 impl Skb {
-    #[inline(always)]
-    fn raw(&self) -> *mut __sk_buff {
-        self.0.as_ptr().cast()
-    }
-
-    #[inline(always)]
-    fn interface(&self) -> u32 {
-        // SAFETY: the kernel's context, valid while the program runs.
-        unsafe { (*self.raw()).ifindex }
-    }
-
-    #[inline(always)]
-    fn ethertype(&self) -> u16 {
-        // SAFETY: the kernel's context, valid while the program runs; `protocol` is in network order.
-        u16::from_be(unsafe { (*self.raw()).protocol } as u16)
-    }
-
-    /// Reads the headers. A packet whose version is not what its socket family says is unreadable.
-    #[inline(always)]
-    fn read(&self) -> Result<Packet, DropReason> {
-        match self.ethertype() {
-            ETH_P_IP => ipv4(self),
-            ETH_P_IPV6 => ipv6(self),
-            _ => Err(DropReason::UnreadableHeader),
-        }
-    }
-
     /// Whether the packet is plain, without options and extension headers, and a shortcut lets it pass.
     #[inline(always)]
     fn passes<S: Shortcut>(&self) -> bool {
@@ -290,27 +261,6 @@ impl Skb {
             _ => return false,
         };
         matches!(packet, Ok(packet) if S::passes(self, &packet))
-    }
-
-    /// The packet's socket.
-    #[inline(always)]
-    fn socket(&self) -> Option<Sk> {
-        // SAFETY: the kernel's context, valid while the program runs.
-        Sk::new(unsafe { (*self.raw()).__bindgen_anon_2.sk })
-    }
-
-    /// The packet's socket, if that is a full one.
-    #[inline(always)]
-    fn full_socket(&self) -> Option<FullSk> {
-        // SAFETY: the helper takes any socket.
-        FullSk::new(unsafe { bpf_sk_fullsock(self.socket()?.as_ptr()) })
-    }
-
-    /// Whether a datagram has its socket's own port for a source, as everything has that was not wrapped into
-    /// another datagram on its way.
-    #[inline(always)]
-    fn is_from_its_port(&self, packet: &Packet) -> bool {
-        self.socket().is_some_and(|sk| sk.port() == packet.source_port)
     }
 
     /// What the packet was before it was transformed, if it was: then it has another protocol than its socket, or another
@@ -385,51 +335,6 @@ impl Skb {
         };
         reset::ask_once(instance, sk, &target);
         0
-    }
-}
-
-/// What of a packet is linear in memory and at constant offsets: enough for a plain one.
-struct Linear<'a>(&'a Skb);
-
-impl Bytes for Linear<'_> {
-    #[inline(always)]
-    fn near<const OFFSET: usize, const N: usize>(&self) -> Option<[u32; N]> {
-        // SAFETY: the kernel's context; `data` and `data_end` bound the packet's linear part, and the
-        // verifier checks that what is read lies between them. It refuses a misaligned load where the
-        // architecture has none.
-        unsafe {
-            let skb = self.0.raw();
-            let data = (*skb).data as usize;
-            (data + OFFSET + N * 4 <= (*skb).data_end as usize).then(|| *((data + OFFSET) as *const [u32; N]))
-        }
-    }
-
-    #[inline(always)]
-    fn far<const N: usize>(&self, _offset: usize) -> Option<[u32; N]> {
-        None
-    }
-}
-
-impl Bytes for Skb {
-    #[inline(always)]
-    fn near<const OFFSET: usize, const N: usize>(&self) -> Option<[u32; N]> {
-        // Otherwise headers are in fragments of the buffer.
-        Linear(self).near::<OFFSET, N>().or_else(|| self.far(OFFSET))
-    }
-
-    #[inline(always)]
-    fn far<const N: usize>(&self, offset: usize) -> Option<[u32; N]> {
-        let mut words = [0; N];
-        // SAFETY: the destination is on the stack and N words long.
-        let result = unsafe {
-            bpf_skb_load_bytes(
-                self.raw().cast(),
-                offset as u32,
-                (&raw mut words).cast(),
-                size_of::<[u32; N]>() as u32,
-            )
-        };
-        (result == 0).then_some(words)
     }
 }
 
