@@ -20,13 +20,17 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     let line = shown.to_string();
     assert!(line.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' '), "{line:?}");
     let fields: Vec<_> = line.split(' ').map(|field| field.split_once('=').expect("a field")).collect();
-    let mut expected: Vec<_> = FIELDS.to_vec();
-    expected.extend(shown.audit.then_some("mode"));
+    let (flow, rest) = FIELDS.split_at(3);
+    let (asked, local_port) = (shown.asked.map(|_| "asked"), shown.lport.map(|_| "lport"));
+    let mode = shown.audit.then_some("mode");
+    let expected: Vec<_> =
+        flow.iter().copied().chain(asked).chain(local_port).chain(rest.iter().copied()).chain(mode).collect();
     let names: Vec<_> = fields.iter().map(|(name, _)| *name).collect();
     assert_eq!(names, expected, "{line:?}");
     assert!(fields.iter().all(|(_, value)| !value.is_empty() && !value.contains('=')), "{line:?}");
-    assert_eq!(fields[5].1, denial.event.pid.to_string());
-    assert_eq!(fields[7].1, denial.event.uid.to_string());
+    let value = |name| fields.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned());
+    assert_eq!(value("pid"), Some(denial.event.pid.to_string()));
+    assert_eq!(value("uid"), Some(denial.event.uid.to_string()));
 
     let event = LoggedDenial { time: denial.event.attempts, instance: "my-project".to_owned(), line: shown };
     let reply = serde_json::to_vec(&Reply::Event(event.clone())).expect("an event can be written");

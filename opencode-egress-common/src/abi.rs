@@ -3,15 +3,16 @@
 //! Every type here is `repr(C)` without padding, so that no uninitialised byte leaves the kernel.
 //! Numbers are in host byte order unless their name or comment says otherwise.
 
-use crate::{
-    flow::{Address, Class, Family, Flow, Protocol},
-    reason::DropReason,
-};
+mod records;
+
+pub use records::{DestinationDenials, DestinationKey, Event, Limits, Reset, Taken};
+
+use crate::flow::{Address, Class, Family};
 
 /// The version of everything in this module. A change of any layout, map or program name raises it, and gives the map
 /// that it is in another size or another name: of another version's pins, a daemon takes over what it finds under a name that
 /// it knows and in the shape that it knows.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// How many instances the maps can hold. Index 0 means "no instance".
 pub const MAX_INSTANCES: u32 = 2048;
@@ -29,11 +30,17 @@ pub const CACHE_SLOTS: usize = 256;
 /// Room for drop reasons in [`Denied`]; reasons' numbers are below it.
 pub const REASON_SLOTS: usize = 32;
 
-/// Destinations whose repeats are folded, over all instances.
-pub const MAX_DESTINATIONS: u32 = 8192;
+/// Denials that are remembered and whose repeats are folded, over all instances.
+pub const MAX_DESTINATIONS: u32 = 128 * MAX_INSTANCES;
 
-/// Size of the ring buffer, in bytes.
-pub const RING_BYTES: u32 = 256 * 1024;
+/// How many of them one instance may have.
+pub const DESTINATIONS_SHARE: u64 = 1024;
+
+/// Size of the ring buffer of denied flows, in bytes.
+pub const RING_BYTES: u32 = 512 * 1024;
+
+/// Size of the ring buffer of sockets to be reset, in bytes.
+pub const RESET_RING_BYTES: u32 = 64 * 1024;
 
 /// A key of a policy's trie: an address of a family, or a port of a port set.
 ///
@@ -123,6 +130,18 @@ impl Entry {
     /// The same grant for every class; what the entries of a port set have.
     pub const fn uniform(grant: Grant) -> Self {
         Self { grants: [grant; 4] }
+    }
+
+    /// What a port set has for the ports of which it says nothing: nothing, and whether it allows any.
+    pub const fn rest_of_set(some_port_is_allowed: bool) -> Self {
+        let some = if some_port_is_allowed { Grant::ALLOW } else { Grant::NONE };
+        Self { grants: [Grant::NONE, some, Grant::NONE, Grant::NONE] }
+    }
+
+    /// Whether this is of a port set that allows some port.
+    #[inline(always)]
+    pub const fn some_port_is_allowed(&self) -> bool {
+        self.grants[1].0 == Grant::ALLOW.0
     }
 
     /// The grant for a class.
@@ -268,11 +287,26 @@ pub struct Denied {
     pub limited: u64,
     /// Rate limiter's state: the time at which the bucket is full again, monotonic ns.
     pub bucket: u64,
+    /// Events that were put into the ring buffer.
+    pub events: u64,
+    /// Denials that were remembered for the first time.
+    pub remembered: u64,
+    /// Requests for a reset that were put into their ring buffer.
+    pub resets: u64,
 }
 
 impl Default for Denied {
     fn default() -> Self {
-        Self { reasons: [Counter::default(); REASON_SLOTS], lost: 0, folded: 0, limited: 0, bucket: 0 }
+        Self {
+            reasons: [Counter::default(); REASON_SLOTS],
+            lost: 0,
+            folded: 0,
+            limited: 0,
+            bucket: 0,
+            events: 0,
+            remembered: 0,
+            resets: 0,
+        }
     }
 }
 
@@ -283,119 +317,6 @@ pub struct Counters {
     pub allowed: Counter,
     /// What did not.
     pub denied: Denied,
-}
-
-/// How events are limited, the same for all instances.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(C)]
-pub struct Limits {
-    /// Repeats of a destination within this time are folded; ns.
-    pub interval: u64,
-    /// Time in which one event's worth of the rate comes back; ns.
-    pub per_event: u64,
-    /// `per_event` times the burst; ns.
-    pub burst: u64,
-}
-
-/// What makes two denials the same for folding.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[repr(C)]
-pub struct DestinationKey {
-    /// The destination; network byte order.
-    pub address: [u32; 4],
-    /// The instance.
-    pub instance: u32,
-    /// The destination port.
-    pub port: u16,
-    /// The IP protocol.
-    pub protocol: u8,
-    /// 4 or 6.
-    pub family: u8,
-}
-
-impl DestinationKey {
-    /// The key of a flow of an instance.
-    #[inline(always)]
-    pub const fn new(instance: u32, flow: &Flow) -> Self {
-        Self {
-            address: flow.address.words(),
-            instance,
-            port: flow.port,
-            protocol: flow.protocol.0,
-            family: flow.address.family() as u8,
-        }
-    }
-
-    /// The flow.
-    pub const fn flow(&self) -> Flow {
-        let address = match self.family {
-            4 => Address::v4(self.address[0]),
-            _ => Address::v6(self.address),
-        };
-        Flow { address, protocol: Protocol(self.protocol), port: self.port }
-    }
-}
-
-/// A destination that was denied before.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(C)]
-pub struct DestinationDenials {
-    /// When its last event was due; monotonic ns.
-    pub reported: u64,
-    /// Denials of this destination so far. It only grows, so a reader needs no reset.
-    pub attempts: u64,
-    /// `attempts` at that event.
-    pub told: u64,
-    /// Why it was denied so far: bit n for the drop reason with number n. Two CPUs that set a bit at once
-    /// can lose one of them; the next denial for that reason sets it.
-    pub reasons: u64,
-}
-
-impl DestinationDenials {
-    /// The bit of a reason in [`DestinationDenials::reasons`].
-    #[inline(always)]
-    pub const fn bit(reason: DropReason) -> u64 {
-        1 << reason as u8
-    }
-
-    /// Why it was denied so far.
-    pub fn reasons(&self) -> impl Iterator<Item = DropReason> + '_ {
-        DropReason::ALL.iter().copied().filter(|reason| self.reasons & Self::bit(*reason) != 0)
-    }
-}
-
-/// A ring-buffer record of a denied flow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(C)]
-pub struct Event {
-    /// The destination (for binds: the local address; inbound: the peer); network byte order.
-    pub address: [u32; 4],
-    /// [`DestinationDenials::attempts`] of this destination, this one included.
-    pub attempts: u64,
-    /// Denials of this destination that were folded since its last event.
-    pub suppressed: u64,
-    /// The instance.
-    pub instance: u32,
-    /// The generation that judged.
-    pub generation: u32,
-    /// The process, in the root PID namespace; 0 where the hook cannot know.
-    pub pid: u32,
-    /// The user, in the root user namespace.
-    pub uid: u32,
-    /// The thread's name, NUL-padded; empty where the hook cannot know.
-    pub comm: [u8; 16],
-    /// The port.
-    pub port: u16,
-    /// The IP protocol.
-    pub protocol: u8,
-    /// 4 or 6.
-    pub family: u8,
-    /// A [`crate::reason::Hook`].
-    pub hook: u8,
-    /// A [`crate::reason::DropReason`].
-    pub reason: u8,
-    /// 1 where the mode let it pass.
-    pub audit: u16,
 }
 
 #[cfg(test)]
@@ -411,18 +332,7 @@ mod tests {
         assert_eq!(size_of::<PolicyHeader>(), 16 + MAX_LISTENERS * size_of::<Listener>());
         assert_eq!(size_of::<ConfinedCgroup>(), 8 + CACHE_SLOTS * 8);
         assert_eq!(size_of::<Counter>(), 16);
-        assert_eq!(size_of::<Denied>(), REASON_SLOTS * 16 + 32);
-        assert_eq!(size_of::<Limits>(), 24);
-        assert_eq!(size_of::<DestinationKey>(), 16 + 4 + 2 + 1 + 1);
-        assert_eq!(size_of::<DestinationDenials>(), 32);
-        assert_eq!(size_of::<Event>(), 16 + 2 * 8 + 4 * 4 + 16 + 2 + 4 + 2);
-    }
-
-    #[test]
-    fn a_destination_remembers_every_reason() {
-        let reasons = DropReason::ALL.iter().fold(0, |bits, reason| bits | DestinationDenials::bit(*reason));
-        let seen = DestinationDenials { reported: 0, attempts: 1, told: 1, reasons };
-        assert!(seen.reasons().eq(DropReason::ALL.iter().copied()));
+        assert_eq!(size_of::<Denied>(), REASON_SLOTS * 16 + 7 * 8);
     }
 
     #[test]

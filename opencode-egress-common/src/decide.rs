@@ -42,6 +42,23 @@ pub fn decide(rules: &impl Rules, flow: &Flow) -> Verdict {
     }
 }
 
+/// Judges a flow whose port is not known yet, as the join of a multicast group is one: it passes when some port would.
+#[inline(always)]
+pub fn decide_for_some_port(rules: &impl Rules, flow: &Flow) -> Verdict {
+    let Some(entry) = rules.entry(&TrieKey::address(&flow.address)) else {
+        return Verdict::Deny(DropReason::NotAllowed);
+    };
+    match entry.grant(flow.class()) {
+        Grant::ALLOW => Verdict::Allow,
+        Grant::DENY => Verdict::Deny(DropReason::DenyRule),
+        Grant::NONE => Verdict::Deny(DropReason::ProtocolNotAllowed),
+        set => match rules.entry(&TrieKey::port_prefix(set, 0, 0)) {
+            Some(ports) if ports.some_port_is_allowed() => Verdict::Allow,
+            _ => Verdict::Deny(DropReason::PortNotAllowed),
+        },
+    }
+}
+
 impl Listener {
     #[inline(always)]
     fn is_at(&self, address: &Address) -> bool {

@@ -36,6 +36,10 @@ pub struct Denial {
     pub reason: DropReason,
     /// What.
     pub flow: Flow,
+    /// Where the process wanted to, address and port, where that was elsewhere.
+    pub asked: Option<(Address, u16)>,
+    /// The hook under which repeats of it are folded.
+    key_hook: Hook,
 }
 
 impl Denial {
@@ -53,17 +57,26 @@ impl Denial {
         let number = |field, number| DecodeError::Number { field, number };
         let hook = Hook::from_number(event.hook).ok_or_else(|| number("hook", event.hook))?;
         let reason = DropReason::from_number(event.reason).ok_or_else(|| number("reason", event.reason))?;
-        let address = match event.family {
-            4 => Address::v4(event.address[0]),
-            6 => Address::v6(event.address),
-            other => return Err(number("family", other)),
+        let key_hook = Hook::from_number(event.key_hook).ok_or_else(|| number("key_hook", event.key_hook))?;
+        let address = |family, words: [u32; 4]| match family {
+            4 => Ok(Address::v4(words[0])),
+            6 => Ok(Address::v6(words)),
+            other => Err(number("family", other)),
         };
-        let flow = Flow { address, protocol: Protocol(event.protocol), port: event.port };
-        Ok(Self { event, hook, reason, flow })
+        let flow = Flow {
+            address: address(event.family, event.address)?,
+            protocol: Protocol(event.protocol),
+            port: event.port,
+        };
+        let asked = match event.asked_family {
+            0 => None,
+            family => Some((address(family, event.asked_address)?, event.asked_port)),
+        };
+        Ok(Self { event, hook, reason, flow, asked, key_hook })
     }
 
-    /// The destination, as denials of it are counted.
+    /// What repeats of it have in common.
     pub fn destination_key(&self) -> DestinationKey {
-        DestinationKey::new(self.event.instance, &self.flow)
+        DestinationKey::new(self.event.instance, &self.flow, self.key_hook, self.reason)
     }
 }

@@ -49,13 +49,25 @@ impl Address {
         self.words
     }
 
-    /// Where the kernel sends what is addressed here: the unspecified address stands for loopback.
+    /// Where the kernel sends what is addressed here by a socket that is bound to no address: the unspecified address
+    /// stands for loopback.
     #[inline(always)]
     pub const fn reached(self) -> Self {
-        match self.family {
+        self.reached_from(Self { family: self.family, words: [0; 4] })
+    }
+
+    /// Where the kernel sends what a socket that is bound to `local` addresses here. The unspecified IPv4 address stands for
+    /// the socket's own one (`ip_route_output_key_hash_rcu`,
+    /// <https://github.com/torvalds/linux/blob/v6.12/net/ipv4/route.c#L2705>), that of IPv6 for loopback, of IPv4 where the
+    /// socket is bound to an IPv4-mapped address (`tcp_v6_connect`,
+    /// <https://github.com/torvalds/linux/blob/v6.12/net/ipv6/tcp_ipv6.c#L158>).
+    #[inline(always)]
+    pub const fn reached_from(self, local: Self) -> Self {
+        match (self.family, local.family) {
             _ if !self.is_unspecified() => self,
-            Family::V4 => Self::v4(0x7f00_0001_u32.to_be()),
-            Family::V6 => Self::v6([0, 0, 0, 1_u32.to_be()]),
+            (Family::V4, Family::V4) if !local.is_unspecified() => local,
+            (Family::V6, Family::V6) => Self::v6([0, 0, 0, 1_u32.to_be()]),
+            _ => Self::v4(0x7f00_0001_u32.to_be()),
         }
     }
 
@@ -197,6 +209,22 @@ mod tests {
             assert_eq!(address(to).reached(), address(reached));
         }
         assert_eq!(address("192.0.2.1").reached(), address("192.0.2.1"));
+    }
+
+    #[test]
+    fn the_unspecified_address_reaches_what_the_socket_is_bound_to() {
+        for (to, local, reached) in [
+            ("0.0.0.0", "192.0.2.1", "192.0.2.1"),
+            ("::ffff:0.0.0.0", "::ffff:192.0.2.1", "192.0.2.1"),
+            ("0.0.0.0", "0.0.0.0", "127.0.0.1"),
+            ("::ffff:0.0.0.0", "::", "127.0.0.1"),
+            ("::", "::", "::1"),
+            ("::", "2001:db8::1", "::1"),
+            ("::", "::ffff:192.0.2.1", "127.0.0.1"),
+            ("192.0.2.9", "192.0.2.1", "192.0.2.9"),
+        ] {
+            assert_eq!(address(to).reached_from(address(local)), address(reached), "{to} from {local}");
+        }
     }
 
     #[test]

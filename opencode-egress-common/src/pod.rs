@@ -2,7 +2,7 @@
 //! where the types are.
 
 use crate::abi::{
-    ConfinedCgroup, Counter, Denied, DestinationDenials, DestinationKey, Entry, Limits, PolicyHeader,
+    ConfinedCgroup, Counter, Denied, DestinationDenials, DestinationKey, Entry, Limits, PolicyHeader, Taken,
 };
 
 macro_rules! plain_old_data {
@@ -23,5 +23,6 @@ plain_old_data!(
     Limits,
     ConfinedCgroup,
     DestinationDenials,
-    DestinationKey
+    DestinationKey,
+    Taken
 );

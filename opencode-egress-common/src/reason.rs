@@ -2,6 +2,8 @@
 //!
 //! A number is never reused: dashboards and journals outlive the code that wrote them.
 
+use crate::flow::Family;
+
 macro_rules! numbered {
     ($(#[$doc:meta])* $name:ident { $($(#[$item_doc:meta])* $item:ident = $number:literal, $text:literal;)+ }) => {
         $(#[$doc])*
@@ -41,7 +43,8 @@ numbered! {
         ProtocolNotAllowed = 4, "protocol-not-allowed";
         /// Rules cover the address and the protocol, but not this port.
         PortNotAllowed = 5, "port-not-allowed";
-        /// The headers are truncated, inconsistent, or of another version.
+        /// The headers are truncated, inconsistent, or of another version; or a socket option's value is too long to be
+        /// looked at.
         UnreadableHeader = 6, "unreadable-header";
         /// An IPv4 option that redirects the packet (source routing), or that is not known.
         Ipv4Option = 7, "ipv4-option";
@@ -67,6 +70,9 @@ numbered! {
         RoutingOption = 17, "routing-option";
         /// An inbound datagram from a peer that the instance may not send to.
         PeerNotAllowed = 18, "peer-not-allowed";
+        /// A packet that was transformed on its way from its socket, as IPsec does, so that it does not say where it
+        /// goes.
+        Transformed = 19, "transformed";
     }
 }
 
@@ -93,6 +99,23 @@ numbered! {
         SockCreate = 9, "sock_create";
         /// `cgroup/setsockopt`.
         Setsockopt = 10, "setsockopt";
+    }
+}
+
+impl Hook {
+    /// The hook that sees the same call for addresses of a family. An IPv4-mapped address comes to the one for IPv6,
+    /// and its packets are of IPv4.
+    #[inline(always)]
+    pub const fn of_family(self, family: Family) -> Self {
+        match (self, family) {
+            (Self::Connect4 | Self::Connect6, Family::V4) => Self::Connect4,
+            (Self::Connect4 | Self::Connect6, Family::V6) => Self::Connect6,
+            (Self::Sendmsg4 | Self::Sendmsg6, Family::V4) => Self::Sendmsg4,
+            (Self::Sendmsg4 | Self::Sendmsg6, Family::V6) => Self::Sendmsg6,
+            (Self::Bind4 | Self::Bind6, Family::V4) => Self::Bind4,
+            (Self::Bind4 | Self::Bind6, Family::V6) => Self::Bind6,
+            (other, _) => other,
+        }
     }
 }
 

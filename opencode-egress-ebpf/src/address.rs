@@ -9,13 +9,12 @@ use opencode_egress_common::{
 };
 
 use crate::{
+    asked,
     judge::Instance,
-    report::{Caller, Denial, denied},
+    report::{Call, Denial, denied},
+    sk::{FullSk, OfSocket as _},
+    uapi::SOCK_STREAM,
 };
-
-const SOCK_STREAM: u32 = 1;
-/// `IPPROTO_MPTCP`, whose packets are TCP.
-const MPTCP: u32 = 262;
 
 #[cgroup_sock_addr(connect4)]
 pub(crate) fn connect4(ctx: SockAddrContext) -> i32 {
@@ -29,12 +28,16 @@ pub(crate) fn connect6(ctx: SockAddrContext) -> i32 {
 
 #[cgroup_sock_addr(sendmsg4)]
 pub(crate) fn sendmsg4(ctx: SockAddrContext) -> i32 {
-    sendmsg(&ctx, Hook::Sendmsg4, v4(&ctx))
+    // SAFETY: the kernel's context, valid while the program runs. This field is the address that the datagram goes out
+    // from, the socket's or that of a control message.
+    let local = Address::v4(unsafe { (*ctx.sock_addr).msg_src_ip4 });
+    sendmsg(&ctx, Hook::Sendmsg4, v4(&ctx).reached_from(local))
 }
 
 #[cgroup_sock_addr(sendmsg6)]
 pub(crate) fn sendmsg6(ctx: SockAddrContext) -> i32 {
-    sendmsg(&ctx, Hook::Sendmsg6, v6(&ctx))
+    // An IPv4 destination comes to the program for IPv4.
+    sendmsg(&ctx, Hook::Sendmsg6, v6(&ctx).reached())
 }
 
 #[cgroup_sock_addr(bind4)]
@@ -66,11 +69,7 @@ fn call(ctx: &SockAddrContext) -> (u32, Protocol, u16) {
     // order in the lower half of its word.
     let (kind, protocol, port) =
         unsafe { ((*ctx.sock_addr).type_, (*ctx.sock_addr).protocol, (*ctx.sock_addr).user_port) };
-    let protocol = match protocol {
-        MPTCP => Protocol::TCP,
-        number => Protocol(number as u8),
-    };
-    (kind, protocol, u16::from_be(port as u16))
+    (kind, Protocol::of_socket(protocol), u16::from_be(port as u16))
 }
 
 /// A connect of a stream socket. A datagram socket's connect sends nothing: its datagrams are judged.
@@ -81,29 +80,32 @@ fn connect(ctx: &SockAddrContext, hook: Hook, address: Address) -> i32 {
         return 1;
     }
     let instance = Instance::get();
-    let flow = Flow { address: address.reached(), protocol, port };
-    let port = local_port(ctx);
+    let Some(sk) = socket(ctx) else { return 0 };
+    let address = if address.is_unspecified() { address.reached_from(sk.address()) } else { address };
+    let flow = Flow { address, protocol, port };
+    let port = sk.port();
     // Packets from a listener's port pass as replies, so nothing may connect from there.
     let from_listener = port != 0 && instance.head().is_some_and(|head| head.listens_on(port));
+    asked::remember(ctx, &flow);
     if !from_listener && instance.remembers(&flow) {
         return 1;
     }
     judge(&instance, hook, &flow, from_listener)
 }
 
+/// The caller's socket.
 #[inline(always)]
-fn local_port(ctx: &SockAddrContext) -> u16 {
-    // SAFETY: the context's socket is never null in these hooks and the verifier knows its type;
-    // `src_port` is in host byte order.
-    unsafe { (*(*ctx.sock_addr).__bindgen_anon_1.sk).src_port as u16 }
+fn socket(ctx: &SockAddrContext) -> Option<FullSk> {
+    // SAFETY: the kernel's context, valid while the program runs; it is a full socket in these hooks.
+    FullSk::new(unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk })
 }
 
-/// A datagram with an address of its own.
+/// A datagram with an address of its own, which is where it goes.
 #[inline(always)]
 fn sendmsg(ctx: &SockAddrContext, hook: Hook, address: Address) -> i32 {
     let (_, protocol, port) = call(ctx);
     let instance = Instance::get();
-    let flow = Flow { address: address.reached(), protocol, port };
+    let flow = Flow { address, protocol, port };
     if instance.remembers(&flow) { 1 } else { judge(&instance, hook, &flow, false) }
 }
 
@@ -135,6 +137,6 @@ fn bind(ctx: &SockAddrContext, hook: Hook, address: Address) -> i32 {
 #[inline(always)]
 fn conclude(instance: &Instance, hook: Hook, flow: &Flow, verdict: Verdict) -> i32 {
     let Verdict::Deny(reason) = verdict else { return 1 };
-    let denial = Denial { hook, reason, flow, bytes: None, caller: Caller::current() };
-    i32::from(denied(instance, &denial))
+    let denial = Denial { hook, reason, flow, bytes: None };
+    i32::from(denied(instance, &denial, &Call))
 }

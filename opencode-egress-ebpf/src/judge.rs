@@ -3,7 +3,7 @@
 use opencode_egress_common::{
     abi::{ConfinedCgroup, Counter, Current, PolicyHeader},
     cache,
-    decide::{Verdict, decide},
+    decide::{Verdict, decide, decide_for_some_port},
     flow::Flow,
     reason::DropReason,
 };
@@ -56,8 +56,8 @@ impl Instance {
         if self.remembers(flow) { Verdict::Allow } else { self.judge(flow) }
     }
 
-    /// The rules' verdict on a flow; an `Allow` is remembered.
-    #[inline(always)]
+    /// The rules' verdict on a flow; an `Allow` is remembered. Apart from the rest, for it takes stack.
+    #[inline(never)]
     pub(crate) fn judge(&self, flow: &Flow) -> Verdict {
         let verdict = match self.current.slot() {
             0 => Verdict::Deny(DropReason::NoPolicy),
@@ -73,6 +73,18 @@ impl Instance {
             unsafe { self.cache_slot(flow).write_volatile(tag) };
         }
         verdict
+    }
+
+    /// The rules' verdict on a flow whose port is not known yet.
+    #[inline(always)]
+    pub(crate) fn judge_some_port(&self, flow: &Flow) -> Verdict {
+        match self.current.slot() {
+            0 => Verdict::Deny(DropReason::NoPolicy),
+            policy => match maps::trie(policy) {
+                Some(trie) => decide_for_some_port(&trie, flow),
+                None => Verdict::Deny(DropReason::NoPolicy),
+            },
+        }
     }
 
     #[inline(always)]

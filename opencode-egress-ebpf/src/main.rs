@@ -17,11 +17,16 @@
 #![feature(asm_experimental_arch)]
 
 mod address;
+mod asked;
 mod judge;
 mod maps;
 mod packet;
 mod report;
+mod reset;
+mod sk;
+mod skb;
 mod socket;
+mod uapi;
 
 /// The licence that the kernel asks for. Only GPL-compatible programs may use some of the helpers.
 #[unsafe(no_mangle)]

@@ -2,25 +2,25 @@
 
 use aya_ebpf::{
     bindings::bpf_map_type::BPF_MAP_TYPE_CGROUP_STORAGE_DEPRECATED,
-    btf_maps::{Array, ArrayOfMaps, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
+    btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, PerCpuArray, RingBuf, SkStorage},
     helpers::{bpf_get_local_storage, bpf_map_lookup_elem},
     macros::btf_map,
 };
 use opencode_egress_common::{
     abi::{
         ConfinedCgroup, Counter, Current, Denied, DestinationDenials, DestinationKey, Entry, Event, Limits,
-        MAX_DESTINATIONS, MAX_INSTANCES, MAX_POLICIES, PolicyHeader, RING_BYTES, TrieKey,
+        MAX_DESTINATIONS, MAX_INSTANCES, MAX_POLICIES, PolicyHeader, RESET_RING_BYTES, RING_BYTES, Reset,
+        Taken, TrieKey,
     },
     cache::TAG_KEYS,
     decide::Rules,
 };
 
-/// `BPF_F_MMAPABLE`: user space stores a [`Current`] as one atomic word.
-const MMAPABLE: usize = 1 << 10;
+use crate::uapi::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 
-/// The policy in force, by instance.
+/// The policy in force, by instance. User space stores a [`Current`] as one atomic word.
 #[btf_map]
-pub(crate) static CURRENT: Array<u64, { MAX_INSTANCES as usize }, MMAPABLE> = Array::new();
+pub(crate) static CURRENT: Array<u64, { MAX_INSTANCES as usize }, BPF_F_MMAPABLE> = Array::new();
 
 /// Policies without their rules, by policy slot.
 #[btf_map]
@@ -41,10 +41,18 @@ pub(crate) static ALLOWED: PerCpuArray<Counter, { MAX_INSTANCES as usize }> = Pe
 #[btf_map]
 pub(crate) static DENIED: Array<Denied, { MAX_INSTANCES as usize }> = Array::new();
 
-/// Destinations refused lately, so that repeats are folded.
+/// What user space took of what the programs left it, by instance.
 #[btf_map]
-pub(crate) static SEEN: LruHashMap<DestinationKey, DestinationDenials, { MAX_DESTINATIONS as usize }> =
-    LruHashMap::new();
+pub(crate) static TAKEN: Array<Taken, { MAX_INSTANCES as usize }, BPF_F_MMAPABLE> = Array::new();
+
+/// Denials of before, so that repeats are folded. No instance's evicts another's: each has a share.
+#[btf_map]
+pub(crate) static SEEN: HashMap<
+    DestinationKey,
+    DestinationDenials,
+    { MAX_DESTINATIONS as usize },
+    BPF_F_NO_PREALLOC,
+> = HashMap::new();
 
 /// The limits on events, at index 0.
 #[btf_map]
@@ -53,6 +61,30 @@ pub(crate) static LIMITS: Array<Limits, 1> = Array::new();
 /// Denials for user space.
 #[btf_map]
 pub(crate) static EVENTS: RingBuf<Event, { RING_BYTES as usize }> = RingBuf::new();
+
+/// Sockets for user space to reset.
+#[btf_map]
+pub(crate) static RESETS: RingBuf<Reset, { RESET_RING_BYTES as usize }> = RingBuf::new();
+
+/// When a socket's reset was asked for; monotonic ns.
+#[btf_map]
+pub(crate) static RESET_ASKED: SkStorage<u64> = SkStorage::new();
+
+/// A destination that a connect asked for.
+#[repr(C)]
+pub(crate) struct Asked {
+    /// The kernel's number of the socket.
+    pub(crate) cookie: u64,
+    /// Network byte order.
+    pub(crate) address: [u32; 4],
+    pub(crate) port: u32,
+    /// 4 or 6.
+    pub(crate) family: u32,
+}
+
+/// What the last connect on this CPU asked for.
+#[btf_map]
+pub(crate) static ASKED: PerCpuArray<Asked, 1> = PerCpuArray::new();
 
 /// Keys of the verdict cache, random, set by the loader. All zeros turns the cache off.
 #[unsafe(no_mangle)]
@@ -67,6 +99,46 @@ pub(crate) fn tag_key(index: usize) -> u64 {
         Some(key) => unsafe { core::ptr::read_volatile(key) },
         None => 0,
     }
+}
+
+/// Whether the programs of sendmsg are attached, so that every datagram with an address of its own was judged
+/// when it was sent; set by the loader.
+#[unsafe(no_mangle)]
+static SENDMSG_JUDGES: u32 = 0;
+
+/// Whether the kernel tells a packet's program which process runs; set by the loader.
+#[unsafe(no_mangle)]
+static PACKET_KNOWS_CALLER: u32 = 0;
+
+/// Whether the kernel tells a setsockopt program which process calls, which Linux 5.10 does not; set by
+/// the loader.
+#[unsafe(no_mangle)]
+static SETSOCKOPT_KNOWS_CALLER: u32 = 0;
+
+/// The verifier knows the value, and does not look at what is never reached.
+#[inline(always)]
+fn is_set(flag: *const u32) -> bool {
+    // SAFETY: one of the statics above. Volatile, because the compiler must not take the zero there for the value
+    // at run time.
+    unsafe { core::ptr::read_volatile(flag) != 0 }
+}
+
+/// See [`SENDMSG_JUDGES`].
+#[inline(always)]
+pub(crate) fn sendmsg_judges() -> bool {
+    is_set(&raw const SENDMSG_JUDGES)
+}
+
+/// See [`PACKET_KNOWS_CALLER`].
+#[inline(always)]
+pub(crate) fn packet_knows_caller() -> bool {
+    is_set(&raw const PACKET_KNOWS_CALLER)
+}
+
+/// See [`SETSOCKOPT_KNOWS_CALLER`].
+#[inline(always)]
+pub(crate) fn setsockopt_knows_caller() -> bool {
+    is_set(&raw const SETSOCKOPT_KNOWS_CALLER)
 }
 
 /// A cgroup storage keyed by the cgroup alone, so that all attach types share one value.

@@ -2,31 +2,32 @@
 
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::{__sk_buff, bpf_sock},
-    helpers::{bpf_sk_fullsock, bpf_skb_load_bytes},
+    bindings::__sk_buff,
+    helpers::{bpf_get_socket_cookie, generated::bpf_get_socket_uid},
     macros::cgroup_skb,
     programs::SkBuffContext,
 };
 use opencode_egress_common::{
+    abi::Event,
     abi::PolicyHeader,
     decide::Verdict,
     flow::{Address, Flow, Protocol},
-    packet::{Bytes, Packet, ipv4, ipv6},
+    packet::{Packet, ipv4, ipv6},
     reason::{DropReason, Hook},
 };
 
 use crate::{
+    asked::Sent,
     judge::Instance,
-    report::{Caller, Denial, denied},
+    maps,
+    report::{Denial, Details, denied},
+    reset::{self, Target},
+    skb::{Linear, Skb},
+    uapi::{
+        ETH_P_IP, ETH_P_IPV6, LOOPBACK_IFINDEX, SOCK_DGRAM, SOCK_RAW, SOCK_STREAM, TCP_CLOSE,
+        TCP_ESTABLISHED, TCP_LISTEN, TCP_NEW_SYN_RECV,
+    },
 };
-
-const ETH_P_IP: u16 = 0x0800;
-const ETH_P_IPV6: u16 = 0x86dd;
-const SOCK_STREAM: u32 = 1;
-/// `TCP_NEW_SYN_RECV`: a request socket, which only an inbound SYN makes.
-const NEW_SYN_RECV: u32 = 12;
-/// The loopback interface's index, in every network namespace (`LOOPBACK_IFINDEX`).
-const LOOPBACK: u32 = 1;
 
 #[cgroup_skb(egress)]
 pub(crate) fn egress(ctx: SkBuffContext) -> i32 {
@@ -43,12 +44,22 @@ trait Shortcut {
 struct Out;
 
 impl Shortcut for Out {
+    /// What the cache has, of a flow that the packet itself names: a TCP segment, unless it opens a connection from a
+    /// listener's port, and a datagram from its socket's own port.
     #[inline(always)]
     fn passes(skb: &Skb, packet: &Packet) -> bool {
-        if packet.opens {
+        let instance = Instance::get();
+        let plain = match packet.protocol {
+            Protocol::TCP if packet.opens => {
+                instance.head().is_some_and(|header| !header.listens_on(packet.source_port))
+            }
+            Protocol::TCP => true,
+            Protocol::UDP => skb.is_from_its_port(packet),
+            _ => false,
+        };
+        if !plain {
             return false;
         }
-        let instance = Instance::get();
         let remembered = instance.remembers(&packet.outbound());
         if remembered {
             instance.count_allowed(skb.0.len());
@@ -57,20 +68,64 @@ impl Shortcut for Out {
     }
 }
 
+/// A packet that is not plain, or whose flow the cache has not.
 #[inline(never)]
 fn judge_egress(skb: Skb) -> i32 {
+    let mut flow = Flow::UNKNOWN;
+    let Verdict::Deny(reason) = egress_verdict(&skb, &mut flow) else { return 1 };
     let instance = Instance::get();
-    let (flow, verdict) = match skb.read() {
-        Ok(packet) => (packet.outbound(), outbound(&skb, &instance, &packet)),
-        Err(reason) => (Flow::UNKNOWN, Verdict::Deny(reason)),
+    let denial = Denial { hook: Hook::Egress, reason, flow: &flow, bytes: Some(skb.0.len()) };
+    let details = Sent { skb: skb.raw(), transformed: reason == DropReason::Transformed };
+    if denied(&instance, &denial, &details) { 1 } else { skb.end_connection(&instance) }
+}
+
+/// The verdict, with the flow that it is on. Apart from what follows a denial, for both take stack.
+#[inline(never)]
+fn egress_verdict(skb: &Skb, flow: &mut Flow) -> Verdict {
+    let packet = match skb.read() {
+        Ok(packet) => packet,
+        Err(reason) => return Verdict::Deny(reason),
     };
-    match verdict {
-        Verdict::Allow => {
-            instance.count_allowed(skb.0.len());
-            1
-        }
-        Verdict::Deny(reason) => skb.refuse(&instance, Hook::Egress, reason, flow),
+    let instance = Instance::get();
+    let (judged, verdict) = judge_way(skb, &instance, &packet);
+    *flow = judged;
+    if let Verdict::Allow = verdict {
+        instance.count_allowed(skb.0.len());
     }
+    verdict
+}
+
+/// The verdict on a packet by its own destination, and before that on what it was before it was transformed. With the
+/// flow that the verdict is on.
+#[inline(always)]
+fn judge_way(skb: &Skb, instance: &Instance, packet: &Packet) -> (Flow, Verdict) {
+    match skb.origin(packet) {
+        Origin::Plain => {}
+        Origin::Flow(inner) => {
+            let verdict = instance.judge(&inner);
+            if verdict != Verdict::Allow && !instance.head().is_some_and(|header| skb.was_accepted(header)) {
+                return (inner, verdict);
+            }
+        }
+        Origin::Accepted if instance.head().is_some_and(|header| skb.was_accepted(header)) => {}
+        Origin::Accepted | Origin::Unknown => {
+            return (packet.outbound(), Verdict::Deny(DropReason::Transformed));
+        }
+    }
+    (packet.outbound(), outbound(skb, instance, packet))
+}
+
+/// What a packet was when its socket made it. IPsec puts another header before it, or wraps it into UDP, and the hook sees
+/// only the result.
+enum Origin {
+    /// The packet that is there.
+    Plain,
+    /// A packet of this flow.
+    Flow(Flow),
+    /// An answer of a listening TCP socket.
+    Accepted,
+    /// Nobody knows.
+    Unknown,
 }
 
 #[inline(always)]
@@ -82,12 +137,12 @@ fn outbound(skb: &Skb, instance: &Instance, packet: &Packet) -> Verdict {
     if packet.opens {
         // `connect()` refused this already; here it is refused to everything that went round it.
         return match instance.head() {
-            Some(head) if head.listens_on(packet.source_port) => Verdict::Deny(DropReason::ListenerPort),
+            Some(header) if header.listens_on(packet.source_port) => Verdict::Deny(DropReason::ListenerPort),
             _ => instance.verdict(&flow),
         };
     }
     match instance.verdict(&flow) {
-        Verdict::Deny(_) if instance.head().is_some_and(|head| skb.was_accepted(head)) => Verdict::Allow,
+        Verdict::Deny(_) if instance.head().is_some_and(|header| skb.was_accepted(header)) => Verdict::Allow,
         verdict => verdict,
     }
 }
@@ -112,19 +167,49 @@ impl Shortcut for In {
     }
 }
 
+/// A packet that is not plain, or that the shortcut does not let pass. Where it would open a connection from this host, and is
+/// refused, the socket there is reset.
 #[inline(never)]
 fn judge_ingress(skb: Skb) -> i32 {
+    let mut packet = Packet::UNKNOWN;
+    let Verdict::Deny(reason) = ingress_verdict(&skb, &mut packet) else { return 1 };
+    let instance = Instance::get();
+    let flow = packet.back();
+    let denial = Denial { hook: Hook::Ingress, reason, flow: &flow, bytes: Some(skb.0.len()) };
+    let details = Received { skb: skb.raw(), local_port: packet.destination_port };
+    if denied(&instance, &denial, &details) {
+        return 1;
+    }
+    if packet.opens && skb.interface() == LOOPBACK_IFINDEX { end_attempt(&instance, &packet) } else { 0 }
+}
+
+/// Asks for the reset of the socket on this host that would open a connection. Returns that the packet does not pass.
+#[inline(never)]
+fn end_attempt(instance: &Instance, packet: &Packet) -> i32 {
+    let target = Target {
+        source: packet.source,
+        destination: packet.destination,
+        source_port: packet.source_port,
+        destination_port: packet.destination_port,
+        interface: 0,
+        cookie: 0,
+    };
+    reset::ask(instance, &target);
+    0
+}
+
+/// The verdict, with the packet that it is on. Apart from what follows a denial, for both take stack.
+#[inline(never)]
+fn ingress_verdict(skb: &Skb, read: &mut Packet) -> Verdict {
     let packet = match skb.read() {
         // A connection that was judged when it was opened, from here or from there.
-        Ok(packet) if packet.protocol == Protocol::TCP && !packet.opens => return 1,
+        Ok(packet) if packet.protocol == Protocol::TCP && !packet.opens => return Verdict::Allow,
         Ok(packet) => packet,
-        Err(reason) => return skb.refuse(&Instance::get(), Hook::Ingress, reason, Flow::UNKNOWN),
+        Err(reason) => return Verdict::Deny(reason),
     };
-    let instance = Instance::get();
-    match inbound(&skb, &instance, &packet) {
-        Verdict::Allow => 1,
-        Verdict::Deny(reason) => skb.refuse(&instance, Hook::Ingress, reason, packet.back()),
-    }
+    let verdict = inbound(skb, &Instance::get(), &packet);
+    *read = packet;
+    verdict
 }
 
 /// A new connection must reach a listener. What comes from a peer that the instance may send to passes too:
@@ -133,14 +218,14 @@ fn judge_ingress(skb: Skb) -> i32 {
 /// egress let pass would leave it hanging.
 #[inline(always)]
 fn inbound(skb: &Skb, instance: &Instance, packet: &Packet) -> Verdict {
-    let loopback = skb.interface() == LOOPBACK;
+    let loopback = skb.interface() == LOOPBACK_IFINDEX;
     if (packet.protocol != Protocol::TCP || loopback)
         && let Verdict::Allow = instance.verdict(&packet.back())
     {
         return Verdict::Allow;
     }
-    let Some(head) = instance.head() else { return Verdict::Deny(DropReason::NoPolicy) };
-    match head.judge_inbound(&packet.destination, packet.destination_port, loopback) {
+    let Some(header) = instance.head() else { return Verdict::Deny(DropReason::NoPolicy) };
+    match header.judge_inbound(&packet.destination, packet.destination_port, loopback) {
         Verdict::Deny(DropReason::NotAListener) if packet.protocol != Protocol::TCP => {
             Verdict::Deny(DropReason::PeerNotAllowed)
         }
@@ -148,36 +233,28 @@ fn inbound(skb: &Skb, instance: &Instance, packet: &Packet) -> Verdict {
     }
 }
 
-struct Skb(SkBuffContext);
+/// A packet that came in for a local port.
+struct Received {
+    skb: *mut __sk_buff,
+    local_port: u16,
+}
 
-impl Skb {
+impl Details for Received {
     #[inline(always)]
-    fn raw(&self) -> *mut __sk_buff {
-        self.0.as_ptr().cast()
-    }
-
-    #[inline(always)]
-    fn interface(&self) -> u32 {
-        // SAFETY: the kernel's context, valid while the program runs.
-        unsafe { (*self.raw()).ifindex }
-    }
-
-    /// Reads the headers. A packet whose version is not what its socket family says is unreadable.
-    #[inline(always)]
-    fn read(&self) -> Result<Packet, DropReason> {
-        // SAFETY: the kernel's context, valid while the program runs; `protocol` is in network order.
-        match u16::from_be(unsafe { (*self.raw()).protocol } as u16) {
-            ETH_P_IP => ipv4(self),
-            ETH_P_IPV6 => ipv6(self),
-            _ => Err(DropReason::UnreadableHeader),
+    unsafe fn add(&self, event: *mut Event, _: &Flow) {
+        // SAFETY: the caller's promise; the helper takes the context of these programs.
+        unsafe {
+            (&raw mut (*event).uid).write_volatile(bpf_get_socket_uid(self.skb));
+            (&raw mut (*event).local_port).write_volatile(self.local_port);
         }
     }
+}
 
+impl Skb {
     /// Whether the packet is plain, without options and extension headers, and a shortcut lets it pass.
     #[inline(always)]
     fn passes<S: Shortcut>(&self) -> bool {
-        // SAFETY: the kernel's context, valid while the program runs; `protocol` is in network order.
-        let packet = match u16::from_be(unsafe { (*self.raw()).protocol } as u16) {
+        let packet = match self.ethertype() {
             ETH_P_IP => ipv4(&Linear(self)),
             // One after the other, so that neither is slowed by what the other needs.
             ETH_P_IPV6 => return matches!(ipv6(&Linear(self)), Ok(packet) if S::passes(self, &packet)),
@@ -186,89 +263,97 @@ impl Skb {
         matches!(packet, Ok(packet) if S::passes(self, &packet))
     }
 
+    /// What the packet was before it was transformed, if it was: then it has another protocol than its socket, or another
+    /// source port. Of TCP it is known where it goes, to the socket's peer. A datagram may go elsewhere than to the peer,
+    /// so where the call was not judged that is not known.
+    #[inline(always)]
+    fn origin(&self, packet: &Packet) -> Origin {
+        let Some(sk) = self.full_socket() else { return Origin::Plain };
+        let protocol = sk.protocol();
+        let changed = protocol != packet.protocol;
+        match (sk.kind(), protocol) {
+            // The kernel's test run of a program has a socket without a type.
+            (0, _) => Origin::Plain,
+            (SOCK_STREAM, Protocol::TCP) if !changed => Origin::Plain,
+            (SOCK_STREAM, Protocol::TCP) if sk.state() == TCP_LISTEN => Origin::Accepted,
+            (SOCK_STREAM, Protocol::TCP) => Origin::Flow(sk.peer(protocol)),
+            // What follows an extension header that the socket writes has a protocol of its own.
+            (SOCK_RAW, Protocol(0 | 60)) => Origin::Plain,
+            (SOCK_DGRAM, Protocol::UDP | Protocol::UDPLITE) => {
+                if !changed && self.is_from_its_port(packet) {
+                    Origin::Plain
+                } else if !maps::sendmsg_judges() {
+                    Origin::Unknown
+                } else if changed && sk.state() == TCP_ESTABLISHED {
+                    Origin::Flow(sk.peer(protocol))
+                } else {
+                    Origin::Plain
+                }
+            }
+            _ if changed => Origin::Unknown,
+            _ => Origin::Plain,
+        }
+    }
+
     /// Whether the packet is of a connection that one of the instance's listeners accepted.
     ///
     /// It is the socket that is asked, not the packet, whose source port a raw socket could write. A TCP
     /// socket has a listener's port only when it was accepted: `connect()` from there is denied.
     #[inline(always)]
-    fn was_accepted(&self, head: &PolicyHeader) -> bool {
-        // SAFETY: the kernel's context; the pointer is null or a socket whose type the verifier knows.
-        unsafe {
-            let sk: *mut bpf_sock = (*self.raw()).__bindgen_anon_2.sk;
-            if sk.is_null() {
-                return false;
-            }
-            let port = (*sk).src_port as u16;
-            if (*sk).state == NEW_SYN_RECV {
-                return head.listens_on(port);
-            }
-            let full = bpf_sk_fullsock(sk);
-            !full.is_null()
-                && (*full).type_ == SOCK_STREAM
-                && (*full).protocol == u32::from(Protocol::TCP.0)
-                && head.listens_on(port)
+    fn was_accepted(&self, header: &PolicyHeader) -> bool {
+        let Some(sk) = self.socket() else { return false };
+        if sk.state() == TCP_NEW_SYN_RECV {
+            return header.listens_on(sk.port());
         }
+        self.full_socket().is_some_and(|full| {
+            full.kind() == SOCK_STREAM && full.protocol() == Protocol::TCP && header.listens_on(full.port())
+        })
     }
 
-    #[cold]
-    #[inline(always)]
-    fn refuse(&self, instance: &Instance, hook: Hook, reason: DropReason, flow: Flow) -> i32 {
-        let caller = Caller::unknown(self.0.get_socket_uid());
-        let denial = Denial { hook, reason, flow: &flow, bytes: Some(self.0.len()), caller };
-        i32::from(denied(instance, &denial))
-    }
-}
-
-/// What of a packet is linear in memory and at constant offsets: enough for a plain one.
-struct Linear<'a>(&'a Skb);
-
-impl Bytes for Linear<'_> {
-    #[inline(always)]
-    fn near<const OFFSET: usize, const N: usize>(&self) -> Option<[u32; N]> {
-        // SAFETY: the kernel's context; `data` and `data_end` bound the packet's linear part, and the
-        // verifier checks that what is read lies between them. It refuses a misaligned load where the
-        // architecture has none.
-        unsafe {
-            let skb = self.0.raw();
-            let data = (*skb).data as usize;
-            (data + OFFSET + N * 4 <= (*skb).data_end as usize).then(|| *((data + OFFSET) as *const [u32; N]))
+    /// Asks for the reset of the TCP socket whose packet was refused. Returns that the packet does not pass.
+    #[inline(never)]
+    fn end_connection(&self, instance: &Instance) -> i32 {
+        let Some(sk) = self.full_socket() else { return 0 };
+        let connected = sk.kind() == SOCK_STREAM
+            && sk.protocol() == Protocol::TCP
+            && !matches!(sk.state(), TCP_LISTEN | TCP_CLOSE);
+        if !connected {
+            return 0;
         }
-    }
-
-    #[inline(always)]
-    fn far<const N: usize>(&self, _offset: usize) -> Option<[u32; N]> {
-        None
-    }
-}
-
-impl Bytes for Skb {
-    #[inline(always)]
-    fn near<const OFFSET: usize, const N: usize>(&self) -> Option<[u32; N]> {
-        // Otherwise headers are in fragments of the buffer.
-        Linear(self).near::<OFFSET, N>().or_else(|| self.far(OFFSET))
-    }
-
-    #[inline(always)]
-    fn far<const N: usize>(&self, offset: usize) -> Option<[u32; N]> {
-        let mut words = [0; N];
-        // SAFETY: the destination is on the stack and N words long.
-        let result = unsafe {
-            bpf_skb_load_bytes(
-                self.raw().cast(),
-                offset as u32,
-                (&raw mut words).cast(),
-                size_of::<[u32; N]>() as u32,
-            )
+        let (source, destination) = match self.ethertype() {
+            ETH_P_IP => (Address::v4(sk.address4()), Address::v4(sk.peer4())),
+            _ => (Address::v6(sk.address6()), Address::v6(sk.peer6())),
         };
-        (result == 0).then_some(words)
+        let target = Target {
+            source,
+            destination,
+            source_port: sk.port(),
+            destination_port: sk.peer_port(),
+            interface: sk.interface(),
+            // SAFETY: the helper takes the context of these programs.
+            cookie: unsafe { bpf_get_socket_cookie(self.0.as_ptr()) },
+        };
+        reset::ask_once(instance, sk, &target);
+        0
     }
 }
 
-trait UnknownFlow {
-    /// What stands in the event of a packet that could not be read.
+trait Unknown {
+    /// What is told of a packet that could not be read.
     const UNKNOWN: Self;
 }
 
-impl UnknownFlow for Flow {
+impl Unknown for Flow {
     const UNKNOWN: Self = Self { address: Address::v4(0), protocol: Protocol(0), port: 0 };
+}
+
+impl Unknown for Packet {
+    const UNKNOWN: Self = Self {
+        source: Address::v4(0),
+        destination: Address::v4(0),
+        protocol: Protocol(0),
+        source_port: 0,
+        destination_port: 0,
+        opens: false,
+    };
 }

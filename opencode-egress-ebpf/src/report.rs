@@ -7,12 +7,19 @@
 //!                             -> event
 //! ```
 
-use aya_ebpf::helpers::{
-    bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid, bpf_ktime_get_ns,
+use aya_ebpf::{
+    bindings::{BPF_NOEXIST, BPF_RB_AVAIL_DATA},
+    helpers::{
+        bpf_get_current_pid_tgid, bpf_get_current_uid_gid, bpf_ktime_get_ns, bpf_ringbuf_query,
+        generated::bpf_get_current_comm,
+    },
 };
 use opencode_egress_common::{
-    abi::{Counter, Denied, DestinationDenials, DestinationKey, Mode, REASON_SLOTS},
-    flow::Flow,
+    abi::{
+        Counter, DESTINATIONS_SHARE, Denied, DestinationDenials, DestinationKey, Event, Mode, REASON_SLOTS,
+        RING_BYTES, Taken,
+    },
+    flow::{Flow, Protocol},
     reason::{DropReason, Hook},
 };
 
@@ -28,39 +35,49 @@ pub(crate) struct Denial<'a> {
     pub(crate) flow: &'a Flow,
     /// IP length of the packet; `None` for a call that never became one.
     pub(crate) bytes: Option<u32>,
-    pub(crate) caller: Caller,
 }
 
-/// Who asked, as far as the hook can know.
-#[derive(Clone, Copy)]
-pub(crate) struct Caller {
-    pub(crate) pid: u32,
-    pub(crate) uid: u32,
-    pub(crate) comm: [u8; 16],
+/// What else is told of a denial, as far as the program can know it: which helpers there are differs from one to another.
+pub(crate) trait Details {
+    /// Writes who asked, and what there is beside. What the event has for it is zero before.
+    ///
+    /// # Safety
+    ///
+    /// `event` is a record of the ring buffer.
+    unsafe fn add(&self, event: *mut Event, flow: &Flow);
 }
 
-impl Caller {
-    /// The process in whose system call the program runs.
+/// A call, whose process is running.
+pub(crate) struct Call;
+
+impl Details for Call {
     #[inline(always)]
-    pub(crate) fn current() -> Self {
-        Self {
-            pid: (bpf_get_current_pid_tgid() >> 32) as u32,
-            uid: bpf_get_current_uid_gid() as u32,
-            comm: bpf_get_current_comm().unwrap_or_default(),
+    unsafe fn add(&self, event: *mut Event, _: &Flow) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            (&raw mut (*event).uid).write_volatile(bpf_get_current_uid_gid() as u32);
+            tell_process(event);
         }
     }
+}
 
-    /// Only the user is known. A packet's: another process, or none, may be running when the kernel sends
-    /// it, so the user is the socket's. And a hook's in which the kernel does not tell the process.
-    #[inline(always)]
-    pub(crate) fn unknown(uid: u32) -> Self {
-        Self { pid: 0, uid, comm: [0; 16] }
+/// Writes which process is running, for programs in its own system call.
+///
+/// # Safety
+///
+/// `event` is a record of the ring buffer.
+#[inline(always)]
+pub(crate) unsafe fn tell_process(event: *mut Event) {
+    // SAFETY: the caller's promise; the helper writes a name of as many bytes as it is told.
+    unsafe {
+        (&raw mut (*event).pid).write_volatile((bpf_get_current_pid_tgid() >> 32) as u32);
+        bpf_get_current_comm((&raw mut (*event).comm).cast(), size_of::<[u8; 16]>() as u32);
     }
 }
 
 /// Counts and reports a denial. Returns whether the flow passes all the same, which only audit mode makes it do.
 #[inline(always)]
-pub(crate) fn denied(instance: &Instance, denial: &Denial<'_>) -> bool {
+pub(crate) fn denied(instance: &Instance, denial: &Denial<'_>, details: &impl Details) -> bool {
     let audit = match instance.head() {
         Some(head) => head.mode == Mode::Audit as u32,
         None => false,
@@ -74,34 +91,45 @@ pub(crate) fn denied(instance: &Instance, denial: &Denial<'_>) -> bool {
         denial.hook as u8,
         denial.reason as u8
     );
-    record(instance.index, instance.current.generation(), denial, u16::from(audit));
+    record(instance.index, instance.current.generation(), denial, audit, details);
     audit
 }
 
 #[inline(never)]
-fn record(instance: u32, generation: u32, denial: &Denial<'_>, audit: u16) {
+fn record<D: Details>(instance: u32, generation: u32, denial: &Denial<'_>, audit: bool, details: &D) {
     let Some(denied) = maps::DENIED.get_ptr_mut(instance) else { return };
-    // A call that audit mode lets pass becomes a packet, and that is what is counted.
-    if denial.bytes.is_some() || audit == 0 || !becomes_packet(denial.hook) {
-        let slot = counter_slot(denial.reason);
-        // SAFETY: the map value is alive and has REASON_SLOTS counters.
-        let counter = unsafe { (&raw mut (*denied).reasons).cast::<Counter>().add(slot) };
-        count(counter, denial.bytes.unwrap_or(0));
-    }
+    let Some(taken) = maps::TAKEN.get_ptr(instance) else { return };
+    let slot = counter_slot(denial.reason);
+    // SAFETY: the map value is alive and has REASON_SLOTS counters.
+    let counter = unsafe { (&raw mut (*denied).reasons).cast::<Counter>().add(slot) };
+    count(counter, denial.bytes.unwrap_or(0));
     // SAFETY: the helper has no arguments and cannot fail.
     let now = unsafe { bpf_ktime_get_ns() };
-    let Some(Due { attempts, suppressed }) = due(denied, instance, denial, now) else { return };
+    let key_hook = key_hook(denial, audit);
+    let key = DestinationKey::new(instance, denial.flow, key_hook, denial.reason);
+    let Some(Due { attempts, suppressed }) = due(denied, taken, &key, now) else { return };
     // SAFETY: the map value is alive; both numbers are only ever added to.
     if !within_rate(denied, now) {
         unsafe { add(&raw mut (*denied).limited, 1) };
         return;
     }
-    let Some(mut slot) = maps::EVENTS.reserve(0) else {
+    // SAFETY: the values are alive, their words aligned.
+    let waiting = unsafe {
+        (&raw const (*denied).events)
+            .read_volatile()
+            .wrapping_sub((&raw const (*taken).events).read_volatile())
+    };
+    let ring = (&raw const maps::EVENTS).cast_mut().cast();
+    let reserved = match has_room(ring, RING_BYTES, size_of::<Event>() as u64, waiting) {
+        true => maps::EVENTS.reserve(0),
+        false => None,
+    };
+    let Some(mut slot) = reserved else {
         // SAFETY: as above.
         unsafe { add(&raw mut (*denied).lost, 1) };
         return;
     };
-    let Denial { hook, reason, flow, caller, .. } = denial;
+    let Denial { hook, reason, flow, .. } = denial;
     let event = slot.as_mut_ptr();
     // SAFETY: the record is an Event, which has no padding, and every field of it is written. One by one: an Event
     // made first and copied here would lie on the stack, of which older kernels leave too little.
@@ -110,19 +138,30 @@ fn record(instance: u32, generation: u32, denial: &Denial<'_>, audit: u16) {
         for (index, word) in flow.address.words().into_iter().enumerate() {
             (&raw mut (*event).address).cast::<u32>().add(index).write_volatile(word);
         }
+        for index in 0..4 {
+            (&raw mut (*event).asked_address).cast::<u32>().add(index).write_volatile(0);
+        }
         (&raw mut (*event).attempts).write(attempts);
         (&raw mut (*event).suppressed).write(suppressed);
         (&raw mut (*event).instance).write(instance);
         (&raw mut (*event).generation).write(generation);
-        (&raw mut (*event).pid).write(caller.pid);
-        (&raw mut (*event).uid).write(caller.uid);
-        (&raw mut (*event).comm).write(caller.comm);
+        (&raw mut (*event).pid).write_volatile(0);
+        (&raw mut (*event).uid).write_volatile(0);
+        for index in 0..2 {
+            (&raw mut (*event).comm).cast::<u64>().add(index).write_volatile(0);
+        }
         (&raw mut (*event).port).write(flow.port);
+        (&raw mut (*event).asked_port).write_volatile(0);
+        (&raw mut (*event).local_port).write_volatile(0);
         (&raw mut (*event).protocol).write(flow.protocol.0);
         (&raw mut (*event).family).write(flow.address.family() as u8);
+        (&raw mut (*event).asked_family).write_volatile(0);
         (&raw mut (*event).hook).write(*hook as u8);
+        (&raw mut (*event).key_hook).write(key_hook as u8);
         (&raw mut (*event).reason).write(*reason as u8);
-        (&raw mut (*event).audit).write(audit);
+        (&raw mut (*event).audit).write(u32::from(audit));
+        details.add(event, flow);
+        add(&raw mut (*denied).events, 1);
     }
     slot.submit(0);
 }
@@ -138,40 +177,63 @@ fn counter_slot(reason: DropReason) -> usize {
     slot as usize
 }
 
+/// Whether an instance may put one more record into a ring buffer of `capacity` bytes, where `waiting` of its own are: they
+/// may take half of what is free. So one that is alone may fill a third, and however many there are, some room is left for
+/// one more.
 #[inline(always)]
-fn becomes_packet(hook: Hook) -> bool {
-    matches!(hook, Hook::Connect4 | Hook::Connect6 | Hook::Sendmsg4 | Hook::Sendmsg6)
+pub(crate) fn has_room(ring: *mut core::ffi::c_void, capacity: u32, record: u64, waiting: u64) -> bool {
+    /// What precedes each record (`BPF_RINGBUF_HDR_SZ`).
+    const HEADER: u64 = 8;
+    // SAFETY: the caller's map is a ring buffer.
+    let filled = unsafe { bpf_ringbuf_query(ring, u64::from(BPF_RB_AVAIL_DATA)) };
+    let free = u64::from(capacity).saturating_sub(filled);
+    // User space may have taken one before it was counted here.
+    let waiting = if waiting > u64::from(u32::MAX) { 0 } else { waiting };
+    (waiting + 1) * (record + HEADER) <= free / 2
 }
 
-/// What is to be told of a destination.
+/// The hook under which repeats are folded. In audit mode a call goes on as packets, which are the same denial.
+#[inline(always)]
+fn key_hook(denial: &Denial<'_>, audit: bool) -> Hook {
+    let hook = match (denial.hook, denial.flow.protocol) {
+        (Hook::Egress, Protocol::TCP) if audit => Hook::Connect4,
+        (Hook::Egress, Protocol::UDP | Protocol::UDPLITE) if audit && maps::sendmsg_judges() => {
+            Hook::Sendmsg4
+        }
+        (hook, _) => hook,
+    };
+    hook.of_family(denial.flow.address.family())
+}
+
+/// What is to be told of a denial.
 struct Due {
     attempts: u64,
     suppressed: u64,
 }
 
-/// Counts a denial of a destination. `None` when it is folded into the destination's last event.
+/// Counts a repeat. `None` when it is folded into the last event.
 #[inline(always)]
-fn due(denied: *mut Denied, instance: u32, denial: &Denial<'_>, now: u64) -> Option<Due> {
-    let key = DestinationKey::new(instance, denial.flow);
-    let reason = DestinationDenials::bit(denial.reason);
+fn due(denied: *mut Denied, taken: *const Taken, key: &DestinationKey, now: u64) -> Option<Due> {
     let Some(seen) = maps::SEEN.get_ptr_mut(key) else {
-        // A full table evicts the oldest; a failed insert only means that the next one is told too.
-        let _ = maps::SEEN.insert(
-            key,
-            DestinationDenials { reported: now, attempts: 1, told: 1, reasons: reason },
-            0,
-        );
+        // SAFETY: both values are alive, their words aligned. The numbers are only ever added to.
+        unsafe {
+            let remembered = (&raw const (*denied).remembered).read_volatile();
+            let forgotten = (&raw const (*taken).forgotten).read_volatile();
+            // Where there is no room, the next one is told too.
+            if remembered.wrapping_sub(forgotten) < DESTINATIONS_SHARE {
+                let first = DestinationDenials { reported: now, attempts: 1, told: 1 };
+                if maps::SEEN.insert(key, first, u64::from(BPF_NOEXIST)).is_ok() {
+                    add(&raw mut (*denied).remembered, 1);
+                }
+            }
+        }
         return Some(Due { attempts: 1, suppressed: 0 });
     };
     let interval = maps::LIMITS.get(0).map_or(0, |limits| limits.interval);
-    // SAFETY: the value is alive; an evicted entry may be reused for another destination meanwhile,
+    // SAFETY: the value is alive; one that user space forgets may be reused for another denial meanwhile,
     // which can misplace one attempt but not write outside the value.
     unsafe {
         add(&raw mut (*seen).attempts, 1);
-        let reasons = (&raw const (*seen).reasons).read_volatile();
-        if reasons & reason == 0 {
-            (&raw mut (*seen).reasons).write_volatile(reasons | reason);
-        }
         if now.wrapping_sub((*seen).reported) < interval {
             add(&raw mut (*denied).folded, 1);
             return None;

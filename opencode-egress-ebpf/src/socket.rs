@@ -6,28 +6,35 @@
 //!   such a packet by another address than the one in its header, so the first hop may be anyone.
 //! - A source route or routing header on a socket. Its packets are denied at egress too, but a TCP connect
 //!   would hang there.
+//! - The join of a multicast group to which no rule lets UDP: the kernel itself tells the local network of it, in packets
+//!   of no socket.
 
 use aya_ebpf::{
-    bindings::bpf_sock,
+    bindings::bpf_sockopt,
     helpers::bpf_get_current_uid_gid,
     macros::{cgroup_sock, cgroup_sockopt},
     programs::{SockContext, SockoptContext},
 };
 use opencode_egress_common::{
+    abi::Event,
+    decide::Verdict,
     flow::{Address, Flow, Protocol},
     reason::{DropReason, Hook},
 };
 
 use crate::{
     judge::Instance,
-    report::{Caller, Denial, denied},
+    maps::setsockopt_knows_caller,
+    report::{Call, Denial, Details, denied, tell_process},
+    sk::FullSk,
+    uapi::{
+        IP_ADD_MEMBERSHIP, IP_ADD_SOURCE_MEMBERSHIP, IP_BLOCK_SOURCE, IP_HDRINCL, IP_MSFILTER, IP_OPTIONS,
+        IP_UNBLOCK_SOURCE, IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_MPTCP, IPPROTO_RAW, IPPROTO_TCP,
+        IPPROTO_UDP, IPPROTO_UDPLITE, IPV6_2292PKTOPTIONS, IPV6_HDRINCL, IPV6_JOIN_ANYCAST, IPV6_JOIN_GROUP,
+        IPV6_NEXTHOP, IPV6_RTHDR, MCAST_BLOCK_SOURCE, MCAST_JOIN_GROUP, MCAST_JOIN_SOURCE_GROUP,
+        MCAST_MSFILTER, MCAST_UNBLOCK_SOURCE, SOCK_DGRAM, SOCK_RAW, SOL_IP, SOL_IPV6, SOL_RAW,
+    },
 };
-
-const AF_INET6: u32 = 10;
-const SOCK_DGRAM: u32 = 2;
-const SOCK_RAW: u32 = 3;
-const IPPROTO_RAW: u32 = 255;
-const IPPROTO_MPTCP: u32 = 262;
 
 #[cgroup_sock(sock_create)]
 pub(crate) fn sock_create(ctx: SockContext) -> i32 {
@@ -37,86 +44,141 @@ pub(crate) fn sock_create(ctx: SockContext) -> i32 {
     let reason = match (kind, protocol) {
         (SOCK_RAW, IPPROTO_RAW) => DropReason::HeaderIncluded,
         // Their refused packets give the caller an error.
-        (SOCK_RAW, _) | (_, 1 | 6 | 17 | 136 | IPPROTO_MPTCP) => return 1,
+        (SOCK_RAW, _) | (_, IPPROTO_ICMP | IPPROTO_TCP | IPPROTO_UDP | IPPROTO_UDPLITE | IPPROTO_MPTCP) => {
+            return 1;
+        }
         _ => DropReason::SocketNotAllowed,
     };
     let instance = Instance::get();
     if let (DropReason::SocketNotAllowed, Some(head)) = (reason, instance.head()) {
         let can_speak = match (kind, protocol) {
-            (SOCK_DGRAM, 58) => head.icmpv6_can_speak,
+            (SOCK_DGRAM, IPPROTO_ICMPV6) => head.icmpv6_can_speak,
             _ => head.other_can_speak,
         };
         if can_speak != 0 {
             return 1;
         }
     }
-    refuse(&instance, Hook::SockCreate, reason, sk)
+    let Some(sk) = FullSk::new(sk) else { return 0 };
+    let denial = Denial { hook: Hook::SockCreate, reason, flow: &of_socket(sk), bytes: None };
+    i32::from(denied(&instance, &denial, &Call))
 }
-
-const IPPROTO_IP: i32 = 0;
-const IPPROTO_IPV6: i32 = 41;
-/// A raw socket's own level, at which IPv6 takes the options on its headers too (`rawv6_setsockopt`).
-const SOL_RAW: i32 = 255;
-const IP_HDRINCL: i32 = 3;
-const IP_OPTIONS: i32 = 4;
-const IPV6_2292PKTOPTIONS: i32 = 6;
-const IPV6_NEXTHOP: i32 = 9;
-const IPV6_HDRINCL: i32 = 36;
-const IPV6_RTHDR: i32 = 57;
 
 #[cgroup_sockopt(setsockopt)]
 pub(crate) fn setsockopt(ctx: SockoptContext) -> i32 {
     let sockopt = ctx.sockopt;
     // SAFETY: the kernel's context, valid while the program runs.
     let (level, name, len) = unsafe { ((*sockopt).level, (*sockopt).optname, (*sockopt).optlen) };
-    let reason = match (level, name) {
-        (IPPROTO_IP, IP_HDRINCL) | (IPPROTO_IPV6 | SOL_RAW, IPV6_HDRINCL) => DropReason::HeaderIncluded,
+    let (reason, flow) = match (level, name) {
+        (SOL_IP, IP_HDRINCL) | (SOL_IPV6 | SOL_RAW, IPV6_HDRINCL) => (DropReason::HeaderIncluded, None),
         // An empty value clears the option.
-        (IPPROTO_IP, IP_OPTIONS) | (IPPROTO_IPV6, IPV6_RTHDR | IPV6_2292PKTOPTIONS | IPV6_NEXTHOP)
-            if len > 0 =>
-        {
-            DropReason::RoutingOption
+        (SOL_IP, IP_OPTIONS) | (SOL_IPV6, IPV6_RTHDR | IPV6_2292PKTOPTIONS | IPV6_NEXTHOP) if len > 0 => {
+            (DropReason::RoutingOption, None)
         }
+        (SOL_IP | SOL_IPV6, _) if is_membership(level, name) => match join(sockopt) {
+            Some((flow, reason)) => (reason, flow),
+            None => return 1,
+        },
         _ => {
             // The kernel shows at most a page of a longer value, and takes the original only when it
             // is told so. https://docs.kernel.org/bpf/prog_cgroup_sockopt.html
-            if len > 4096 {
+            if len > PAGE {
                 // SAFETY: as above; `optlen` may be written.
                 unsafe { (*sockopt).optlen = 0 };
             }
             return 1;
         }
     };
-    // SAFETY: the context's socket is never null here and the verifier knows its type.
-    let sk = unsafe { (*sockopt).__bindgen_anon_1.sk };
-    refuse(&Instance::get(), Hook::Setsockopt, reason, sk)
+    // SAFETY: the kernel's context, valid while the program runs; it is a full socket in this hook.
+    let Some(sk) = FullSk::new(unsafe { (*sockopt).__bindgen_anon_1.sk }) else { return 0 };
+    let flow = flow.unwrap_or(of_socket(sk));
+    let denial = Denial { hook: Hook::Setsockopt, reason, flow: &flow, bytes: None };
+    i32::from(denied(&Instance::get(), &denial, &Setsockopt))
 }
 
+/// The least size of a page: more of an option's value is not shown.
+const PAGE: i32 = 4096;
+
+/// Whether an option joins a multicast group, or changes a membership. The kernel reports either to the local network
+/// (IGMP, MLD), with addresses of the sender's choice.
 #[inline(always)]
-fn refuse(instance: &Instance, hook: Hook, reason: DropReason, sk: *const bpf_sock) -> i32 {
-    // SAFETY: the caller's socket, which the verifier knows.
-    let (family, protocol) = unsafe { ((*sk).family, (*sk).protocol) };
-    let address = match family {
-        AF_INET6 => Address::v6([0; 4]),
-        _ => Address::v4(0),
-    };
-    let flow = Flow { address, protocol: Protocol(protocol as u8), port: 0 };
-    let caller = match hook {
-        Hook::Setsockopt if !knows_caller() => Caller::unknown(bpf_get_current_uid_gid() as u32),
-        _ => Caller::current(),
-    };
-    let denial = Denial { hook, reason, flow: &flow, bytes: None, caller };
-    i32::from(denied(instance, &denial))
+fn is_membership(level: i32, name: i32) -> bool {
+    match (level, name) {
+        (
+            _,
+            MCAST_JOIN_GROUP
+            | MCAST_BLOCK_SOURCE
+            | MCAST_UNBLOCK_SOURCE
+            | MCAST_JOIN_SOURCE_GROUP
+            | MCAST_MSFILTER,
+        )
+        | (
+            SOL_IP,
+            IP_ADD_MEMBERSHIP | IP_UNBLOCK_SOURCE | IP_BLOCK_SOURCE | IP_ADD_SOURCE_MEMBERSHIP | IP_MSFILTER,
+        )
+        | (SOL_IPV6, IPV6_JOIN_GROUP | IPV6_JOIN_ANYCAST) => true,
+        _ => false,
+    }
 }
 
-/// Whether the kernel tells a setsockopt program which process calls, which Linux 5.10 does not; set by
-/// the loader. The verifier knows the value, and does not look at what is never reached.
-#[unsafe(no_mangle)]
-static SETSOCKOPT_KNOWS_CALLER: u32 = 0;
-
+/// Judges a membership as a flow of UDP to its group. Returns why it is refused, and the flow where it could be read.
 #[inline(always)]
-fn knows_caller() -> bool {
-    // SAFETY: a reference. Volatile, because the compiler must not take the zero above for the value at run
-    // time.
-    unsafe { core::ptr::read_volatile(&raw const SETSOCKOPT_KNOWS_CALLER) != 0 }
+fn join(sockopt: *mut bpf_sockopt) -> Option<(Option<Flow>, DropReason)> {
+    // SAFETY: the kernel's context, valid while the program runs.
+    let (level, name, len) = unsafe { ((*sockopt).level, (*sockopt).optname, (*sockopt).optlen) };
+    // The program sees a copy of a shorter value, and that is what the kernel takes.
+    if len > PAGE {
+        return Some((None, DropReason::UnreadableHeader));
+    }
+    let instance = Instance::get();
+    let judge = |group: Option<Address>| {
+        let flow = Flow { address: group?, protocol: Protocol::UDP, port: 0 };
+        match instance.judge_some_port(&flow) {
+            Verdict::Allow => None,
+            Verdict::Deny(reason) => Some((Some(flow), reason)),
+        }
+    };
+    // `struct group_req` and its like have a sockaddr of the group at offset 8, the others the group's address first. (To a
+    // 32-bit caller the offset is 4, but the kernel asks no program about those.)
+    match (level, name >= MCAST_JOIN_GROUP) {
+        (SOL_IP, true) => judge(value::<12, 1>(sockopt).map(|[word]| Address::v4(word))),
+        (SOL_IP, false) => judge(value::<0, 1>(sockopt).map(|[word]| Address::v4(word))),
+        (_, true) => judge(value::<16, 4>(sockopt).map(Address::v6)),
+        (_, false) => judge(value::<0, 4>(sockopt).map(Address::v6)),
+    }
+}
+
+/// `N` words of an option's value at an offset; `None` where it is shorter, which the kernel refuses itself.
+#[inline(always)]
+fn value<const OFFSET: usize, const N: usize>(sockopt: *mut bpf_sockopt) -> Option<[u32; N]> {
+    // SAFETY: the kernel's context; its two pointers bound the copy of the value, and the verifier checks that what is read
+    // lies between them.
+    unsafe {
+        let start = (*sockopt).__bindgen_anon_2.optval as usize;
+        let end = (*sockopt).__bindgen_anon_3.optval_end as usize;
+        (start + OFFSET + N * 4 <= end).then(|| *((start + OFFSET) as *const [u32; N]))
+    }
+}
+
+/// A setsockopt, whose process not every kernel tells.
+struct Setsockopt;
+
+impl Details for Setsockopt {
+    #[inline(always)]
+    unsafe fn add(&self, event: *mut Event, _: &Flow) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            (&raw mut (*event).uid).write_volatile(bpf_get_current_uid_gid() as u32);
+            if setsockopt_knows_caller() {
+                tell_process(event);
+            }
+        }
+    }
+}
+
+/// What is of a socket and of no destination.
+#[inline(always)]
+fn of_socket(sk: FullSk) -> Flow {
+    let address = if sk.is_v6() { Address::v6([0; 4]) } else { Address::v4(0) };
+    Flow { address, protocol: sk.protocol(), port: 0 }
 }

@@ -73,6 +73,8 @@ impl Machine {
                 ("ip", "iproute2"),
                 ("tcpdump", "tcpdump"),
                 ("curl", "curl"),
+                ("nft", "nftables"),
+                ("python3", "python3"),
                 (SYSTEMD, "systemd"),
                 ("dbus-daemon", "dbus"),
                 ("unshare", "util-linux"),

@@ -104,7 +104,7 @@ fn cargo(what: &str, words: &[&str]) -> Result<()> {
 
 /// The hook tests, closing with how many techniques this kernel cannot try.
 fn hooks() -> Result<()> {
-    ensure("the hook tests", &[("ip", "iproute2"), ("tcpdump", "tcpdump")])?;
+    ensure("the hook tests", &[("ip", "iproute2"), ("nft", "nftables"), ("tcpdump", "tcpdump")])?;
     eprintln!("xtask: tier 2, hooks");
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.args(["test", "--package", "opencode-egress", "--test", "hooks", "--", "--show-output"]);

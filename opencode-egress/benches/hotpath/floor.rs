@@ -8,7 +8,8 @@ use std::{
 use opencode_egress::{
     cgroups::Cgroup,
     kernel::{
-        hooks::{ATTACH_ORDER, attach_type},
+        features::Features,
+        hooks::{attach_type, to_attach},
         links::attach_for_good,
     },
 };
@@ -16,7 +17,7 @@ use opencode_egress_common::reason::Hook;
 
 /// Attaches such a program at every hook, until the cgroup is removed.
 pub(crate) fn confine(cgroup: &Cgroup) -> io::Result<()> {
-    for hook in ATTACH_ORDER {
+    for hook in to_attach(&Features::of_this_kernel()) {
         attach_for_good(load(hook)?.as_fd(), cgroup.as_fd(), hook)?;
     }
     Ok(())

@@ -2,6 +2,7 @@
 
 use std::{
     io::Write as _,
+    os::fd::AsFd,
     thread::sleep,
     time::{Duration, Instant},
 };
@@ -17,6 +18,7 @@ use crate::{
         client::{Client, ControlError},
         request::{Reply, Request},
     },
+    kernel::connections::SocketDiagnosis,
     report::{human::now, status::Status, view},
 };
 
@@ -39,8 +41,11 @@ pub(super) fn attach(args: &AttachArgs) -> Result<()> {
     let deadline = Instant::now() + Duration::from_secs(args.timeout);
     let left = || deadline.saturating_duration_since(Instant::now()).max(SHORTEST);
     let request = Request::Attach { instance: args.name.to_string() };
+    // Of this unit's network namespace, so that the daemon can reset connections there. Without one it says so when it would.
+    let diagnosis = SocketDiagnosis::open().ok().map(SocketDiagnosis::into_socket);
+    let diagnosis = diagnosis.as_ref().map(AsFd::as_fd);
     let reply = loop {
-        let asked = Client::ask(&args.control.socket, &request, left());
+        let asked = Client::ask_with(&args.control.socket, &request, diagnosis, left());
         match asked.and_then(|mut client| client.reply(Some(left()))) {
             // systemd starts one that failed again.
             Err(ControlError::Broken { .. }) if left() > SHORTEST => sleep(SHORTEST),
@@ -103,8 +108,14 @@ pub(super) fn events(args: &EventsArgs) -> Result<()> {
 /// Has the daemon apply the policy file, and prints what changed.
 pub(super) fn reload(args: &ControlArgs) -> Result<()> {
     match ask(args, &Request::Reload)? {
-        Reply::Reloaded { changes } if changes.is_empty() => print_line("nothing changed"),
-        Reply::Reloaded { changes } => changes.iter().try_for_each(print_line),
+        Reply::Reloaded { changes, not_reset } => {
+            if changes.is_empty() {
+                print_line("nothing changed")?;
+            }
+            changes.iter().try_for_each(print_line)?;
+            not_reset.iter().for_each(|what| eprintln!("opencode-egress: {what}"));
+            Ok(())
+        }
         other => Err(unexpected(&other)),
     }
 }

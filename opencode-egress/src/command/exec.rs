@@ -27,13 +27,16 @@ use crate::{
     cgroups::{Cgroup, Hierarchy},
     command::args::ExecArgs,
     kernel::{
+        connections::SocketDiagnosis,
         instance::InstanceIndex,
         loader::{Lifetime, Loaded, load},
-        ring::drain,
     },
     policy::{LogLimits, Mode, Policy, Rule, compile::compile, file},
     report::denial::DenialLine,
 };
+
+/// How many records of the kernel's are taken in one turn.
+const TURN: usize = 256;
 
 /// Beginning of the names of the cgroups that `exec` makes.
 const CGROUP_PREFIX: &str = "opencode-egress-exec-";
@@ -68,7 +71,7 @@ pub(super) fn exec(args: &ExecArgs) -> Result<ExitCode> {
     let mut child = spawn(args, &cgroup.0)?;
     let status = watch(&mut loaded, &mut child)?;
     cgroup.kill();
-    report(&mut loaded);
+    while report(&mut loaded) {}
     summary(&loaded)?;
     Ok(exit_code(status))
 }
@@ -214,17 +217,20 @@ fn keep_descriptors() -> Result<()> {
 fn watch(loaded: &mut Loaded, child: &mut Child) -> Result<ExitStatus> {
     let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).context("no process id")?;
     let ended: OwnedFd = pidfd_open(pid, PidfdFlags::empty()).context("cannot watch the command")?;
+    let diagnosis = SocketDiagnosis::open().context("cannot look at open connections")?;
     ignore_interrupts();
     loop {
         let mut fds = [
             PollFd::from_borrowed_fd(ended.as_fd(), PollFlags::IN),
             PollFd::from_borrowed_fd(loaded.events.as_fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(loaded.resets.as_fd(), PollFlags::IN),
         ];
         match poll(&mut fds, None) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(errno) => return Err(errno).context("cannot wait for the command"),
         }
         let over = !fds[0].revents().is_empty();
+        reset(loaded, &diagnosis);
         report(loaded);
         if over {
             return child.wait().context("cannot wait for the command");
@@ -240,11 +246,21 @@ fn ignore_interrupts() {
     }
 }
 
-fn report(loaded: &mut Loaded) {
-    drain(&mut loaded.events, |denial| match denial {
+/// Resets connections of which a packet was refused, so that the command does not wait for an answer.
+fn reset(loaded: &mut Loaded, diagnosis: &SocketDiagnosis) {
+    loaded.resets.take(TURN, |request| {
+        if let Err(error) = diagnosis.reset_requested(request, true) {
+            say(&format!("a refused connection is not reset, so its program waits: {error}"));
+        }
+    });
+}
+
+/// Prints some of what was refused. Returns whether there may be more.
+fn report(loaded: &mut Loaded) -> bool {
+    loaded.events.take(TURN, |denial| match denial {
         Ok(denial) => say(&format!("refused: {}", DenialLine::of(&denial, denial.event.suppressed))),
         Err(error) => say(&error.to_string()),
-    });
+    })
 }
 
 /// Writes a line at once, so that what the command writes does not come into its middle.

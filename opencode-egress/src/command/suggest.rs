@@ -3,7 +3,7 @@
 use std::{fmt::Write as _, io::Write as _};
 
 use anyhow::{Context as _, Result};
-use opencode_egress_common::abi::MAX_DESTINATIONS;
+use opencode_egress_common::abi::DESTINATIONS_SHARE;
 use serde::Serialize;
 
 use crate::{
@@ -60,11 +60,12 @@ fn from_journal(name: &InstanceName, since: &str) -> Result<Vec<DeniedDestinatio
 
 fn from_daemon(args: &SuggestArgs) -> Result<Vec<DeniedDestination>> {
     match ask(&args.read.control, &Request::RememberedDenials { instance: args.name.to_string() })? {
-        Reply::RememberedDenials(RememberedDenials { destinations, of_all_instances }) => {
-            // The kernel makes room some entries at a time, so a full table is never quite full.
-            if of_all_instances > MAX_DESTINATIONS as usize * 3 / 4 {
+        Reply::RememberedDenials(RememberedDenials { destinations, remembered }) => {
+            // The oldest are forgotten until there are half as many.
+            if remembered as u64 >= DESTINATIONS_SHARE / 2 {
                 eprintln!(
-                    "opencode-egress: the kernel remembers {of_all_instances} denied destinations and has room for {MAX_DESTINATIONS}, so older ones may be forgotten; --since asks the journal"
+                    "opencode-egress: the kernel remembers {remembered} denials of `{}` and has room for {DESTINATIONS_SHARE}, so older ones may be forgotten; --since asks the journal",
+                    args.name
                 );
             }
             Ok(destinations)

@@ -1,11 +1,14 @@
 //! The client's end of the control socket.
 
 use std::{
-    io::{self, BufRead as _, BufReader, Write as _},
-    os::unix::net::UnixStream,
+    io::{self, BufRead as _, BufReader, IoSlice, Write as _},
+    mem::MaybeUninit,
+    os::{fd::BorrowedFd, unix::net::UnixStream},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
+
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
 use crate::control::request::{Reply, Request};
 
@@ -79,6 +82,20 @@ impl Client {
     ///
     /// When nobody answers in time.
     pub fn ask(path: &Path, request: &Request, patience: Duration) -> Result<Self, ControlError> {
+        Self::ask_with(path, request, None, patience)
+    }
+
+    /// As [`Self::ask`], and hands a descriptor over with the request (unix(7), `SCM_RIGHTS`).
+    ///
+    /// # Errors
+    ///
+    /// When nobody answers in time.
+    pub fn ask_with(
+        path: &Path,
+        request: &Request,
+        descriptor: Option<BorrowedFd<'_>>,
+        patience: Duration,
+    ) -> Result<Self, ControlError> {
         let deadline = Instant::now() + patience;
         let stream = loop {
             match UnixStream::connect(path) {
@@ -103,7 +120,11 @@ impl Client {
         }
         let mut line = serde_json::to_vec(request).map_err(|error| broken(error.into()))?;
         line.push(b'\n');
-        (&stream).write_all(&line).map_err(broken)?;
+        let sent = match descriptor {
+            Some(descriptor) => send_with(&stream, &line, descriptor).map_err(broken)?,
+            None => 0,
+        };
+        (&stream).write_all(&line[sent..]).map_err(broken)?;
         Ok(Self { path: path.to_owned(), stream: BufReader::new(stream) })
     }
 
@@ -129,6 +150,15 @@ impl Client {
             reply => Ok(reply),
         }
     }
+}
+
+/// Sends the beginning of a message with a descriptor, and returns how much of it that was.
+fn send_with(stream: &UnixStream, message: &[u8], descriptor: BorrowedFd<'_>) -> io::Result<usize> {
+    let descriptors = [descriptor];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    control.push(SendAncillaryMessage::ScmRights(&descriptors));
+    Ok(sendmsg(stream, &[IoSlice::new(message)], &mut control, SendFlags::NOSIGNAL)?)
 }
 
 fn missing(error: &io::Error) -> bool {

@@ -96,6 +96,8 @@ pub enum Reply {
     Reloaded {
         /// `+` and `-` lines.
         changes: Vec<String>,
+        /// What is open and denied now, and was not reset: what to know of it, a line each.
+        not_reset: Vec<String>,
     },
     /// Links were taken away.
     Detached {
@@ -111,8 +113,8 @@ pub enum Reply {
 pub struct RememberedDenials {
     /// The instance's denied destinations, why and how often.
     pub destinations: Vec<DeniedDestination>,
-    /// How many destinations it remembers, of all instances together.
-    pub of_all_instances: usize,
+    /// How many denials they are: a destination counts for each hook and reason.
+    pub remembered: usize,
 }
 
 /// The longest request that the daemon reads, in bytes.

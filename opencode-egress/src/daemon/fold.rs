@@ -10,8 +10,8 @@ use opencode_egress_common::{abi::DestinationKey, event::Denial};
 
 use crate::kernel::instance::InstanceIndex;
 
-/// Destinations remembered at most; as many as the kernel remembers.
-const CAPACITY: usize = opencode_egress_common::abi::MAX_DESTINATIONS as usize;
+/// Denials remembered at most.
+const CAPACITY: usize = 8192;
 
 struct LastLine {
     denial: Denial,

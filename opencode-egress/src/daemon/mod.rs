@@ -3,6 +3,7 @@
 //! [`Daemon`] is plain and synchronous; [`serve`] runs it.
 
 mod confinement;
+mod connections;
 mod denials;
 mod error;
 mod fold;

@@ -18,7 +18,7 @@ use crate::{
         maps::{self, Maps},
         pins::Pins,
         registry::InstanceNumbers,
-        ring::drain,
+        ring,
         shapes::is_as_ours,
     },
     policy::InstanceName,
@@ -79,15 +79,16 @@ impl Predecessor {
         Ok(Self { pins: pins.clone(), names, events: events.ok(), cgroups: cgroups.ok() })
     }
 
-    /// Takes the denials that wait in its ring, and gives each this version's number for its instance.
-    pub(in crate::daemon) fn drain(
+    /// Takes up to `most` of the denials that wait in its ring, and gives each this version's number for its instance.
+    pub(in crate::daemon) fn take(
         &mut self,
         numbers: &InstanceNumbers,
+        most: usize,
         mut each: impl FnMut(Result<Denial, DecodeError>),
     ) {
         let Some(events) = &mut self.events else { return };
-        drain(events, |record| {
-            each(record.map(|mut record| {
+        ring::take(events, most, |bytes| {
+            each(Denial::decode(bytes).map(|mut record| {
                 let name = self.names.iter().find(|(_, index)| index.number() == record.event.instance);
                 let here = name.and_then(|(name, _)| numbers.known().get(name));
                 record.event.instance = here.map_or(0, |index| index.number());
@@ -149,7 +150,8 @@ impl Ledger {
     fn of(&self, index: InstanceIndex) -> Result<(u32, Counters), MapError> {
         let index = index.number();
         let allowed = Counter::sum(self.allowed.get(&index, 0)?.iter());
-        let denied = Denied { bucket: 0, ..self.denied.get(&index, 0)? };
+        // What is about the other version's rings and memory is not about this one's.
+        let denied = Denied { bucket: 0, events: 0, remembered: 0, resets: 0, ..self.denied.get(&index, 0)? };
         Ok((Current(self.current.get(&index, 0)?).generation(), Counters { allowed, denied }))
     }
 }

@@ -8,7 +8,9 @@ use std::{
 use tracing::error;
 
 use super::{
-    DaemonError, fold, policies, predecessor,
+    DaemonError,
+    connections::places::Connections,
+    fold, policies, predecessor,
     state::{Confinement, Daemon, Denials, Policies},
 };
 use crate::{
@@ -64,7 +66,8 @@ impl Daemon {
         };
         let denials = Denials { folds: fold::Folds::default(), unpublished: vec![] };
         let instances = BTreeMap::new();
-        let mut daemon = Self { loaded, numbers, instances, confinement, policies, denials };
+        let connections = Connections::new().map_err(DaemonError::Connections)?;
+        let mut daemon = Self { loaded, numbers, instances, confinement, policies, denials, connections };
         daemon.apply(read)?;
         if let Some(why) = &daemon.policies.reload_error {
             error!(

@@ -8,7 +8,7 @@ use std::{
 
 use opencode_egress_common::abi::Denied;
 
-use super::{DaemonError, fold, predecessor};
+use super::{DaemonError, connections::places::Connections, fold, predecessor};
 use crate::{
     cgroups::{Hierarchy, watch},
     kernel::{
@@ -86,6 +86,7 @@ pub struct Daemon {
     pub(super) confinement: Confinement,
     pub(super) policies: Policies,
     pub(super) denials: Denials,
+    pub(super) connections: Connections,
 }
 
 /// What is pinned and which cgroups are confined by it.

@@ -4,9 +4,7 @@ use opencode_egress_common::reason::Hook;
 
 use crate::{
     cgroups::Cgroup,
-    kernel::{
-        hooks::ATTACH_ORDER, instance::InstanceIndex, loader::Loaded, maps::MapsError, programs::AttachError,
-    },
+    kernel::{instance::InstanceIndex, loader::Loaded, maps::MapsError, programs::AttachError},
 };
 
 /// Why a cgroup is not confined.
@@ -38,7 +36,7 @@ impl Loaded {
         mut attach: impl FnMut(&mut Self, Hook, &Cgroup) -> Result<T, AttachError>,
     ) -> Result<Vec<(Hook, T)>, ConfineError> {
         let mut attached = vec![];
-        for hook in ATTACH_ORDER {
+        for hook in self.programs.hooks() {
             attached.push((hook, attach(self, hook, cgroup)?));
             if attached.len() == 1 && self.maps.instance_of(cgroup.id()) != Some(instance) {
                 self.maps.set_instance_of(cgroup.id(), instance)?;

@@ -91,11 +91,28 @@ fn judge(feature: &'static str, supported: io::Result<bool>) -> Result<(), Kerne
     }
 }
 
-/// Whether this kernel tells a setsockopt program which process calls, which Linux 5.10 does not: what
-/// they refuse there is told without the process.
-pub fn setsockopt_knows_caller() -> bool {
-    let helpers = [BpfHelper::BPF_FUNC_get_current_pid_tgid, BpfHelper::BPF_FUNC_get_current_comm];
-    helpers.into_iter().all(|helper| is_helper_supported(ProgramType::CgroupSockopt, helper).unwrap_or(false))
+/// What a kernel may do or not; the programs do with either.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Features {
+    /// It tells a setsockopt program which process calls, which Linux 5.10 does not: what they refuse there is told without
+    /// the process.
+    pub setsockopt_knows_caller: bool,
+    /// It tells a packet's program which process runs, since about Linux 6.10.
+    pub packet_knows_caller: bool,
+}
+
+impl Features {
+    /// Asks the running kernel.
+    pub fn of_this_kernel() -> Self {
+        let knows_caller = |program| {
+            let helpers = [BpfHelper::BPF_FUNC_get_current_pid_tgid, BpfHelper::BPF_FUNC_get_current_comm];
+            helpers.into_iter().all(|helper| is_helper_supported(program, helper).unwrap_or(false))
+        };
+        Self {
+            setsockopt_knows_caller: knows_caller(ProgramType::CgroupSockopt),
+            packet_knows_caller: knows_caller(ProgramType::CgroupSkb),
+        }
+    }
 }
 
 #[cfg(test)]

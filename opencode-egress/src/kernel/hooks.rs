@@ -2,7 +2,9 @@
 
 use opencode_egress_common::reason::Hook;
 
-/// The order in which links are made. `sock_create` lets nearly everything pass whatever the policy is,
+use crate::kernel::features::Features;
+
+/// Every hook, in the order in which links are made. `sock_create` lets nearly everything pass whatever the policy is,
 /// so it can come before the scope is written, and its link makes the scope's storage.
 pub const ATTACH_ORDER: [Hook; 10] = [
     Hook::SockCreate,
@@ -16,6 +18,15 @@ pub const ATTACH_ORDER: [Hook; 10] = [
     Hook::Bind6,
     Hook::Setsockopt,
 ];
+
+/// The hooks at which links are made on a kernel, in that order. Where a packet's program can name the process, nothing is
+/// lost when datagrams are judged there alone, and each costs one program less.
+pub fn to_attach(features: &Features) -> impl Iterator<Item = Hook> + use<> {
+    let at_packets = features.packet_knows_caller;
+    ATTACH_ORDER
+        .into_iter()
+        .filter(move |hook| !(at_packets && matches!(hook, Hook::Sendmsg4 | Hook::Sendmsg6)))
+}
 
 /// The kernel's attach type of a hook (`enum bpf_attach_type`,
 /// <https://github.com/torvalds/linux/blob/v6.12/include/uapi/linux/bpf.h#L1042>).

@@ -5,11 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aya::{
-    EbpfError, EbpfLoader, include_bytes_aligned,
-    maps::{MapData, RingBuf},
-    programs::ProgramError,
-};
+use aya::{EbpfError, EbpfLoader, include_bytes_aligned, programs::ProgramError};
 use aya_log::EbpfLogger;
 use opencode_egress_common::{
     abi::{MAX_INSTANCES, MAX_POLICIES},
@@ -19,11 +15,12 @@ use opencode_egress_common::{
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::kernel::{
-    features::{self, KernelError},
-    hooks::ATTACH_ORDER,
-    maps::{Maps, MapsError, open_ring},
+    features::{self, Features, KernelError},
+    hooks,
+    maps::{Maps, MapsError},
     pins::{self, PinError},
     programs::{Programs, load_program},
+    ring::{self, Events, Resets},
     shapes::{MapShape, PINNED_MAPS},
 };
 
@@ -85,7 +82,9 @@ pub struct Loaded {
     /// The maps.
     pub maps: Maps,
     /// The ring buffer of denied flows.
-    pub events: RingBuf<MapData>,
+    pub events: Events,
+    /// The ring buffer of sockets to be reset.
+    pub resets: Resets,
 }
 
 /// How long what is loaded lives.
@@ -110,11 +109,20 @@ pub fn load(lifetime: &Lifetime<'_>) -> Result<Loaded, LoadError> {
     let paths;
     let mut loader = EbpfLoader::new();
     loader.override_global("VERDICT_TAG_KEYS", &keys, true);
-    let knows_caller = u32::from(features::setsockopt_knows_caller());
-    loader.override_global("SETSOCKOPT_KNOWS_CALLER", &knows_caller, true);
+    let features = Features::of_this_kernel();
+    let hooks: Vec<_> = hooks::to_attach(&features).collect();
+    let flags = [
+        ("SETSOCKOPT_KNOWS_CALLER", features.setsockopt_knows_caller),
+        ("PACKET_KNOWS_CALLER", features.packet_knows_caller),
+        ("SENDMSG_JUDGES", hooks.contains(&Hook::Sendmsg4)),
+    ]
+    .map(|(name, set)| (name, u32::from(set)));
+    for (name, set) in &flags {
+        loader.override_global(name, set, true);
+    }
     match lifetime {
         Lifetime::Process => {
-            for name in ["CURRENT", "ALLOWED", "DENIED"] {
+            for name in ["CURRENT", "ALLOWED", "DENIED", "TAKEN"] {
                 loader.map_max_entries(name, 2);
             }
             for name in ["HEADS", "TRIES"] {
@@ -138,17 +146,17 @@ pub fn load(lifetime: &Lifetime<'_>) -> Result<Loaded, LoadError> {
     const { assert!(MAX_POLICIES == 2 * MAX_INSTANCES) };
     let mut ebpf = loader.load(OBJECT).map_err(|error| LoadError::Object(Box::new(error)))?;
     let mut ids = BTreeMap::new();
-    for hook in ATTACH_ORDER {
+    for hook in hooks {
         let program = ebpf.program_mut(hook.name()).ok_or(LoadError::MissingProgram(hook))?;
         let refused = |error| LoadError::Program { hook, source: Box::new(error) };
         load_program(program).map_err(refused)?;
         ids.insert(hook, program.info().map_err(refused)?.id());
     }
-    let events = open_ring(&mut ebpf)?;
     let maps = Maps::open(&mut ebpf)?;
+    let (events, resets) = ring::open(&mut ebpf, &maps)?;
     // An object without messages has no map for them, which is an error here and the rule there.
     let debug_log = DebugLog(EbpfLogger::init(&mut ebpf).ok());
-    Ok(Loaded { debug_log, programs: Programs { ebpf, ids }, maps, events })
+    Ok(Loaded { debug_log, programs: Programs { ebpf, ids }, maps, events, resets })
 }
 
 static OBJECT: &[u8] = include_bytes_aligned!(env!("OPENCODE_EGRESS_EBPF_OBJECT"));

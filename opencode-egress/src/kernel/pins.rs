@@ -1,10 +1,11 @@
 //! What is pinned on the bpffs, and where.
 //!
 //! ```text
-//! /sys/fs/bpf/opencode-egress/v1/CURRENT …             maps
+//! /sys/fs/bpf/opencode-egress/v2/CURRENT …             maps
 //!                               /NAMES                 which instance has which number
 //!                               /links/<unit>/<cgroup id>/<hook>
 //!                                                        /late   a directory: it ran before it was confined
+//!                                                        /other-network  a directory: its unit has one of its own
 //! ```
 //!
 //! A dot cannot be in a name there, so a unit's dots are commas, which no unit name has.
@@ -95,6 +96,8 @@ const DIRECTORY_PREFIX: &str = "v";
 const LINKS: &str = "links";
 /// The mark of a cgroup whose processes ran before it was confined.
 const LATE: &str = "late";
+/// The mark of a cgroup whose unit attached in a network namespace of its own.
+const OTHER_NETWORK: &str = "other-network";
 
 /// The pinned links of one cgroup of a unit.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -318,8 +321,32 @@ impl LinkDirectory {
     ///
     /// When the note cannot be made.
     pub fn mark_late(&self) -> Result<(), PinError> {
-        let path = self.path.join(LATE);
+        self.mark(LATE)
+    }
+
+    /// Notes that the unit attached in a network namespace of its own, for later daemons, which cannot find that out. It
+    /// stays until the links go.
+    ///
+    /// # Errors
+    ///
+    /// When the note cannot be made.
+    pub fn mark_other_network(&self) -> Result<(), PinError> {
+        self.mark(OTHER_NETWORK)
+    }
+
+    /// Whether the unit attached in a network namespace of its own.
+    pub fn is_in_other_network(&self) -> bool {
+        self.path.join(OTHER_NETWORK).exists()
+    }
+
+    fn mark(&self, mark: &str) -> Result<(), PinError> {
+        let path = self.path.join(mark);
         fs::create_dir_all(&path).map_err(io_error("make", &path))
+    }
+
+    fn unmark(&self, mark: &str) -> Result<(), PinError> {
+        let path = self.path.join(mark);
+        gone(fs::remove_dir(&path)).map_err(io_error("remove", &path))
     }
 
     /// Removes that note, once the unit asked to be confined after all.
@@ -328,8 +355,7 @@ impl LinkDirectory {
     ///
     /// When it cannot be removed.
     pub fn unmark_late(&self) -> Result<(), PinError> {
-        let path = self.path.join(LATE);
-        gone(fs::remove_dir(&path)).map_err(io_error("remove", &path))
+        self.unmark(LATE)
     }
 
     /// Whether the cgroup's processes ran before they were confined.
@@ -359,7 +385,7 @@ impl LinkDirectory {
             let path = self.path.join(hook.name());
             gone(fs::remove_file(&path)).map_err(io_error("remove", &path))?;
         }
-        self.unmark_late()?;
+        [LATE, OTHER_NETWORK].iter().try_for_each(|mark| self.unmark(mark))?;
         fs::remove_dir(&self.path).map_err(io_error("remove", &self.path))?;
         if let Some(unit_directory) = self.path.parent() {
             // Not empty: another cgroup of the unit is confined.

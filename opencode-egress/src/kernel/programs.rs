@@ -15,7 +15,10 @@ use opencode_egress_common::reason::Hook;
 
 use crate::{
     cgroups::Cgroup,
-    kernel::links::{CgroupLink, CgroupLinkInfo, attach_for_good},
+    kernel::{
+        hooks::ATTACH_ORDER,
+        links::{CgroupLink, CgroupLinkInfo, attach_for_good},
+    },
 };
 
 /// Why a link was not made.
@@ -36,6 +39,12 @@ pub struct Programs {
 }
 
 impl Programs {
+    /// The hooks at which links are made, in that order.
+    pub fn hooks(&self) -> impl Iterator<Item = Hook> + use<> {
+        let loaded: Vec<_> = ATTACH_ORDER.into_iter().filter(|hook| self.ids.contains_key(hook)).collect();
+        loaded.into_iter()
+    }
+
     /// The program of a hook. `None`: the object has none.
     pub fn program(&self, hook: Hook) -> Option<&Program> {
         self.ebpf.program(hook.name())

@@ -5,21 +5,23 @@ use std::path::Path;
 use aya::maps::{MapData, MapError, MapType};
 use opencode_egress_common::abi::{
     ConfinedCgroup, Counter, Denied, DestinationDenials, DestinationKey, Limits, MAX_DESTINATIONS,
-    MAX_INSTANCES, MAX_POLICIES, PolicyHeader, RING_BYTES,
+    MAX_INSTANCES, MAX_POLICIES, PolicyHeader, RESET_RING_BYTES, RING_BYTES, Taken,
 };
 
 /// The maps that outlive the daemon, with what a pin must be to be one of them. The others belong to one
 /// load of the programs.
 #[rustfmt::skip]
-pub(super) const PINNED_MAPS: [(&str, MapShape); 9] = [
+pub(super) const PINNED_MAPS: [(&str, MapShape); 11] = [
     ("CURRENT", MapShape::of::<u32, u64>(MapType::Array, MAX_INSTANCES)),
     ("HEADS", MapShape::of::<u32, PolicyHeader>(MapType::Array, MAX_POLICIES)),
     ("TRIES", MapShape::of::<u32, u32>(MapType::ArrayOfMaps, MAX_POLICIES)),
     ("ALLOWED", MapShape::of::<u32, Counter>(MapType::PerCpuArray, MAX_INSTANCES)),
     ("DENIED", MapShape::of::<u32, Denied>(MapType::Array, MAX_INSTANCES)),
-    ("SEEN", MapShape::of::<DestinationKey, DestinationDenials>(MapType::LruHash, MAX_DESTINATIONS)),
+    ("TAKEN", MapShape::of::<u32, Taken>(MapType::Array, MAX_INSTANCES)),
+    ("SEEN", MapShape::of::<DestinationKey, DestinationDenials>(MapType::Hash, MAX_DESTINATIONS)),
     ("LIMITS", MapShape::of::<u32, Limits>(MapType::Array, 1)),
     ("EVENTS", MapShape::of::<(), ()>(MapType::RingBuf, RING_BYTES)),
+    ("RESETS", MapShape::of::<(), ()>(MapType::RingBuf, RESET_RING_BYTES)),
     ("SCOPES", MapShape::of::<u64, ConfinedCgroup>(MapType::CgroupStorage, 0)),
 ];
 

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::policy::Invalid;
 
 /// A flow as an operator writes it: `DEST[:PORT][/PROTO]`. Without a protocol: TCP with a port, ICMP without.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "Parts")]
 pub struct Destination {
     /// The address.

@@ -1,6 +1,9 @@
 //! What becomes of a flow, and which rule or reason is behind it.
 
-use std::{fmt, net::IpAddr};
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+};
 
 use opencode_egress_common::{
     abi::{Mode, PolicyHeader},
@@ -158,12 +161,30 @@ pub struct Explanation {
     pub config: String,
     /// What the policy file says of the flow.
     pub file: PolicyFile,
+    /// Where the kernel sent such a flow lately, when that was elsewhere and denied.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rewritten: Option<Rewritten>,
+}
+
+/// A destination that was rewritten on the way, to one that is denied.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rewritten {
+    /// Where the kernel sent it.
+    pub to: SocketAddr,
+    /// The drop reason's name.
+    pub reason: String,
 }
 
 impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { destination, judgement, detached, config, file } = self;
+        let Self { destination, judgement, detached, config, file, rewritten } = self;
         write!(f, "{destination}: {judgement}")?;
+        if let Some(Rewritten { to, reason }) = rewritten {
+            write!(
+                f,
+                "\n! the host sent such a flow to {to} instead, and that was denied ({reason}): address translation (nft list ruleset), or a program of another cgroup, rewrites the destination. Both must be allowed"
+            )?;
+        }
         if *detached {
             f.write_str(
                 "\n! the instance was detached on request, so its running units are not held to this; `opencode-egress reload` confines them again",
@@ -247,8 +268,15 @@ mod tests {
             let compiled = file.map(|policy| (policy, compile(policy).expect("it fits")));
             let file = compiled.as_ref().map(|(policy, compiled)| (*policy, compiled));
             let file = PolicyFile::compare(file, &in_force, destination, &judgement);
-            let shown = Explanation { destination, judgement, detached: false, config: "FILE".into(), file }
-                .to_string();
+            let shown = Explanation {
+                destination,
+                judgement,
+                detached: false,
+                config: "FILE".into(),
+                file,
+                rewritten: None,
+            };
+            let shown = shown.to_string();
             let Some(shown) = shown.strip_prefix("10.10.0.1:443/tcp: allowed\n  allow 10.10.0.0/16 tcp 443")
             else {
                 panic!("what is in force comes first: {shown}")
@@ -287,12 +315,18 @@ mod tests {
             detached: true,
             config: "FILE".into(),
             file: PolicyFile::OtherVerdict(other),
+            rewritten: Some(Rewritten {
+                to: "198.51.100.2:80".parse().expect("an address"),
+                reason: "not-allowed".into(),
+            }),
         };
         let json = serde_json::to_value(&explanation).expect("JSON");
         assert_eq!((json["allowed"].as_bool(), json["reason"].as_str()), (Some(false), Some("no-policy")));
         assert_eq!(json["file"]["state"].as_str(), Some("other_verdict"));
         assert_eq!(json["file"]["reason"].as_str(), Some("not-allowed"));
         assert_eq!(serde_json::from_value::<Explanation>(json).expect("an explanation"), explanation);
-        assert!(explanation.to_string().contains("\n! the instance was detached"), "{explanation}");
+        let shown = explanation.to_string();
+        assert!(shown.contains("\n! the instance was detached"), "{shown}");
+        assert!(shown.contains("\n! the host sent such a flow to 198.51.100.2:80 instead"), "{shown}");
     }
 }

@@ -1,6 +1,9 @@
 //! Denials as they are logged: one line each.
 
-use std::{fmt, net::IpAddr};
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+};
 
 use opencode_egress_common::event::Denial;
 use serde::{Deserialize, Serialize};
@@ -16,6 +19,13 @@ pub struct DenialLine {
     pub dst: IpAddr,
     /// The port; 0 for protocols without ports.
     pub dport: u16,
+    /// Where the process wanted to, where the kernel sent it elsewhere: network address translation, or a program of
+    /// another cgroup, rewrote the destination.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asked: Option<SocketAddr>,
+    /// The local port that an inbound packet tried.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lport: Option<u16>,
     /// The hook that judged it.
     pub hook: String,
     /// The drop reason.
@@ -42,6 +52,8 @@ impl DenialLine {
             proto: protocol_name(record.flow.protocol),
             dst: record.flow.address.into(),
             dport: record.flow.port,
+            asked: record.asked.map(|(address, port)| SocketAddr::new(address.into(), port)),
+            lport: (record.event.local_port != 0).then_some(record.event.local_port),
             hook: record.hook.name().to_owned(),
             reason: record.reason.name().to_owned(),
             pid: record.event.pid,
@@ -58,9 +70,16 @@ impl DenialLine {
 
 impl fmt::Display for DenialLine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { proto, dst, dport, hook, reason, pid, comm, uid, suppressed, .. } = self;
+        let Self { proto, dst, dport, asked, lport, hook, reason, pid, comm, uid, suppressed, .. } = self;
         let comm = if comm.is_empty() { "-" } else { comm };
-        write!(f, "proto={proto} dst={dst} dport={dport} hook={hook} reason={reason} ")?;
+        write!(f, "proto={proto} dst={dst} dport={dport} ")?;
+        if let Some(asked) = asked {
+            write!(f, "asked={asked} ")?;
+        }
+        if let Some(lport) = lport {
+            write!(f, "lport={lport} ")?;
+        }
+        write!(f, "hook={hook} reason={reason} ")?;
         write!(f, "pid={pid} comm={comm} uid={uid} suppressed={suppressed}")?;
         if self.audit { f.write_str(" mode=audit") } else { Ok(()) }
     }
@@ -100,6 +119,7 @@ mod tests {
         comm[..4].copy_from_slice(b"node");
         Event {
             address: Address::from(IpAddr::from([203, 0, 113, 9])).words(),
+            asked_address: [0; 4],
             attempts: 1,
             suppressed: 0,
             instance: 1,
@@ -108,9 +128,13 @@ mod tests {
             uid: 987,
             comm,
             port: 443,
+            asked_port: 0,
+            local_port: 0,
             protocol: 6,
             family: 4,
+            asked_family: 0,
             hook: Hook::Connect4 as u8,
+            key_hook: Hook::Connect4 as u8,
             reason: DropReason::NotAllowed as u8,
             audit: 0,
         }
@@ -132,6 +156,24 @@ mod tests {
 
     fn line(event: &Event) -> String {
         DenialLine::of(&Denial::decode(&bytes(event)).expect("an event"), 0).to_string()
+    }
+
+    #[test]
+    fn the_line_says_what_was_asked_for_and_which_port_was_tried() {
+        let mut rewritten = event();
+        rewritten.hook = Hook::Egress as u8;
+        (rewritten.asked_address, rewritten.asked_family, rewritten.asked_port) =
+            (Address::from(IpAddr::from([10, 10, 0, 2])).words(), 4, 80);
+        let shown = line(&rewritten);
+        assert!(shown.contains("dport=443 asked=10.10.0.2:80 hook=egress "), "{shown}");
+        let v6: IpAddr = "2001:db8::1".parse().expect("an address");
+        (rewritten.asked_address, rewritten.asked_family) = (Address::from(v6).words(), 6);
+        let shown = line(&rewritten);
+        assert!(shown.contains(" asked=[2001:db8::1]:80 "), "{shown}");
+        let mut inbound = event();
+        (inbound.hook, inbound.local_port) = (Hook::Ingress as u8, 5173);
+        let shown = line(&inbound);
+        assert!(shown.contains("dport=443 lport=5173 hook=ingress "), "{shown}");
     }
 
     #[test]

@@ -32,7 +32,7 @@ pub fn identifier(instance: &str) -> String {
 pub fn log_denial(event: &LoggedDenial) {
     let line = &event.line;
     let mode = if line.audit { Mode::Audit } else { Mode::Enforce };
-    let fields = [
+    let fields = vec![
         ("EGRESS_PROTO", line.proto.clone()),
         ("EGRESS_DST", line.dst.to_string()),
         ("EGRESS_DPORT", line.dport.to_string()),
@@ -44,6 +44,9 @@ pub fn log_denial(event: &LoggedDenial) {
         ("EGRESS_SUPPRESSED", line.suppressed.to_string()),
         ("EGRESS_GENERATION", line.generation.to_string()),
     ];
+    let asked = line.asked.map(|asked| ("EGRESS_ASKED", asked.to_string()));
+    let local_port = line.lport.map(|port| ("EGRESS_LPORT", port.to_string()));
+    let fields: Vec<_> = fields.into_iter().chain(asked).chain(local_port).collect();
     send(&event.instance, DENIED_ID, mode, &line.to_string(), &fields);
 }
 

@@ -1,6 +1,6 @@
 //! The daemon's state in Prometheus' text format. docs/monitoring.md lists the metrics.
 
-use opencode_egress_common::reason::{DropReason, Hook};
+use opencode_egress_common::reason::DropReason;
 use prometheus::{IntCounterVec, IntGaugeVec, Opts, Registry, Result, TextEncoder};
 
 use crate::report::status::{CountersStatus, InstanceStatus, Status};
@@ -109,7 +109,7 @@ impl Families {
         }
         for unit in units {
             let labels = [name, &unit.unit];
-            let missing = if unit.running { Hook::ALL.len().saturating_sub(unit.links) } else { 0 };
+            let missing = if unit.running { unit.hooks.saturating_sub(unit.links) } else { 0 };
             self.running.with_label_values(&labels).set(unit.running.into());
             self.links_missing.with_label_values(&labels).set(gauge(missing));
             self.late.with_label_values(&labels).set(unit.late.into());
@@ -144,7 +144,14 @@ mod tests {
     use crate::report::status::UnitStatus;
 
     fn unit(name: &str, running: bool, links: usize, late: bool) -> UnitStatus {
-        UnitStatus { unit: format!("opencode-{name}.service"), running, unlisted: false, links, late }
+        UnitStatus {
+            unit: format!("opencode-{name}.service"),
+            running,
+            unlisted: false,
+            links,
+            hooks: 10,
+            late,
+        }
     }
 
     fn status() -> Status {
@@ -182,6 +189,7 @@ mod tests {
             config: "/etc/opencode-egress/policy.json".into(),
             reload_error: Some("line 3".into()),
             applied: 1_700_000_000,
+            not_reset: vec![],
             instances: BTreeMap::from([("a".into(), instance)]),
         }
     }

@@ -21,6 +21,9 @@ pub struct Status {
     pub reload_error: Option<String>,
     /// When the policy file was last applied; seconds since 1970.
     pub applied: u64,
+    /// What of the connections that it denies was not reset, and what to do, a line each.
+    #[serde(default)]
+    pub not_reset: Vec<String>,
     /// The instances.
     pub instances: BTreeMap<String, InstanceStatus>,
 }
@@ -61,6 +64,8 @@ pub struct UnitStatus {
     pub unlisted: bool,
     /// How many hooks are attached to its cgroup.
     pub links: usize,
+    /// How many are when it is confined; that depends on the kernel.
+    pub hooks: usize,
     /// It was running before it was confined, so what it did until then was not judged.
     pub late: bool,
 }

@@ -5,8 +5,6 @@ use std::fmt::Write as _;
 
 use anstyle::{AnsiColor, Style};
 
-use opencode_egress_common::reason::Hook;
-
 use crate::report::{
     denial::DenialLine,
     human::{ago, bytes, count},
@@ -50,6 +48,8 @@ impl Status {
             let text = format!("the last reload was not applied: {error}");
             notices.push(Notice { severity: Severity::Look, text });
         }
+        let not_reset = self.not_reset.iter().cloned();
+        notices.extend(not_reset.map(|text| Notice { severity: Severity::Look, text }));
         notices.sort_by_key(|notice| notice.severity);
         notices
     }
@@ -62,7 +62,7 @@ impl InstanceStatus {
     /// The cells of its row under [`COLUMNS`].
     pub fn cells(&self, name: &str) -> [String; 5] {
         let running: Vec<_> = self.units.iter().filter(|unit| unit.running).collect();
-        let confined = running.iter().filter(|unit| unit.links == Hook::ALL.len()).count();
+        let confined = running.iter().filter(|unit| unit.links == unit.hooks).count();
         let stopped = self.units.len() - running.len();
         let units = match (running.len(), stopped) {
             (0, _) => "stopped".to_owned(),
@@ -70,10 +70,8 @@ impl InstanceStatus {
             (running, stopped) => format!("{confined}/{running} confined, {stopped} stopped"),
         };
         let links: usize = running.iter().map(|unit| unit.links).sum();
-        let links = match running.len() {
-            0 => "-".to_owned(),
-            running => format!("{links}/{}", running * Hook::ALL.len()),
-        };
+        let hooks: usize = running.iter().map(|unit| unit.hooks).sum();
+        let links = if running.is_empty() { "-".to_owned() } else { format!("{links}/{hooks}") };
         [name.to_owned(), self.mode.clone(), units, links, self.generation.to_string()]
     }
 
@@ -83,12 +81,14 @@ impl InstanceStatus {
         let mut add = |severity, text: String| {
             notices.push(Notice { severity, text: format!("{name}: {text}") });
         };
-        for UnitStatus { unit, links, late, unlisted, .. } in self.units.iter().filter(|unit| unit.running) {
+        for UnitStatus { unit, links, hooks, late, unlisted, .. } in
+            self.units.iter().filter(|unit| unit.running)
+        {
             if self.detached {
                 let remedy = "`opencode-egress reload` confines it again";
                 add(Severity::Open, format!("{unit} is not confined, it was detached on request; {remedy}"));
-            } else if *links < Hook::ALL.len() {
-                add(Severity::Open, format!("{unit} runs with {links} of {} hooks", Hook::ALL.len()));
+            } else if links < hooks {
+                add(Severity::Open, format!("{unit} runs with {links} of {hooks} hooks"));
             } else if self.removed {
                 let why = "the policy file does not have this instance any more";
                 add(Severity::Look, format!("{unit} runs, and {why}: everything is denied to it; stop it"));
@@ -185,7 +185,14 @@ pub(crate) mod tests {
     use crate::report::{denial::LoggedDenial, status::CountersStatus};
 
     fn unit(name: &str, running: bool, links: usize) -> UnitStatus {
-        UnitStatus { unit: format!("{name}.service"), running, unlisted: false, links, late: false }
+        UnitStatus {
+            unit: format!("{name}.service"),
+            running,
+            unlisted: false,
+            links,
+            hooks: 10,
+            late: false,
+        }
     }
 
     pub(crate) fn instance(units: Vec<UnitStatus>) -> InstanceStatus {
@@ -214,6 +221,8 @@ pub(crate) mod tests {
             proto: "tcp".to_owned(),
             dst: [203, 0, 113, 9].into(),
             dport: 443,
+            asked: None,
+            lport: None,
             hook: "connect4".to_owned(),
             reason: "not-allowed".to_owned(),
             pid: 42,
@@ -228,7 +237,7 @@ pub(crate) mod tests {
 
     /// `a` is as it should be; everything that can be the matter is the matter with the others.
     pub(crate) fn status() -> Status {
-        let full = Hook::ALL.len();
+        let full = 10;
         let a = instance(vec![unit("a", true, full), unit("a-setup", false, 0)]);
         let mut b = instance(vec![unit("b", true, full)]);
         b.units[0].late = true;
@@ -255,13 +264,16 @@ pub(crate) mod tests {
             config: "policy.json".to_owned(),
             reload_error: Some("policy.json:3:1: an error".to_owned()),
             applied: 0,
+            not_reset: vec![],
             instances: instances.map(|(name, instance)| (name.to_owned(), instance)).into(),
         }
     }
 
     #[test]
     fn what_needs_attention_comes_first_and_in_words() {
-        let plain = anstream::adapter::strip_str(&text(&status(), 1000)).to_string();
+        let mut status = status();
+        status.not_reset.push("parts of MPTCP connections that were reset: 1".to_owned());
+        let plain = anstream::adapter::strip_str(&text(&status, 1000)).to_string();
         let expect = "\
 opencode-egress 0.1.0, policy policy.json
 ! c: c.service is not confined, it was detached on request; `opencode-egress reload` confines it again
@@ -272,6 +284,7 @@ opencode-egress 0.1.0, policy policy.json
 ! f: f.service runs, and the policy file does not have this instance any more: everything is denied to it; stop it
 ! g: g2.service is not listed any more; this policy holds it until it stops
 ! the last reload was not applied: policy.json:3:1: an error
+! parts of MPTCP connections that were reset: 1
 
 INSTANCE  MODE     UNITS                    LINKS  GEN  RULES  ALLOWED         DENIED  LOST  LAST DENIAL
 a         enforce  1/1 confined, 1 stopped  10/10  2    5      12.3k (5.0 MB)  3       0     -

@@ -33,6 +33,7 @@ fn everything() -> String {
             running: true,
             unlisted: false,
             links: 10,
+            hooks: 10,
             late: false,
         }],
         counters: CountersStatus {
@@ -50,6 +51,7 @@ fn everything() -> String {
         config: "policy.json".into(),
         reload_error: None,
         applied: 1_700_000_000,
+        not_reset: vec![],
         instances: BTreeMap::from([("a".into(), instance)]),
     };
     exposition(&status).expect("an exposition")

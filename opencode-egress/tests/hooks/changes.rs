@@ -9,7 +9,6 @@ use std::{
 
 use opencode_egress::{
     kernel::{
-        hooks::ATTACH_ORDER,
         instance::InstanceIndex,
         loader::{Lifetime, load},
     },
@@ -219,7 +218,7 @@ fn a_new_build_takes_the_links_of_an_old_one() {
     let pins = bpffs.0.path().join("maps");
     let load = || load(&Lifetime::Pinned(&pins)).expect("the kernel side loads");
     let (old, new) = (load(), load());
-    for hook in ATTACH_ORDER {
+    for hook in old.programs.hooks() {
         let link = old.programs.attach(hook, cgroup).expect("a link");
         let attached = || link.info().expect("what the kernel says of the link").program;
         let before = attached();
@@ -232,10 +231,10 @@ fn a_new_build_takes_the_links_of_an_old_one() {
 }
 
 /// A BPF file system that goes with the test.
-struct Bpffs(TempDir);
+pub(crate) struct Bpffs(pub(crate) TempDir);
 
 impl Bpffs {
-    fn mounted() -> Self {
+    pub(crate) fn mounted() -> Self {
         let directory = TempDir::new().expect("a directory");
         mount("bpf", directory.path(), "bpf", MountFlags::empty(), None).expect("a BPF file system");
         Self(directory)

@@ -4,20 +4,24 @@
 //! A probe (`probe`) tries a technique in that cgroup; the witness (`witness`) says what of it arrived.
 //! Every denial is paired with an allowed control, which proves that the technique itself works.
 //!
-//! They need root, iproute2 and tcpdump, and nothing they send leaves the namespaces.
+//! They need root, iproute2, nftables and tcpdump, and nothing they send leaves the namespaces.
 
 mod addresses;
 mod changes;
 mod children;
 mod decision;
+mod ends;
 mod events;
 mod exec;
+mod ipsec;
+mod joins;
 mod listeners;
 mod network;
 mod probe;
 mod raw;
 mod routing;
 mod rules;
+mod shares;
 mod sys;
 mod tcp;
 mod udp;

@@ -93,6 +93,28 @@ impl Namespace {
     }
 }
 
+impl Namespace {
+    /// Runs `ip xfrm` in the namespace. Returns whether the kernel took it.
+    pub(crate) fn xfrm(&self, arguments: &[&str]) -> bool {
+        let mut command = Command::new("ip");
+        command.args(["-n", &self.name, "xfrm"]).args(arguments).stderr(Stdio::null());
+        command.status().expect("`ip` of the package iproute2 is needed").success()
+    }
+
+    /// Loads rules of nftables in the namespace.
+    pub(crate) fn nft(&self, rules: &str) {
+        let mut child = Command::new("ip")
+            .args(["netns", "exec", &self.name, "nft", "-f", "-"])
+            .stdin(Stdio::piped())
+            .spawn()
+            .expect("`ip` of the package iproute2 is needed");
+        let mut stdin = child.stdin.take().expect("a pipe");
+        stdin.write_all(rules.as_bytes()).expect("`nft` of the package nftables reads its rules");
+        drop(stdin);
+        assert!(child.wait().expect("`nft` ends").success(), "nft fails: {rules}");
+    }
+}
+
 impl Drop for Namespace {
     fn drop(&mut self) {
         Self::remove(&self.name);

@@ -4,7 +4,7 @@
 use std::{
     io::{self, Read as _, Write as _},
     os::{
-        fd::{AsRawFd as _, RawFd},
+        fd::{AsFd as _, AsRawFd as _, BorrowedFd, RawFd},
         unix::net::UnixStream,
     },
     panic::{AssertUnwindSafe, catch_unwind},
@@ -159,6 +159,11 @@ impl Probe {
             }
             Err(outcome) => outcome,
         }
+    }
+
+    /// Readable when the child has something to say.
+    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.channel.as_fd()
     }
 
     /// The child's process id.

@@ -103,7 +103,11 @@ fn audit_lets_pass_and_tells() {
             world.passes("audited UDP", (to, PORT), sends);
             // An IPv4-mapped destination reaches the hook of IPv4.
             let v6 = matches!(to, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_none());
-            let hook = if v6 { Hook::Sendmsg6 } else { Hook::Sendmsg4 };
+            let hook = match (world.judges_sendmsg(), v6) {
+                (true, true) => Hook::Sendmsg6,
+                (true, false) => Hook::Sendmsg4,
+                (false, _) => Hook::Egress,
+            };
             check_audited(&mut world, to, allowed, denials, hook);
         }
     }

@@ -90,7 +90,7 @@ fn fast_open_is_judged() {
     });
 }
 
-fn mptcp(to: SocketAddr) -> io::Result<OwnedFd> {
+pub(crate) fn mptcp(to: SocketAddr) -> io::Result<OwnedFd> {
     let socket = socket(domain(to), libc::SOCK_STREAM, IPPROTO_MPTCP)?;
     connect(&socket, to)?;
     Ok(socket)

@@ -4,28 +4,34 @@ use std::{
     ffi::CString,
     fs, io,
     net::{Ipv6Addr, SocketAddr, TcpListener, UdpSocket},
+    os::fd::{AsFd as _, BorrowedFd},
     path::Path,
     sync::{
         Once,
         atomic::{AtomicU32, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use opencode_egress::{
     cgroups::{Cgroup, Hierarchy},
     kernel::{
+        connections::SocketDiagnosis,
         instance::InstanceIndex,
         loader::{Lifetime, Loaded, load},
-        ring::drain,
     },
     policy::{Listen, LogLimits, Policy, PortRange, Rule, RuleProtocol, compile::compile},
 };
-use opencode_egress_common::{abi::Counters, event::Denial, reason::DropReason};
+use opencode_egress_common::{
+    abi::Counters,
+    event::Denial,
+    reason::{DropReason, Hook},
+};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::{
     network::{INTERFACE, Namespace, PAIRS, PORT, join},
-    probe::{Outcome, Probe, Steps},
+    probe::{Outcome, Probe, Steps, unhurried},
     witness::{Arrived, Witness},
 };
 
@@ -90,16 +96,21 @@ impl World {
 
     /// A world whose cgroup is not confined yet.
     pub(crate) fn unconfined() -> Self {
+        Self::with(&Lifetime::Process)
+    }
+
+    /// The same, with the kernel side loaded for as long as this says; pinned, it has room for more than one instance.
+    pub(crate) fn with(lifetime: &Lifetime<'_>) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         static FIRST: Once = Once::new();
         FIRST.call_once(remove_leftovers);
         let name = format!("hooks-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let mut loaded = load(&Lifetime::Process).expect("the kernel side loads (root is needed)");
+        let mut loaded = load(lifetime).expect("the kernel side loads (root is needed)");
         loaded.maps.set_limits(&UNLIMITED).expect("limits");
         let hierarchy = Hierarchy::find().expect("a cgroup2 hierarchy");
         let own = hierarchy.of_process(std::process::id()).expect("the test's own cgroup");
-        let path = own.join(format!("{CGROUP_PREFIX}{name}"));
-        let cgroup = Scratch(hierarchy.create(&path).expect("a cgroup"));
+        let cgroup =
+            Scratch(hierarchy.create(&own.join(format!("{CGROUP_PREFIX}{name}"))).expect("a cgroup"));
         let far = Namespace::create(format!("{name}-far"));
         let unit = Namespace::create(format!("{name}-unit"));
         join(&unit, &far);
@@ -117,6 +128,19 @@ impl World {
         let attach =
             |loaded: &mut Loaded, hook, cgroup: &Cgroup| loaded.programs.attach_for_good(hook, cgroup);
         self.loaded.confine(&self.cgroup.0, InstanceIndex::FIRST, attach).expect("the cgroup is confined");
+    }
+
+    /// Makes another cgroup and confines it to another instance, under a policy of its own.
+    pub(crate) fn neighbour(&mut self, instance: InstanceIndex, policy: &Policy) -> Scratch {
+        let path = self.cgroup.0.path().with_extension(instance.number().to_string());
+        let hierarchy = Hierarchy::find().expect("a cgroup2 hierarchy");
+        let cgroup = Scratch(hierarchy.create(&path).expect("a cgroup"));
+        let policy = compile(policy).expect("the policy compiles");
+        self.loaded.maps.install(instance, &policy).expect("the policy is installed");
+        let attach =
+            |loaded: &mut Loaded, hook, cgroup: &Cgroup| loaded.programs.attach_for_good(hook, cgroup);
+        self.loaded.confine(&cgroup.0, instance, attach).expect("the cgroup is confined");
+        cgroup
     }
 
     /// Puts a policy in force.
@@ -154,6 +178,39 @@ impl World {
     pub(crate) fn run(&mut self, technique: impl FnOnce() -> io::Result<()>) -> (Outcome, Arrived) {
         let outcome = self.start(|_| technique().map(|()| 0)).end();
         (outcome, self.witness.arrived())
+    }
+
+    /// As [`Self::run`], while what the kernel asks to reset is reset, as the daemon does it. Also returns how long it took.
+    pub(crate) fn run_with_resets(
+        &mut self,
+        technique: impl FnOnce() -> io::Result<()>,
+    ) -> (Outcome, Arrived, Duration) {
+        let diagnosis = self.unit.enter(SocketDiagnosis::open).expect("the kernel's socket diagnosis");
+        let started = Instant::now();
+        let probe = self.start(|_| technique().map(|()| 0));
+        let mut answered = false;
+        while !answered && started.elapsed() < unhurried(Duration::from_secs(5)) {
+            answered = self.answer_resets(&diagnosis, probe.as_fd());
+        }
+        let outcome = probe.end();
+        let took = started.elapsed();
+        (outcome, self.witness.arrived(), took)
+    }
+
+    /// Resets what the kernel asks to reset, until there is something to read elsewhere or nothing happens for a while.
+    /// Returns whether there is something to read.
+    pub(crate) fn answer_resets(&mut self, diagnosis: &SocketDiagnosis, until: BorrowedFd<'_>) -> bool {
+        let mut fds = [
+            PollFd::from_borrowed_fd(until, PollFlags::IN),
+            PollFd::from_borrowed_fd(self.loaded.resets.as_fd(), PollFlags::IN),
+        ];
+        let patience = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+        poll(&mut fds, Some(&patience)).expect("descriptors that can be polled");
+        let over = !fds[0].revents().is_empty();
+        self.loaded.resets.take(usize::MAX, |reset| {
+            diagnosis.reset_requested(reset, true).expect("the kernel resets the socket");
+        });
+        over
     }
 
     /// The technique works towards an allowed destination: the control without which a denial proves nothing.
@@ -202,6 +259,11 @@ impl World {
         self.last = told.last().map(|record| record.reason);
     }
 
+    /// Whether a datagram's call is judged, and not only its packet.
+    pub(crate) fn judges_sendmsg(&self) -> bool {
+        self.loaded.programs.hooks().any(|hook| hook == Hook::Sendmsg4)
+    }
+
     /// The last refusal was for this reason.
     #[track_caller]
     pub(crate) fn check_last(&self, expect: DropReason) {
@@ -235,7 +297,7 @@ impl World {
     /// The events since the last call.
     pub(crate) fn events(&mut self) -> Vec<Denial> {
         let mut records = vec![];
-        drain(&mut self.loaded.events, |record| records.push(record.expect("an event")));
+        self.loaded.events.take(usize::MAX, |record| records.push(record.expect("an event")));
         records
     }
 }

@@ -2,6 +2,7 @@
 //! step that does not show what it says fails with what was seen instead. One that cannot show a part of it on this machine
 //! tells `SKIPPED: ` and why, which is counted.
 
+mod connections;
 mod keeping;
 mod lifecycle;
 mod load;
@@ -21,6 +22,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Scenario> {
     let others = [
         refusals::REFUSALS,
         policy_file::POLICY_FILE,
+        connections::CONNECTIONS,
         lifecycle::LIFECYCLE,
         keeping::KEEPING,
         metrics::METRICS,

@@ -27,8 +27,18 @@ use crate::{
     process::{apt_install, fresh, output, root, run as run_command},
 };
 
-const PACKAGES: [&str; 9] =
-    ["util-linux", "busybox-static", "bash", "kmod", "cpio", "xz-utils", "binutils", "iproute2", "tcpdump"];
+const PACKAGES: [&str; 10] = [
+    "util-linux",
+    "busybox-static",
+    "bash",
+    "kmod",
+    "cpio",
+    "xz-utils",
+    "binutils",
+    "iproute2",
+    "nftables",
+    "tcpdump",
+];
 
 /// A machine on which no test has ended for so long hangs. One test takes a minute or two, and several times
 /// that where others take the processor.
@@ -130,6 +140,7 @@ fn pack(target: &Path, tree: &Path, binaries: &Binaries, names: &[String], initr
         ("busybox", "modprobe"),
         ("bash", "bash"),
         ("ip", "ip"),
+        ("nft", "nft"),
         ("tcpdump", "tcpdump"),
     ];
     for (program, name) in programs {

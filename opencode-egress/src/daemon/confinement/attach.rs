@@ -1,6 +1,6 @@
 //! Confining a unit's cgroups: when it asks, and when it did not; and letting go of what is gone.
 
-use std::time::Instant;
+use std::{os::fd::OwnedFd, time::Instant};
 
 use opencode_egress_common::reason::Hook;
 use tracing::{info, warn};
@@ -8,7 +8,7 @@ use tracing::{info, warn};
 use crate::{
     cgroups::{Cgroup, Services, unit_of},
     daemon::{error::DaemonError, state::Daemon},
-    kernel::{hooks::ATTACH_ORDER, instance::InstanceIndex, loader::Loaded, pins::LinkDirectory},
+    kernel::{instance::InstanceIndex, loader::Loaded, pins::LinkDirectory},
     policy::{InstanceName, UnitName},
     report::{
         human::error_chain,
@@ -71,13 +71,8 @@ impl Daemon {
         } else if let Some(instance) = self.instances.get_mut(name) {
             instance.unasked.entry(unit.clone()).or_insert_with(Instant::now);
         }
-        if cgroup.is_populated()
-            && let Err(error) = self.reset_denied(&[name])
-        {
-            warn!(
-                "open connections of {unit} that are denied are refused, but not reset: {}",
-                error_chain(&error)
-            );
+        if cgroup.is_populated() {
+            self.reset_denied(&[name]);
         }
     }
 
@@ -97,7 +92,7 @@ impl Daemon {
     ) -> Result<Confined, DaemonError> {
         let directory = self.confinement.pins.links(unit, cgroup.id())?;
         let (mut there, mut missing) = (vec![], vec![]);
-        for hook in ATTACH_ORDER {
+        for hook in self.loaded.programs.hooks() {
             match directory.link(hook)? {
                 Some(link) => there.push((hook, link)),
                 None => missing.push(hook),
@@ -107,7 +102,7 @@ impl Daemon {
         let scope = self.loaded.maps.instance_of(cgroup.id());
         if scope.is_none() && before > 0 {
             self.replace_orphans(index, &directory, cgroup)?;
-            return Ok(Confined { there: before, made: ATTACH_ORDER.len() });
+            return Ok(Confined { there: before, made: self.loaded.programs.hooks().count() });
         }
         if !missing.is_empty() || scope != Some(index) {
             let attach = |loaded: &mut Loaded, hook: Hook, cgroup: &Cgroup| {
@@ -138,7 +133,7 @@ impl Daemon {
         directory: &LinkDirectory,
         cgroup: &Cgroup,
     ) -> Result<(), DaemonError> {
-        for hook in ATTACH_ORDER {
+        for hook in self.loaded.programs.hooks() {
             let link = self.loaded.programs.attach(hook, cgroup)?;
             directory.pin(hook, &link)?;
         }
@@ -147,12 +142,18 @@ impl Daemon {
         Ok(())
     }
 
-    /// Confines the unit of a process that says it belongs to `name`.
+    /// Confines the unit of a process that says it belongs to `name`, and that hands over the socket diagnosis of its network
+    /// namespace.
     ///
     /// # Errors
     ///
     /// When it does not, or the kernel refuses.
-    pub fn attach(&mut self, name: &str, pid: u32) -> Result<(UnitName, u32), DaemonError> {
+    pub fn attach(
+        &mut self,
+        name: &str,
+        pid: u32,
+        diagnosis: Option<OwnedFd>,
+    ) -> Result<(UnitName, u32), DaemonError> {
         let name = self.known(name)?;
         self.keep_lock()?;
         let path = self.confinement.hierarchy.of_process(pid)?;
@@ -177,7 +178,11 @@ impl Daemon {
             self.remove_if_dead(&links, &services);
         }
         self.confine(index, &unit, &cgroup)?;
-        self.confinement.pins.links(&unit, cgroup.id())?.unmark_late()?;
+        let links = self.confinement.pins.links(&unit, cgroup.id())?;
+        links.unmark_late()?;
+        if let Some(diagnosis) = diagnosis {
+            self.keep_diagnosis(index, &links, diagnosis);
+        }
         self.confinement.let_go.remove(&cgroup.id());
         let generation = self.loaded.maps.current(index).generation();
         if let Some(instance) = self.instances.get_mut(&name) {

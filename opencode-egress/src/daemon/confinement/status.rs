@@ -49,6 +49,7 @@ impl Daemon {
             config: self.policies.config.display().to_string(),
             reload_error: self.policies.reload_error.clone(),
             applied: self.policies.applied,
+            not_reset: self.connections.not_reset.clone(),
             instances,
         })
     }
@@ -72,6 +73,7 @@ impl Daemon {
             running,
             unlisted,
             links: confined.min().unwrap_or(0),
+            hooks: self.loaded.programs.hooks().count(),
             late: judged.iter().filter_map(of).any(LinkDirectory::is_late),
         }
     }

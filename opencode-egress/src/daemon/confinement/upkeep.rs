@@ -13,7 +13,7 @@ use crate::{
         error::DaemonError,
         state::{Confinement, Daemon, InstanceState},
     },
-    kernel::{hooks::ATTACH_ORDER, pins::LinkDirectory},
+    kernel::pins::LinkDirectory,
     policy::{InstanceName, UnitName},
     report::{
         human::error_chain,
@@ -149,7 +149,7 @@ impl Daemon {
         for version in others {
             for links in version.all_links()? {
                 let new = own.iter().find(|new| new.is_for_the_same(&links));
-                if new.is_some_and(|new| self.ours(new) == ATTACH_ORDER.len()) {
+                if new.is_some_and(|new| self.ours(new) == self.loaded.programs.hooks().count()) {
                     info!("{}: the links of another version are replaced", links.unit);
                     links.remove()?;
                 } else {

@@ -12,17 +12,28 @@ use crate::{
         predecessor::Predecessor,
         state::{Daemon, Denials, InstanceState, RECENT_EVENTS},
     },
-    kernel::{instance::InstanceIndex, registry::InstanceNumbers, ring::drain},
+    kernel::{instance::InstanceIndex, registry::InstanceNumbers},
     policy::InstanceName,
     report::{
         denial::{DenialLine, LoggedDenial},
-        human::now,
+        human::{error_chain, now},
         journal,
     },
 };
 use opencode_egress_common::event::{DecodeError, Denial};
 
+/// How many events are taken in one turn, so that nobody who asks waits long for it.
+const EVENTS: usize = 512;
+
 impl Daemon {
+    /// Has the kernel forget the oldest denials of instances that soon have no room for new ones; a step of it.
+    pub fn forget_oldest(&mut self) {
+        let Self { loaded, instances, .. } = self;
+        if let Err(error) = loaded.maps.make_room(instances.values().map(|instance| instance.index)) {
+            warn!("what the kernel remembers of denials stays: {}", error_chain(&error));
+        }
+    }
+
     /// The last denied flows, the oldest first.
     ///
     /// # Errors
@@ -37,10 +48,10 @@ impl Daemon {
         Ok(events)
     }
 
-    /// Takes the events that are there, and logs and returns them; also those for which the daemons of other versions left no
-    /// reader.
-    pub fn take_events(&mut self) -> Vec<LoggedDenial> {
-        let Self { loaded, numbers, instances, confinement, policies, denials } = self;
+    /// Takes some of the events that are there, and logs and returns them; also those for which the daemons of other
+    /// versions left no reader. The second value says whether there may be more.
+    pub fn take_events(&mut self) -> (Vec<LoggedDenial>, bool) {
+        let Self { loaded, numbers, instances, confinement, policies, denials, .. } = self;
         let (folds, predecessors) = (&mut denials.folds, &mut confinement.predecessors);
         let interval = policies.set.log.interval;
         let mut logged = vec![];
@@ -52,11 +63,11 @@ impl Daemon {
             Err(error) => error!("{error}"),
         };
         for predecessor in predecessors.iter_mut() {
-            predecessor.drain(numbers, &mut take);
+            predecessor.take(numbers, EVENTS, &mut take);
         }
-        drain(&mut loaded.events, &mut take);
+        let more = loaded.events.take(EVENTS, &mut take);
         predecessors.retain(Predecessor::is_there);
-        logged
+        (logged, more)
     }
 
     /// Passes on the programs' debug messages, where the object has them.

@@ -1,5 +1,9 @@
 //! What the kernel remembers of denials, whatever the log left out.
 
+use std::collections::BTreeMap;
+
+use opencode_egress_common::reason::DropReason;
+
 use crate::{
     control::request::RememberedDenials,
     daemon::{error::DaemonError, state::Daemon},
@@ -7,25 +11,25 @@ use crate::{
 };
 
 impl Daemon {
-    /// Every destination that was denied to an instance, as far as the kernel remembers.
+    /// Everything that was denied to an instance, as far as the kernel remembers: each destination once for each reason.
     ///
     /// # Errors
     ///
     /// When there is no such instance, or the kernel refuses.
     pub fn seen(&self, name: &str) -> Result<RememberedDenials, DaemonError> {
         let index = self.instance(&self.known(name)?)?.index;
-        let seen = self.loaded.maps.seen()?;
-        let of_all_instances = seen.len();
-        let own = seen.into_iter().filter(|(key, _)| key.instance == index.number());
-        let destinations = own
-            .filter_map(|(key, seen)| {
-                Some(DeniedDestination {
-                    destination: Destination::of(&key.flow())?,
-                    reasons: seen.reasons().map(|reason| reason.name().to_owned()).collect(),
-                    attempts: seen.attempts,
-                })
-            })
-            .collect();
-        Ok(RememberedDenials { destinations, of_all_instances })
+        let seen = self.loaded.maps.seen(index)?;
+        let remembered = seen.len();
+        let mut destinations: BTreeMap<(Destination, u8), u64> = BTreeMap::new();
+        for (key, denials) in seen {
+            if let Some(destination) = Destination::of(&key.flow()) {
+                *destinations.entry((destination, key.reason)).or_default() += denials.attempts;
+            }
+        }
+        let destinations = destinations.into_iter().filter_map(|((destination, reason), attempts)| {
+            let reasons = [DropReason::from_number(reason)?.name().to_owned()].into();
+            Some(DeniedDestination { destination, reasons, attempts })
+        });
+        Ok(RememberedDenials { destinations: destinations.collect(), remembered })
     }
 }

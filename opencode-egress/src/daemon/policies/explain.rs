@@ -1,10 +1,14 @@
 //! Explaining a verdict: by what is in the kernel, and beside it by what the policy file says now.
 
+use std::net::SocketAddr;
+
+use opencode_egress_common::flow::Protocol;
+
 use crate::{
     daemon::{error::DaemonError, policies, state::Daemon},
     policy::{
-        destination::Destination,
-        explain::{Explanation, Judgement, PolicyFile, explain},
+        destination::{Destination, protocol_name},
+        explain::{Explanation, Judgement, PolicyFile, Rewritten, explain},
     },
     report::human::error_chain,
 };
@@ -37,6 +41,14 @@ impl Daemon {
             Err(error) => PolicyFile::Unusable { error: error_chain(error) },
         };
         let config = self.policies.config.display().to_string();
-        Ok(Explanation { destination, judgement, detached: instance.detached, config, file })
+        let asked = SocketAddr::new(destination.address, destination.port);
+        let mut lately = instance.recent.iter().rev().map(|denial| &denial.line);
+        let rewritten = lately.find(|line| {
+            line.asked == Some(asked) && line.proto == protocol_name(Protocol(destination.protocol))
+        });
+        let rewritten = rewritten
+            .map(|line| Rewritten { to: SocketAddr::new(line.dst, line.dport), reason: line.reason.clone() });
+        let detached = instance.detached;
+        Ok(Explanation { destination, judgement, detached, config, file, rewritten })
     }
 }

@@ -3,14 +3,13 @@
 mod explain;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     fs::{self, OpenOptions},
     io::{self, Write as _},
     os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::Path,
 };
 
-use opencode_egress_common::decide::{Verdict, decide};
 use tracing::{error, info, warn};
 
 use crate::{
@@ -18,9 +17,8 @@ use crate::{
         error::DaemonError,
         state::{Daemon, InstanceState},
     },
-    kernel::connections::{self, Connection},
     policy::{
-        InstanceName, LogLimits, Mode, PolicySet,
+        InstanceName, LogLimits, PolicySet,
         compile::{CompiledPolicy, compile},
         file, mode_name,
     },
@@ -35,6 +33,14 @@ pub(in crate::daemon) struct Read {
     text: String,
     pub(in crate::daemon) set: PolicySet,
     pub(in crate::daemon) compiled: BTreeMap<InstanceName, CompiledPolicy>,
+}
+
+/// What putting a policy file in force did.
+pub struct Applied {
+    /// What changed, a line each.
+    pub changes: Vec<String>,
+    /// What is open and denied now, and was not reset, a line each.
+    pub not_reset: Vec<String>,
 }
 
 pub(in crate::daemon) fn read(config: &Path) -> Result<Read, DaemonError> {
@@ -73,12 +79,13 @@ impl Daemon {
     /// # Errors
     ///
     /// When the file has an error; the running policy stays.
-    pub fn reload(&mut self) -> Result<Vec<String>, DaemonError> {
+    pub fn reload(&mut self) -> Result<Applied, DaemonError> {
         let config = self.policies.config.clone();
+        self.remember_children();
         let result = self.keep_lock().and_then(|()| read(&config)).and_then(|read| self.apply(read));
         self.policies.reload_error = result.as_ref().err().map(|error| error_chain(error));
         match &result {
-            Ok(changes) => info!("applied {}: {} changes", config.display(), changes.len()),
+            Ok(applied) => info!("applied {}: {} changes", config.display(), applied.changes.len()),
             Err(error) => {
                 error!(MESSAGE_ID = RELOAD_REFUSED_ID, "the running policy stays: {}", error_chain(error))
             }
@@ -86,7 +93,7 @@ impl Daemon {
         result
     }
 
-    pub(in crate::daemon) fn apply(&mut self, read: Read) -> Result<Vec<String>, DaemonError> {
+    pub(in crate::daemon) fn apply(&mut self, read: Read) -> Result<Applied, DaemonError> {
         let Read { text, set, compiled } = read;
         let changes = changes(&self.policies.set, &set);
         let (mut changed, mut other_mode, mut new) = (vec![], vec![], vec![]);
@@ -135,10 +142,8 @@ impl Daemon {
         // After it, so that a unit whose instance has another name now is never without a policy.
         let retired = self.retire_others();
         let judged: Vec<_> = changed.iter().map(|(name, _)| name).chain(&retired).collect();
-        if let Err(error) = self.reset_denied(&judged) {
-            warn!("open connections that are denied now are refused, but not reset: {}", error_chain(&error));
-        }
-        Ok(changes)
+        let not_reset = self.reset_denied(&judged);
+        Ok(Applied { changes, not_reset })
     }
 
     /// Keeps what was applied, for a start with a file that has an error.
@@ -180,45 +185,6 @@ impl Daemon {
         }
         let without = self.instances.iter().filter(|(_, instance)| instance.policy.is_none());
         without.map(|(name, _)| name.clone()).collect()
-    }
-
-    /// Resets what instances have open and their policies deny, so that no program waits for an answer.
-    pub(in crate::daemon) fn reset_denied(&self, names: &[&InstanceName]) -> Result<(), DaemonError> {
-        let services = self.confinement.hierarchy.services()?;
-        // Cgroups, and by which of the policies what they have open is judged. Without one, all is denied.
-        let mut judged_by: HashMap<u64, usize> = HashMap::new();
-        let mut policies = vec![];
-        for name in names {
-            let instance = self.instance(name)?;
-            let mut ids = vec![];
-            for unit in instance.units() {
-                let cgroups = self.confinement.hierarchy.open_all(services.get(unit))?;
-                ids.extend(cgroups.iter().flat_map(|cgroup| cgroup.ids()));
-            }
-            // An instance that does not run has nothing open.
-            if ids.is_empty() || instance.mode() == Mode::Audit {
-                continue;
-            }
-            judged_by.extend(ids.into_iter().map(|id| (id, policies.len())));
-            policies.push(self.loaded.maps.policy(instance.index)?);
-        }
-        if policies.is_empty() {
-            return Ok(());
-        }
-        let denied = |connection: &Connection| {
-            judged_by.get(&connection.cgroup).is_some_and(|policy| match &policies[*policy] {
-                Some((header, rules)) => {
-                    !header.listens_on(connection.local_port)
-                        && decide(rules, &connection.flow) != Verdict::Allow
-                }
-                None => true,
-            })
-        };
-        let reset = connections::reset(denied).map_err(DaemonError::Connections)?;
-        if !reset.is_empty() {
-            info!("reset {} open connections that are denied now", reset.len());
-        }
-        Ok(())
     }
 }
 

@@ -1,13 +1,22 @@
 //! Running the daemon: the control socket, the ring buffer, signals, time.
 
 pub mod exposition;
+mod receive;
 mod socket;
 
-use std::{cell::RefCell, fs, io, os::fd::AsFd as _, path::Path, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    cell::RefCell,
+    fs, io,
+    os::fd::{AsFd as _, OwnedFd},
+    path::Path,
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
 
 use libsystemd::daemon::{NotifyState, notify};
 use tokio::{
-    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, Interest, unix::AsyncFd},
+    io::{AsyncReadExt as _, AsyncWriteExt as _, Interest, unix::AsyncFd},
     net::{UnixListener, UnixStream},
     signal::unix::{SignalKind, signal},
     sync::{OwnedSemaphorePermit, Semaphore, broadcast},
@@ -16,9 +25,13 @@ use tokio::{
 use tracing::{error, info, warn};
 
 use crate::{
-    control::request::{MAX_REQUEST, Reply, Request},
+    control::request::{Reply, Request},
     daemon::{
-        serve::exposition::{MetricsAddress, MetricsListener},
+        policies::Applied,
+        serve::{
+            exposition::{MetricsAddress, MetricsListener},
+            receive::receive,
+        },
         state::Daemon,
     },
     report::{denial::LoggedDenial, human::error_chain, metrics::exposition},
@@ -54,6 +67,9 @@ pub async fn serve(
     let ring = daemon.loaded.events.as_fd().try_clone_to_owned()?;
     // SAFETY: the AsyncFd owns the descriptor, so it is open and the same one as long as that lives.
     let ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE)? };
+    let resets = daemon.loaded.resets.as_fd().try_clone_to_owned()?;
+    // SAFETY: as above.
+    let resets = unsafe { AsyncFd::register_with_interest(resets, Interest::READABLE)? };
     let bell = daemon.confinement.watch.as_fd().try_clone_to_owned()?;
     // SAFETY: as above.
     let bell = unsafe { AsyncFd::register_with_interest(bell, Interest::READABLE)? };
@@ -68,8 +84,6 @@ pub async fn serve(
     if let Some(address) = metrics {
         Rc::clone(&server).serve_metrics(address).await;
     }
-    // What an earlier daemon left in the ring.
-    server.publish(Daemon::take_events);
     let _ = notify(false, &[NotifyState::Ready]);
     info!("ready, listening on {}", socket.display());
     loop {
@@ -82,9 +96,18 @@ pub async fn serve(
                     sleep(PAUSE).await;
                 }
             },
+            // Programs wait for this, and it is little work.
+            ready = resets.readable() => {
+                let mut ready = ready?;
+                if !server.daemon.borrow_mut().take_resets() {
+                    ready.clear_ready();
+                }
+            }
             ready = ring.readable() => {
-                ready?.clear_ready();
-                server.publish(Daemon::take_events);
+                let mut ready = ready?;
+                if !server.publish_events() {
+                    ready.clear_ready();
+                }
             }
             ready = async { (&mut quiet_until).await; bell.readable().await } => {
                 ready?.clear_ready();
@@ -97,16 +120,21 @@ pub async fn serve(
                 let _ = notify(false, &[NotifyState::Watchdog]);
                 server.daemon.borrow_mut().find_late();
                 // A predecessor's ring wakes nobody.
-                server.publish(Daemon::take_events);
+                server.publish_events();
                 server.publish(Daemon::take_folded);
                 let mut daemon = server.daemon.borrow_mut();
                 if left_out_told.elapsed() >= daemon.interval() {
                     daemon.log_left_out();
                     left_out_told = Instant::now();
                 }
+                daemon.forget_oldest();
                 daemon.flush_debug_log();
             }
-            _ = reconcile.tick() => server.daemon.borrow_mut().reconcile(),
+            _ = reconcile.tick() => {
+                let mut daemon = server.daemon.borrow_mut();
+                daemon.reconcile();
+                daemon.remember_children();
+            }
             _ = reload.recv() => {
                 let _ = notify(false, &[NotifyState::Reloading]);
                 // Success and failure are logged where they happen.
@@ -153,8 +181,20 @@ struct Server {
 }
 
 impl Server {
+    /// Takes some events. Returns whether there may be more.
+    fn publish_events(&self) -> bool {
+        let (events, more) = self.daemon.borrow_mut().take_events();
+        self.send(events);
+        more
+    }
+
     fn publish(&self, take: fn(&mut Daemon) -> Vec<LoggedDenial>) {
-        for event in take(&mut self.daemon.borrow_mut()) {
+        let events = take(&mut self.daemon.borrow_mut());
+        self.send(events);
+    }
+
+    fn send(&self, events: Vec<LoggedDenial>) {
+        for event in events {
             // Nobody follows: nobody is told.
             let _ = self.events.send(event);
         }
@@ -184,13 +224,11 @@ impl Server {
 
     async fn converse(&self, stream: &mut UnixStream) -> io::Result<()> {
         let peer = stream.peer_cred()?;
-        let mut line = vec![];
-        let mut reader = BufReader::new((&mut *stream).take(MAX_REQUEST));
-        let Ok(read) = timeout(REQUEST_TIMEOUT, reader.read_until(b'\n', &mut line)).await else {
+        let Ok(received) = timeout(REQUEST_TIMEOUT, receive(stream)).await else {
             let reply = Reply::Error("no request came in time".to_owned());
             return send(stream, &reply).await;
         };
-        read?;
+        let (line, descriptor) = received?;
         let pid = peer.pid().and_then(|pid| u32::try_from(pid).ok()).unwrap_or(0);
         let request = match Request::parse(&line) {
             Ok(request) => request,
@@ -203,7 +241,7 @@ impl Server {
         match request {
             Request::Events { instance, follow } => self.stream_events(stream, instance, follow).await,
             request => {
-                let reply = self.reply(request, pid);
+                let reply = self.reply(request, pid, descriptor);
                 send(stream, &reply).await
             }
         }
@@ -218,18 +256,20 @@ impl Server {
             .then(|| "a process of a confined unit may ask for nothing but `attach`".to_owned())
     }
 
-    fn reply(&self, request: Request, pid: u32) -> Reply {
+    fn reply(&self, request: Request, pid: u32, descriptor: Option<OwnedFd>) -> Reply {
         let mut daemon = self.daemon.borrow_mut();
         let reply = match request {
             Request::Attach { instance } => daemon
-                .attach(&instance, pid)
+                .attach(&instance, pid, descriptor)
                 .map(|(unit, generation)| Reply::Attached { unit: unit.to_string(), generation }),
             Request::Status => daemon.status().map(|status| Reply::Status(Box::new(status))),
             Request::Explain { instance, destination } => {
                 daemon.explain(&instance, destination).map(Reply::Explained)
             }
             Request::RememberedDenials { instance } => daemon.seen(&instance).map(Reply::RememberedDenials),
-            Request::Reload => daemon.reload().map(|changes| Reply::Reloaded { changes }),
+            Request::Reload => {
+                daemon.reload().map(|Applied { changes, not_reset }| Reply::Reloaded { changes, not_reset })
+            }
             Request::Detach { instance } => daemon
                 .detach(&instance)
                 .map(|units| Reply::Detached { units: units.iter().map(ToString::to_string).collect() }),

@@ -45,8 +45,14 @@ pub enum MapsError {
     )]
     Replaced,
     /// The kernel does not let the map be mapped into memory.
-    #[error("cannot map CURRENT into memory")]
-    Mmap(#[source] io::Error),
+    #[error("cannot map {name} into memory")]
+    Mmap {
+        /// The map.
+        name: &'static str,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
 }
 
 impl MapsError {

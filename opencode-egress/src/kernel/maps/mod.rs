@@ -1,31 +1,32 @@
 //! The maps by name and type: filling policies, putting them in force, reading counters.
 
-mod current;
 mod error;
+mod seen;
+mod words;
 
 use std::{
     collections::BTreeMap,
     os::fd::{AsFd as _, OwnedFd},
+    sync::Arc,
 };
 
 use aya::{
     Ebpf,
-    maps::{
-        Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, PerCpuValues, RingBuf, lpm_trie::Key,
-    },
+    maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, PerCpuValues, lpm_trie::Key},
 };
 use opencode_egress_common::{
     abi::{
         ConfinedCgroup, Counter, Counters, Current, Denied, DestinationDenials, DestinationKey, Entry,
-        Limits, MAX_DESTINATIONS, PolicyHeader, TrieKey,
+        Limits, PolicyHeader, TrieKey,
     },
     decide::Rules,
 };
 
+pub(crate) use self::words::{TakenKind, TakenWords};
+use self::{seen::Seen, words::CurrentWords};
 use crate::{
     kernel::{
         instance::InstanceIndex,
-        maps::current::CurrentWords,
         tries::{self, NewTrie},
     },
     policy::{LogLimits, compile::CompiledPolicy},
@@ -52,14 +53,19 @@ pub struct Maps {
     in_force: BTreeMap<InstanceIndex, NewTrie>,
     allowed: PerCpuArray<MapData, Counter>,
     denied: Array<MapData, Denied>,
-    seen: HashMap<MapData, DestinationKey, DestinationDenials>,
+    taken: Arc<TakenWords>,
+    seen: Seen,
     limits: Array<MapData, Limits>,
     scopes: HashMap<MapData, u64, ConfinedCgroup>,
     /// Takes the place of a trie that is no longer in force, so that its memory is freed.
     empty: NewTrie,
 }
 
-fn take<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, MapsError> {
+/// Takes a map out of the object as what it is.
+pub(super) fn take<T: TryFrom<Map, Error = MapError>>(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+) -> Result<T, MapsError> {
     let map = ebpf.take_map(name).ok_or(MapsError::Missing(name))?;
     T::try_from(map).map_err(|source| MapsError::Other { name, source: Box::new(source) })
 }
@@ -88,7 +94,8 @@ impl Maps {
             in_force: BTreeMap::new(),
             allowed: take(ebpf, "ALLOWED")?,
             denied: take(ebpf, "DENIED")?,
-            seen: take(ebpf, "SEEN")?,
+            taken: Arc::new(TakenWords::map(ebpf.take_map("TAKEN").ok_or(MapsError::Missing("TAKEN"))?)?),
+            seen: Seen::open(ebpf)?,
             limits: take(ebpf, "LIMITS")?,
             scopes,
             empty: NewTrie::of(&[]).map_err(MapsError::tries("create"))?,
@@ -251,37 +258,64 @@ impl Maps {
         Ok(Counters { allowed, denied })
     }
 
-    /// Has the next denial of each destination of an instance told at once, as if it were the first.
+    /// Has the next repeat of each denial of an instance told at once, as if it were the first.
     ///
     /// # Errors
     ///
     /// When the kernel refuses.
     pub fn report_repeats_at_once(&mut self, instance: InstanceIndex) -> Result<(), MapsError> {
-        for (key, seen) in self.seen()? {
-            if key.instance == instance.number() {
-                // An attempt that is counted meanwhile is not remembered; the counters have it.
-                let seen = DestinationDenials { reported: 0, ..seen };
-                self.seen.insert(key, seen, 0).map_err(MapsError::operation("write to", "SEEN"))?;
-            }
-        }
-        Ok(())
+        self.seen.report_repeats_at_once(instance)
     }
 
-    /// How often a destination was denied so far; `None` when it was long ago.
+    /// How often something was denied so far; `None` when it is not remembered.
     pub fn attempts(&self, key: &DestinationKey) -> Option<u64> {
-        self.seen.get(key, 0).ok().map(|seen| seen.attempts)
+        self.seen.attempts(key)
     }
 
-    /// Every destination that the kernel remembers as denied, of all instances. One that was forgotten
-    /// while they are read makes the kernel start again, so a destination can come twice, and the reading ends
-    /// after as many as there can be.
+    /// Every denial of an instance that the kernel remembers, each once. Another hook or reason is another denial.
     ///
     /// # Errors
     ///
     /// When the kernel refuses.
-    pub fn seen(&self) -> Result<std::collections::HashMap<DestinationKey, DestinationDenials>, MapsError> {
-        let entries = self.seen.iter().take(2 * MAX_DESTINATIONS as usize);
-        entries.collect::<Result<_, _>>().map_err(MapsError::operation("read", "SEEN"))
+    pub fn seen(
+        &self,
+        instance: InstanceIndex,
+    ) -> Result<Vec<(DestinationKey, DestinationDenials)>, MapsError> {
+        self.seen.of(instance)
+    }
+
+    /// Forgets every denial of an instance.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn forget_denials(&mut self, instance: InstanceIndex) -> Result<(), MapsError> {
+        self.seen.forget(instance, &self.taken)
+    }
+
+    /// What this process took of what the programs left it.
+    pub(super) fn taken(&self) -> Arc<TakenWords> {
+        Arc::clone(&self.taken)
+    }
+
+    /// Takes one bounded step to forget the oldest denials of those of `instances` for which the kernel soon has no room: an
+    /// instance may have [`DESTINATIONS_SHARE`](opencode_egress_common::abi::DESTINATIONS_SHARE). To be called every second.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn make_room(&mut self, instances: impl Iterator<Item = InstanceIndex>) -> Result<(), MapsError> {
+        let mut near = vec![];
+        if !self.seen.is_busy() {
+            for instance in instances {
+                let remembered = self.counters(instance)?.denied.remembered;
+                let forgotten = self.taken.get(instance, TakenKind::Forgotten);
+                if seen::is_near_its_share(remembered.saturating_sub(forgotten)) {
+                    near.push(instance);
+                }
+            }
+        }
+        self.seen.make_room(&near, &self.taken)
     }
 
     /// The instance that a cgroup's storage names. `None`: it has no storage, for no link was ever made to it.
@@ -307,9 +341,4 @@ impl Rules for KernelRules {
     fn entry(&self, key: &TrieKey) -> Option<Entry> {
         self.0.get(&trie_key(key), 0).ok()
     }
-}
-
-/// Takes the ring buffer of denied flows.
-pub(crate) fn open_ring(ebpf: &mut Ebpf) -> Result<RingBuf<MapData>, MapsError> {
-    take(ebpf, "EVENTS")
 }

@@ -213,6 +213,8 @@ impl Compiler {
     fn port_entries(&self) -> Vec<(TrieKey, Entry)> {
         let mut entries = vec![];
         for (set, number) in &self.sets {
+            let some_port_is_allowed = set.iter().any(|(_, grant)| *grant == Grant::ALLOW);
+            entries.push((TrieKey::port_prefix(*number, 0, 0), Entry::rest_of_set(some_port_is_allowed)));
             for &(span, grant) in set {
                 for (port, len) in prefixes_of(span) {
                     entries.push((TrieKey::port_prefix(*number, port, len), Entry::uniform(grant)));

@@ -1,0 +1,115 @@
+//! A packet's bytes and its socket.
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::__sk_buff,
+    helpers::{bpf_sk_fullsock, bpf_skb_load_bytes},
+    programs::SkBuffContext,
+};
+use opencode_egress_common::{
+    packet::{Bytes, Packet, ipv4, ipv6},
+    reason::DropReason,
+};
+
+use crate::{
+    sk::{FullSk, Sk},
+    uapi::{ETH_P_IP, ETH_P_IPV6},
+};
+
+/// A packet in the kernel.
+pub(crate) struct Skb(pub(crate) SkBuffContext);
+
+impl Skb {
+    #[inline(always)]
+    pub(crate) fn raw(&self) -> *mut __sk_buff {
+        self.0.as_ptr().cast()
+    }
+
+    #[inline(always)]
+    pub(crate) fn interface(&self) -> u32 {
+        // SAFETY: the kernel's context, valid while the program runs.
+        unsafe { (*self.raw()).ifindex }
+    }
+
+    #[inline(always)]
+    pub(crate) fn ethertype(&self) -> u16 {
+        // SAFETY: the kernel's context, valid while the program runs; `protocol` is in network order.
+        u16::from_be(unsafe { (*self.raw()).protocol } as u16)
+    }
+
+    /// Reads the headers. A packet whose version is not what its socket family says is unreadable.
+    #[inline(always)]
+    pub(crate) fn read(&self) -> Result<Packet, DropReason> {
+        match self.ethertype() {
+            ETH_P_IP => ipv4(self),
+            ETH_P_IPV6 => ipv6(self),
+            _ => Err(DropReason::UnreadableHeader),
+        }
+    }
+
+    /// The packet's socket.
+    #[inline(always)]
+    pub(crate) fn socket(&self) -> Option<Sk> {
+        // SAFETY: the kernel's context, valid while the program runs.
+        Sk::new(unsafe { (*self.raw()).__bindgen_anon_2.sk })
+    }
+
+    /// The packet's socket, if that is a full one.
+    #[inline(always)]
+    pub(crate) fn full_socket(&self) -> Option<FullSk> {
+        // SAFETY: the helper takes any socket.
+        FullSk::new(unsafe { bpf_sk_fullsock(self.socket()?.as_ptr()) })
+    }
+
+    /// Whether a datagram has its socket's own port for a source, as everything has that was not wrapped into
+    /// another datagram on its way.
+    #[inline(always)]
+    pub(crate) fn is_from_its_port(&self, packet: &Packet) -> bool {
+        self.socket().is_some_and(|sk| sk.port() == packet.source_port)
+    }
+}
+
+/// What of a packet is linear in memory and at constant offsets: enough for a plain one.
+pub(crate) struct Linear<'a>(pub(crate) &'a Skb);
+
+impl Bytes for Linear<'_> {
+    #[inline(always)]
+    fn near<const OFFSET: usize, const N: usize>(&self) -> Option<[u32; N]> {
+        // SAFETY: the kernel's context; `data` and `data_end` bound the packet's linear part, and the
+        // verifier checks that what is read lies between them. It refuses a misaligned load where the
+        // architecture has none.
+        unsafe {
+            let skb = self.0.raw();
+            let data = (*skb).data as usize;
+            (data + OFFSET + N * 4 <= (*skb).data_end as usize).then(|| *((data + OFFSET) as *const [u32; N]))
+        }
+    }
+
+    #[inline(always)]
+    fn far<const N: usize>(&self, _offset: usize) -> Option<[u32; N]> {
+        None
+    }
+}
+
+impl Bytes for Skb {
+    #[inline(always)]
+    fn near<const OFFSET: usize, const N: usize>(&self) -> Option<[u32; N]> {
+        // Otherwise headers are in fragments of the buffer.
+        Linear(self).near::<OFFSET, N>().or_else(|| self.far(OFFSET))
+    }
+
+    #[inline(always)]
+    fn far<const N: usize>(&self, offset: usize) -> Option<[u32; N]> {
+        let mut words = [0; N];
+        // SAFETY: the destination is on the stack and N words long.
+        let result = unsafe {
+            bpf_skb_load_bytes(
+                self.raw().cast(),
+                offset as u32,
+                (&raw mut words).cast(),
+                size_of::<[u32; N]>() as u32,
+            )
+        };
+        (result == 0).then_some(words)
+    }
+}
