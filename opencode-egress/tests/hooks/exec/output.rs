@@ -1,7 +1,7 @@
 //! Where what is refused is told: on lines of their own, though the command writes to the same place.
 
 use std::{
-    io::Read as _,
+    io::{BufRead as _, BufReader, Read as _},
     path::Path,
     process::{Command, Stdio},
 };
@@ -85,13 +85,15 @@ fn exec_keeps_the_order_of_its_commands_output() {
 /// Signals are passed on also while nobody reads what the command writes.
 #[test]
 fn exec_waits_for_no_reader() {
-    let mut command = exec("192.0.2.0/24", "exec cat /dev/zero >&2");
-    let mut child = command.stderr(Stdio::piped()).spawn().expect("opencode-egress runs");
-    let mut stderr = child.stderr.take().expect("its stderr");
-    stderr.read_exact(&mut [0]).expect("the command writes");
-    // Into a pipe that nobody reads: the command waits for room, and that is seen.
-    let children = format!("/proc/{0}/task/{0}/children", child.id());
-    let command = std::fs::read_to_string(children).expect("its command");
+    let mut command = exec("192.0.2.0/24", "echo $$; exec cat /dev/zero >&2");
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("opencode-egress runs");
+    let stderr = child.stderr.take().expect("its stderr");
+    let mut command = String::new();
+    BufReader::new(child.stdout.take().expect("its stdout"))
+        .read_line(&mut command)
+        .expect("its command's id");
+    // The command waits for room in a pipe, and that is seen.
     let waits = format!("/proc/{}/wchan", command.trim());
     while !std::fs::read_to_string(&waits).expect("where it waits").contains("pipe_write") {
         std::thread::yield_now();
