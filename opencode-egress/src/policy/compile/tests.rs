@@ -81,19 +81,17 @@ fn many_separate_ports_are_compiled_at_once() {
     let network: Cidr = "10.0.0.0/8".parse().expect("a network");
     let rule = |ports| Rule::new(network, RuleProtocol::Tcp, ports).expect("a rule");
     let of_one_port = |ports: Vec<_>| ports.into_iter().map(|port| rule(vec![port])).collect();
-    for (allow, ports) in [
-        (vec![rule(separate(4_000))], 4_000),
-        (vec![rule(separate(32_768))], 32_768),
-        (vec![rule((1..=u16::MAX).map(PortRange::one).collect())], 16),
-        (of_one_port(separate(4_000)), 4_000),
+    for (name, allow) in [
+        ("4,000 ports", vec![rule(separate(4_000))]),
+        ("every other port", vec![rule(separate(32_768))]),
+        ("every port", vec![rule((1..=u16::MAX).map(PortRange::one).collect())]),
+        ("4,000 rules", of_one_port(separate(4_000))),
     ] {
         let policy = Policy { allow, ..Policy::default() };
         let begin = Instant::now();
-        let entries = compile(&policy).expect("it fits").entries.len();
+        compile(&policy).expect("it fits");
         let took = begin.elapsed();
-        // The network's own.
-        assert_eq!(entries, ports + 1);
-        assert!(took < Duration::from_secs(1), "{ports} took {took:?}");
+        assert!(took < Duration::from_secs(1), "{name} took {took:?}");
     }
 }
 
