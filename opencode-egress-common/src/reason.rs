@@ -144,6 +144,7 @@ mod tests {
         (16, "header-included"),
         (17, "routing-option"),
         (18, "peer-not-allowed"),
+        (19, "transformed"),
     ];
     const HOOKS: &[(u8, &str)] = &[
         (1, "connect4"),

@@ -38,16 +38,23 @@ pub enum Command {
     Attach(AttachArgs),
     /// Run one command under a policy, without daemon and systemd
     ///
-    /// The command runs in a fresh cgroup, without the capabilities that would lead round the policy. What is
-    /// denied to it is printed to stderr. The exit status is the command's; 125 when it could not be confined.
+    /// The command runs in a fresh cgroup, without the capabilities, system calls and writable files of the kernel's that
+    /// would lead round the policy: sockets are of AF_UNIX, AF_INET, AF_INET6 and AF_NETLINK, there is no io_uring,
+    /// and setuid programs give nothing back. What is denied to it is printed to stderr, on lines of their own. Signals
+    /// are passed on. The exit status is the command's, 128 and the signal's number when a signal ended it; 125 when it
+    /// could not be confined.
     Exec(ExecArgs),
     /// Validate a policy file and print what it compiles to
+    ///
+    /// Also says which listeners are at no address of this machine, which is no error.
     Check(CheckArgs),
     /// Show what is confined, and what was denied
     Status(ReadArgs),
     /// Watch what is confined, how much passes and what is denied
     Top(TopArgs),
     /// Say what becomes of a flow, and why
+    ///
+    /// Of an address and port at which the instance itself might listen, also what becomes of a bind.
     Explain(ExplainArgs),
     /// Print the last denials, and with --follow those to come
     Events(EventsArgs),

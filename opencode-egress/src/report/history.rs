@@ -113,11 +113,7 @@ impl Collected {
         let destinations = self
             .destinations
             .into_iter()
-            .map(|((destination, reason), attempts)| DeniedDestination {
-                destination,
-                reasons: [reason].into(),
-                attempts,
-            })
+            .map(|((destination, reason), attempts)| DeniedDestination { destination, reason, attempts })
             .collect();
         History { destinations, left_out: self.left_out }
     }
@@ -128,12 +124,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn entries_of_a_destination_are_added_up() {
+    fn entries_of_a_destination_and_reason_are_added_up() {
         let mut collected = Collected::default();
         for line in [
             r#"{"EGRESS_PROTO":"tcp","EGRESS_DST":"203.0.113.9","EGRESS_DPORT":"443","EGRESS_REASON":"not-allowed","EGRESS_SUPPRESSED":"0","__CURSOR":"s=1"}"#,
-            r#"{"EGRESS_PROTO":"tcp","EGRESS_DST":"203.0.113.9","EGRESS_DPORT":"443","EGRESS_REASON":"port-not-allowed","EGRESS_SUPPRESSED":"7"}"#,
-            r#"{"EGRESS_PROTO":"tcp","EGRESS_DST":"203.0.113.9","EGRESS_DPORT":"443","EGRESS_REASON":"not-allowed","EGRESS_SUPPRESSED":"1"}"#,
+            r#"{"EGRESS_PROTO":"tcp","EGRESS_DST":"203.0.113.9","EGRESS_DPORT":"443","EGRESS_REASON":"not-allowed","EGRESS_SUPPRESSED":"7"}"#,
+            r#"{"EGRESS_PROTO":"tcp","EGRESS_DST":"203.0.113.9","EGRESS_DPORT":"443","EGRESS_REASON":"bind-not-listed"}"#,
             r#"{"EGRESS_LIMITED":"5","EGRESS_LOST":"1"}"#,
             r#"{"MESSAGE":"of something else"}"#,
             r#"{"EGRESS_PROTO":"tcp","EGRESS_DST":"nowhere","EGRESS_DPORT":"443","EGRESS_REASON":"not-allowed"}"#,
@@ -141,11 +137,9 @@ mod tests {
             collected.add(line);
         }
         let destination = "203.0.113.9:443".parse().expect("a destination");
-        let denied = |reason: &str, attempts| {
-            let reasons = [reason.to_owned()].into();
-            DeniedDestination { destination, reasons, attempts }
-        };
-        let destinations = vec![denied("not-allowed", 3), denied("port-not-allowed", 8)];
+        let denied =
+            |reason: &str, attempts| DeniedDestination { destination, reason: reason.to_owned(), attempts };
+        let destinations = vec![denied("bind-not-listed", 1), denied("not-allowed", 9)];
         assert_eq!(collected.history(), History { destinations, left_out: 6 });
     }
 }

@@ -10,6 +10,8 @@ use crate::{
 
 /// A flow was denied.
 pub const DENIED_ID: &str = "2da292e8965a49f690f448fafc95f50a";
+/// A bind to what the policy does not list was denied.
+pub const BIND_DENIED_ID: &str = "4d2b720e6d544cc6194f0724d5b8ef66";
 /// Denials had no line of their own.
 pub const LEFT_OUT_ID: &str = "471259d7e4c94873b2977a6f2613f6a6";
 /// A unit runs and cannot be confined.
@@ -32,7 +34,7 @@ pub fn identifier(instance: &str) -> String {
 pub fn log_denial(event: &LoggedDenial) {
     let line = &event.line;
     let mode = if line.audit { Mode::Audit } else { Mode::Enforce };
-    let fields = vec![
+    let mut fields = vec![
         ("EGRESS_PROTO", line.proto.clone()),
         ("EGRESS_DST", line.dst.to_string()),
         ("EGRESS_DPORT", line.dport.to_string()),
@@ -44,10 +46,11 @@ pub fn log_denial(event: &LoggedDenial) {
         ("EGRESS_SUPPRESSED", line.suppressed.to_string()),
         ("EGRESS_GENERATION", line.generation.to_string()),
     ];
-    let asked = line.asked.map(|asked| ("EGRESS_ASKED", asked.to_string()));
-    let local_port = line.lport.map(|port| ("EGRESS_LPORT", port.to_string()));
-    let fields: Vec<_> = fields.into_iter().chain(asked).chain(local_port).collect();
-    send(&event.instance, DENIED_ID, mode, &line.to_string(), &fields);
+    fields.extend(line.asked.map(|asked| ("EGRESS_ASKED", asked.to_string())));
+    fields.extend(line.lport.map(|port| ("EGRESS_LPORT", port.to_string())));
+    fields.extend(line.hint.clone().map(|hint| ("EGRESS_HINT", hint)));
+    let id = if line.is_of_bind() { BIND_DENIED_ID } else { DENIED_ID };
+    send(&event.instance, id, mode, &line.to_string(), &fields);
 }
 
 /// Logs how many denials were left out of an instance's lines.
@@ -94,6 +97,7 @@ mod tests {
         let mut entries: Vec<_> = catalog.lines().filter_map(|line| line.strip_prefix("-- ")).collect();
         let mut ids = [
             DENIED_ID,
+            BIND_DENIED_ID,
             LEFT_OUT_ID,
             NOT_CONFINED_ID,
             DETACHED_ID,

@@ -15,7 +15,7 @@ use crate::{
     network::{ALLOWED, ALLOWED6, DENIED, DENIED6, Namespace, PORT, UNIT, UNIT6},
     probe::{Outcome, Probe},
     sys::{bind, connect, disconnect, domain, listening, local_port, send, send_to, set, socket},
-    tcp::{IPPROTO_MPTCP, has_mptcp},
+    tcp::{IPPROTO_MPTCP, has_mptcp, tcp},
     udp::udp,
     world::{World, any, base_policy, listen},
 };
@@ -168,6 +168,15 @@ fn a_listener_that_is_not_open_serves_loopback_alone() {
         let own = if address == UNIT6 { UNIT6.into() } else { IpAddr::from(UNIT) };
         is_served(&world.far, (own, LISTENER));
     }
+}
+
+/// That the policy lists another machine's address makes it no rule.
+#[test]
+fn a_listener_at_another_machine_is_no_rule() {
+    let elsewhere = [DENIED.to_string(), DENIED6.to_string()].map(|address| listen(&address, PORT, true));
+    let policy = Policy { listen: elsewhere.to_vec(), deny: vec![any("192.0.2.3/32")], ..base_policy() };
+    let mut world = World::new(&policy);
+    world.judges("TCP beside a listener elsewhere", |to| tcp(to).map(drop));
 }
 
 #[test]

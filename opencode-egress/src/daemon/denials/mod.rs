@@ -130,6 +130,10 @@ fn log(
         warn!("denied to a cgroup of nobody: {line}");
         return None;
     };
+    let line = match instances.get(name).and_then(|instance| instance.policy.as_ref()) {
+        Some(policy) => line.with_hint(policy),
+        None => line,
+    };
     let event = LoggedDenial { time: now(), instance: name.to_string(), line };
     journal::log_denial(&event);
     if let Some(instance) = instances.get_mut(name) {

@@ -27,8 +27,8 @@ impl Daemon {
             }
         }
         let destinations = destinations.into_iter().filter_map(|((destination, reason), attempts)| {
-            let reasons = [DropReason::from_number(reason)?.name().to_owned()].into();
-            Some(DeniedDestination { destination, reasons, attempts })
+            let reason = DropReason::from_number(reason)?.name().to_owned();
+            Some(DeniedDestination { destination, reason, attempts })
         });
         Ok(RememberedDenials { destinations: destinations.collect(), remembered })
     }

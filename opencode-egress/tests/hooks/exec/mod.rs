@@ -1,5 +1,10 @@
 //! The command `exec`, in a namespace of its own.
 
+mod output;
+mod seal;
+mod signals;
+mod syscalls;
+
 use std::{
     io,
     net::{Ipv4Addr, TcpListener},
@@ -16,6 +21,15 @@ fn exec(allow: &str, script: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_opencode-egress"));
     command.args(["exec", "--allow", allow, "--", "bash", "-c", script]);
     command
+}
+
+/// Runs one of this program's own tests, which are ignored otherwise, under a policy that allows nothing that is there.
+fn exec_test(name: &str) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_opencode-egress"));
+    command
+        .args(["exec", "--allow", "192.0.2.0/24", "--"])
+        .arg(std::env::current_exe().expect("this program"));
+    command.args(["--exact", "--ignored", "--nocapture", name]).output().expect("opencode-egress runs")
 }
 
 fn said(output: &[u8]) -> String {

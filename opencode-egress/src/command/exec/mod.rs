@@ -1,0 +1,251 @@
+//! `exec`: one command in a fresh cgroup under a policy, without daemon and systemd.
+
+mod output;
+mod scratch;
+mod seal;
+mod signals;
+mod syscalls;
+
+use std::{
+    fs,
+    io::{self, Write as _},
+    os::{
+        fd::{AsFd as _, OwnedFd, RawFd},
+        unix::process::{CommandExt as _, ExitStatusExt as _},
+    },
+    process::{Child, Command, ExitCode, ExitStatus},
+    thread,
+};
+
+use anyhow::{Context as _, Result, bail};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    process::{Pid, PidfdFlags, pidfd_open},
+    thread::CapabilitySet,
+};
+use seccompiler::apply_filter;
+
+use self::{output::Output, scratch::Scratch, signals::Signals};
+use crate::{
+    cgroups::Cgroup,
+    command::args::ExecArgs,
+    kernel::{
+        connections::SocketDiagnosis,
+        instance::InstanceIndex,
+        loader::{Lifetime, Loaded, load},
+    },
+    policy::{LogLimits, Mode, Policy, Rule, compile::compile, file},
+    report::denial::DenialLine,
+};
+
+/// How many records of the kernel's are taken in one turn.
+const TURN: usize = 256;
+
+/// Capabilities with which a process would send what no cgroup sees, leave its cgroup, or undo the
+/// programs; docs/threat-model.md has each one's reason.
+const DROPPED: CapabilitySet = CapabilitySet::NET_RAW
+    .union(CapabilitySet::NET_ADMIN)
+    .union(CapabilitySet::SYS_ADMIN)
+    .union(CapabilitySet::SYS_BOOT)
+    .union(CapabilitySet::SYS_MODULE)
+    .union(CapabilitySet::SYS_RAWIO)
+    .union(CapabilitySet::SYS_PTRACE)
+    .union(CapabilitySet::DAC_READ_SEARCH)
+    .union(CapabilitySet::MKNOD)
+    .union(CapabilitySet::BPF)
+    .union(CapabilitySet::PERFMON);
+
+/// Runs the command and returns its exit status.
+///
+/// # Errors
+///
+/// When it could not be confined or started; nothing ran then.
+pub(super) fn exec(args: &ExecArgs) -> Result<ExitCode> {
+    let policy = policy(args)?;
+    let compiled = compile(&policy)?;
+    let mut loaded = load(&Lifetime::Process)?;
+    loaded.maps.set_limits(&LogLimits::default())?;
+    loaded.maps.install(InstanceIndex::FIRST, &compiled)?;
+    let diagnosis = SocketDiagnosis::open().context("cannot look at open connections")?;
+    let signals = Signals::take()?;
+    let cgroup = Scratch::create()?;
+    loaded.confine(&cgroup.0, InstanceIndex::FIRST, |loaded, hook, cgroup| {
+        loaded.programs.attach_for_good(hook, cgroup)
+    })?;
+    let (child, mut output) = spawn(args, &cgroup.0, signals.release())?;
+    let status = watch(&mut loaded, child, &diagnosis, &signals, &policy, &mut output)?;
+    let left = cgroup.kill();
+    while report(&mut loaded, &policy, &mut output) {}
+    conclude(&loaded, status, &left, &cgroup.0, &mut output)?;
+    // There is no command to pass signals on to.
+    signals.release()();
+    output.finish();
+    Ok(exit_code(status))
+}
+
+fn policy(args: &ExecArgs) -> Result<Policy> {
+    let mut policy = match (&args.policy, &args.instance) {
+        (Some(file), Some(name)) => file::load(file)?.instance(name, file)?.clone(),
+        _ => Policy {
+            allow: args.allow.iter().copied().map(Rule::any).collect(),
+            deny: args.deny.iter().copied().map(Rule::any).collect(),
+            ..Policy::default()
+        },
+    };
+    if args.audit {
+        policy.mode = Mode::Audit;
+    }
+    Ok(policy)
+}
+
+/// Starts the command, from a thread that has left this process' mount namespace for a sealed one.
+fn spawn(
+    args: &ExecArgs,
+    cgroup: &Cgroup,
+    release_signals: impl Fn() + Send + Sync + 'static,
+) -> Result<(Child, Output)> {
+    let Some((program, arguments)) = args.command.split_first() else { bail!("no command to run") };
+    let mut entrance = cgroup.entrance()?;
+    let filters = syscalls::filters()?;
+    keep_descriptors()?;
+    let mut command = Command::new(program);
+    command.args(arguments);
+    let output = Output::share_with(&mut command)?;
+    // SAFETY: between fork and exec only system calls on prepared data: nothing allocates or locks, but where it fails, for
+    // the message of an error.
+    unsafe {
+        command.pre_exec(move || {
+            // "0" is the process that writes it.
+            entrance.write_all(b"0")?;
+            drop_capabilities()?;
+            release_signals();
+            // Also takes from it what setuid programs would give back.
+            filters.iter().try_for_each(|filter| apply_filter(filter).map_err(io::Error::other))
+        })
+    };
+    let start = move || {
+        seal::seal_this_thread()?;
+        command.spawn().with_context(|| format!("cannot run {}", program.display()))
+    };
+    let child = thread::scope(|scope| scope.spawn(start).join());
+    let child = child.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+    Ok((child, output))
+}
+
+fn drop_capabilities() -> io::Result<()> {
+    use rustix::thread::{
+        capabilities, clear_ambient_capability_set, remove_capability_from_bounding_set, set_capabilities,
+    };
+    for capability in DROPPED.iter() {
+        remove_capability_from_bounding_set(capability)?;
+    }
+    clear_ambient_capability_set()?;
+    let mut sets = capabilities(None)?;
+    sets.permitted.remove(DROPPED);
+    sets.effective.remove(DROPPED);
+    sets.inheritable.remove(DROPPED);
+    Ok(set_capabilities(None, sets)?)
+}
+
+/// Keeps what is beyond the standard streams from the command: a socket among it belongs to this
+/// process' cgroup. (close_range(2) does this at once, but only marks them since Linux 5.11.)
+fn keep_descriptors() -> Result<()> {
+    let why = "cannot see which descriptors this process was given";
+    for entry in fs::read_dir("/proc/self/fd").context(why)? {
+        let name = entry.context(why)?.file_name();
+        let fd: RawFd = name.to_str().and_then(|name| name.parse().ok()).context(why)?;
+        if fd > libc::STDERR_FILENO {
+            // SAFETY: F_SETFD only marks the descriptor; on one that is gone by now it fails.
+            unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
+        }
+    }
+    Ok(())
+}
+
+/// Prints what is refused until the command ends.
+fn watch(
+    loaded: &mut Loaded,
+    mut child: Child,
+    diagnosis: &SocketDiagnosis,
+    signals: &Signals,
+    policy: &Policy,
+    output: &mut Output,
+) -> Result<ExitStatus> {
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).context("no process id")?;
+    let ended: OwnedFd = pidfd_open(pid, PidfdFlags::empty()).context("cannot watch the command")?;
+    let stderr = io::stderr();
+    loop {
+        let watched = [ended.as_fd(), loaded.events.as_fd(), loaded.resets.as_fd(), signals.as_fd()];
+        let mut fds = watched.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).to_vec();
+        fds.extend(output.waits_for(&stderr));
+        let patience = output.patience().map(Timespec::try_from).transpose()?;
+        match poll(&mut fds, patience.as_ref()) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(errno) => return Err(errno).context("cannot wait for the command"),
+        }
+        let over = !fds[0].revents().is_empty();
+        signals.pass_on(&ended);
+        reset(loaded, diagnosis, output);
+        report(loaded, policy, output);
+        output.go_on();
+        if over {
+            return child.wait().context("cannot wait for the command");
+        }
+    }
+}
+
+/// Resets connections of which a packet was refused, so that the command does not wait for an answer.
+fn reset(loaded: &mut Loaded, diagnosis: &SocketDiagnosis, output: &mut Output) {
+    loaded.resets.take(TURN, |request| {
+        if let Err(error) = diagnosis.reset_requested(request, true) {
+            output.say(&format!("a refused connection is not reset, so its program waits: {error}"));
+        }
+    });
+}
+
+/// Prints some of what was refused. Returns whether there may be more.
+fn report(loaded: &mut Loaded, policy: &Policy, output: &mut Output) -> bool {
+    loaded.events.take(TURN, |denial| match denial {
+        Ok(denial) => {
+            let line = DenialLine::of(&denial, denial.event.suppressed).with_hint(policy);
+            output.say(&format!("refused: {line}"));
+        }
+        Err(error) => output.say(&error.to_string()),
+    })
+}
+
+/// Says what no line said.
+fn conclude(
+    loaded: &Loaded,
+    status: ExitStatus,
+    left: &[u32],
+    cgroup: &Cgroup,
+    output: &mut Output,
+) -> Result<()> {
+    if status.signal() == Some(libc::SIGSYS) {
+        output.say("the command was ended by SIGSYS, as by a system call of another architecture: exec runs no 32-bit programs");
+    }
+    let denied = loaded.maps.counters(InstanceIndex::FIRST)?.denied;
+    let total: u64 = denied.reasons.iter().map(|counter| counter.packets).sum();
+    if denied.folded + denied.limited + denied.lost > 0 {
+        output.say(&format!(
+            "{total} refused in all; not shown: {} repeats, {} over the rate, {} lost",
+            denied.folded, denied.limited, denied.lost
+        ));
+    }
+    if !left.is_empty() {
+        let ids: Vec<_> = left.iter().map(u32::to_string).collect();
+        output.say(&format!(
+            "cannot end what the command left running (process {}); it stays confined in {}, which can be removed once it has ended",
+            ids.join(", "),
+            cgroup.path().display()
+        ));
+    }
+    Ok(())
+}
+
+/// As shells have it: 128 and the signal's number for a command that a signal ended.
+fn exit_code(status: ExitStatus) -> ExitCode {
+    let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
+    ExitCode::from(u8::try_from(code).unwrap_or(1))
+}
