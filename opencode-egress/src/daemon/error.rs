@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use crate::{
     cgroups::CgroupError,
+    control::caller::CallerError,
     kernel::{
         confine::ConfineError, loader::LoadError, maps::MapsError, pins::PinError, programs::AttachError,
         registry::InstanceNumbersError,
@@ -41,6 +42,9 @@ pub enum DaemonError {
     /// A cgroup.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
+    /// Who asks.
+    #[error(transparent)]
+    Caller(#[from] CallerError),
     /// A link.
     #[error(transparent)]
     Attach(#[from] AttachError),

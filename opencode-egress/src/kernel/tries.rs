@@ -23,6 +23,9 @@ const BPF_MAP_UPDATE_BATCH: i32 = 26;
 /// 5.19.
 const ENOTSUPP: i32 = 524;
 
+/// Entries that are written in one system call.
+const CHUNK: usize = 16 * 1024;
+
 /// A trie that this process made.
 pub(crate) struct NewTrie(OwnedFd);
 
@@ -30,8 +33,10 @@ impl NewTrie {
     /// A trie of these entries; no key comes twice.
     pub(crate) fn of(entries: &[(TrieKey, Entry)]) -> io::Result<Self> {
         let trie = Self::create(entries.len())?;
-        let (keys, values): (Vec<_>, Vec<_>) = entries.iter().copied().unzip();
-        update(trie.0.as_fd(), &keys, &values)?;
+        for chunk in entries.chunks(CHUNK) {
+            let (keys, values): (Vec<_>, Vec<_>) = chunk.iter().copied().unzip();
+            update(trie.0.as_fd(), &keys, &values)?;
+        }
         Ok(trie)
     }
 

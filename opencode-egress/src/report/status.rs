@@ -8,7 +8,7 @@ use opencode_egress_common::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::report::denial::LoggedDenial;
+use crate::report::{denial::LoggedDenial, journal::LineCounts};
 
 /// The daemon and everything that it confines.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -21,6 +21,8 @@ pub struct Status {
     pub reload_error: Option<String>,
     /// When the policy file was last applied; seconds since 1970.
     pub applied: u64,
+    /// What the daemon itself cannot do as it should, and what that means; a line each.
+    pub troubles: Vec<String>,
     /// The instances.
     pub instances: BTreeMap<String, InstanceStatus>,
 }
@@ -80,7 +82,11 @@ pub struct CountersStatus {
     pub denied_by_reason: BTreeMap<String, u64>,
     /// Bytes of the refused packets, by drop reason.
     pub denied_bytes_by_reason: BTreeMap<String, u64>,
-    /// Events that found no room.
+    /// Denials with a line of their own in the log.
+    pub lines: u64,
+    /// Those whose line is yet to be written.
+    pub waiting: u64,
+    /// Those whose event found no room in the ring buffer, or whose line found none on its way to the log.
     pub lost: u64,
     /// Denials folded into the line of an earlier one.
     pub folded: u64,
@@ -88,8 +94,9 @@ pub struct CountersStatus {
     pub limited: u64,
 }
 
-impl From<Counters> for CountersStatus {
-    fn from(Counters { allowed, denied }: Counters) -> Self {
+impl CountersStatus {
+    /// The kernel's counters, and what became of the lines.
+    pub fn new(Counters { allowed, denied }: Counters, lines: &LineCounts) -> Self {
         let by_reason = DropReason::ALL.iter().map(|reason| (*reason, denied.reasons[*reason as usize]));
         let by_reason: Vec<(DropReason, Counter)> =
             by_reason.filter(|(_, counter)| counter.packets > 0).collect();
@@ -106,8 +113,10 @@ impl From<Counters> for CountersStatus {
                 .iter()
                 .map(|(reason, counter)| (reason.name().to_owned(), counter.bytes))
                 .collect(),
-            lost: denied.lost,
-            folded: denied.folded,
+            lines: lines.lines,
+            waiting: lines.waiting(),
+            lost: denied.lost + lines.lost,
+            folded: denied.folded.saturating_sub(lines.unfolded),
             limited: denied.limited,
         }
     }

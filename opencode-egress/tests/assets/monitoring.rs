@@ -50,6 +50,7 @@ fn everything() -> String {
         config: "policy.json".into(),
         reload_error: None,
         applied: 1_700_000_000,
+        troubles: vec![],
         instances: BTreeMap::from([("a".into(), instance)]),
     };
     exposition(&status).expect("an exposition")
