@@ -42,12 +42,16 @@ pub enum Command {
     /// refused to it is printed to stderr. The exit status is the command's; 125 when it could not be confined.
     Exec(ExecArgs),
     /// Validate a policy file and print what it compiles to
+    ///
+    /// Also says which listeners are at no address of this machine, which is no error.
     Check(CheckArgs),
     /// Show what is confined, and what was refused
     Status(ReadArgs),
     /// Watch what is confined, how much passes and what is refused
     Top(TopArgs),
     /// Say what becomes of a flow, and why
+    ///
+    /// Of an address and port at which the instance itself might listen, also what becomes of a bind.
     Explain(ExplainArgs),
     /// Print denied flows
     Events(EventsArgs),

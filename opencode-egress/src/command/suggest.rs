@@ -13,7 +13,9 @@ use crate::{
     },
     control::request::{RememberedDenials, Reply, Request},
     policy::{
-        InstanceName, Rule, RuleProtocol, file,
+        InstanceName, Policy, Rule, RuleProtocol,
+        destination::Destination,
+        file,
         suggest::{self, DeniedDestination, SuggestedRule, Suggestion, Widest},
     },
     report::history::{self, History},
@@ -42,7 +44,7 @@ pub(super) fn suggest(args: &SuggestArgs) -> Result<()> {
         lines(&suggestion.rules)?
     };
     std::io::stdout().write_all(text.as_bytes())?;
-    for note in notes(args, denied.len(), &suggestion) {
+    for note in notes(args, policy, denied.len(), &suggestion) {
         eprintln!("opencode-egress: {note}");
     }
     Ok(())
@@ -74,29 +76,43 @@ fn from_daemon(args: &SuggestArgs) -> Result<Vec<DeniedDestination>> {
 }
 
 /// What to know beside the rules, a line each.
-fn notes(args: &SuggestArgs, denied: usize, suggestion: &Suggestion) -> Vec<String> {
-    let Suggestion { rules, by_deny_rule, beyond_rules } = suggestion;
+fn notes(args: &SuggestArgs, policy: &Policy, denied: usize, suggestion: &Suggestion) -> Vec<String> {
+    let Suggestion { rules, by_deny_rule, binds, beyond_rules, allowed_by_now } = suggestion;
     let name = &args.name;
     let attempts: u64 = rules.iter().map(|suggested| suggested.attempts).sum();
-    let mut notes = vec![match (rules.len(), &args.since) {
-        (0, _) if denied > 0 => {
+    let mut notes = vec![match (rules.len(), denied, &args.since) {
+        (0, 0, None) => format!("{name}: nothing to add; the kernel remembers no refusal"),
+        (0, 0, Some(since)) => format!("{name}: nothing to add; the journal has no refusal since {since}"),
+        (0, ..) if *allowed_by_now > 0 => {
             format!("{name}: nothing to add; {} has every rule that was missing", args.config.display())
         }
-        (0, None) => format!("{name}: nothing to add; the kernel remembers no refusal"),
-        (0, Some(since)) => format!("{name}: nothing to add; the journal has no refusal since {since}"),
-        (rules, _) => format!("{name}: rules: {rules}, for refusals: {attempts}; add those that should be"),
+        (0, ..) => format!("{name}: no rule to add"),
+        (rules, ..) => format!("{name}: rules: {rules}, for refusals: {attempts}; add those that should be"),
     }];
     if !by_deny_rule.is_empty() {
-        let shown: Vec<_> = by_deny_rule.iter().take(SHOWN).map(ToString::to_string).collect();
-        let more = by_deny_rule.len().saturating_sub(SHOWN);
-        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-        notes.push(format!("left out, a deny rule refuses them: {}{more}", shown.join(", ")));
+        notes
+            .push(format!("left out, a deny rule refuses them: {}", list(by_deny_rule, ToString::to_string)));
+    }
+    if !binds.is_empty() {
+        let shown = |(at, attempts): &(Destination, u64)| {
+            format!("{at} ({attempts}), {}", policy.instead_of_bind(at.port))
+        };
+        notes.push(format!("left out, a bind takes a listener and no rule: {}", list(binds, shown)));
     }
     if !beyond_rules.is_empty() {
         let counts: Vec<_> = beyond_rules.iter().map(|(reason, n)| format!("{reason} ({n})")).collect();
         notes.push(format!("left out, no rule for a destination lets them pass: {}", counts.join(", ")));
     }
     notes
+}
+
+/// The first of many, and how many more there are.
+fn list<T>(items: &[T], shown: impl Fn(&T) -> String) -> String {
+    let first: Vec<_> = items.iter().take(SHOWN).map(shown).collect();
+    match items.len().saturating_sub(SHOWN) {
+        0 => first.join("; "),
+        more => format!("{}; and {more} more", first.join("; ")),
+    }
 }
 
 /// Destinations named in a note.
@@ -191,8 +207,13 @@ fn nix_attribute(name: &InstanceName) -> String {
 mod tests {
     use std::path::Path;
 
+    use clap::Parser as _;
+
     use super::*;
-    use crate::policy::compile::tests::rule;
+    use crate::{
+        command::args::{Cli, Command},
+        policy::{Listen, compile::tests::rule},
+    };
 
     fn rules() -> Vec<SuggestedRule> {
         let rules = ["192.0.2.0/24", "203.0.113.9/32 tcp 443,8000-8100", "2001:db8::/64 icmp"];
@@ -225,6 +246,28 @@ services.opencode.instances.my-project.networkIsolation.outboundAllowCidrs = [
 ];
 "#;
         assert_eq!(text, expect);
+    }
+
+    #[test]
+    fn what_takes_no_rule_is_said() {
+        let Ok(Cli { command: Command::Suggest(args), .. }) = Cli::try_parse_from(["", "suggest", "a"])
+        else {
+            panic!("arguments")
+        };
+        let listen = Listen { address: [127, 0, 0, 1].into(), port: 5173, open: false };
+        let policy = Policy { listen: vec![listen], ..Policy::default() };
+        let binds = vec![("0.0.0.0:5173".parse().expect("a destination"), 3)];
+        let suggestion = Suggestion { binds, ..Suggestion::default() };
+        assert_eq!(
+            notes(&args, &policy, 1, &suggestion),
+            [
+                "a: no rule to add",
+                "left out, a bind takes a listener and no rule: 0.0.0.0:5173/tcp (3), 127.0.0.1:5173 is listed; bind that"
+            ]
+        );
+        let suggestion = Suggestion { allowed_by_now: 1, ..Suggestion::default() };
+        let had = "a: nothing to add; /etc/opencode-egress/policy.json has every rule that was missing";
+        assert_eq!(notes(&args, &policy, 1, &suggestion), [had]);
     }
 
     #[test]

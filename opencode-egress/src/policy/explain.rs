@@ -9,7 +9,7 @@ use opencode_egress_common::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::policy::{Listen, Policy, Rule, compile::CompiledPolicy, destination::Destination};
+use crate::policy::{Policy, Rule, compile::CompiledPolicy, destination::Destination};
 
 /// A verdict and what is behind it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +23,19 @@ pub struct Judgement {
     pub rules: Vec<String>,
     /// The mode; in audit mode a denied flow passes all the same.
     pub audit: bool,
+    /// What becomes of a bind to the address and port, where the instance might try one.
+    pub bind: Option<BindJudgement>,
+}
+
+/// The verdict on a bind.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BindJudgement {
+    /// Whether the policy lists it.
+    pub allowed: bool,
+    /// The drop reason's name, when it does not.
+    pub reason: Option<String>,
+    /// What to bind instead, when it does not.
+    pub instead: Option<String>,
 }
 
 /// Judges a flow by compiled rules, and finds the rules of the policy behind that.
@@ -46,8 +59,8 @@ pub fn explain(
         rules.into_iter().map(|rule| format!("{label} {rule}")).collect::<Vec<_>>()
     };
     let denying = labelled("deny", covering(&policy.deny, true));
-    let listens = |listen: &&Listen| listen.address == address || listen.address.is_unspecified();
-    let listener = policy.listen.iter().filter(listens).find(|listen| listen.port == flow.port);
+    let own: Vec<_> = policy.listen.iter().filter(|listen| listen.is_own(address)).collect();
+    let listener = own.iter().find(|listen| listen.port == flow.port);
     let (allowed, reason, rules) = match verdict {
         Verdict::Allow => {
             let mut rules = labelled("allow", covering(&policy.allow, true));
@@ -62,31 +75,49 @@ pub fn explain(
             // Either makes the address one that is known, for other ports or protocols.
             rules.extend(labelled("deny", covering(&policy.deny, false)));
             if reason != DropReason::NotAllowed {
-                rules.extend(policy.listen.iter().filter(listens).map(|listen| format!("listen {listen}")));
+                rules.extend(own.iter().map(|listen| format!("listen {listen}")));
             }
             (false, Some(reason.name().to_owned()), rules)
         }
     };
-    Judgement { allowed, reason, rules, audit: header.mode == Mode::Audit as u32 }
+    let audit = header.mode == Mode::Audit as u32;
+    Judgement { allowed, reason, rules, audit, bind: explain_bind(destination, header, policy) }
+}
+
+/// `None` where nobody binds: at other machines' addresses, as far as the policy knows them, and without a port.
+fn explain_bind(destination: Destination, header: &PolicyHeader, policy: &Policy) -> Option<BindJudgement> {
+    let Destination { address, port, .. } = destination;
+    let is_listed = policy.listen.iter().any(|listen| listen.address == address || listen.port == port);
+    if port == 0 || !(address.is_unspecified() || address.is_loopback() || is_listed) {
+        return None;
+    }
+    Some(match header.judge_bind(&address.into(), port) {
+        Verdict::Allow => BindJudgement { allowed: true, reason: None, instead: None },
+        Verdict::Deny(reason) => BindJudgement {
+            allowed: false,
+            reason: Some(reason.name().to_owned()),
+            instead: Some(policy.instead_of_bind(port)),
+        },
+    })
 }
 
 impl Judgement {
     /// The verdict on everything where no policy is in force.
     pub fn without_policy() -> Self {
         let reason = Some(DropReason::NoPolicy.name().to_owned());
-        Self { allowed: false, reason, rules: vec![], audit: false }
+        Self { allowed: false, reason, rules: vec![], audit: false, bind: None }
     }
 
     /// Whether another judgement means the same for the flow.
     fn agrees(&self, other: &Self) -> bool {
-        (self.allowed, &self.reason) == (other.allowed, &other.reason)
-            && (self.allowed || self.audit == other.audit)
+        let all_pass =
+            |judgement: &Self| judgement.allowed && judgement.bind.as_ref().is_none_or(|bind| bind.allowed);
+        (self.allowed, &self.reason, &self.bind) == (other.allowed, &other.reason, &other.bind)
+            && (all_pass(self) || self.audit == other.audit)
     }
-}
 
-impl fmt::Display for Judgement {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { allowed, reason, rules, audit } = self;
+    fn fmt_flow(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { allowed, reason, rules, audit, .. } = self;
         match (allowed, audit) {
             (true, false) => write!(f, "allowed")?,
             (true, true) => write!(f, "allowed, and mode audit lets everything else pass, too")?,
@@ -103,6 +134,29 @@ impl fmt::Display for Judgement {
             _ => write!(f, "\n  the address is covered, but not this flow, by")?,
         }
         rules.iter().try_for_each(|rule| write!(f, "\n  {rule}"))
+    }
+
+    fn fmt_bind(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(BindJudgement { allowed, reason, instead }) = &self.bind else { return Ok(()) };
+        f.write_str(match (allowed, self.audit) {
+            (true, _) => "to bind there: allowed, it is listed under `listen`",
+            (false, false) => "to bind there: denied",
+            (false, true) => "to bind there: denied, but mode audit lets it pass",
+        })?;
+        if let Some(reason) = reason {
+            write!(f, " ({reason})")?;
+        }
+        instead.iter().try_for_each(|instead| write!(f, "\n  {instead}"))
+    }
+}
+
+impl fmt::Display for Judgement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.fmt_flow(f)?;
+        if self.bind.is_some() {
+            f.write_str("\n")?;
+        }
+        self.fmt_bind(f)
     }
 }
 
@@ -163,7 +217,16 @@ pub struct Explanation {
 impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { destination, judgement, detached, config, file } = self;
-        write!(f, "{destination}: {judgement}")?;
+        match Destination::of(&destination.flow()) {
+            // Nobody is at a wildcard: it is there to be bound.
+            Some(reached) if reached != *destination && judgement.bind.is_some() => {
+                write!(f, "{destination}: ")?;
+                judgement.fmt_bind(f)?;
+                write!(f, "\nto connect there, which reaches {reached}: ")?;
+                judgement.fmt_flow(f)?;
+            }
+            _ => write!(f, "{destination}: {judgement}")?,
+        }
         if *detached {
             f.write_str(
                 "\n! the instance was detached on request, so its running units are not held to this; `opencode-egress reload` confines them again",
@@ -194,7 +257,10 @@ impl fmt::Display for Explanation {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::compile::{compile, tests::rule};
+    use crate::policy::{
+        Listen,
+        compile::{compile, tests::rule},
+    };
 
     #[test]
     fn destinations_are_read_as_they_are_written() {
@@ -274,6 +340,57 @@ mod tests {
         let judgement = judge(&in_force, refused);
         let file = PolicyFile::compare(Some((&audited, &compiled)), &in_force, refused, &judgement);
         assert_eq!(file, PolicyFile::OtherVerdict(Judgement { audit: true, ..judgement }));
+    }
+
+    fn shown(policy: &Policy, destination: &str) -> String {
+        let destination = destination.parse().expect("a destination");
+        let judgement = judge(policy, destination);
+        let (config, file) = ("FILE".into(), PolicyFile::Same);
+        Explanation { destination, judgement, detached: false, config, file }.to_string()
+    }
+
+    #[test]
+    fn a_bind_is_told_what_is_listed() {
+        let listen = Listen { address: [127, 0, 0, 1].into(), port: 5173, open: false };
+        let policy = Policy { listen: vec![listen], ..Policy::default() };
+        assert_eq!(
+            shown(&policy, "0.0.0.0:5173"),
+            "0.0.0.0:5173/tcp: to bind there: denied (bind-not-listed)
+  127.0.0.1:5173 is listed; bind that
+to connect there, which reaches 127.0.0.1:5173/tcp: allowed
+  listen 127.0.0.1:5173: the instance's own listener is no egress"
+        );
+        assert_eq!(
+            shown(&policy, "127.0.0.1:5173"),
+            "127.0.0.1:5173/tcp: allowed
+  listen 127.0.0.1:5173: the instance's own listener is no egress
+to bind there: allowed, it is listed under `listen`"
+        );
+        let elsewhere = shown(&policy, "192.0.2.1:5173");
+        assert!(
+            elsewhere.ends_with("(bind-not-listed)\n  127.0.0.1:5173 is listed; bind that"),
+            "{elsewhere}"
+        );
+        let other_port = shown(&policy, "[::1]:19876/udp");
+        assert!(other_port.ends_with("\n  no listener with port 19876 is listed"), "{other_port}");
+        assert!(!shown(&policy, "192.0.2.1:80").contains("bind"));
+        assert!(!shown(&policy, "127.0.0.1").contains("bind"), "ICMP has no ports");
+        let audit = Policy { mode: Mode::Audit, ..policy.clone() };
+        assert!(
+            shown(&audit, "0.0.0.0:5173").contains("denied, but mode audit lets it pass (bind-not-listed)\n")
+        );
+    }
+
+    /// That a policy lists another machine's address makes it no rule.
+    #[test]
+    fn a_listener_beyond_loopback_allows_nothing() {
+        let listen = Listen { address: [203, 0, 113, 2].into(), port: 80, open: true };
+        let policy = Policy { listen: vec![listen], ..Policy::default() };
+        let text = shown(&policy, "203.0.113.2:80");
+        assert!(text.starts_with("203.0.113.2:80/tcp: denied (not-allowed)"), "{text}");
+        let denied = Policy { deny: vec![rule("203.0.113.0/24")], ..policy };
+        let text = shown(&denied, "203.0.113.2:80");
+        assert!(text.starts_with("203.0.113.2:80/tcp: denied (deny-rule)\n  deny 203.0.113.0/24"), "{text}");
     }
 
     /// What scripts read: the verdict in force at the top, the file's below `file`.

@@ -2,25 +2,21 @@
 //!
 //! Nothing is applied from a file that has an error anywhere.
 
+mod form;
+
 use std::{
     collections::BTreeMap,
-    fmt, io,
-    marker::PhantomData,
+    io,
     net::IpAddr,
     path::{Path, PathBuf},
-    str::FromStr,
     time::Duration,
 };
 
+use form::{DetailedRule, File, Instance, ListenForm, Misplaced, PortForm, RuleForm, Text};
 use opencode_egress_common::abi::{MAX_INSTANCES, MAX_LISTENERS};
-use serde::{
-    Deserialize, Deserializer,
-    de::{self, MapAccess, Visitor},
-};
 
 use crate::policy::{
-    Cidr, InstanceName, Invalid, Listen, LogLimits, Mode, Policy, PolicySet, PortRange, Rule, RuleProtocol,
-    UnitName,
+    Cidr, InstanceName, Listen, LogLimits, Mode, Policy, PolicySet, PortRange, Rule, RuleProtocol, UnitName,
 };
 
 /// The version of the file format.
@@ -102,207 +98,12 @@ fn on_one_line(message: &str) -> String {
     message.chars().map(shown).collect()
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct File {
-    #[serde(deserialize_with = "version")]
-    #[expect(dead_code, reason = "checked while it is read")]
-    version: u32,
-    #[serde(default)]
-    log: Log,
-    instances: Pairs<Instance>,
-}
-
-fn version<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
-    match u32::deserialize(deserializer)? {
-        FILE_VERSION => Ok(FILE_VERSION),
-        other => Err(de::Error::custom(format!(
-            "version {other} is not known to this opencode-egress; write `\"version\": {FILE_VERSION}`"
-        ))),
-    }
-}
-
-#[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields)]
-struct Log {
-    interval_secs: Option<Count>,
-    burst: Option<Count>,
-    per_sec: Option<Count>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Instance {
-    units: Vec<Text>,
-    mode: Option<Text>,
-    #[serde(default)]
-    allow: Vec<RuleForm>,
-    #[serde(default)]
-    deny: Vec<RuleForm>,
-    #[serde(default)]
-    listen: Vec<ListenForm>,
-}
-
-enum RuleForm {
-    Plain(Text),
-    Detailed(DetailedRule),
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct DetailedRule {
-    cidr: Text,
-    protocol: Option<Text>,
-    #[serde(default)]
-    ports: Vec<Text>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ListenForm {
-    address: Text,
-    port: Port,
-    #[serde(default)]
-    open: bool,
-}
-
-/// An error about the text that starts at this address of the source.
-struct Misplaced {
-    at: Option<usize>,
-    message: String,
-}
-
-/// A string of the source, with where it stands.
-struct Text {
-    value: String,
-    /// Address of its first byte, inside the quotes.
-    at: usize,
-}
-
-impl Text {
-    fn wrong(&self, message: impl fmt::Display) -> Misplaced {
-        // The quote before it.
-        Misplaced { at: Some(self.at - 1), message: message.to_string() }
-    }
-
-    fn parse<T: FromStr<Err = Invalid>>(&self) -> Result<T, Misplaced> {
-        self.value.parse().map_err(|invalid: Invalid| self.wrong(invalid))
-    }
-}
-
-struct TextVisitor;
-
-impl<'de> Visitor<'de> for TextVisitor {
-    type Value = Text;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a string")
-    }
-
-    fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Text, E> {
-        Ok(Text { value: text.to_owned(), at: text.as_ptr().addr() })
-    }
-
-    fn visit_str<E: de::Error>(self, text: &str) -> Result<Text, E> {
-        Err(E::custom(format!("`{text}` is written with escapes; write it without")))
-    }
-}
-
-impl<'de> Deserialize<'de> for Text {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_str(TextVisitor)
-    }
-}
-
-impl<'de> Deserialize<'de> for RuleForm {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct RuleVisitor;
-
-        impl<'de> Visitor<'de> for RuleVisitor {
-            type Value = RuleForm;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(
-                    "a network such as \"10.10.0.0/16\", or {\"cidr\": …, \"protocol\": …, \"ports\": […]}",
-                )
-            }
-
-            fn visit_borrowed_str<E: de::Error>(self, text: &'de str) -> Result<RuleForm, E> {
-                TextVisitor.visit_borrowed_str(text).map(RuleForm::Plain)
-            }
-
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<RuleForm, E> {
-                TextVisitor.visit_str(text).map(RuleForm::Plain)
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<RuleForm, A::Error> {
-                DetailedRule::deserialize(de::value::MapAccessDeserializer::new(map)).map(RuleForm::Detailed)
-            }
-        }
-
-        deserializer.deserialize_any(RuleVisitor)
-    }
-}
-
-/// A number from 1 to 65535.
-struct Port(u16);
-
-impl<'de> Deserialize<'de> for Port {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let number = i64::deserialize(deserializer)?;
-        match u16::try_from(number) {
-            Ok(port) if port > 0 => Ok(Self(port)),
-            _ => Err(de::Error::custom(format!("{number} is no port; write one from 1 to 65535"))),
-        }
-    }
-}
-
-/// A number from 1 to a million.
-struct Count(u32);
-
-impl<'de> Deserialize<'de> for Count {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let number = i64::deserialize(deserializer)?;
-        match u32::try_from(number) {
-            Ok(count @ 1..=1_000_000) => Ok(Self(count)),
-            _ => Err(de::Error::custom(format!("{number} is out of range; write one from 1 to 1000000"))),
-        }
-    }
-}
-
-/// A JSON object in the order of the file, keys that come twice included.
-struct Pairs<T>(Vec<(Text, T)>);
-
-impl<'de, T: Deserialize<'de>> Deserialize<'de> for Pairs<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct PairsVisitor<T>(PhantomData<T>);
-
-        impl<'de, T: Deserialize<'de>> Visitor<'de> for PairsVisitor<T> {
-            type Value = Pairs<T>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Pairs<T>, A::Error> {
-                let mut pairs = vec![];
-                while let Some(pair) = map.next_entry()? {
-                    pairs.push(pair);
-                }
-                Ok(Pairs(pairs))
-            }
-        }
-
-        deserializer.deserialize_map(PairsVisitor(PhantomData))
-    }
-}
-
 fn build(file: File) -> Result<PolicySet, Misplaced> {
     let mut instances = BTreeMap::new();
-    let mut owners: BTreeMap<UnitName, InstanceName> = BTreeMap::new();
+    let mut taken = Taken::default();
     for (key, form) in file.instances.0 {
         let name: InstanceName = key.parse()?;
-        let policy = instance(&name, form, &key, &mut owners)?;
+        let policy = instance(&name, form, &key, &mut taken)?;
         if instances.insert(name, policy).is_some() {
             return Err(key.wrong(format!("instance `{}` is there twice; merge the two", key.value)));
         }
@@ -323,16 +124,37 @@ fn build(file: File) -> Result<PolicySet, Misplaced> {
     Ok(PolicySet { log, instances })
 }
 
-fn instance(
-    name: &InstanceName,
-    form: Instance,
-    key: &Text,
-    owners: &mut BTreeMap<UnitName, InstanceName>,
-) -> Result<Policy, Misplaced> {
+/// What only one instance can have.
+#[derive(Default)]
+struct Taken {
+    units: BTreeMap<UnitName, InstanceName>,
+    /// By port.
+    listeners: BTreeMap<u16, Vec<(Listen, InstanceName)>>,
+}
+
+impl Taken {
+    /// Clients of one instance's listener must not find another instance's server there; nor may an instance, whose
+    /// connections to its own listener take no rule.
+    fn listener(&mut self, name: &InstanceName, form: &ListenForm) -> Result<Listen, Misplaced> {
+        let listen = listener(form)?;
+        let others = self.listeners.entry(listen.port).or_default();
+        let overlaps = |(other, owner): &&(Listen, InstanceName)| owner != name && listen.overlaps(other);
+        if let Some((other, owner)) = others.iter().find(overlaps) {
+            let (here, there) = (listen.socket_address(), other.socket_address());
+            return Err(form.address.wrong(format!(
+                "listener {here} of instance `{name}` overlaps with {there} of instance `{owner}`; give one of them another port"
+            )));
+        }
+        others.push((listen, name.clone()));
+        Ok(listen)
+    }
+}
+
+fn instance(name: &InstanceName, form: Instance, key: &Text, taken: &mut Taken) -> Result<Policy, Misplaced> {
     let mut units = vec![];
     for text in &form.units {
         let unit: UnitName = text.parse()?;
-        if let Some(owner) = owners.insert(unit.clone(), name.clone()) {
+        if let Some(owner) = taken.units.insert(unit.clone(), name.clone()) {
             return Err(text.wrong(format!(
                 "unit `{unit}` is listed already, under instance `{owner}`; a unit has one policy, so remove one of them"
             )));
@@ -358,7 +180,7 @@ fn instance(
             form.listen.len()
         )));
     }
-    let listen = form.listen.iter().map(listener).collect::<Result<_, _>>()?;
+    let listen = form.listen.iter().map(|form| taken.listener(name, form)).collect::<Result<_, _>>()?;
     let rules = |forms: &[RuleForm]| forms.iter().map(rule).collect::<Result<Vec<_>, _>>();
     Ok(Policy { units, mode, allow: rules(&form.allow)?, deny: rules(&form.deny)?, listen })
 }
@@ -371,9 +193,17 @@ fn rule(form: &RuleForm) -> Result<Rule, Misplaced> {
                 Some(text) => text.parse()?,
                 None => RuleProtocol::Any,
             };
-            let ports_value = ports.iter().map(Text::parse::<PortRange>).collect::<Result<_, _>>()?;
-            Rule::new(cidr.parse()?, protocol_value, ports_value)
-                .map_err(|invalid| ports.first().unwrap_or(cidr).wrong(invalid))
+            let range = |form: &PortForm| match form {
+                PortForm::Number(port) => Ok(PortRange::one(*port)),
+                PortForm::Text(text) => text.parse::<PortRange>(),
+            };
+            let ports_value = ports.iter().map(range).collect::<Result<_, _>>()?;
+            // Where a number stands is not known.
+            let place = match ports.first() {
+                Some(PortForm::Text(text)) => text,
+                _ => cidr,
+            };
+            Rule::new(cidr.parse()?, protocol_value, ports_value).map_err(|invalid| place.wrong(invalid))
         }
     }
 }

@@ -5,11 +5,13 @@ pub mod compile;
 pub mod destination;
 pub mod explain;
 pub mod file;
+mod listen;
 pub mod suggest;
 
 use std::{collections::BTreeMap, fmt, net::IpAddr, path::Path, str::FromStr, time::Duration};
 
 use ipnet::{IpNet, Ipv4Net};
+pub use listen::Listen;
 pub use opencode_egress_common::abi::Mode;
 use opencode_egress_common::flow::{Class, Flow};
 
@@ -387,24 +389,6 @@ impl fmt::Display for Rule {
             write!(f, "{}{range}", if index == 0 { " " } else { "," })?;
         }
         Ok(())
-    }
-}
-
-/// Where an instance listens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Listen {
-    /// The address; `0.0.0.0` and `::` are wildcards.
-    pub address: IpAddr,
-    /// The port, not 0.
-    pub port: u16,
-    /// Whether peers beyond loopback may connect.
-    pub open: bool,
-}
-
-impl fmt::Display for Listen {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let open = if self.open { " open" } else { "" };
-        write!(f, "{}{open}", std::net::SocketAddr::new(self.address, self.port))
     }
 }
 

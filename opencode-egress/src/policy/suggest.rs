@@ -19,14 +19,14 @@ use crate::policy::{
     destination::Destination,
 };
 
-/// A destination that was denied to an instance.
+/// A destination that was denied to an instance for a reason.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeniedDestination {
-    /// Where to.
+    /// Where to; for a bind, where.
     #[serde(flatten)]
     pub destination: Destination,
-    /// Why: drop reasons' names.
-    pub reasons: BTreeSet<String>,
+    /// Why: a drop reason's name.
+    pub reason: String,
     /// How often.
     pub attempts: u64,
 }
@@ -56,9 +56,13 @@ pub struct Suggestion {
     pub rules: Vec<SuggestedRule>,
     /// What a deny rule of the policy refuses.
     pub by_deny_rule: Vec<Destination>,
-    /// How often something was denied that no rule for a destination lets pass, by drop reason: binds, inbound
+    /// Binds that the policy does not list, and how often they were denied.
+    pub binds: Vec<(Destination, u64)>,
+    /// How often something else was denied that no rule for a destination lets pass, by drop reason: inbound
     /// connections, datagrams from strangers, sockets, headers.
     pub beyond_rules: BTreeMap<String, u64>,
+    /// How many of what was denied the policy lets pass by now.
+    pub allowed_by_now: usize,
 }
 
 /// The reasons for which the rules refuse a destination. Only what an instance sends is judged by the rules, so
@@ -122,17 +126,23 @@ pub fn suggest(
     let rules = compile(policy)?.rules();
     let mut suggestion = Suggestion::default();
     let mut wanted: BTreeMap<Requirement, Vec<(Flow, u64)>> = BTreeMap::new();
-    for DeniedDestination { destination, reasons, attempts } in denied {
-        let flow = destination.flow();
-        let by_rules = BY_RULES.iter().any(|reason| reasons.contains(reason.name()));
-        if !by_rules {
-            for reason in reasons {
-                *suggestion.beyond_rules.entry(reason.clone()).or_default() += attempts;
+    for DeniedDestination { destination, reason, attempts } in denied {
+        if reason == DropReason::BindNotListed.name() {
+            let at = (destination.address, destination.port);
+            match policy.listen.iter().any(|listen| (listen.address, listen.port) == at) {
+                true => suggestion.allowed_by_now += 1,
+                false => suggestion.binds.push((*destination, *attempts)),
             }
             continue;
         }
+        if !BY_RULES.iter().any(|by_rules| by_rules.name() == reason) {
+            *suggestion.beyond_rules.entry(reason.clone()).or_default() += attempts;
+            continue;
+        }
+        let flow = destination.flow();
         match (decide(&rules, &flow), Requirement::of(&flow)) {
-            (Verdict::Allow, _) | (_, None) => {}
+            (Verdict::Allow, _) => suggestion.allowed_by_now += 1,
+            (_, None) => {}
             (Verdict::Deny(DropReason::DenyRule), _) => suggestion.by_deny_rule.push(*destination),
             (Verdict::Deny(_), Some(requirement)) => {
                 wanted.entry(requirement).or_default().push((flow, *attempts))

@@ -2,10 +2,13 @@
 
 use std::{fmt, net::IpAddr};
 
-use opencode_egress_common::event::Denial;
+use opencode_egress_common::{event::Denial, reason::DropReason};
 use serde::{Deserialize, Serialize};
 
-use crate::{policy::destination::protocol_name, report::human::local_time};
+use crate::{
+    policy::{Policy, destination::protocol_name},
+    report::human::local_time,
+};
 
 /// One logged denial: a flow that was refused, or in audit mode would have been.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,6 +35,9 @@ pub struct DenialLine {
     pub generation: u32,
     /// Whether the mode let it pass.
     pub audit: bool,
+    /// What to do instead, where the policy has that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
 }
 
 impl DenialLine {
@@ -52,7 +58,19 @@ impl DenialLine {
             suppressed,
             generation: record.event.generation,
             audit: record.event.audit != 0,
+            hint: None,
         }
+    }
+
+    /// The line with what the instance's policy has instead of what was denied: for a bind, the listener that is listed.
+    pub fn with_hint(self, policy: &Policy) -> Self {
+        let hint = self.is_of_bind().then(|| policy.instead_of_bind(self.dport));
+        Self { hint, ..self }
+    }
+
+    /// Whether it is of a bind to what the policy does not list.
+    pub fn is_of_bind(&self) -> bool {
+        self.reason == DropReason::BindNotListed.name()
     }
 }
 
@@ -62,6 +80,9 @@ impl fmt::Display for DenialLine {
         let comm = if comm.is_empty() { "-" } else { comm };
         write!(f, "proto={proto} dst={dst} dport={dport} hook={hook} reason={reason} ")?;
         write!(f, "pid={pid} comm={comm} uid={uid} suppressed={suppressed}")?;
+        if let Some(hint) = &self.hint {
+            write!(f, " hint=\"{hint}\"")?;
+        }
         if self.audit { f.write_str(" mode=audit") } else { Ok(()) }
     }
 }
@@ -86,14 +107,10 @@ impl fmt::Display for LoggedDenial {
 
 #[cfg(test)]
 mod tests {
-    use opencode_egress_common::{
-        abi::Event,
-        event::DecodeError,
-        flow::Address,
-        reason::{DropReason, Hook},
-    };
+    use opencode_egress_common::{abi::Event, event::DecodeError, flow::Address, reason::Hook};
 
     use super::*;
+    use crate::policy::Listen;
 
     fn event() -> Event {
         let mut comm = [0; 16];
@@ -128,6 +145,29 @@ mod tests {
             DenialLine::of(&record, 0).to_string(),
             "proto=tcp dst=203.0.113.9 dport=443 hook=connect4 reason=not-allowed pid=4242 comm=node uid=987 suppressed=0"
         );
+    }
+
+    #[test]
+    fn a_refused_bind_is_told_what_is_listed() {
+        let listen = Listen { address: [127, 0, 0, 1].into(), port: 5173, open: false };
+        let policy = Policy { listen: vec![listen], ..Policy::default() };
+        let bind = Event {
+            address: [0; 4],
+            port: 5173,
+            hook: Hook::Bind4 as u8,
+            reason: DropReason::BindNotListed as u8,
+            audit: 1,
+            ..event()
+        };
+        let shown = |event: &Event| {
+            let record = Denial::decode(&bytes(event)).expect("an event");
+            DenialLine::of(&record, 0).with_hint(&policy).to_string()
+        };
+        assert_eq!(
+            shown(&bind),
+            "proto=tcp dst=0.0.0.0 dport=5173 hook=bind4 reason=bind-not-listed pid=4242 comm=node uid=987 suppressed=0 hint=\"127.0.0.1:5173 is listed; bind that\" mode=audit"
+        );
+        assert!(!shown(&Event { port: 5173, ..event() }).contains("hint"), "no bind");
     }
 
     fn line(event: &Event) -> String {

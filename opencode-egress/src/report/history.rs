@@ -1,7 +1,7 @@
 //! An instance's denials as the journal has them.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::HashMap,
     io::{self, BufRead as _, BufReader, Read as _},
     net::IpAddr,
     process::{Command, Stdio},
@@ -85,7 +85,8 @@ pub fn read(instance: &InstanceName, since: &str) -> Result<History, HistoryErro
 
 #[derive(Default)]
 struct Collected {
-    destinations: HashMap<Destination, (BTreeSet<String>, u64)>,
+    /// How often a destination was denied for a reason.
+    destinations: HashMap<(Destination, String), u64>,
     left_out: u64,
 }
 
@@ -103,8 +104,7 @@ impl Collected {
             return;
         };
         let destination = Destination { address, port, protocol: protocol.0 };
-        let (reasons, attempts) = self.destinations.entry(destination).or_default();
-        reasons.insert(reason);
+        let attempts = self.destinations.entry((destination, reason)).or_default();
         // The line itself stands for one.
         *attempts += 1 + number(entry.egress_suppressed);
     }
@@ -113,7 +113,7 @@ impl Collected {
         let destinations = self
             .destinations
             .into_iter()
-            .map(|(destination, (reasons, attempts))| DeniedDestination { destination, reasons, attempts })
+            .map(|((destination, reason), attempts)| DeniedDestination { destination, reason, attempts })
             .collect();
         History { destinations, left_out: self.left_out }
     }
@@ -124,11 +124,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn entries_of_a_destination_are_added_up() {
+    fn entries_of_a_destination_and_reason_are_added_up() {
         let mut collected = Collected::default();
         for line in [
             r#"{"EGRESS_PROTO":"tcp","EGRESS_DST":"203.0.113.9","EGRESS_DPORT":"443","EGRESS_REASON":"not-allowed","EGRESS_SUPPRESSED":"0","__CURSOR":"s=1"}"#,
-            r#"{"EGRESS_PROTO":"tcp","EGRESS_DST":"203.0.113.9","EGRESS_DPORT":"443","EGRESS_REASON":"port-not-allowed","EGRESS_SUPPRESSED":"7"}"#,
+            r#"{"EGRESS_PROTO":"tcp","EGRESS_DST":"203.0.113.9","EGRESS_DPORT":"443","EGRESS_REASON":"not-allowed","EGRESS_SUPPRESSED":"7"}"#,
+            r#"{"EGRESS_PROTO":"tcp","EGRESS_DST":"203.0.113.9","EGRESS_DPORT":"443","EGRESS_REASON":"bind-not-listed"}"#,
             r#"{"EGRESS_LIMITED":"5","EGRESS_LOST":"1"}"#,
             r#"{"MESSAGE":"of something else"}"#,
             r#"{"EGRESS_PROTO":"tcp","EGRESS_DST":"nowhere","EGRESS_DPORT":"443","EGRESS_REASON":"not-allowed"}"#,
@@ -136,8 +137,11 @@ mod tests {
             collected.add(line);
         }
         let destination = "203.0.113.9:443".parse().expect("a destination");
-        let reasons = ["not-allowed", "port-not-allowed"].map(str::to_owned).into();
-        let expect = DeniedDestination { destination, reasons, attempts: 9 };
-        assert_eq!(collected.history(), History { destinations: vec![expect], left_out: 6 });
+        let denied =
+            |reason: &str, attempts| DeniedDestination { destination, reason: reason.to_owned(), attempts };
+        let mut history = collected.history();
+        history.destinations.sort_by_key(|denied| denied.attempts);
+        let destinations = vec![denied("bind-not-listed", 1), denied("not-allowed", 9)];
+        assert_eq!(history, History { destinations, left_out: 6 });
     }
 }

@@ -226,6 +226,7 @@ pub(crate) mod tests {
             suppressed: 0,
             generation: 2,
             audit: false,
+            hint: None,
         };
         LoggedDenial { time, instance: "b".to_owned(), line }
     }

@@ -61,7 +61,7 @@ impl Daemon {
         let mut take = |denial: Result<Denial, DecodeError>| match denial {
             Ok(denial) => {
                 let suppressed = folds.event(&denial, Instant::now(), interval);
-                if let Some((name, event)) = line(numbers, &denial, suppressed) {
+                if let Some((name, event)) = line(numbers, instances, &denial, suppressed) {
                     journal.log_denial(denial.event.instance, &event);
                     remember(instances, name, &event);
                     logged.push(event);
@@ -100,7 +100,7 @@ impl Daemon {
         let attempts = |key: &DestinationKey| loaded.maps.attempts(key);
         let tell = |denial: &Denial, folded: u64| {
             // The line itself stands for one of them.
-            let Some((name, event)) = line(numbers, denial, folded - 1) else { return true };
+            let Some((name, event)) = line(numbers, instances, denial, folded - 1) else { return true };
             let told = journal.log_folded(denial.event.instance, &event);
             if told {
                 remember(instances, name, &event);
@@ -154,6 +154,7 @@ impl Daemon {
 /// The line of a denial, and whose it is.
 fn line<'a>(
     numbers: &'a InstanceNumbers,
+    instances: &BTreeMap<InstanceName, InstanceState>,
     denial: &Denial,
     suppressed: u64,
 ) -> Option<(&'a InstanceName, LoggedDenial)> {
@@ -163,6 +164,10 @@ fn line<'a>(
     else {
         warn!("denied to a cgroup of nobody: {line}");
         return None;
+    };
+    let line = match instances.get(name).and_then(|instance| instance.policy.as_ref()) {
+        Some(policy) => line.with_hint(policy),
+        None => line,
     };
     Some((name, LoggedDenial { time: now(), instance: name.to_string(), line }))
 }

@@ -1,5 +1,7 @@
 //! What the kernel remembers of denials, whatever the log left out.
 
+use opencode_egress_common::reason::DropReason;
+
 use crate::{
     control::request::RememberedDenials,
     daemon::{error::DaemonError, state::Daemon},
@@ -18,12 +20,13 @@ impl Daemon {
         let of_all_instances = seen.len();
         let own = seen.into_iter().filter(|(key, _)| key.instance == index.number());
         let destinations = own
-            .filter_map(|(key, seen)| {
-                Some(DeniedDestination {
-                    destination: Destination::of(&key.flow())?,
-                    reasons: seen.reasons().map(|reason| reason.name().to_owned()).collect(),
-                    attempts: seen.attempts,
-                })
+            .flat_map(|(key, seen)| {
+                let denied = |reason: DropReason| {
+                    let destination = Destination::of(&key.flow())?;
+                    let reason = reason.name().to_owned();
+                    Some(DeniedDestination { destination, reason, attempts: seen.attempts })
+                };
+                seen.reasons().filter_map(denied).collect::<Vec<_>>()
             })
             .collect();
         Ok(RememberedDenials { destinations, of_all_instances })

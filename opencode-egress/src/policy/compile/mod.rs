@@ -9,19 +9,19 @@ mod ports;
 mod prefix;
 mod rules;
 
-use std::{collections::HashMap, net::IpAddr};
+use std::collections::HashMap;
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 use opencode_egress_common::{
     abi::{Entry, Grant, Listener, MAX_LISTENERS, PolicyHeader, TrieKey},
     flow::{Address, Class},
 };
 
-use ports::{PortSpan, Ports, Precedence, overlay, prefixes_of};
+use ports::{PortSpan, Ports, Precedence, prefixes_of};
 pub(crate) use prefix::Prefix;
 pub use rules::CompiledRules;
 
-use crate::policy::{Cidr, Listen, Policy, PortRange, Rule, RuleProtocol};
+use crate::policy::{Policy, PortRange, Rule, RuleProtocol};
 
 /// Why a policy does not fit the maps.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -65,7 +65,7 @@ pub fn compile(policy: &Policy) -> Result<CompiledPolicy, CompileError> {
         }
     }
     for listen in &policy.listen {
-        for net in own_networks(listen) {
+        for net in listen.own_networks() {
             let ports = vec![PortRange::one(listen.port)];
             add(net, RuleBody { precedence: Precedence::Own, protocol: RuleProtocol::Tcp, ports });
         }
@@ -118,18 +118,6 @@ fn header(policy: &Policy) -> Result<PolicyHeader, CompileError> {
     Ok(header)
 }
 
-/// The networks in which a connection to a listener's port is one to the instance itself. A wildcard
-/// is reached by loopback; the host's other addresses take a rule.
-fn own_networks(listen: &Listen) -> Vec<IpNet> {
-    let loopback4 = IpNet::V4(Ipv4Net::new_assert(std::net::Ipv4Addr::new(127, 0, 0, 0), 8));
-    let loopback6 = Cidr::host(std::net::Ipv6Addr::LOCALHOST.into()).net();
-    match listen.address {
-        IpAddr::V4(address) if address.is_unspecified() => vec![loopback4],
-        IpAddr::V6(address) if address.is_unspecified() => vec![loopback4, loopback6],
-        address => vec![Cidr::host(address).net()],
-    }
-}
-
 /// A rule without its network.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct RuleBody {
@@ -164,17 +152,16 @@ impl Compiler {
         if let Some(&effect) = self.known.get(&key) {
             return Ok(effect);
         }
-        let mut classes = above.map_or_else(Default::default, |above| self.effects[above].classes.clone());
-        for body in &key.1 {
-            let spoken_of = |class: &Class| body.protocol.speaks_of(*class, body.ports.is_empty());
-            for class in Class::ALL.into_iter().filter(spoken_of) {
-                let all = [PortRange::ALL];
-                for range in if body.ports.is_empty() { &all[..] } else { &body.ports } {
-                    let ports = &mut classes[class as usize];
-                    *ports = overlay(ports, (range.first(), range.last()), body.precedence);
-                }
-            }
-        }
+        let classes = Class::ALL.map(|class| {
+            let inherited =
+                above.iter().flat_map(|above| &self.effects[*above].classes[class as usize]).copied();
+            let spoken_of = |body: &&RuleBody| body.protocol.speaks_of(class, body.ports.is_empty());
+            let own = key.1.iter().filter(spoken_of).flat_map(|body| {
+                let ranges = if body.ports.is_empty() { &[PortRange::ALL][..] } else { &body.ports };
+                ranges.iter().map(|range| ((range.first(), range.last()), body.precedence))
+            });
+            ports::merge(inherited.chain(own))
+        });
         let mut entry = Entry::default();
         for class in Class::ALL {
             entry.grants[class as usize] = self.grant(&classes[class as usize])?;

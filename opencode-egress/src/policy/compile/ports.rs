@@ -9,35 +9,46 @@ pub(super) enum Precedence {
     Own,
 }
 
+impl Precedence {
+    const FROM_STRONGEST: [Self; 3] = [Self::Own, Self::Deny, Self::Allow];
+}
+
 /// Ports and what is said of them: sorted, disjoint, neighbours different.
 pub(super) type Ports = Vec<(PortSpan, Precedence)>;
 
 /// First and last port.
 pub(super) type PortSpan = (u16, u16);
 
-/// Lays a range over ports; where something is said already, the stronger precedence stays.
-pub(super) fn overlay(ports: &Ports, (first, last): PortSpan, precedence: Precedence) -> Ports {
-    // Cut points: every start, and one past every end.
-    let spans = ports.iter().map(|(span, _)| *span).chain([(first, last)]);
-    let mut cuts: Vec<u32> =
-        spans.flat_map(|(first, last)| [u32::from(first), u32::from(last) + 1]).collect();
-    cuts.sort_unstable();
-    cuts.dedup();
-    let mut result: Ports = vec![];
-    for pair in cuts.windows(2) {
-        let (Ok(from), Ok(to)) = (u16::try_from(pair[0]), u16::try_from(pair[1] - 1)) else { continue };
-        let before =
-            ports.iter().find(|((a, b), _)| *a <= from && from <= *b).map(|(_, precedence)| *precedence);
-        let now = (first <= from && from <= last).then_some(precedence);
-        let Some(strongest) = before.max(now) else { continue };
-        match result.last_mut() {
-            Some((span, precedence)) if *precedence == strongest && span.1.checked_add(1) == Some(from) => {
-                span.1 = to
-            }
-            _ => result.push(((from, to), strongest)),
-        }
+/// What is said of each port by ranges in any order: where they overlap, the strongest counts. One pass over their sorted
+/// ends.
+pub(super) fn merge(ranges: impl IntoIterator<Item = (PortSpan, Precedence)>) -> Ports {
+    let mut ends = vec![];
+    for ((first, last), precedence) in ranges {
+        ends.push((u32::from(first), precedence, 1));
+        ends.push((u32::from(last) + 1, precedence, -1));
     }
-    result
+    ends.sort_unstable();
+    let mut open = [0_i32; Precedence::FROM_STRONGEST.len()];
+    let mut merged: Ports = vec![];
+    let mut from = 0;
+    for (at, precedence, step) in ends {
+        let strongest = Precedence::FROM_STRONGEST.into_iter().find(|open_one| open[*open_one as usize] > 0);
+        // Ports are below 2^16, and `at` is past the last of them.
+        if let (Some(strongest), Ok(first), Ok(last)) =
+            (strongest, u16::try_from(from), u16::try_from(i64::from(at) - 1))
+            && first <= last
+        {
+            match merged.last_mut() {
+                Some((span, said)) if *said == strongest && span.1.checked_add(1) == Some(first) => {
+                    span.1 = last
+                }
+                _ => merged.push(((first, last), strongest)),
+            }
+        }
+        open[precedence as usize] += step;
+        from = at;
+    }
+    merged
 }
 
 /// The fewest prefixes that make up a port range.

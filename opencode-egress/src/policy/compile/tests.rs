@@ -1,6 +1,11 @@
 mod reference;
 pub(crate) mod strategies;
 
+use std::{
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+
 use opencode_egress_common::{
     decide::{Verdict, decide},
     flow::{Family, Flow, Protocol},
@@ -9,9 +14,12 @@ use opencode_egress_common::{
 use proptest::prelude::*;
 
 use super::*;
-use crate::policy::compile::tests::{
-    reference::judge,
-    strategies::{flows, policies},
+use crate::policy::{
+    Cidr,
+    compile::tests::{
+        reference::judge,
+        strategies::{flows, policies},
+    },
 };
 
 proptest! {
@@ -33,6 +41,27 @@ proptest! {
     }
 
     #[test]
+    fn merged_ports_are_the_strongest_of_each_port(
+        ranges in prop::collection::vec(((any::<u16>(), prop_oneof![0..8_u16, any::<u16>()]), 0..3_usize), 0..12),
+    ) {
+        let precedence = [Precedence::Allow, Precedence::Deny, Precedence::Own];
+        let ranges: Vec<_> = ranges
+            .into_iter()
+            .map(|((first, more), at)| ((first, first.saturating_add(more)), precedence[at]))
+            .collect();
+        let merged = ports::merge(ranges.iter().copied());
+        for pair in merged.windows(2) {
+            let [(one, said), (two, said_next)] = [pair[0], pair[1]];
+            prop_assert!(one.1 < two.0 && (one.1 + 1 < two.0 || said != said_next), "{:?}", merged);
+        }
+        for port in 0..=u16::MAX {
+            let has = |((first, last), _): &&(PortSpan, Precedence)| *first <= port && port <= *last;
+            let expect = ranges.iter().filter(has).map(|(_, precedence)| *precedence).max();
+            prop_assert_eq!(merged.iter().find(has).map(|(_, precedence)| *precedence), expect, "{}", port);
+        }
+    }
+
+    #[test]
     fn prefixes_make_up_exactly_the_range(first: u16, last: u16) {
         let (first, last) = (first.min(last), first.max(last));
         let mut next = u32::from(first);
@@ -41,6 +70,30 @@ proptest! {
             next += 1 << (16 - len);
         }
         prop_assert_eq!(next, u32::from(last) + 1);
+    }
+}
+
+/// Port lists are as long as the file has them: the ports of 4,000 services, or every other one there is. Also as rules of
+/// one port each.
+#[test]
+fn many_separate_ports_are_compiled_at_once() {
+    let separate = |count: u16| (0..count).map(|index| PortRange::one(2 * index + 1)).collect::<Vec<_>>();
+    let network: Cidr = "10.0.0.0/8".parse().expect("a network");
+    let rule = |ports| Rule::new(network, RuleProtocol::Tcp, ports).expect("a rule");
+    let of_one_port = |ports: Vec<_>| ports.into_iter().map(|port| rule(vec![port])).collect();
+    for (allow, ports) in [
+        (vec![rule(separate(4_000))], 4_000),
+        (vec![rule(separate(32_768))], 32_768),
+        (vec![rule((1..=u16::MAX).map(PortRange::one).collect())], 16),
+        (of_one_port(separate(4_000)), 4_000),
+    ] {
+        let policy = Policy { allow, ..Policy::default() };
+        let begin = Instant::now();
+        let entries = compile(&policy).expect("it fits").entries.len();
+        let took = begin.elapsed();
+        // The network's own.
+        assert_eq!(entries, ports + 1);
+        assert!(took < Duration::from_secs(1), "{ports} took {took:?}");
     }
 }
 

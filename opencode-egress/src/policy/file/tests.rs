@@ -42,7 +42,15 @@ fn errors_have_a_place_and_a_remedy() {
     );
     check("203.0.113.0/24", "203.0.113.0/44", "p.json:7:43: `203.0.113.0/44` is no network");
     check("\"443\"", "\"70000\"", "p.json:7:90: `70000` is no port");
-    check("\"443\"", "443", "p.json:7:92: invalid type: integer `443`, expected a string");
+    check("\"443\"", "70000", "p.json:7:94: 70000 is no port; write one from 1 to 65535");
+    check("\"443\"", "0", "p.json:7:90: 0 is no port; write one from 1 to 65535");
+    check("\"443\"", "-1", "p.json:7:91: -1 is no port; write one from 1 to 65535");
+    check(
+        "\"443\"",
+        "443.0",
+        "p.json:7:94: invalid type: floating point `443.0`, expected a port such as 443",
+    );
+    check("\"443\"", "[443]", "p.json:7:90: invalid type: sequence, expected a port such as 443");
     check("\"tcp\"", "\"icmp\"", "p.json:7:91: ICMP has no ports");
     check("\"tcp\"", "\"sctp\"", "p.json:7:73: `sctp` is no protocol; write `tcp`, `udp`, `icmp` or `any`");
     check("\"deny\"", "\"denny\"", "p.json:8:13: unknown field `denny`, expected one of");
@@ -55,6 +63,52 @@ fn errors_have_a_place_and_a_remedy() {
     check("\"version\": 1", "\"version\": 2", "p.json:1:14: version 2 is not known");
     check("10.10.9.0", "10.10.9\\u002e0", "p.json:8:34: `10.10.9.0/24` is written with escapes");
     check("] } } }", "] } }", "p.json:9:77: EOF while parsing an object");
+}
+
+/// As the NixOS option takes them.
+#[test]
+fn ports_are_numbers_or_text() {
+    let with = |ports: &str| {
+        let text = GOOD.replacen("[\"443\", \"8000-8100\"]", ports, 1);
+        let set = parse(Path::new("p.json"), &text).expect("a good file");
+        set.instances.values().next().expect("an instance").allow[1].to_string()
+    };
+    assert_eq!(with("[443]"), "203.0.113.0/24 tcp 443");
+    assert_eq!(with("[443, \"8000-8100\", 22, \"53\"]"), "203.0.113.0/24 tcp 443,8000-8100,22,53");
+    assert_eq!(with("[1, 65535]"), "203.0.113.0/24 tcp 1,65535");
+    let icmp = GOOD.replacen("\"tcp\", \"ports\": [\"443\"", "\"icmp\", \"ports\": [443", 1);
+    assert!(shown(&icmp).starts_with("p.json:7:43: ICMP has no ports"), "{}", shown(&icmp));
+}
+
+/// One instance's clients would find themselves at the other's server.
+#[test]
+fn listeners_of_two_instances_do_not_overlap() {
+    let with = |a: &str, b: &str| {
+        shown(&format!(
+            r#"{{"version":1,"instances":{{
+"a":{{"units":["a.service"],"listen":[{a}]}},
+"b":{{"units":["b.service"],"listen":[{b}]}}}}}}"#
+        ))
+    };
+    let at = |address: &str, port: u16| format!(r#"{{"address":"{address}","port":{port}}}"#);
+    let check = |a: &str, b: &str, overlap: bool| {
+        let text = with(&at(a, 8787), &at(b, 8787));
+        assert_eq!(text.contains("overlaps with"), overlap, "{a} and {b}: {text}");
+    };
+    check("0.0.0.0", "127.0.0.1", true);
+    check("127.0.0.1", "0.0.0.0", true);
+    check("::", "127.0.0.1", true);
+    check("::ffff:127.0.0.1", "127.0.0.1", true);
+    check("192.0.2.1", "192.0.2.1", true);
+    check("127.0.0.1", "127.0.0.2", false);
+    check("0.0.0.0", "::1", false);
+    let text = with(&at("0.0.0.0", 8787), &at("127.0.0.1", 8787));
+    let expect = "p.json:3:49: listener 127.0.0.1:8787 of instance `b` overlaps with 0.0.0.0:8787 of instance `a`; give one of them another port";
+    assert_eq!(text, expect);
+    // Another port, or the same instance's.
+    assert!(!with(&at("0.0.0.0", 8787), &at("127.0.0.1", 8788)).contains("overlaps"));
+    let own = format!("{},{}", at("127.0.0.1", 8787), at("0.0.0.0", 8787));
+    assert!(!with(&own, &at("127.0.0.1", 8788)).contains("overlaps"));
 }
 
 #[test]

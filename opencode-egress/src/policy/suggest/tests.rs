@@ -9,7 +9,7 @@ use crate::policy::compile::tests::{
 fn denied(flow: &Flow, reason: DropReason) -> DeniedDestination {
     DeniedDestination {
         destination: Destination::of(flow).expect("`Requirement::of` and the strategies leave port 0 out"),
-        reasons: [reason.name().to_owned()].into(),
+        reason: reason.name().to_owned(),
         attempts: 1,
     }
 }
@@ -108,12 +108,8 @@ fn check(allow: &[&str], deny: &[&str], denied_to: &[&str], expect: &[&str]) {
         deny: deny.iter().map(|text| rule(text)).collect(),
         ..Policy::default()
     };
-    let denied: Vec<_> = denied_to
-        .iter()
-        .map(|text| {
-            denied(&text.parse::<Destination>().expect("a destination").flow(), DropReason::NotAllowed)
-        })
-        .collect();
+    let denied: Vec<_> =
+        denied_to.iter().map(|text| denied(&destination(text).flow(), DropReason::NotAllowed)).collect();
     let rules = suggest(&policy, &denied, Widest { v4: 24, v6: 64 }).expect("it fits").rules;
     let shown: Vec<_> = rules.iter().map(|suggested| suggested.rule.to_string()).collect();
     assert_eq!(shown, expect);
@@ -158,7 +154,7 @@ fn deny_rules_stay_outside() {
     // Of another port or protocol it does not matter.
     check(&[], &["192.0.2.64/26 tcp 80", "192.0.2.64/26 udp"], &hosts, &["192.0.2.0/24 tcp 443"]);
     let policy = Policy { deny: vec![rule("192.0.2.64/26")], ..Policy::default() };
-    let destination: Destination = "192.0.2.65:443".parse().expect("a destination");
+    let destination = destination("192.0.2.65:443");
     let denied = [denied(&destination.flow(), DropReason::DenyRule)];
     let suggestion = suggest(&policy, &denied, Widest { v4: 24, v6: 64 }).expect("it fits");
     assert_eq!(suggestion, Suggestion { by_deny_rule: vec![destination], ..Suggestion::default() });
@@ -167,14 +163,35 @@ fn deny_rules_stay_outside() {
 #[test]
 fn what_is_allowed_by_now_and_what_no_rule_allows_is_left_out() {
     check(&["192.0.2.0/24 tcp 443"], &[], &["192.0.2.9:443", "192.0.2.9:80"], &["192.0.2.9/32 tcp 80"]);
-    let destination: Destination = "127.0.0.1:53/udp".parse().expect("a destination");
-    let mut bound = denied(&destination.flow(), DropReason::BindNotListed);
     let widest = Widest { v4: 24, v6: 64 };
-    let suggestion = suggest(&Policy::default(), &[bound.clone()], widest).expect("it fits");
-    assert_eq!(suggestion.rules, []);
-    assert_eq!(suggestion.beyond_rules, [("bind-not-listed".to_owned(), 1)].into());
-    // The same place, also asked from inside.
-    bound.reasons.insert(DropReason::NotAllowed.name().to_owned());
-    let suggestion = suggest(&Policy::default(), &[bound], widest).expect("it fits");
-    assert_eq!(suggestion.rules.len(), 1);
+    let headers = denied(&destination("192.0.2.9:80").flow(), DropReason::Fragment);
+    let suggestion = suggest(&Policy::default(), &[headers], widest).expect("it fits");
+    let beyond_rules = [("fragment".to_owned(), 1)].into();
+    assert_eq!(suggestion, Suggestion { beyond_rules, ..Suggestion::default() });
+}
+
+fn destination(text: &str) -> Destination {
+    text.parse().expect("a destination")
+}
+
+/// The port of a refused bind is no destination, also where a connection to the same place was refused.
+#[test]
+fn a_bind_takes_no_rule() {
+    let widest = Widest { v4: 24, v6: 64 };
+    let (one, all) = (destination("127.0.0.1:19876"), destination("0.0.0.0:5173"));
+    let binds = [one, all].map(|at| DeniedDestination { attempts: 3, ..bind(at) });
+    let suggestion = suggest(&Policy::default(), &binds, widest).expect("it fits");
+    assert_eq!(suggestion, Suggestion { binds: vec![(one, 3), (all, 3)], ..Suggestion::default() });
+    let both = [bind(one), denied(&one.flow(), DropReason::NotAllowed)];
+    let suggestion = suggest(&Policy::default(), &both, widest).expect("it fits");
+    assert_eq!(suggestion.binds, [(one, 1)]);
+    assert_eq!(suggestion.rules, [SuggestedRule { rule: rule("127.0.0.1/32 tcp 19876"), attempts: 1 }]);
+    // Listed by now.
+    let listen = vec![crate::policy::Listen { address: one.address, port: one.port, open: false }];
+    let suggestion = suggest(&Policy { listen, ..Policy::default() }, &both, widest).expect("it fits");
+    assert_eq!(suggestion, Suggestion { allowed_by_now: 2, ..Suggestion::default() });
+}
+
+fn bind(at: Destination) -> DeniedDestination {
+    DeniedDestination { destination: at, reason: DropReason::BindNotListed.name().to_owned(), attempts: 1 }
 }

@@ -16,6 +16,8 @@ use crate::{
 
 /// A flow was denied.
 pub const DENIED_ID: &str = "2da292e8965a49f690f448fafc95f50a";
+/// A bind to what the policy does not list was denied.
+pub const BIND_DENIED_ID: &str = "4d2b720e6d544cc6194f0724d5b8ef66";
 /// Denials had no line of their own.
 pub const LEFT_OUT_ID: &str = "471259d7e4c94873b2977a6f2613f6a6";
 /// A unit runs and cannot be confined.
@@ -66,7 +68,7 @@ impl Journal {
 fn denial(event: &LoggedDenial) -> Entry {
     let line = &event.line;
     let mode = if line.audit { Mode::Audit } else { Mode::Enforce };
-    let fields = [
+    let mut fields = vec![
         ("EGRESS_PROTO", line.proto.clone()),
         ("EGRESS_DST", line.dst.to_string()),
         ("EGRESS_DPORT", line.dport.to_string()),
@@ -78,7 +80,9 @@ fn denial(event: &LoggedDenial) -> Entry {
         ("EGRESS_SUPPRESSED", line.suppressed.to_string()),
         ("EGRESS_GENERATION", line.generation.to_string()),
     ];
-    entry(&event.instance, DENIED_ID, mode, &line.to_string(), &fields)
+    fields.extend(line.hint.clone().map(|hint| ("EGRESS_HINT", hint)));
+    let id = if line.is_of_bind() { BIND_DENIED_ID } else { DENIED_ID };
+    entry(&event.instance, id, mode, &line.to_string(), &fields)
 }
 
 /// The line of [`Journal::log_left_out`]; like a denial's it says so where the mode let them pass.
@@ -110,6 +114,7 @@ mod tests {
         let mut entries: Vec<_> = catalog.lines().filter_map(|line| line.strip_prefix("-- ")).collect();
         let mut ids = [
             DENIED_ID,
+            BIND_DENIED_ID,
             LEFT_OUT_ID,
             NOT_CONFINED_ID,
             DETACHED_ID,

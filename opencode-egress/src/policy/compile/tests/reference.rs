@@ -49,7 +49,7 @@ fn is_own(listen: &Listen, address: IpAddr) -> bool {
     match listen.address {
         IpAddr::V4(at) if at.is_unspecified() => own4,
         IpAddr::V6(at) if at.is_unspecified() => own4 || own6,
-        at => at == address,
+        at => at == address && (own4 || own6),
     }
 }
 

@@ -41,7 +41,14 @@ fn rules() -> impl Strategy<Value = Rule> {
 
 /// Policies.
 pub(crate) fn policies() -> impl Strategy<Value = Policy> {
-    let listener = prop_oneof![Just("10.1.1.64"), Just("0.0.0.0"), Just("::"), Just("2001:db8:1::1")];
+    let listener = prop_oneof![
+        Just("127.0.0.1"),
+        Just("::1"),
+        Just("10.1.1.64"),
+        Just("0.0.0.0"),
+        Just("::"),
+        Just("2001:db8:1::1")
+    ];
     let listen = (listener, 1..12_u16, any::<bool>()).prop_map(|(at, port, open)| Listen {
         address: at.parse().expect("an address"),
         port,

@@ -1,0 +1,246 @@
+//! What the JSON of a policy file may look like, with the places of what can turn out to be wrong later.
+
+use std::{fmt, marker::PhantomData, str::FromStr};
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{self, MapAccess, Visitor},
+};
+
+use crate::policy::{Invalid, file::FILE_VERSION};
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct File {
+    #[serde(deserialize_with = "version")]
+    #[expect(dead_code, reason = "checked while it is read")]
+    pub(super) version: u32,
+    #[serde(default)]
+    pub(super) log: Log,
+    pub(super) instances: Pairs<Instance>,
+}
+
+fn version<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    match u32::deserialize(deserializer)? {
+        FILE_VERSION => Ok(FILE_VERSION),
+        other => Err(de::Error::custom(format!(
+            "version {other} is not known to this opencode-egress; write `\"version\": {FILE_VERSION}`"
+        ))),
+    }
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Log {
+    pub(super) interval_secs: Option<Count>,
+    pub(super) burst: Option<Count>,
+    pub(super) per_sec: Option<Count>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Instance {
+    pub(super) units: Vec<Text>,
+    pub(super) mode: Option<Text>,
+    #[serde(default)]
+    pub(super) allow: Vec<RuleForm>,
+    #[serde(default)]
+    pub(super) deny: Vec<RuleForm>,
+    #[serde(default)]
+    pub(super) listen: Vec<ListenForm>,
+}
+
+pub(super) enum RuleForm {
+    Plain(Text),
+    Detailed(DetailedRule),
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct DetailedRule {
+    pub(super) cidr: Text,
+    pub(super) protocol: Option<Text>,
+    #[serde(default)]
+    pub(super) ports: Vec<PortForm>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ListenForm {
+    pub(super) address: Text,
+    pub(super) port: Port,
+    #[serde(default)]
+    pub(super) open: bool,
+}
+
+/// An error about the text that starts at this address of the source.
+pub(super) struct Misplaced {
+    pub(super) at: Option<usize>,
+    pub(super) message: String,
+}
+
+/// A string of the source, with where it stands.
+pub(super) struct Text {
+    pub(super) value: String,
+    /// Address of its first byte, inside the quotes.
+    pub(super) at: usize,
+}
+
+impl Text {
+    pub(super) fn wrong(&self, message: impl fmt::Display) -> Misplaced {
+        // The quote before it.
+        Misplaced { at: Some(self.at - 1), message: message.to_string() }
+    }
+
+    pub(super) fn parse<T: FromStr<Err = Invalid>>(&self) -> Result<T, Misplaced> {
+        self.value.parse().map_err(|invalid: Invalid| self.wrong(invalid))
+    }
+}
+
+struct TextVisitor;
+
+impl<'de> Visitor<'de> for TextVisitor {
+    type Value = Text;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a string")
+    }
+
+    fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Text, E> {
+        Ok(Text { value: text.to_owned(), at: text.as_ptr().addr() })
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Text, E> {
+        Err(E::custom(format!("`{text}` is written with escapes; write it without")))
+    }
+}
+
+impl<'de> Deserialize<'de> for Text {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_str(TextVisitor)
+    }
+}
+
+impl<'de> Deserialize<'de> for RuleForm {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct RuleVisitor;
+
+        impl<'de> Visitor<'de> for RuleVisitor {
+            type Value = RuleForm;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(
+                    "a network such as \"10.10.0.0/16\", or {\"cidr\": …, \"protocol\": …, \"ports\": […]}",
+                )
+            }
+
+            fn visit_borrowed_str<E: de::Error>(self, text: &'de str) -> Result<RuleForm, E> {
+                TextVisitor.visit_borrowed_str(text).map(RuleForm::Plain)
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<RuleForm, E> {
+                TextVisitor.visit_str(text).map(RuleForm::Plain)
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<RuleForm, A::Error> {
+                DetailedRule::deserialize(de::value::MapAccessDeserializer::new(map)).map(RuleForm::Detailed)
+            }
+        }
+
+        deserializer.deserialize_any(RuleVisitor)
+    }
+}
+
+/// A port as a number, or a port or a range as text.
+pub(super) enum PortForm {
+    Number(u16),
+    Text(Text),
+}
+
+impl<'de> Deserialize<'de> for PortForm {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct PortVisitor;
+
+        impl<'de> Visitor<'de> for PortVisitor {
+            type Value = PortForm;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a port such as 443, or a range such as \"8000-8100\"")
+            }
+
+            fn visit_u64<E: de::Error>(self, number: u64) -> Result<PortForm, E> {
+                port(number).map(PortForm::Number)
+            }
+
+            fn visit_i64<E: de::Error>(self, number: i64) -> Result<PortForm, E> {
+                port(number).map(PortForm::Number)
+            }
+
+            fn visit_borrowed_str<E: de::Error>(self, text: &'de str) -> Result<PortForm, E> {
+                TextVisitor.visit_borrowed_str(text).map(PortForm::Text)
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<PortForm, E> {
+                TextVisitor.visit_str(text).map(PortForm::Text)
+            }
+        }
+
+        deserializer.deserialize_any(PortVisitor)
+    }
+}
+
+fn port<E: de::Error>(number: impl TryInto<u16> + Copy + fmt::Display) -> Result<u16, E> {
+    match number.try_into() {
+        Ok(port) if port > 0 => Ok(port),
+        _ => Err(E::custom(format!("{number} is no port; write one from 1 to 65535"))),
+    }
+}
+
+/// A number from 1 to 65535.
+pub(super) struct Port(pub(super) u16);
+
+impl<'de> Deserialize<'de> for Port {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        port(i64::deserialize(deserializer)?).map(Self)
+    }
+}
+
+/// A number from 1 to a million.
+pub(super) struct Count(pub(super) u32);
+
+impl<'de> Deserialize<'de> for Count {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let number = i64::deserialize(deserializer)?;
+        match u32::try_from(number) {
+            Ok(count @ 1..=1_000_000) => Ok(Self(count)),
+            _ => Err(de::Error::custom(format!("{number} is out of range; write one from 1 to 1000000"))),
+        }
+    }
+}
+
+/// A JSON object in the order of the file, keys that come twice included.
+pub(super) struct Pairs<T>(pub(super) Vec<(Text, T)>);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Pairs<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct PairsVisitor<T>(PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for PairsVisitor<T> {
+            type Value = Pairs<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Pairs<T>, A::Error> {
+                let mut pairs = vec![];
+                while let Some(pair) = map.next_entry()? {
+                    pairs.push(pair);
+                }
+                Ok(Pairs(pairs))
+            }
+        }
+
+        deserializer.deserialize_map(PairsVisitor(PhantomData))
+    }
+}
