@@ -7,7 +7,7 @@ use opencode_egress_common::abi::PolicyHeader;
 use crate::{
     daemon::{
         error::DaemonError,
-        policies::read::{InstancePolicies, read},
+        policies::read::{InstancePolicies, Read, read},
         state::Daemon,
     },
     kernel::maps::KernelRules,
@@ -63,11 +63,11 @@ impl ExplainTask {
     /// When there is no such instance, or the kernel refuses.
     pub(in crate::daemon) fn run(self) -> Result<Explanation, DaemonError> {
         let Self { name, destination, config, in_force, instance } = self;
-        let file = read(&config, &in_force);
+        let file = read(&config, &in_force).map(|Read { policies, compiled, .. }| (policies, compiled));
         let InForce { name, policy, judged_by, detached } =
             instance.map_err(|error| match (&file, error) {
-                (Ok(read), DaemonError::UnknownInstance { .. })
-                    if read.policies.keys().any(|known| known.as_str() == name) =>
+                (Ok((policies, _)), DaemonError::UnknownInstance { .. })
+                    if policies.keys().any(|known| known.as_str() == name) =>
                 {
                     DaemonError::NotApplied { name, config: config.clone() }
                 }
@@ -78,7 +78,7 @@ impl ExplainTask {
             None => Judgement::without_policy(),
         };
         let file = match &file {
-            Ok(read) => match (read.policies.get(&name), read.compiled.get(&name)) {
+            Ok((policies, compiled)) => match (policies.get(&name), compiled.get(&name)) {
                 (Some(_), None) => PolicyFile::Same,
                 (file, compiled) => {
                     let file = file.map(|policy| &**policy).zip(compiled);

@@ -1,6 +1,10 @@
 //! The daemon's own lines: what `tracing` is told, into the journal with priorities and fields, or to stderr.
 
-use std::{fmt, io, os::linux::fs::MetadataExt as _};
+use std::{
+    fmt,
+    io::{self, IsTerminal as _},
+    os::linux::fs::MetadataExt as _,
+};
 
 use tracing::{
     Event, Level, Subscriber,
@@ -35,8 +39,13 @@ impl Journal {
             "message" => write!(writer, "{value:?}"),
             _ => Ok(()),
         });
-        let stderr = tracing_subscriber::fmt::layer();
-        registry.with(stderr.fmt_fields(message).with_writer(self.clone()).with_target(false)).init();
+        let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        let stderr = tracing_subscriber::fmt::layer()
+            .fmt_fields(message)
+            .with_writer(self.clone())
+            .with_ansi(io::stderr().is_terminal() && !no_color)
+            .with_target(false);
+        registry.with(stderr).init();
     }
 }
 
