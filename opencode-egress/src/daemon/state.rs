@@ -17,7 +17,11 @@ use crate::{
         registry::InstanceNumbers,
     },
     policy::{InstanceName, LogLimits, Mode, Policy, UnitName},
-    report::{denial::LoggedDenial, journal::Journal, status::CountersStatus},
+    report::{
+        denial::LoggedDenial,
+        journal::{Journal, LineCounts},
+        status::CountersStatus,
+    },
 };
 
 /// For how long it is news that denials were lost.
@@ -45,7 +49,7 @@ pub(super) struct InstanceState {
 
 impl InstanceState {
     /// One without a policy, of which this was counted until now.
-    pub(super) fn new(index: InstanceIndex, counters: &CountersStatus) -> Self {
+    pub(super) fn new(index: InstanceIndex, counters: &CountersStatus, lines: &LineCounts) -> Self {
         Self {
             index,
             policy: None,
@@ -54,7 +58,7 @@ impl InstanceState {
             unasked: BTreeMap::new(),
             detached: false,
             recent: VecDeque::new(),
-            left_out: (counters.limited, counters.lost),
+            left_out: (lines.limited_told, lines.lost_told),
             lost_at: (counters.lost > 0).then(Instant::now),
         }
     }

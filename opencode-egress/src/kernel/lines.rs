@@ -15,7 +15,7 @@ use crate::{
 const PIN: &str = "LINES";
 
 /// [`LineCounts`] in the order of its fields.
-type Words = [u64; 4];
+type Words = [u64; 6];
 
 /// The counts of every instance, by its number.
 pub struct LineCountsMap(Array<MapData, Words>);
@@ -57,9 +57,9 @@ impl LineCountsMap {
     ///
     /// When the kernel refuses.
     pub fn of(&self, instance: InstanceIndex) -> Result<LineCounts, MapsError> {
-        let [offered, lines, lost, unfolded] =
+        let [offered, lines, lost, unfolded, limited_told, lost_told] =
             self.0.get(&instance.number(), 0).map_err(MapsError::operation("read", PIN))?;
-        Ok(LineCounts { offered, lines, lost, unfolded })
+        Ok(LineCounts { offered, lines, lost, unfolded, limited_told, lost_told })
     }
 
     /// What became of the lines of every instance that had any.
@@ -70,7 +70,7 @@ impl LineCountsMap {
     pub fn all(&self) -> Result<Vec<(u32, LineCounts)>, MapsError> {
         let all = (1..MAX_INSTANCES).filter_map(InstanceIndex::new);
         let all = all.map(|instance| Ok((instance.number(), self.of(instance)?)));
-        let some = |of: &Result<(u32, LineCounts), _>| !matches!(of, Ok((_, counts)) if counts.offered == 0);
+        let some = |of: &Result<(u32, LineCounts), _>| !matches!(of, Ok((_, counts)) if *counts == LineCounts::default());
         all.filter(some).collect()
     }
 
@@ -80,8 +80,8 @@ impl LineCountsMap {
     ///
     /// When the kernel refuses.
     pub fn set(&mut self, instance: u32, counts: &LineCounts) -> Result<(), MapsError> {
-        let LineCounts { offered, lines, lost, unfolded } = *counts;
-        let set = self.0.set(instance, [offered, lines, lost, unfolded], 0);
+        let LineCounts { offered, lines, lost, unfolded, limited_told, lost_told } = *counts;
+        let set = self.0.set(instance, [offered, lines, lost, unfolded, limited_told, lost_told], 0);
         set.map_err(MapsError::operation("write to", PIN))
     }
 }

@@ -4,10 +4,12 @@
 mod keeping;
 mod lifecycle;
 mod load;
+mod logging;
 mod main_job;
 mod metrics;
 mod policy_file;
 mod refusals;
+mod waiting;
 
 use anyhow::{Context as _, Result};
 
@@ -34,6 +36,8 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Scenario> {
         lifecycle::LIFECYCLE,
         keeping::KEEPING,
         metrics::METRICS,
+        waiting::WAITING,
+        logging::LOGGING,
     ];
     std::iter::once(MAIN_JOB).chain(others).chain([load::LOAD]).flatten()
 }

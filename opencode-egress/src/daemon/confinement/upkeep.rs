@@ -141,7 +141,8 @@ impl Daemon {
             if let Some(index) = numbers.known().get(&name) {
                 let lines = denials.journal.counts(index.number());
                 let counters = CountersStatus::new(loaded.maps.counters(*index)?, &lines);
-                let instance = InstanceState { unlisted: units, ..InstanceState::new(*index, &counters) };
+                let instance =
+                    InstanceState { unlisted: units, ..InstanceState::new(*index, &counters, &lines) };
                 instances.insert(name, instance);
             }
         }

@@ -129,14 +129,15 @@ impl Daemon {
         for ((name, instance), counters) in instances.iter_mut().zip(counters) {
             let Ok(CountersStatus { limited, lost, .. }) = counters else { continue };
             let (limited_told, lost_told) = instance.left_out;
-            if (limited, lost) == instance.left_out {
+            let more = (limited.saturating_sub(limited_told), lost.saturating_sub(lost_told));
+            if more == (0, 0) {
                 continue;
             }
-            if lost > lost_told {
+            if more.1 > 0 {
                 instance.lost_at = Some(Instant::now());
             }
             let (index, mode) = (instance.index.number(), instance.mode());
-            if journal.log_left_out(index, name, mode, limited - limited_told, lost - lost_told) {
+            if journal.log_left_out(index, name, mode, more.0, more.1) {
                 instance.left_out = (limited, lost);
             }
         }

@@ -75,7 +75,10 @@ impl Daemon {
             match self.instances.get(&name) {
                 Some(instance) if instance.mode() != policies[&name].mode => other_mode.push(index),
                 Some(_) => {}
-                None => new.push((name.clone(), InstanceState::new(index, &self.counters(index)?))),
+                None => {
+                    let lines = self.denials.journal.counts(index.number());
+                    new.push((name.clone(), InstanceState::new(index, &self.counters(index)?, &lines)));
+                }
             }
             put_in_force.push((index, loaded));
             entries.insert(name.clone(), count);

@@ -58,10 +58,8 @@ impl Journal {
         lost: u64,
     ) -> bool {
         let fields = [("EGRESS_LIMITED", limited.to_string()), ("EGRESS_LOST", lost.to_string())];
-        self.about(
-            number,
-            entry(instance.as_str(), LEFT_OUT_ID, mode, &left_out(mode, limited, lost), &fields),
-        )
+        let entry = entry(instance.as_str(), LEFT_OUT_ID, mode, &left_out(mode, limited, lost), &fields);
+        self.left_out(number, entry, limited, lost)
     }
 }
 

@@ -34,6 +34,10 @@ pub struct LineCounts {
     pub lost: u64,
     /// Those of them that the kernel had folded into an earlier line: their line came at the end of an interval.
     pub unfolded: u64,
+    /// Denials over the rate of which a written line tells that they have none.
+    pub limited_told: u64,
+    /// Denials that were lost, on the way to the log or before, of which a written line tells.
+    pub lost_told: u64,
 }
 
 impl LineCounts {
@@ -81,8 +85,15 @@ struct State {
 
 struct Line {
     entry: Entry,
-    /// Whether it is of a denial.
-    denial: bool,
+    of: Kind,
+}
+
+/// What a line is counted as.
+#[derive(Clone, Copy)]
+enum Kind {
+    Denial,
+    LeftOut { limited: u64, lost: u64 },
+    Own,
 }
 
 impl State {
@@ -140,9 +151,14 @@ impl Journal {
         self.state().counts.get(&instance).copied().unwrap_or_default()
     }
 
+    /// Begins to count an instance's anew: its number is free for another.
+    pub fn forget(&self, instance: u32) {
+        self.state().count(instance, |counts| *counts = LineCounts::default());
+    }
+
     /// Takes the line of a denial, or counts that it found no room.
     pub(super) fn denial(&self, instance: u32, entry: Entry) {
-        let taken = self.push(Owner::Instance(instance), entry, true, |state| {
+        let taken = self.push(Owner::Instance(instance), entry, Kind::Denial, |state| {
             state.count(instance, |counts| counts.offered += 1);
         });
         if !taken {
@@ -155,7 +171,7 @@ impl Journal {
 
     /// Takes the line of a denial that was folded, and that counts as folded if this returns `false` for want of room.
     pub(super) fn folded(&self, instance: u32, entry: Entry) -> bool {
-        self.push(Owner::Instance(instance), entry, true, |state| {
+        self.push(Owner::Instance(instance), entry, Kind::Denial, |state| {
             state.count(instance, |counts| {
                 counts.offered += 1;
                 counts.unfolded += 1;
@@ -163,21 +179,21 @@ impl Journal {
         })
     }
 
-    /// Takes a line about an instance that is not of a denial; `false`: there is no room.
-    pub(super) fn about(&self, instance: u32, entry: Entry) -> bool {
-        self.push(Owner::Instance(instance), entry, false, |_| {})
+    /// Takes a line that tells of so many denials without one; `false`: there is no room.
+    pub(super) fn left_out(&self, instance: u32, entry: Entry, limited: u64, lost: u64) -> bool {
+        self.push(Owner::Instance(instance), entry, Kind::LeftOut { limited, lost }, |_| {})
     }
 
     /// Takes a line of the daemon's own, or counts that it found no room.
     pub(super) fn own(&self, entry: Entry) {
-        if !self.push(Owner::Daemon, entry, false, |_| {}) {
+        if !self.push(Owner::Daemon, entry, Kind::Own, |_| {}) {
             self.state().own_lost += 1;
         }
     }
 
-    fn push(&self, owner: Owner, entry: Entry, denial: bool, count: impl FnOnce(&mut State)) -> bool {
+    fn push(&self, owner: Owner, entry: Entry, of: Kind, count: impl FnOnce(&mut State)) -> bool {
         let mut state = self.state();
-        let taken = state.queue.push(owner, Line { entry, denial });
+        let taken = state.queue.push(owner, Line { entry, of });
         if taken {
             count(&mut state);
             drop(state);
@@ -235,15 +251,21 @@ impl Shared {
             let written = sink.write(&line.entry);
             state = self.state();
             state.writing = None;
-            match owner {
-                Owner::Instance(instance) if line.denial => state.count(instance, |counts| {
-                    if written.is_ok() {
-                        counts.lines += 1;
-                    } else {
-                        counts.lost += 1;
-                    }
-                }),
-                Owner::Daemon if written.is_err() => state.own_lost += 1,
+            let written = written.is_ok();
+            match (owner, line.of) {
+                (Owner::Instance(instance), Kind::Denial) if written => {
+                    state.count(instance, |counts| counts.lines += 1);
+                }
+                (Owner::Instance(instance), Kind::Denial) => {
+                    state.count(instance, |counts| counts.lost += 1);
+                }
+                (Owner::Instance(instance), Kind::LeftOut { limited, lost }) if written => {
+                    state.count(instance, |counts| {
+                        counts.limited_told += limited;
+                        counts.lost_told += lost;
+                    });
+                }
+                (Owner::Daemon, _) if !written => state.own_lost += 1,
                 _ => {}
             }
             if state.queue.len() == 0 {
@@ -413,11 +435,16 @@ mod tests {
         let journald = Journald::start();
         let journal = Journal::start_at(&journald.path()).expect("a journal");
         let (sender, kept) = channel();
-        let before = LineCounts { offered: 10, lines: 6, lost: 1, unfolded: 2 };
+        let before = LineCounts { offered: 10, lines: 6, lost: 1, unfolded: 2, ..LineCounts::default() };
         journal.keep_counts([(7, before)], Box::new(Kept(sender)));
         assert_eq!(kept.recv(), Ok((7, LineCounts { lost: 4, ..before })));
         journal.denial(7, entry("one"));
         assert_eq!(kept.recv(), Ok((7, LineCounts { offered: 11, lost: 4, ..before })));
-        assert_eq!(kept.recv(), Ok((7, LineCounts { offered: 11, lines: 7, lost: 4, unfolded: 2 })));
+        assert_eq!(kept.recv(), Ok((7, LineCounts { offered: 11, lines: 7, lost: 4, ..before })));
+        assert!(journal.left_out(7, entry("left out"), 3, 4));
+        let told = kept.recv().map(|(_, counts)| (counts.limited_told, counts.lost_told));
+        assert_eq!(told, Ok((3, 4)));
+        journal.forget(7);
+        assert_eq!(kept.recv(), Ok((7, LineCounts::default())));
     }
 }
