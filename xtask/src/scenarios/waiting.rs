@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
-use super::{POLICY, Scenario, Tell, daemon_log, pinned, status};
+use super::{POLICY, Scenario, Tell, daemon_log, load::processor_time, pinned, status};
 use crate::machine::{Machine, wait};
 
 /// What it does not wait for.
@@ -119,11 +119,11 @@ fn million(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     let tried = (|| -> Result<()> {
         machine.write(POLICY, &policy(11)?)?;
         machine.succeed(&["opencode-egress", "reload"])?;
-        let begin = Instant::now();
+        let before = processor_time(machine)?;
         let said = machine.succeed(&["opencode-egress", "reload"])?;
-        let took = begin.elapsed();
+        let used = processor_time(machine)? - before;
         ensure!(said.trim() == "nothing changed", "{said}");
-        ensure!(took < Duration::from_secs(2), "a reload that changes nothing took {took:?}");
+        ensure!(used < 1.0, "a reload that changes nothing took {used:.2} s of a processor");
         machine.write(POLICY, &policy(12)?)?;
         busy(machine)?;
         // A start takes as long as the rules take; a signal that comes meanwhile waits for its end.
@@ -157,8 +157,8 @@ fn busy(machine: &Machine) -> Result<()> {
     while generation()? == before {
         let begin = Instant::now();
         machine.succeed(&["opencode-egress", "status"])?;
-        // Entering the machine takes most of it.
-        ensure!(begin.elapsed() < Duration::from_secs(1), "status took {:?}", begin.elapsed());
+        // Entering the machine takes most of it, and what else this machine does.
+        ensure!(begin.elapsed() < Duration::from_secs(2), "status took {:?}", begin.elapsed());
         machine.succeed(&["systemctl", "start", "opencode-million"])?;
         answered += 1;
     }
