@@ -320,6 +320,9 @@ mod tests {
         *,
     };
 
+    /// How long what must come may take.
+    const PATIENCE: Duration = Duration::from_secs(10);
+
     fn entry(message: &str) -> Entry {
         Entry::new("x", Priority::Warning, message, [])
     }
@@ -437,14 +440,14 @@ mod tests {
         let (sender, kept) = channel();
         let before = LineCounts { offered: 10, lines: 6, lost: 1, unfolded: 2, ..LineCounts::default() };
         journal.keep_counts([(7, before)], Box::new(Kept(sender)));
-        assert_eq!(kept.recv(), Ok((7, LineCounts { lost: 4, ..before })));
+        assert_eq!(kept.recv_timeout(PATIENCE), Ok((7, LineCounts { lost: 4, ..before })));
         journal.denial(7, entry("one"));
-        assert_eq!(kept.recv(), Ok((7, LineCounts { offered: 11, lost: 4, ..before })));
-        assert_eq!(kept.recv(), Ok((7, LineCounts { offered: 11, lines: 7, lost: 4, ..before })));
+        assert_eq!(kept.recv_timeout(PATIENCE), Ok((7, LineCounts { offered: 11, lost: 4, ..before })));
+        assert_eq!(kept.recv_timeout(PATIENCE), Ok((7, LineCounts { offered: 11, lines: 7, lost: 4, ..before })));
         assert!(journal.left_out(7, entry("left out"), 3, 4));
-        let told = kept.recv().map(|(_, counts)| (counts.limited_told, counts.lost_told));
+        let told = kept.recv_timeout(PATIENCE).map(|(_, counts)| (counts.limited_told, counts.lost_told));
         assert_eq!(told, Ok((3, 4)));
         journal.forget(7);
-        assert_eq!(kept.recv(), Ok((7, LineCounts::default())));
+        assert_eq!(kept.recv_timeout(PATIENCE), Ok((7, LineCounts::default())));
     }
 }
