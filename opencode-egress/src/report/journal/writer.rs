@@ -443,7 +443,10 @@ mod tests {
         assert_eq!(kept.recv_timeout(PATIENCE), Ok((7, LineCounts { lost: 4, ..before })));
         journal.denial(7, entry("one"));
         assert_eq!(kept.recv_timeout(PATIENCE), Ok((7, LineCounts { offered: 11, lost: 4, ..before })));
-        assert_eq!(kept.recv_timeout(PATIENCE), Ok((7, LineCounts { offered: 11, lines: 7, lost: 4, ..before })));
+        assert_eq!(
+            kept.recv_timeout(PATIENCE),
+            Ok((7, LineCounts { offered: 11, lines: 7, lost: 4, ..before }))
+        );
         assert!(journal.left_out(7, entry("left out"), 3, 4));
         let told = kept.recv_timeout(PATIENCE).map(|(_, counts)| (counts.limited_told, counts.lost_told));
         assert_eq!(told, Ok((3, 4)));
