@@ -95,21 +95,22 @@ fn no_inotify(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     wait("b to answer", || super::healthy(machine.succeed(&super::health_request(super::B)))).map(drop)
 }
 
-/// So many rules, each with ports; `first` makes them others.
-fn rules(first: u8) -> Vec<Value> {
+/// A million rules with ports, in JSON; `first` makes them others.
+fn rules(first: u8) -> String {
     let nets = (0..=u8::MAX).flat_map(|b| (0..=u8::MAX).map(move |c| (b, c)));
-    let hosts =
-        nets.flat_map(|(b, c)| (0..=u8::MAX).step_by(16).map(move |d| format!("{first}.{b}.{c}.{d}/32")));
-    hosts.take(1_000_000).map(|cidr| json!({ "cidr": cidr, "protocol": "tcp", "ports": ["443"] })).collect()
+    let hosts = nets.flat_map(|(b, c)| (0..=u8::MAX).step_by(16).map(move |d| [first, b, c, d]));
+    let rule = |[a, b, c, d]: [u8; 4]| {
+        format!(r#"{{"cidr":"{a}.{b}.{c}.{d}/32","protocol":"tcp","ports":["443"]}}"#)
+    };
+    hosts.take(1_000_000).map(rule).collect::<Vec<_>>().join(",\n")
 }
 
 fn million(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     let before = machine.read(POLICY)?;
     let policy = |first: u8| -> Result<String> {
         let mut policy: Value = serde_json::from_str(&before)?;
-        policy["instances"]["million"] =
-            json!({ "units": ["opencode-million.service"], "allow": rules(first) });
-        Ok(policy.to_string())
+        policy["instances"]["million"] = json!({ "units": ["opencode-million.service"], "allow": ["RULES"] });
+        Ok(policy.to_string().replace("\"RULES\"", &rules(first)))
     };
     machine.write(
         "/run/systemd/system/opencode-million.service",
