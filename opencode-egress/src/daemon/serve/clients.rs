@@ -36,6 +36,8 @@ const FOLLOWERS: usize = CLIENTS / 2;
 /// The daemon, and those whom it answers.
 pub(super) struct Server {
     pub(super) daemon: Rc<RefCell<Daemon>>,
+    /// Held while a policy file is read.
+    file: Rc<Semaphore>,
     reloads: Rc<Reloads>,
     events: broadcast::Sender<LoggedDenial>,
     pub(super) clients: Arc<Semaphore>,
@@ -44,9 +46,11 @@ pub(super) struct Server {
 
 impl Server {
     pub(super) fn new(daemon: Daemon) -> Self {
+        let file = Rc::new(Semaphore::new(1));
         Self {
             daemon: Rc::new(RefCell::new(daemon)),
-            reloads: Rc::default(),
+            reloads: Rc::new(Reloads::new(Rc::clone(&file))),
+            file,
             events: broadcast::channel(1024).0,
             clients: Arc::new(Semaphore::new(CLIENTS)),
             followers: Semaphore::new(FOLLOWERS),
@@ -155,6 +159,8 @@ impl Server {
             }
             Request::Status => self.daemon.borrow().status().map(|status| Reply::Status(Box::new(status))),
             Request::Explain { instance, destination } => {
+                // It is never closed.
+                let _one = self.file.acquire().await;
                 let task = self.daemon.borrow().begin_explain(&instance, destination);
                 match spawn_blocking(move || task.run()).await {
                     Ok(explained) => explained.map(Reply::Explained),

@@ -4,7 +4,7 @@
 use std::{cell::RefCell, rc::Rc};
 
 use tokio::{
-    sync::oneshot,
+    sync::{Semaphore, oneshot},
     task::{spawn_blocking, spawn_local},
 };
 
@@ -14,13 +14,18 @@ use crate::{daemon::state::Daemon, report::human::error_chain};
 pub(super) type Outcome = Result<Vec<String>, String>;
 
 /// Those who wait for a reload.
-#[derive(Default)]
 pub(super) struct Reloads {
+    /// Whoever reads a policy file holds this: two that do so at once would take the memory of both.
+    file: Rc<Semaphore>,
     waiting: RefCell<Vec<oneshot::Sender<Outcome>>>,
     running: RefCell<bool>,
 }
 
 impl Reloads {
+    pub(super) fn new(file: Rc<Semaphore>) -> Self {
+        Self { file, waiting: RefCell::default(), running: RefCell::default() }
+    }
+
     /// Applies the policy file as it is now, or later. What waits for the result does not keep it from running.
     pub(super) fn ask(self: &Rc<Self>, daemon: &Rc<RefCell<Daemon>>) -> oneshot::Receiver<Outcome> {
         let (sender, receiver) = oneshot::channel();
@@ -33,11 +38,13 @@ impl Reloads {
 
     async fn run(self: Rc<Self>, daemon: Rc<RefCell<Daemon>>) {
         loop {
-            let waiting = self.waiting.take();
-            if waiting.is_empty() {
+            if self.waiting.borrow().is_empty() {
                 self.running.replace(false);
                 return;
             }
+            // It is never closed.
+            let _one = self.file.acquire().await;
+            let waiting = self.waiting.take();
             let task = daemon.borrow().begin_reload();
             let outcome = match spawn_blocking(move || task.run()).await {
                 // Success and failure are logged there.
