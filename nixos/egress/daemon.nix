@@ -114,6 +114,8 @@ in
     # Before Linux 5.11 maps count as locked memory. Each policy's rules are an open file.
     LimitMEMLOCK = "infinity";
     LimitNOFILE = 65536;
+    # Denials have limits of their own, for each instance, and what they leave out is counted; what journald drops is not.
+    LogRateLimitIntervalSec = 0;
     # Under pressure the kernel should take an agent, not the one that watches it.
     OOMScoreAdjust = -900;
   }

@@ -7,7 +7,7 @@ use std::{
     collections::BTreeSet,
     io,
     mem::MaybeUninit,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
@@ -16,18 +16,23 @@ use rustix::{
     io::Errno,
 };
 
-/// Watched directories.
+/// Watched directories. Where inotify cannot be had nothing rings, and every watch says why.
 pub(crate) struct Watch {
-    inotify: OwnedFd,
+    inotify: Result<OwnedFd, Errno>,
     /// The watches of slices. A watch goes with its directory, but not on cgroup2, whose directories never have
     /// a link count of 0 (`kernfs_iop_getattr`, `dentry_unlink_inode`).
     slices: BTreeSet<i32>,
 }
 
 impl Watch {
-    pub(crate) fn new() -> io::Result<Self> {
-        let inotify = init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?;
-        Ok(Self { inotify, slices: BTreeSet::new() })
+    pub(crate) fn new() -> Self {
+        let inotify = init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC);
+        Self { inotify, slices: BTreeSet::new() }
+    }
+
+    /// The bell, which can be read when it rings.
+    pub(crate) fn bell(&self) -> Option<BorrowedFd<'_>> {
+        self.inotify.as_ref().ok().map(OwnedFd::as_fd)
     }
 
     /// Watches these slices, and no others, for cgroups that come and go.
@@ -37,8 +42,10 @@ impl Watch {
             watched.extend(self.add(&path, WatchFlags::CREATE | WatchFlags::DELETE)?);
         }
         for gone in self.slices.difference(&watched) {
-            // It may have gone by itself, which is as good.
-            let _ = remove_watch(&self.inotify, *gone);
+            if let Some(inotify) = self.bell() {
+                // It may have gone by itself, which is as good.
+                let _ = remove_watch(inotify, *gone);
+            }
         }
         self.slices = watched;
         Ok(())
@@ -51,7 +58,8 @@ impl Watch {
 
     /// A directory that is watched already keeps its watch.
     fn add(&self, path: &Path, flags: WatchFlags) -> io::Result<Option<i32>> {
-        match add_watch(&self.inotify, path, flags | WatchFlags::ONLYDIR) {
+        let inotify = self.inotify.as_ref().map_err(|errno| *errno)?;
+        match add_watch(inotify, path, flags | WatchFlags::ONLYDIR) {
             Ok(watch) => Ok(Some(watch)),
             // It went between being found and being watched.
             Err(Errno::NOENT) => Ok(None),
@@ -61,15 +69,10 @@ impl Watch {
 
     /// Takes the events that wait, so that the next one wakes again.
     pub(crate) fn drain(&self) {
+        let Some(inotify) = self.bell() else { return };
         let mut buffer = [MaybeUninit::uninit(); 4096];
-        let mut reader = Reader::new(&self.inotify, &mut buffer);
+        let mut reader = Reader::new(inotify, &mut buffer);
         // It ends with "would block", and another error would be met again at the next look.
         while reader.next().is_ok() {}
-    }
-}
-
-impl AsFd for Watch {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.inotify.as_fd()
     }
 }

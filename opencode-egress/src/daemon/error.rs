@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use crate::{
     cgroups::CgroupError,
+    control::caller::CallerError,
     kernel::{
         confine::ConfineError, loader::LoadError, maps::MapsError, pins::PinError, programs::AttachError,
         registry::InstanceNumbersError,
@@ -41,6 +42,9 @@ pub enum DaemonError {
     /// A cgroup could not be found or read.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
+    /// The process that asks could not be found out.
+    #[error(transparent)]
+    Caller(#[from] CallerError),
     /// A program could not be attached to a cgroup.
     #[error(transparent)]
     Attach(#[from] AttachError),

@@ -10,7 +10,7 @@ use opencode_egress_common::{abi::DestinationKey, event::Denial};
 
 use crate::kernel::instance::InstanceIndex;
 
-/// Denials remembered at most.
+/// Destinations remembered at most, of all instances together.
 const CAPACITY: usize = 8192;
 
 struct LastLine {
@@ -21,45 +21,69 @@ struct LastLine {
     due: Option<Instant>,
 }
 
-/// Destinations with a line in the log.
+/// Destinations with a line in the log, by instance; none is empty.
 #[derive(Default)]
-pub(in crate::daemon) struct Folds(HashMap<DestinationKey, LastLine>);
+pub(in crate::daemon) struct Folds {
+    of: HashMap<u32, HashMap<DestinationKey, LastLine>>,
+    len: usize,
+}
 
 impl Folds {
     /// Takes note of an event, and returns how many denials were folded into it.
     pub(in crate::daemon) fn event(&mut self, denial: &Denial, now: Instant, interval: Duration) -> u64 {
-        let suppressed = match self.0.get(&denial.destination_key()) {
+        let key = denial.destination_key();
+        let attempts = denial.event.attempts;
+        let told = LastLine { denial: *denial, attempts, due: Some(now + interval) };
+        if let Some(before) = self.of.get_mut(&key.instance).and_then(|of| of.get_mut(&key)) {
             // Some may have been told of at the end of an interval, of which the kernel does not know.
-            Some(told) if told.attempts < denial.event.attempts => denial.event.attempts - told.attempts - 1,
-            _ => denial.event.suppressed,
-        };
-        if self.0.len() >= CAPACITY && !self.0.contains_key(&denial.destination_key()) {
-            self.make_room();
+            let known = before.attempts;
+            *before = told;
+            return if known < attempts { attempts - known - 1 } else { denial.event.suppressed };
         }
-        let told = LastLine { denial: *denial, attempts: denial.event.attempts, due: Some(now + interval) };
-        self.0.insert(denial.destination_key(), told);
-        suppressed
+        if !self.has_room(key.instance) {
+            self.make_room(key.instance);
+        }
+        self.of.entry(key.instance).or_default().insert(key, told);
+        self.len += 1;
+        denial.event.suppressed
     }
 
-    /// Forgets what was asked for; if that is nothing, the half that is due first, whose repeats only the counters have then.
-    fn make_room(&mut self) {
-        self.0.retain(|_, told| told.due.is_some());
-        if self.0.len() >= CAPACITY {
-            let mut dues: Vec<_> = self.0.values().filter_map(|told| told.due).collect();
-            let (_, median, _) = dues.select_nth_unstable(CAPACITY / 2);
-            let median = *median;
-            self.0.retain(|_, told| told.due > Some(median));
+    /// As everywhere: an instance has at most half of what is free.
+    fn has_room(&self, instance: u32) -> bool {
+        self.of.get(&instance).map_or(0, HashMap::len) < (CAPACITY - self.len) / 2
+    }
+
+    /// Forgets what was asked for, and if that is not enough, the half of the instance's own that is due first, whose repeats
+    /// only the counters have then.
+    fn make_room(&mut self, instance: u32) {
+        for of in self.of.values_mut() {
+            of.retain(|_, told| told.due.is_some());
+        }
+        self.of.retain(|_, of| !of.is_empty());
+        self.len = self.of.values().map(HashMap::len).sum();
+        if !self.has_room(instance)
+            && let Some(of) = self.of.get_mut(&instance)
+        {
+            let mut dues: Vec<_> = of.values().filter_map(|told| told.due).collect();
+            let middle = dues.len() / 2;
+            let median = *dues.select_nth_unstable(middle).1;
+            self.len -= of.len();
+            of.retain(|_, told| told.due > Some(median));
+            self.len += of.len();
         }
     }
 
-    /// The destinations whose interval is over and that were tried again in it, with how often. `attempts`
-    /// asks the kernel.
+    /// Tells of the destinations whose interval is over and that were tried again in it, with how often. `attempts`
+    /// asks the kernel. What `tell` does not take is told of later.
     pub(in crate::daemon) fn due(
         &mut self,
         now: Instant,
         attempts: impl Fn(&DestinationKey) -> Option<u64>,
-    ) -> Vec<(Denial, u64)> {
-        self.take(|_, due| due <= now, attempts)
+        mut tell: impl FnMut(&Denial, u64) -> bool,
+    ) {
+        for of in self.of.values_mut() {
+            tell_of(of, |due| due <= now, &attempts, &mut tell);
+        }
     }
 
     /// The same for an instance's destinations, before their time.
@@ -67,27 +91,116 @@ impl Folds {
         &mut self,
         instance: InstanceIndex,
         attempts: impl Fn(&DestinationKey) -> Option<u64>,
-    ) -> Vec<(Denial, u64)> {
-        self.take(|key, _| key.instance == instance.number(), attempts)
+        tell: impl FnMut(&Denial, u64) -> bool,
+    ) {
+        if let Some(of) = self.of.get_mut(&instance.number()) {
+            tell_of(of, |_| true, attempts, tell);
+        }
     }
+}
 
-    fn take(
-        &mut self,
-        wanted: impl Fn(&DestinationKey, Instant) -> bool,
-        attempts: impl Fn(&DestinationKey) -> Option<u64>,
-    ) -> Vec<(Denial, u64)> {
-        let mut folded = vec![];
-        for (key, told) in &mut self.0 {
-            if !told.due.is_some_and(|due| wanted(key, due)) {
+fn tell_of(
+    of: &mut HashMap<DestinationKey, LastLine>,
+    is_due: impl Fn(Instant) -> bool,
+    attempts: impl Fn(&DestinationKey) -> Option<u64>,
+    mut tell: impl FnMut(&Denial, u64) -> bool,
+) {
+    for (key, told) in of {
+        if !told.due.is_some_and(&is_due) {
+            continue;
+        }
+        let more = attempts(key).map_or(0, |attempts| attempts.saturating_sub(told.attempts));
+        if more > 0 {
+            if !tell(&told.denial, more) {
                 continue;
             }
-            told.due = None;
-            let more = attempts(key).map_or(0, |attempts| attempts.saturating_sub(told.attempts));
-            if more > 0 {
-                told.attempts += more;
-                folded.push((told.denial, more));
-            }
+            told.attempts += more;
         }
-        folded
+        told.due = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use opencode_egress_common::{
+        abi::Event,
+        flow::Address,
+        reason::{DropReason, Hook},
+    };
+
+    use super::*;
+
+    const INTERVAL: Duration = Duration::from_secs(10);
+
+    fn denial(instance: u32, destination: u32, attempts: u64) -> Denial {
+        let address = Address::from(IpAddr::from(destination.to_be_bytes()));
+        let event = Event {
+            address: address.words(),
+            asked_address: [0; 4],
+            attempts,
+            suppressed: 0,
+            instance,
+            generation: 1,
+            pid: 0,
+            uid: 0,
+            comm: [0; 16],
+            port: 443,
+            asked_port: 0,
+            local_port: 0,
+            protocol: 6,
+            family: 4,
+            asked_family: 0,
+            hook: Hook::Connect4 as u8,
+            key_hook: Hook::Connect4 as u8,
+            reason: DropReason::NotAllowed as u8,
+            audit: 0,
+        };
+        // SAFETY: an Event has no padding, so all its bytes are initialised.
+        let bytes = unsafe {
+            std::slice::from_raw_parts(std::ptr::from_ref(&event).cast::<u8>(), size_of::<Event>())
+        };
+        Denial::decode(bytes).expect("an event")
+    }
+
+    fn told(folds: &mut Folds, now: Instant, room: bool) -> Vec<(u32, u64)> {
+        let mut told = vec![];
+        folds.due(
+            now,
+            |_| Some(5),
+            |denial, more| {
+                if room {
+                    told.push((denial.event.instance, more));
+                }
+                room
+            },
+        );
+        told
+    }
+
+    #[test]
+    fn repeats_are_told_once_when_their_interval_is_over_and_there_is_room() {
+        let (mut folds, begin) = (Folds::default(), Instant::now());
+        assert_eq!(folds.event(&denial(1, 1, 1), begin, INTERVAL), 0);
+        assert_eq!(told(&mut folds, begin, true), []);
+        assert_eq!(told(&mut folds, begin + INTERVAL, false), []);
+        assert_eq!(told(&mut folds, begin + INTERVAL, true), [(1, 4)]);
+        assert_eq!(told(&mut folds, begin + INTERVAL, true), []);
+        // Five were told of; the kernel knows of one line.
+        assert_eq!(folds.event(&denial(1, 1, 8), begin + INTERVAL, INTERVAL), 2);
+    }
+
+    #[test]
+    fn what_a_noisy_instance_tries_makes_nobody_else_forgotten() {
+        let (mut folds, begin) = (Folds::default(), Instant::now());
+        folds.event(&denial(1, 1, 1), begin, INTERVAL);
+        for destination in 0..3 * u32::try_from(CAPACITY).expect("a number") {
+            folds.event(&denial(2, destination, 1), begin, INTERVAL);
+            assert!(folds.len <= CAPACITY);
+        }
+        let told = told(&mut folds, begin + INTERVAL, true);
+        assert!(told.contains(&(1, 4)), "the quiet one's was forgotten");
+        assert_eq!(told.len(), folds.len);
     }
 }

@@ -15,14 +15,15 @@ use crate::{
     daemon::error::DaemonError,
     kernel::{
         instance::InstanceIndex,
-        maps::{self, Maps},
+        lines::LineCountsMap,
+        maps::{self, Maps, MapsError},
         pins::Pins,
         registry::InstanceNumbers,
         ring,
         shapes::is_as_ours,
     },
     policy::InstanceName,
-    report::human::error_chain,
+    report::{human::error_chain, journal::LineCounts},
 };
 
 /// The storage of confined cgroups, by their ids.
@@ -46,6 +47,7 @@ impl Predecessor {
     pub(in crate::daemon) fn take_over(
         pins: &Pins,
         maps: &mut Maps,
+        lines: &mut LineCountsMap,
         numbers: &mut InstanceNumbers,
     ) -> Result<Self, DaemonError> {
         let directory = pins.maps();
@@ -64,7 +66,10 @@ impl Predecessor {
             let here = numbers.claim(name)?;
             if let Some(ledger) = counters.as_ref().filter(|_| maps.current(here) == Current::default()) {
                 match ledger.of(*index) {
-                    Ok((generation, counters)) => maps.carry_over(here, generation, &counters)?,
+                    Ok((generation, counters, told)) => {
+                        maps.carry_over(here, generation, &counters)?;
+                        lines.set(here.number(), &told)?;
+                    }
                     Err(error) => warn!("what was counted for {name} starts again: {}", error_chain(&error)),
                 }
             }
@@ -121,6 +126,8 @@ enum Unreadable {
     Layout(&'static str),
     #[error(transparent)]
     Map(#[from] MapError),
+    #[error(transparent)]
+    Lines(#[from] MapsError),
 }
 
 fn open(name: &'static str, directory: &Path) -> Result<Map, Unreadable> {
@@ -136,6 +143,8 @@ struct Ledger {
     current: Array<MapData, u64>,
     allowed: PerCpuArray<MapData, Counter>,
     denied: Array<MapData, Denied>,
+    /// A version that did not count lines has none.
+    lines: Option<LineCountsMap>,
 }
 
 impl Ledger {
@@ -144,14 +153,17 @@ impl Ledger {
             current: open("CURRENT", directory)?.try_into()?,
             allowed: open("ALLOWED", directory)?.try_into()?,
             denied: open("DENIED", directory)?.try_into()?,
+            lines: LineCountsMap::read(directory)?,
         })
     }
 
-    fn of(&self, index: InstanceIndex) -> Result<(u32, Counters), MapError> {
-        let index = index.number();
+    fn of(&self, instance: InstanceIndex) -> Result<(u32, Counters, LineCounts), Unreadable> {
+        let index = instance.number();
         let allowed = Counter::sum(self.allowed.get(&index, 0)?.iter());
         // What is about the other version's rings and memory is not about this one's.
         let denied = Denied { bucket: 0, events: 0, remembered: 0, resets: 0, ..self.denied.get(&index, 0)? };
-        Ok((Current(self.current.get(&index, 0)?).generation(), Counters { allowed, denied }))
+        let lines = self.lines.as_ref().map(|lines| lines.of(instance)).transpose()?;
+        let generation = Current(self.current.get(&index, 0)?).generation();
+        Ok((generation, Counters { allowed, denied }, lines.unwrap_or_default()))
     }
 }

@@ -16,12 +16,12 @@ use super::{
 use crate::{
     cgroups::{Hierarchy, watch},
     kernel::{
+        lines::LineCountsMap,
         loader::{Lifetime, load},
         pins::{MapPins, Pins},
         registry::InstanceNumbers,
     },
-    policy::PolicySet,
-    report::journal::RELOAD_REFUSED_ID,
+    report::journal::{Journal, RELOAD_REFUSED_ID},
 };
 
 impl Daemon {
@@ -33,24 +33,33 @@ impl Daemon {
     ///
     /// When the file has an error and was never applied, another daemon has the pins, or the kernel lacks something; what
     /// was enforced before still is.
-    pub fn start(config: &Path, pins: &Path, last_applied: &Path) -> Result<Self, DaemonError> {
+    pub fn start(
+        config: &Path,
+        pins: &Path,
+        last_applied: &Path,
+        journal: Journal,
+    ) -> Result<Self, DaemonError> {
         let (read, bad_file) = policies::read_or_last(config, last_applied)?;
         let hierarchy = Hierarchy::find()?;
         let pins = Pins::below(pins);
         let lock = pins.lock()?;
         let mut loaded = load(&Lifetime::Pinned(pins.maps()))?;
         let mut numbers = InstanceNumbers::open(pins.maps())?;
+        let mut lines = LineCountsMap::open(pins.maps())?;
         let mut predecessors = vec![];
         for version in pins.of_other_versions()? {
-            predecessors.push(predecessor::Predecessor::take_over(&version, &mut loaded.maps, &mut numbers)?);
+            let taken_over =
+                predecessor::Predecessor::take_over(&version, &mut loaded.maps, &mut lines, &mut numbers)?;
+            predecessors.push(taken_over);
         }
+        journal.keep_counts(lines.all()?, Box::new(lines));
         let confinement = Confinement {
             map_pins: MapPins::open(&pins)?,
             pins,
             lock,
             predecessors,
             hierarchy,
-            watch: watch::Watch::new().map_err(DaemonError::Watch)?,
+            watch: watch::Watch::new(),
             failing: BTreeMap::new(),
             watch_trouble: None,
             upkeep_trouble: None,
@@ -60,15 +69,16 @@ impl Daemon {
         let policies = Policies {
             config: config.to_owned(),
             last_applied: last_applied.to_owned(),
-            set: PolicySet { log: read.set.log, instances: BTreeMap::new() },
+            log: read.log,
             reload_error: bad_file,
             applied: 0,
         };
-        let denials = Denials { folds: fold::Folds::default(), unpublished: vec![] };
+        let denials =
+            Denials { journal, folds: fold::Folds::default(), unpublished: vec![], own_lost_told: 0 };
         let instances = BTreeMap::new();
         let connections = Connections::new().map_err(DaemonError::Connections)?;
         let mut daemon = Self { loaded, numbers, instances, confinement, policies, denials, connections };
-        daemon.apply(read)?;
+        daemon.apply(read.prepare(last_applied)?)?;
         if let Some(why) = &daemon.policies.reload_error {
             error!(
                 MESSAGE_ID = RELOAD_REFUSED_ID,

@@ -3,10 +3,9 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet, VecDeque},
     path::PathBuf,
+    sync::Arc,
     time::{Duration, Instant},
 };
-
-use opencode_egress_common::abi::Denied;
 
 use super::{DaemonError, connections::places::Connections, fold, predecessor};
 use crate::{
@@ -17,8 +16,12 @@ use crate::{
         pins::{MapPins, PinLock, Pins},
         registry::InstanceNumbers,
     },
-    policy::{InstanceName, Mode, Policy, PolicySet, UnitName},
-    report::denial::LoggedDenial,
+    policy::{InstanceName, LogLimits, Mode, Policy, UnitName},
+    report::{
+        denial::LoggedDenial,
+        journal::{Journal, LineCounts},
+        status::CountersStatus,
+    },
 };
 
 /// For how long after a denial was lost `status` says that this needs attention.
@@ -30,7 +33,7 @@ pub(super) const RECENT_EVENTS: usize = 256;
 pub(super) struct InstanceState {
     pub(super) index: InstanceIndex,
     /// `None`: the policy file does not have it any more, and units of it still run. Everything is denied to them.
-    pub(super) policy: Option<Policy>,
+    pub(super) policy: Option<Arc<Policy>>,
     pub(super) entries: usize,
     /// Units that are confined by it and that it does not list any more; each until it stops.
     pub(super) unlisted: BTreeSet<UnitName>,
@@ -46,8 +49,8 @@ pub(super) struct InstanceState {
 }
 
 impl InstanceState {
-    /// An instance without a policy; `denied` is what the kernel has counted for it so far.
-    pub(super) fn new(index: InstanceIndex, denied: &Denied) -> Self {
+    /// An instance without a policy, of which this was counted and logged until now.
+    pub(super) fn new(index: InstanceIndex, counters: &CountersStatus, lines: &LineCounts) -> Self {
         Self {
             index,
             policy: None,
@@ -56,8 +59,8 @@ impl InstanceState {
             unasked: BTreeMap::new(),
             detached: false,
             recent: VecDeque::new(),
-            left_out: (denied.limited, denied.lost),
-            lost_at: (denied.lost > 0).then(Instant::now),
+            left_out: (lines.limited_told, lines.lost_told),
+            lost_at: (counters.lost > 0).then(Instant::now),
         }
     }
 
@@ -116,7 +119,8 @@ pub(super) struct Policies {
     pub(super) config: PathBuf,
     /// A copy of the policy file as it was last applied, for a start with one that has an error.
     pub(super) last_applied: PathBuf,
-    pub(super) set: PolicySet,
+    /// How denials are logged.
+    pub(super) log: LogLimits,
     /// Why the file was not applied when that was last tried.
     pub(super) reload_error: Option<String>,
     /// When the file was last applied; seconds since 1970.
@@ -125,15 +129,18 @@ pub(super) struct Policies {
 
 /// Denials between the kernel and those who are told of them.
 pub(super) struct Denials {
+    pub(super) journal: Journal,
     pub(super) folds: fold::Folds,
     /// Logged already, and still to be sent to the clients that follow events.
     pub(super) unpublished: Vec<LoggedDenial>,
+    /// The daemon's own lines without room of which the log knows.
+    pub(super) own_lost_told: u64,
 }
 
 impl Daemon {
     /// How often the journal is told how many denials had no line of their own.
     pub fn interval(&self) -> Duration {
-        self.policies.set.log.interval
+        self.policies.log.interval
     }
 
     pub(super) fn known(&self, name: &str) -> Result<InstanceName, DaemonError> {

@@ -5,6 +5,7 @@ pub mod connections;
 pub mod features;
 pub mod hooks;
 pub mod instance;
+pub mod lines;
 pub mod links;
 pub mod loader;
 pub mod maps;

@@ -7,6 +7,7 @@
 use std::{
     io,
     os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
+    time::Duration,
 };
 
 use opencode_egress_common::abi::{Entry, TrieKey};
@@ -24,6 +25,9 @@ const BPF_MAP_UPDATE_BATCH: i32 = 26;
 /// 5.19.
 const ENOTSUPP: i32 = 524;
 
+/// Entries that are written in one system call.
+const CHUNK: usize = 16 * 1024;
+
 /// A trie that this process made. It outlives this descriptor where the map of tries has it.
 pub(crate) struct NewTrie(OwnedFd);
 
@@ -31,8 +35,10 @@ impl NewTrie {
     /// A trie of these entries; no key comes twice.
     pub(crate) fn of(entries: &[(TrieKey, Entry)]) -> io::Result<Self> {
         let trie = Self::create(entries.len())?;
-        let (keys, values): (Vec<_>, Vec<_>) = entries.iter().copied().unzip();
-        update(trie.0.as_fd(), &keys, &values)?;
+        for chunk in entries.chunks(CHUNK) {
+            let (keys, values): (Vec<_>, Vec<_>) = chunk.iter().copied().unzip();
+            fill(trie.0.as_fd(), &keys, &values)?;
+        }
         Ok(trie)
     }
 
@@ -147,21 +153,53 @@ fn load_types() -> io::Result<OwnedFd> {
 /// <https://github.com/torvalds/linux/blob/v6.12/kernel/bpf/syscall.c#L150>).
 pub(crate) fn set(tries: BorrowedFd<'_>, slots: &[u32], values: &[&NewTrie]) -> io::Result<()> {
     let values: Vec<_> = values.iter().map(|trie| trie.0.as_raw_fd()).collect();
-    update(tries, slots, &values)
+    update(tries, slots, &values).map_err(|Partial { error, .. }| error)
 }
 
-/// Writes all pairs. When it fails some may be written.
-fn update<K, V>(map: BorrowedFd<'_>, keys: &[K], values: &[V]) -> io::Result<()> {
+/// How often more memory is waited for, and how long each time.
+const NO_MEMORY: (u32, Duration) = (100, Duration::from_millis(10));
+
+/// Writes all pairs, also where the kernel is short of memory for a moment: it takes that for entries without waiting for it
+/// (`alloc_bulk`, <https://github.com/torvalds/linux/blob/v6.12/kernel/bpf/memalloc.c#L204>), and where most is used for
+/// files there is some a little later.
+fn fill<K, V>(map: BorrowedFd<'_>, keys: &[K], values: &[V]) -> io::Result<()> {
+    let (mut done, (mut patience, pause)) = (0, NO_MEMORY);
+    loop {
+        match update(map, &keys[done..], &values[done..]) {
+            Err(Partial { error, .. }) if error.raw_os_error() != Some(libc::ENOMEM) => return Err(error),
+            Err(Partial { written: 0, error }) if patience == 0 => return Err(error),
+            Err(Partial { written, .. }) => {
+                patience = if written > 0 { NO_MEMORY.0 } else { patience - 1 };
+                done += written;
+                std::thread::sleep(pause);
+            }
+            Ok(()) => return Ok(()),
+        }
+    }
+}
+
+/// An error before all was written.
+struct Partial {
+    /// Pairs that were, the first ones.
+    written: usize,
+    error: io::Error,
+}
+
+/// Writes all pairs.
+fn update<K, V>(map: BorrowedFd<'_>, keys: &[K], values: &[V]) -> Result<(), Partial> {
     assert_eq!(keys.len(), values.len(), "a value for every key");
     match update_batch(map, keys, values) {
-        Err(error) if error.raw_os_error() == Some(ENOTSUPP) => {
-            keys.iter().zip(values).try_for_each(|(key, value)| update_one(map, key, value))
+        Err(Partial { error, .. }) if error.raw_os_error() == Some(ENOTSUPP) => {
+            for (written, (key, value)) in keys.iter().zip(values).enumerate() {
+                update_one(map, key, value).map_err(|error| Partial { written, error })?;
+            }
+            Ok(())
         }
         result => result,
     }
 }
 
-fn update_batch<K, V>(map: BorrowedFd<'_>, keys: &[K], values: &[V]) -> io::Result<()> {
+fn update_batch<K, V>(map: BorrowedFd<'_>, keys: &[K], values: &[V]) -> Result<(), Partial> {
     #[repr(C)]
     struct Attr {
         in_batch: u64,
@@ -173,20 +211,26 @@ fn update_batch<K, V>(map: BorrowedFd<'_>, keys: &[K], values: &[V]) -> io::Resu
         elem_flags: u64,
         flags: u64,
     }
+    let too_many = |error| Partial { written: 0, error: io::Error::other(error) };
+    let count = u32::try_from(keys.len()).map_err(too_many)?;
     let mut attr = Attr {
         in_batch: 0,
         out_batch: 0,
         keys: keys.as_ptr().expose_provenance() as u64,
         values: values.as_ptr().expose_provenance() as u64,
-        count: u32::try_from(keys.len()).map_err(io::Error::other)?,
+        count,
         map: number(map),
         elem_flags: 0,
         flags: 0,
     };
     // SAFETY: the layout of BPF_MAP_UPDATE_BATCH; both arrays have `count` elements of the map's sizes, which
     // every caller's types are, and outlive the call.
-    unsafe { bpf(BPF_MAP_UPDATE_BATCH, &mut attr)? };
-    Ok(())
+    match unsafe { bpf(BPF_MAP_UPDATE_BATCH, &mut attr) } {
+        Ok(_) => Ok(()),
+        // The kernel says how many it wrote, unless it did not get that far and left the number as it was.
+        Err(error) if attr.count == count => Err(Partial { written: 0, error }),
+        Err(error) => Err(Partial { written: attr.count as usize, error }),
+    }
 }
 
 fn update_one<K, V>(map: BorrowedFd<'_>, key: &K, value: &V) -> io::Result<()> {

@@ -3,6 +3,7 @@
 //! Nothing is applied from a file that has an error anywhere.
 
 mod form;
+mod rules;
 
 use std::{
     collections::BTreeMap,
@@ -12,12 +13,10 @@ use std::{
     time::Duration,
 };
 
-use form::{DetailedRule, File, Instance, ListenForm, Misplaced, PortForm, RuleForm, Text};
+use form::{File, Instance, ListenForm, Misplaced, Text};
 use opencode_egress_common::abi::{MAX_INSTANCES, MAX_LISTENERS};
 
-use crate::policy::{
-    Cidr, InstanceName, Listen, LogLimits, Mode, Policy, PolicySet, PortRange, Rule, RuleProtocol, UnitName,
-};
+use crate::policy::{InstanceName, Listen, LogLimits, Mode, Policy, PolicySet, UnitName};
 
 /// The version of the file format.
 pub const FILE_VERSION: u32 = 1;
@@ -181,31 +180,7 @@ fn instance(name: &InstanceName, form: Instance, key: &Text, taken: &mut Taken) 
         )));
     }
     let listen = form.listen.iter().map(|form| taken.listener(name, form)).collect::<Result<_, _>>()?;
-    let rules = |forms: &[RuleForm]| forms.iter().map(rule).collect::<Result<Vec<_>, _>>();
-    Ok(Policy { units, mode, allow: rules(&form.allow)?, deny: rules(&form.deny)?, listen })
-}
-
-fn rule(form: &RuleForm) -> Result<Rule, Misplaced> {
-    match form {
-        RuleForm::Plain(cidr) => Ok(Rule::any(cidr.parse::<Cidr>()?)),
-        RuleForm::Detailed(DetailedRule { cidr, protocol, ports }) => {
-            let protocol_value = match protocol {
-                Some(text) => text.parse()?,
-                None => RuleProtocol::Any,
-            };
-            let range = |form: &PortForm| match form {
-                PortForm::Number(port) => Ok(PortRange::one(*port)),
-                PortForm::Text(text) => text.parse::<PortRange>(),
-            };
-            let ports_value = ports.iter().map(range).collect::<Result<_, _>>()?;
-            // Where a number stands is not known.
-            let place = match ports.first() {
-                Some(PortForm::Text(text)) => text,
-                _ => cidr,
-            };
-            Rule::new(cidr.parse()?, protocol_value, ports_value).map_err(|invalid| place.wrong(invalid))
-        }
-    }
+    Ok(Policy { units, mode, allow: form.allow.0?, deny: form.deny.0?, listen })
 }
 
 fn listener(form: &ListenForm) -> Result<Listen, Misplaced> {

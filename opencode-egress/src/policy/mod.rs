@@ -8,7 +8,7 @@ pub mod file;
 mod listen;
 pub mod suggest;
 
-use std::{collections::BTreeMap, fmt, net::IpAddr, path::Path, str::FromStr, time::Duration};
+use std::{collections::BTreeMap, fmt, net::IpAddr, path::Path, str::FromStr, sync::Arc, time::Duration};
 
 use ipnet::{IpNet, Ipv4Net};
 pub use listen::Listen;
@@ -335,7 +335,8 @@ impl FromStr for PortRange {
 pub struct Rule {
     cidr: Cidr,
     protocol: RuleProtocol,
-    ports: Vec<PortRange>,
+    /// Shared by the rules that have the same, which in a list of a million are nearly all.
+    ports: Arc<[PortRange]>,
 }
 
 impl Rule {
@@ -344,7 +345,12 @@ impl Rule {
     /// # Errors
     ///
     /// ICMP has no ports.
-    pub fn new(cidr: Cidr, protocol: RuleProtocol, ports: Vec<PortRange>) -> Result<Self, Invalid> {
+    pub fn new(
+        cidr: Cidr,
+        protocol: RuleProtocol,
+        ports: impl Into<Arc<[PortRange]>>,
+    ) -> Result<Self, Invalid> {
+        let ports = ports.into();
         if protocol == RuleProtocol::Icmp && !ports.is_empty() {
             return Err(Invalid("ICMP has no ports; leave `ports` out, or write `tcp` or `udp`".into()));
         }
@@ -353,7 +359,7 @@ impl Rule {
 
     /// A rule for every protocol and port.
     pub fn any(cidr: Cidr) -> Self {
-        Self { cidr, protocol: RuleProtocol::Any, ports: vec![] }
+        Self { cidr, protocol: RuleProtocol::Any, ports: Arc::default() }
     }
 
     /// The network.

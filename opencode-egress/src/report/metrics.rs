@@ -60,6 +60,8 @@ struct Families {
     allowed_bytes: IntCounterVec,
     denials: IntCounterVec,
     denied_bytes: IntCounterVec,
+    lines: IntCounterVec,
+    waiting: IntGaugeVec,
     suppressed: IntCounterVec,
     rate_limited: IntCounterVec,
     lost: IntCounterVec,
@@ -92,9 +94,11 @@ impl Families {
             allowed_bytes: counter("opencode_egress_allowed_bytes_total", "IP bytes that passed.", &instance)?,
             denials: counter("opencode_egress_denials_total", "Packets and calls that the policy denied; in audit mode they passed.", &reason)?,
             denied_bytes: counter("opencode_egress_denied_bytes_total", "IP bytes of the denied packets; calls have none.", &reason)?,
+            lines: counter("opencode_egress_log_lines_total", "Denials with a line of their own in the log.", &instance)?,
+            waiting: gauge("opencode_egress_log_lines_waiting", "Lines of denials that are yet to be written to the log.", &instance)?,
             suppressed: counter("opencode_egress_suppressed_events_total", "Denials folded into an earlier line of the same destination.", &instance)?,
             rate_limited: counter("opencode_egress_rate_limited_events_total", "Denials that the rate limit left out of the log.", &instance)?,
-            lost: counter("opencode_egress_lost_events_total", "Denials that found no room in the ring buffer and are not in the log.", &instance)?,
+            lost: counter("opencode_egress_lost_events_total", "Denials that found no room in the ring buffer, or whose line found none on its way to the log.", &instance)?,
             registry,
         })
     }
@@ -119,6 +123,8 @@ impl Families {
     fn set_counters(&self, name: &str, counters: &CountersStatus) {
         self.allowed_packets.with_label_values(&[name]).inc_by(counters.allowed_packets);
         self.allowed_bytes.with_label_values(&[name]).inc_by(counters.allowed_bytes);
+        self.lines.with_label_values(&[name]).inc_by(counters.lines);
+        self.waiting.with_label_values(&[name]).set(gauge(counters.waiting));
         self.suppressed.with_label_values(&[name]).inc_by(counters.folded);
         self.rate_limited.with_label_values(&[name]).inc_by(counters.limited);
         self.lost.with_label_values(&[name]).inc_by(counters.lost);
@@ -175,6 +181,8 @@ mod tests {
                 denied_bytes: 120,
                 denied_by_reason: by_reason(&[("not-allowed", 7), ("fragment", 2)]),
                 denied_bytes_by_reason: by_reason(&[("not-allowed", 0), ("fragment", 120)]),
+                lines: 2,
+                waiting: 3,
                 lost: 1,
                 folded: 4,
                 limited: 2,
@@ -190,6 +198,7 @@ mod tests {
             reload_error: Some("line 3".into()),
             applied: 1_700_000_000,
             not_reset: vec![],
+            troubles: vec![],
             instances: BTreeMap::from([("a".into(), instance)]),
         }
     }
@@ -213,6 +222,8 @@ mod tests {
             "opencode_egress_allowed_bytes_total{opencode_instance=\"a\"} 4096",
             "opencode_egress_denials_total{opencode_instance=\"a\",reason=\"not-allowed\"} 7",
             "opencode_egress_denied_bytes_total{opencode_instance=\"a\",reason=\"fragment\"} 120",
+            "opencode_egress_log_lines_total{opencode_instance=\"a\"} 2",
+            "opencode_egress_log_lines_waiting{opencode_instance=\"a\"} 3",
             "opencode_egress_suppressed_events_total{opencode_instance=\"a\"} 4",
             "opencode_egress_rate_limited_events_total{opencode_instance=\"a\"} 2",
             "opencode_egress_lost_events_total{opencode_instance=\"a\"} 1",

@@ -8,7 +8,7 @@ use opencode_egress_common::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::report::denial::LoggedDenial;
+use crate::report::{denial::LoggedDenial, journal::LineCounts};
 
 /// What the daemon says of itself and of every instance.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -24,6 +24,8 @@ pub struct Status {
     /// What of the connections that it denies was not reset, and what to do, a line each.
     #[serde(default)]
     pub not_reset: Vec<String>,
+    /// What the daemon itself cannot do as it should, and what that means; a line each.
+    pub troubles: Vec<String>,
     /// The instances.
     pub instances: BTreeMap<String, InstanceStatus>,
 }
@@ -85,7 +87,11 @@ pub struct CountersStatus {
     pub denied_by_reason: BTreeMap<String, u64>,
     /// Bytes of the denied packets, by drop reason.
     pub denied_bytes_by_reason: BTreeMap<String, u64>,
-    /// Denials that found no room in the ring buffer, and are not in the log.
+    /// Denials with a line of their own in the log.
+    pub lines: u64,
+    /// Those whose line is yet to be written.
+    pub waiting: u64,
+    /// Those whose event found no room in the ring buffer, or whose line found none on its way to the log.
     pub lost: u64,
     /// Denials folded into the line of an earlier one.
     pub folded: u64,
@@ -93,8 +99,9 @@ pub struct CountersStatus {
     pub limited: u64,
 }
 
-impl From<Counters> for CountersStatus {
-    fn from(Counters { allowed, denied }: Counters) -> Self {
+impl CountersStatus {
+    /// The kernel's counters, and what became of the lines.
+    pub fn new(Counters { allowed, denied }: Counters, lines: &LineCounts) -> Self {
         let by_reason = DropReason::ALL.iter().map(|reason| (*reason, denied.reasons[*reason as usize]));
         let by_reason: Vec<(DropReason, Counter)> =
             by_reason.filter(|(_, counter)| counter.packets > 0).collect();
@@ -111,8 +118,10 @@ impl From<Counters> for CountersStatus {
                 .iter()
                 .map(|(reason, counter)| (reason.name().to_owned(), counter.bytes))
                 .collect(),
-            lost: denied.lost,
-            folded: denied.folded,
+            lines: lines.lines,
+            waiting: lines.waiting(),
+            lost: denied.lost + lines.lost,
+            folded: denied.folded.saturating_sub(lines.unfolded),
             limited: denied.limited,
         }
     }

@@ -44,6 +44,8 @@ impl Status {
     pub fn notices(&self) -> Vec<Notice> {
         let mut notices: Vec<_> =
             self.instances.iter().flat_map(|(name, instance)| instance.notices(name)).collect();
+        let troubles = self.troubles.iter().cloned();
+        notices.extend(troubles.map(|text| Notice { severity: Severity::Look, text }));
         if let Some(error) = &self.reload_error {
             let text = format!("the last reload was not applied: {error}");
             notices.push(Notice { severity: Severity::Look, text });
@@ -138,7 +140,7 @@ pub fn text(status: &Status, now: u64) -> String {
         line(&mut text, "nothing needs attention");
     }
     line(&mut text, "");
-    let more = ["RULES", "ALLOWED", "DENIED", "LOST", "LAST DENIAL"];
+    let more = ["RULES", "ALLOWED", "DENIED", "LOGGED", "LOST", "LAST DENIAL"];
     let mut rows = vec![COLUMNS.iter().chain(&more).map(|title| (*title).to_owned()).collect::<Vec<_>>()];
     for (name, instance) in instances {
         let counters = &instance.counters;
@@ -148,6 +150,7 @@ pub fn text(status: &Status, now: u64) -> String {
             count(instance.rules.iter().map(|rules| *rules as u64).sum()),
             format!("{} ({})", count(counters.allowed_packets), bytes(counters.allowed_bytes)),
             count(counters.denied_packets),
+            count(counters.lines),
             count(counters.lost),
             last.map_or("-".to_owned(), |event| format!("{}, {}", denial(&event.line), ago(event.time, now))),
         ]);
@@ -200,6 +203,7 @@ pub(crate) mod tests {
             allowed_packets: 12_345,
             allowed_bytes: 5_000_000,
             denied_packets: 3,
+            lines: 2,
             ..CountersStatus::default()
         };
         InstanceStatus {
@@ -266,6 +270,7 @@ pub(crate) mod tests {
             reload_error: Some("policy.json:3:1: an error".to_owned()),
             applied: 0,
             not_reset: vec![],
+            troubles: vec![],
             instances: instances.map(|(name, instance)| (name.to_owned(), instance)).into(),
         }
     }
@@ -274,6 +279,7 @@ pub(crate) mod tests {
     fn what_needs_attention_comes_first_and_in_words() {
         let mut status = status();
         status.not_reset.push("parts of MPTCP connections that were reset: 1".to_owned());
+        status.troubles.push("the log has taken no line for 7 s".to_owned());
         let plain = anstream::adapter::strip_str(&text(&status, 1000)).to_string();
         let expect = "\
 opencode-egress 0.1.0, policy policy.json
@@ -284,17 +290,18 @@ opencode-egress 0.1.0, policy policy.json
 ! b: 7 denials never reached the log, some lately; counters and `suggest` have them
 ! f: f.service runs, and the policy file does not have this instance any more: everything is denied to it; stop it
 ! g: g2.service is not listed any more; this policy holds it until it stops
+! the log has taken no line for 7 s
 ! the last reload was not applied: policy.json:3:1: an error
 ! parts of MPTCP connections that were reset: 1
 
-INSTANCE  MODE     UNITS                    LINKS  GEN  RULES  ALLOWED         DENIED  LOST  LAST DENIAL
-a         enforce  1/1 confined, 1 stopped  10/10  2    5      12.3k (5.0 MB)  3       0     -
-b         enforce  1/1 confined             10/10  2    5      12.3k (5.0 MB)  3       7     tcp 203.0.113.9:443 not-allowed, 1m ago
-c         enforce  0/1 confined             0/10   2    5      12.3k (5.0 MB)  3       0     -
-d         audit    1/2 confined             19/20  2    5      12.3k (5.0 MB)  3       0     tcp 203.0.113.9:443 not-allowed (audit: it passed), 1m ago
-e         enforce  stopped                  -      2    5      12.3k (5.0 MB)  3       0     -
-f         enforce  1/1 confined             10/10  2    5      12.3k (5.0 MB)  3       0     -
-g         enforce  2/2 confined             20/20  2    5      12.3k (5.0 MB)  3       0     -
+INSTANCE  MODE     UNITS                    LINKS  GEN  RULES  ALLOWED         DENIED  LOGGED  LOST  LAST DENIAL
+a         enforce  1/1 confined, 1 stopped  10/10  2    5      12.3k (5.0 MB)  3       2       0     -
+b         enforce  1/1 confined             10/10  2    5      12.3k (5.0 MB)  3       2       7     tcp 203.0.113.9:443 not-allowed, 1m ago
+c         enforce  0/1 confined             0/10   2    5      12.3k (5.0 MB)  3       2       0     -
+d         audit    1/2 confined             19/20  2    5      12.3k (5.0 MB)  3       2       0     tcp 203.0.113.9:443 not-allowed (audit: it passed), 1m ago
+e         enforce  stopped                  -      2    5      12.3k (5.0 MB)  3       2       0     -
+f         enforce  1/1 confined             10/10  2    5      12.3k (5.0 MB)  3       2       0     -
+g         enforce  2/2 confined             20/20  2    5      12.3k (5.0 MB)  3       2       0     -
 ";
         assert_eq!(plain, expect);
     }

@@ -52,6 +52,7 @@ fn everything() -> String {
         reload_error: None,
         applied: 1_700_000_000,
         not_reset: vec![],
+        troubles: vec![],
         instances: BTreeMap::from([("a".into(), instance)]),
     };
     exposition(&status).expect("an exposition")

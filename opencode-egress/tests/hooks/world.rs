@@ -72,7 +72,7 @@ pub(crate) fn any(cidr: &str) -> Rule {
 
 /// A rule for some ports, written as in a policy file.
 pub(crate) fn rule(cidr: &str, protocol: RuleProtocol, ports: &[&str]) -> Rule {
-    let ports = ports.iter().map(|range| range.parse::<PortRange>().expect("ports")).collect();
+    let ports: Vec<_> = ports.iter().map(|range| range.parse::<PortRange>().expect("ports")).collect();
     Rule::new(cidr.parse().expect("a network"), protocol, ports).expect("a rule")
 }
 

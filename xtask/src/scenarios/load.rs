@@ -79,7 +79,7 @@ fn flood(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
 }
 
 /// What the daemon has used of a processor, in seconds.
-fn processor_time(machine: &Machine) -> Result<f64> {
+pub(super) fn processor_time(machine: &Machine) -> Result<f64> {
     let nanoseconds = machine.succeed(&["systemctl", "show", "-P", "CPUUsageNSec", "opencode-egress"])?;
     Ok(nanoseconds.trim().parse::<f64>()? / 1e9)
 }

@@ -6,11 +6,13 @@ mod connections;
 mod keeping;
 mod lifecycle;
 mod load;
+mod logging;
 mod main_job;
 mod metrics;
 mod policy_file;
 mod refusals;
 mod step;
+mod waiting;
 
 pub(crate) use main_job::MAIN_JOB;
 pub(crate) use step::{
@@ -26,6 +28,8 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Scenario> {
         lifecycle::LIFECYCLE,
         keeping::KEEPING,
         metrics::METRICS,
+        waiting::WAITING,
+        logging::LOGGING,
     ];
     std::iter::once(MAIN_JOB).chain(others).chain([load::LOAD]).flatten()
 }

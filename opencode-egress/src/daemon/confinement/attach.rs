@@ -7,6 +7,7 @@ use tracing::{info, warn};
 
 use crate::{
     cgroups::{Cgroup, Services, unit_of},
+    control::caller::Caller,
     daemon::{error::DaemonError, state::Daemon},
     kernel::{instance::InstanceIndex, loader::Loaded, pins::LinkDirectory},
     policy::{InstanceName, UnitName},
@@ -151,12 +152,13 @@ impl Daemon {
     pub fn attach(
         &mut self,
         name: &str,
-        pid: u32,
+        caller: Caller,
         diagnosis: Option<OwnedFd>,
     ) -> Result<(UnitName, u32), DaemonError> {
         let name = self.known(name)?;
         self.keep_lock()?;
-        let path = self.confinement.hierarchy.of_process(pid)?;
+        let Caller { pid, cgroup, .. } = caller;
+        let path = cgroup?;
         let services = self.confinement.hierarchy.services()?;
         // A cgroup of that name elsewhere is no unit's; and what runs below a user's manager is that user's, not the system's.
         let found = unit_of(&path)

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use crate::{
     cgroups::{Cgroup, unit_of},
+    control::caller::Caller,
     daemon::{
         error::DaemonError,
         state::{Daemon, InstanceState, NEWS},
@@ -39,7 +40,7 @@ impl Daemon {
                 removed: policy.is_none(),
                 detached: *detached,
                 lost_lately: lost_at.is_some_and(|at| at.elapsed() < NEWS),
-                counters: self.loaded.maps.counters(*index)?.into(),
+                counters: self.counters(*index)?,
                 last_denial: recent.back().cloned(),
             };
             instances.insert(name.to_string(), status);
@@ -50,8 +51,17 @@ impl Daemon {
             reload_error: self.policies.reload_error.clone(),
             applied: self.policies.applied,
             not_reset: self.connections.not_reset.clone(),
+            troubles: self.troubles(),
             instances,
         })
+    }
+
+    /// What the daemon itself cannot do as it should.
+    fn troubles(&self) -> Vec<String> {
+        let watch = self.confinement.watch_trouble.as_ref();
+        let watch =
+            watch.map(|why| format!("what comes and goes is found within seconds, not at once: {why}"));
+        watch.into_iter().chain(self.denials.trouble()).collect()
     }
 
     fn unit_status(
@@ -78,14 +88,12 @@ impl Daemon {
         }
     }
 
-    /// Whether a process is in a confined unit. Such a one may ask for its own confinement and nothing else.
-    pub fn is_confined(&self, pid: u32) -> bool {
-        let (Ok(path), Ok(links)) =
-            (self.confinement.hierarchy.of_process(pid), self.confinement.pins.all_links())
-        else {
+    /// Whether a caller is in a confined unit. Such a one may ask for its own confinement and nothing else.
+    pub fn is_confined(&self, caller: &Caller) -> bool {
+        let (Ok(path), Ok(links)) = (&caller.cgroup, self.confinement.pins.all_links()) else {
             return true;
         };
-        unit_of(&path).is_some_and(|(unit, _)| {
+        unit_of(path).is_some_and(|(unit, _)| {
             self.instances.values().any(|instance| instance.units().any(|known| *known == unit))
                 || links.iter().any(|links| links.unit == unit)
         })

@@ -18,6 +18,7 @@ use crate::{
     report::{
         human::error_chain,
         journal::{CONFINED_LATE_ID, LINKS_RESTORED_ID, NOT_CONFINED_ID},
+        status::CountersStatus,
     },
 };
 
@@ -107,8 +108,14 @@ impl Daemon {
     /// Finds the units that are confined and that no instance lists any more. They keep their instance, or what is left of it,
     /// until they stop.
     pub(in crate::daemon) fn find_unlisted(&mut self) -> Result<(), DaemonError> {
-        let Self { instances, loaded, numbers, confinement: Confinement { pins, predecessors, .. }, .. } =
-            self;
+        let Self {
+            instances,
+            loaded,
+            numbers,
+            denials,
+            confinement: Confinement { pins, predecessors, .. },
+            ..
+        } = self;
         let listed: BTreeSet<_> = instances.values().flat_map(InstanceState::listed).cloned().collect();
         let mut unlisted: BTreeMap<InstanceName, BTreeSet<UnitName>> = BTreeMap::new();
         let mut add = |name: Option<&InstanceName>, unit: UnitName| {
@@ -132,8 +139,10 @@ impl Daemon {
         instances.retain(|_, instance| instance.policy.is_some() || !instance.unlisted.is_empty());
         for (name, units) in unlisted {
             if let Some(index) = numbers.known().get(&name) {
-                let denied = loaded.maps.counters(*index)?.denied;
-                let instance = InstanceState { unlisted: units, ..InstanceState::new(*index, &denied) };
+                let lines = denials.journal.counts(index.number());
+                let counters = CountersStatus::new(loaded.maps.counters(*index)?, &lines);
+                let instance =
+                    InstanceState { unlisted: units, ..InstanceState::new(*index, &counters, &lines) };
                 instances.insert(name, instance);
             }
         }

@@ -2,8 +2,15 @@
 
 mod seen;
 
-use std::{collections::BTreeMap, time::Instant};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
+use opencode_egress_common::{
+    abi::DestinationKey,
+    event::{DecodeError, Denial},
+};
 use tracing::{error, warn};
 
 use crate::{
@@ -17,13 +24,16 @@ use crate::{
     report::{
         denial::{DenialLine, LoggedDenial},
         human::{error_chain, now},
-        journal,
+        journal::JournalState,
+        status::CountersStatus,
     },
 };
-use opencode_egress_common::event::{DecodeError, Denial};
 
-/// How many events are taken in one turn, so that nobody who asks waits long for it.
-const EVENTS: usize = 512;
+/// Events that are taken out of the ring at a time. What is left waits for the next turn, so that whoever asks meanwhile is
+/// answered.
+const TURN: usize = 512;
+/// A line that takes longer than this to be written is worth telling.
+const STALLED: Duration = Duration::from_secs(5);
 
 impl Daemon {
     /// Has the kernel forget the oldest denials of instances that soon have no room for new ones; a step of it.
@@ -48,24 +58,29 @@ impl Daemon {
         Ok(events)
     }
 
-    /// Takes some of the events that are there, and logs and returns them; also those for which the daemons of other
-    /// versions left no reader. The second value says whether there may be more.
+    /// Takes events that are there, and logs and returns them; also those for which the daemons of other versions left no
+    /// reader. The second value says whether it left some.
     pub fn take_events(&mut self) -> (Vec<LoggedDenial>, bool) {
         let Self { loaded, numbers, instances, confinement, policies, denials, .. } = self;
-        let (folds, predecessors) = (&mut denials.folds, &mut confinement.predecessors);
-        let interval = policies.set.log.interval;
+        let Denials { folds, journal, .. } = denials;
+        let predecessors = &mut confinement.predecessors;
+        let interval = policies.log.interval;
         let mut logged = vec![];
         let mut take = |denial: Result<Denial, DecodeError>| match denial {
             Ok(denial) => {
                 let suppressed = folds.event(&denial, Instant::now(), interval);
-                logged.extend(log(numbers, instances, &denial, suppressed));
+                if let Some((name, event)) = line(numbers, instances, &denial, suppressed) {
+                    journal.log_denial(denial.event.instance, &event);
+                    remember(instances, name, &event);
+                    logged.push(event);
+                }
             }
             Err(error) => error!("{error}"),
         };
         for predecessor in predecessors.iter_mut() {
-            predecessor.take(numbers, EVENTS, &mut take);
+            predecessor.take(numbers, TURN, &mut take);
         }
-        let more = loaded.events.take(EVENTS, &mut take);
+        let more = loaded.events.take(TURN, &mut take);
         predecessors.retain(Predecessor::is_there);
         (logged, more)
     }
@@ -75,54 +90,83 @@ impl Daemon {
         self.loaded.debug_log.flush();
     }
 
-    /// Logs what was folded or left out and has no event of its own.
+    /// Logs what was folded and has no event of its own.
     pub fn take_folded(&mut self) -> Vec<LoggedDenial> {
-        let Self { loaded, denials: Denials { folds, .. }, .. } = self;
-        let due = folds.due(Instant::now(), |key| loaded.maps.attempts(key));
-        let mut logged = std::mem::take(&mut self.denials.unpublished);
-        logged.extend(self.log_folded(due));
-        logged
+        self.log_folded(None);
+        std::mem::take(&mut self.denials.unpublished)
     }
 
-    /// Logs the repeats that were folded into an instance's lines so far, before its mode changes: a line is of one mode.
+    /// Logs what was folded into an instance's lines until now: what comes next is of another mode.
     pub(in crate::daemon) fn end_folds(&mut self, index: InstanceIndex) {
-        let Self { loaded, denials: Denials { folds, .. }, .. } = self;
-        let folded = folds.of(index, |key| loaded.maps.attempts(key));
-        let logged = self.log_folded(folded);
-        self.denials.unpublished.extend(logged);
+        self.log_folded(Some(index));
     }
 
-    fn log_folded(&mut self, folded: Vec<(Denial, u64)>) -> Vec<LoggedDenial> {
-        let Self { numbers, instances, .. } = self;
-        // The line itself stands for one of them.
-        let lines =
-            folded.into_iter().map(|(denial, attempts)| log(numbers, instances, &denial, attempts - 1));
-        lines.flatten().collect()
-    }
-
-    /// Logs how many denials had no line, of the instances where that is more than last time.
-    pub fn log_left_out(&mut self) {
-        for (name, instance) in &mut self.instances {
-            let Ok(counters) = self.loaded.maps.counters(instance.index) else { continue };
-            let counted = (counters.denied.limited, counters.denied.lost);
-            if counted != instance.left_out {
-                let (limited, lost) = (counted.0 - instance.left_out.0, counted.1 - instance.left_out.1);
-                journal::log_left_out(name, instance.mode(), limited, lost);
-                instance.left_out = counted;
-                if lost > 0 {
-                    instance.lost_at = Some(Instant::now());
-                }
+    /// Logs what was folded: of an instance, or of all of them what is due.
+    fn log_folded(&mut self, of: Option<InstanceIndex>) {
+        let Self { loaded, numbers, instances, denials, .. } = self;
+        let Denials { folds, journal, unpublished, .. } = denials;
+        let attempts = |key: &DestinationKey| loaded.maps.attempts(key);
+        let tell = |denial: &Denial, folded: u64| {
+            // The line itself stands for one of them.
+            let Some((name, event)) = line(numbers, instances, denial, folded - 1) else { return true };
+            let told = journal.log_folded(denial.event.instance, &event);
+            if told {
+                remember(instances, name, &event);
+                unpublished.push(event);
             }
+            told
+        };
+        match of {
+            Some(index) => folds.of(index, attempts, tell),
+            None => folds.due(Instant::now(), attempts, tell),
+        }
+    }
+
+    /// An instance's counters, with what became of its lines.
+    pub(in crate::daemon) fn counters(&self, index: InstanceIndex) -> Result<CountersStatus, DaemonError> {
+        let lines = self.denials.journal.counts(index.number());
+        Ok(CountersStatus::new(self.loaded.maps.counters(index)?, &lines))
+    }
+
+    /// Logs how many denials had no line, of the instances where that is more than last time, and the daemon's own lines
+    /// that had none.
+    pub fn log_left_out(&mut self) {
+        let indices: Vec<_> = self.instances.values().map(|instance| instance.index).collect();
+        let counters: Vec<_> = indices.into_iter().map(|index| self.counters(index)).collect();
+        let Self { instances, denials: Denials { journal, own_lost_told, .. }, .. } = self;
+        for ((name, instance), counters) in instances.iter_mut().zip(counters) {
+            let Ok(CountersStatus { limited, lost, .. }) = counters else { continue };
+            let (limited_told, lost_told) = instance.left_out;
+            let more = (limited.saturating_sub(limited_told), lost.saturating_sub(lost_told));
+            if more == (0, 0) {
+                continue;
+            }
+            if more.1 > 0 {
+                instance.lost_at = Some(Instant::now());
+            }
+            let (index, mode) = (instance.index.number(), instance.mode());
+            if journal.log_left_out(index, name, mode, more.0, more.1) {
+                instance.left_out = (limited, lost);
+            }
+        }
+        let own_lost = journal.writing().own_lost;
+        if own_lost > *own_lost_told {
+            warn!(
+                "lines of the daemon's own that found no room, for journald took none: {}",
+                own_lost - *own_lost_told
+            );
+            *own_lost_told = own_lost;
         }
     }
 }
 
-fn log(
-    numbers: &InstanceNumbers,
-    instances: &mut BTreeMap<InstanceName, InstanceState>,
+/// The line of a denial, and whose it is.
+fn line<'a>(
+    numbers: &'a InstanceNumbers,
+    instances: &BTreeMap<InstanceName, InstanceState>,
     denial: &Denial,
     suppressed: u64,
-) -> Option<LoggedDenial> {
+) -> Option<(&'a InstanceName, LoggedDenial)> {
     let line = DenialLine::of(denial, suppressed);
     // Also one that the policy file does not have any more.
     let Some(name) = InstanceIndex::new(denial.event.instance).and_then(|index| numbers.name_of(index))
@@ -134,13 +178,33 @@ fn log(
         Some(policy) => line.with_hint(policy),
         None => line,
     };
-    let event = LoggedDenial { time: now(), instance: name.to_string(), line };
-    journal::log_denial(&event);
-    if let Some(instance) = instances.get_mut(name) {
-        if instance.recent.len() == RECENT_EVENTS {
-            instance.recent.pop_front();
+    Some((name, LoggedDenial { time: now(), instance: name.to_string(), line }))
+}
+
+/// Keeps it for `events`.
+fn remember(
+    instances: &mut BTreeMap<InstanceName, InstanceState>,
+    name: &InstanceName,
+    event: &LoggedDenial,
+) {
+    if let Some(InstanceState { recent, .. }) = instances.get_mut(name) {
+        if recent.len() == RECENT_EVENTS {
+            recent.pop_front();
         }
-        instance.recent.push_back(event.clone());
+        recent.push_back(event.clone());
     }
-    Some(event)
+}
+
+impl Denials {
+    /// What `status` says of a log that takes no lines.
+    pub(in crate::daemon) fn trouble(&self) -> Option<String> {
+        let JournalState { waiting, stalled, own_lost } = self.journal.writing();
+        if stalled < STALLED {
+            return None;
+        }
+        let seconds = stalled.as_secs();
+        Some(format!(
+            "the log has taken no line for {seconds} s, and {waiting} wait; see systemctl status systemd-journald. Lines of the daemon's own that were lost: {own_lost}"
+        ))
+    }
 }

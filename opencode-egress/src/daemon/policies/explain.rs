@@ -1,54 +1,103 @@
 //! Explaining a verdict: by what is in the kernel, and beside it by what the policy file says now.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
-use opencode_egress_common::flow::Protocol;
+use opencode_egress_common::{abi::PolicyHeader, flow::Protocol};
 
 use crate::{
-    daemon::{error::DaemonError, policies, state::Daemon},
+    daemon::{
+        error::DaemonError,
+        policies::read::{InstancePolicies, Read, read},
+        state::Daemon,
+    },
+    kernel::maps::KernelRules,
     policy::{
+        InstanceName, Policy,
         destination::{Destination, protocol_name},
         explain::{Explanation, Judgement, PolicyFile, Rewritten, explain},
     },
     report::human::error_chain,
 };
 
+/// What an explanation takes of the daemon: to be made elsewhere, while the daemon answers.
+pub(in crate::daemon) struct ExplainTask {
+    name: String,
+    destination: Destination,
+    config: PathBuf,
+    in_force: InstancePolicies,
+    instance: Result<InForce, DaemonError>,
+}
+
+/// An instance as it is in force.
+struct InForce {
+    name: InstanceName,
+    policy: Arc<Policy>,
+    judged_by: Option<(PolicyHeader, KernelRules)>,
+    detached: bool,
+    rewritten: Option<Rewritten>,
+}
+
 impl Daemon {
+    /// Begins to explain the verdict on a flow.
+    pub(in crate::daemon) fn begin_explain(&self, name: &str, destination: Destination) -> ExplainTask {
+        let instance = self.known(name).and_then(|name| {
+            let instance = self.instance(&name)?;
+            let policy = instance.policy.clone().unwrap_or_default();
+            let judged_by = self.loaded.maps.policy(instance.index)?;
+            let asked = SocketAddr::new(destination.address, destination.port);
+            let mut lately = instance.recent.iter().rev().map(|denial| &denial.line);
+            let rewritten = lately.find(|line| {
+                line.asked == Some(asked) && line.proto == protocol_name(Protocol(destination.protocol))
+            });
+            let rewritten = rewritten.map(|line| Rewritten {
+                to: SocketAddr::new(line.dst, line.dport),
+                reason: line.reason.clone(),
+            });
+            Ok(InForce { name, policy, judged_by, detached: instance.detached, rewritten })
+        });
+        ExplainTask {
+            name: name.to_owned(),
+            destination,
+            config: self.policies.config.clone(),
+            in_force: self.in_force(),
+            instance,
+        }
+    }
+}
+
+impl ExplainTask {
     /// Judges a flow by what is in the kernel, and says where the policy file differs.
     ///
     /// # Errors
     ///
     /// When there is no such instance, or the kernel refuses.
-    pub fn explain(&self, name: &str, destination: Destination) -> Result<Explanation, DaemonError> {
-        let file = policies::read(&self.policies.config);
-        let known = self.known(name).map_err(|unknown| match &file {
-            Ok(read) if read.set.instances.keys().any(|known| known.as_str() == name) => {
-                DaemonError::NotApplied { name: name.to_owned(), config: self.policies.config.clone() }
-            }
-            _ => unknown,
-        })?;
-        let instance = self.instance(&known)?;
-        let in_force = instance.policy.clone().unwrap_or_default();
-        let judgement = match self.loaded.maps.policy(instance.index)? {
-            Some((header, rules)) => explain(destination, &header, &rules, &in_force),
+    pub(in crate::daemon) fn run(self) -> Result<Explanation, DaemonError> {
+        let Self { name, destination, config, in_force, instance } = self;
+        let file = read(&config, &in_force).map(|Read { policies, compiled, .. }| (policies, compiled));
+        let InForce { name, policy, judged_by, detached, rewritten } =
+            instance.map_err(|error| match (&file, error) {
+                (Ok((policies, _)), DaemonError::UnknownInstance { .. })
+                    if policies.keys().any(|known| known.as_str() == name) =>
+                {
+                    DaemonError::NotApplied { name, config: config.clone() }
+                }
+                (_, error) => error,
+            })?;
+        let judgement = match judged_by {
+            Some((header, rules)) => explain(destination, &header, &rules, &policy),
             None => Judgement::without_policy(),
         };
         let file = match &file {
-            Ok(read) => {
-                let file = read.set.instances.get(&known).zip(read.compiled.get(&known));
-                PolicyFile::compare(file, &in_force, destination, &judgement)
-            }
+            Ok((policies, compiled)) => match (policies.get(&name), compiled.get(&name)) {
+                (Some(_), None) => PolicyFile::Same,
+                (file, compiled) => {
+                    let file = file.map(|policy| &**policy).zip(compiled);
+                    PolicyFile::compare(file, &policy, destination, &judgement)
+                }
+            },
             Err(error) => PolicyFile::Unusable { error: error_chain(error) },
         };
-        let config = self.policies.config.display().to_string();
-        let asked = SocketAddr::new(destination.address, destination.port);
-        let mut lately = instance.recent.iter().rev().map(|denial| &denial.line);
-        let rewritten = lately.find(|line| {
-            line.asked == Some(asked) && line.proto == protocol_name(Protocol(destination.protocol))
-        });
-        let rewritten = rewritten
-            .map(|line| Rewritten { to: SocketAddr::new(line.dst, line.dport), reason: line.reason.clone() });
-        let detached = instance.detached;
+        let config = config.display().to_string();
         Ok(Explanation { destination, judgement, detached, config, file, rewritten })
     }
 }

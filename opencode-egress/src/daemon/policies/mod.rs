@@ -1,91 +1,73 @@
 //! Reading the policy file and putting its policies in force.
 
+mod changes;
 mod explain;
+mod read;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fs::{self, OpenOptions},
-    io::{self, Write as _},
-    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
-    path::Path,
-};
+use std::{collections::HashMap, fs, io, path::PathBuf};
 
 use tracing::{error, info, warn};
 
+pub(in crate::daemon) use self::read::{Prepared, ReloadTask, read_or_last};
 use crate::{
     daemon::{
         error::DaemonError,
+        policies::read::{ChangedPolicy, InstancePolicies},
         state::{Daemon, InstanceState},
     },
-    policy::{
-        InstanceName, LogLimits, PolicySet,
-        compile::{CompiledPolicy, compile},
-        file, mode_name,
-    },
+    policy::InstanceName,
     report::{
         human::{error_chain, now},
         journal::RELOAD_REFUSED_ID,
     },
 };
 
-/// A policy file: its text, the policies in it, and what each compiles to.
-pub(in crate::daemon) struct Read {
-    text: String,
-    pub(in crate::daemon) set: PolicySet,
-    pub(in crate::daemon) compiled: BTreeMap<InstanceName, CompiledPolicy>,
-}
-
 /// What putting a policy file in force did.
-pub struct Applied {
+#[derive(Clone)]
+pub(in crate::daemon) struct Applied {
     /// What changed, a line each.
     pub changes: Vec<String>,
     /// What is open and denied now, and was not reset, a line each.
     pub not_reset: Vec<String>,
 }
 
-pub(in crate::daemon) fn read(config: &Path) -> Result<Read, DaemonError> {
-    let text = file::read(config)?;
-    let set = file::parse(config, &text)?;
-    let mut compiled = BTreeMap::new();
-    for (name, policy) in &set.instances {
-        let policy = compile(policy).map_err(|source| DaemonError::Compile { name: name.clone(), source })?;
-        compiled.insert(name.clone(), policy);
-    }
-    Ok(Read { text, set, compiled })
-}
-
-/// The policy file; or, when that has an error, what was last applied, and the error.
-pub(in crate::daemon) fn read_or_last(
-    config: &Path,
-    last_applied: &Path,
-) -> Result<(Read, Option<String>), DaemonError> {
-    let error = match read(config) {
-        Ok(read) => return Ok((read, None)),
-        Err(error) => error,
-    };
-    // Nobody else's word is a policy.
-    let own = |metadata: fs::Metadata| metadata.uid() == rustix::process::geteuid().as_raw();
-    if !fs::symlink_metadata(last_applied).is_ok_and(own) {
-        return Err(error);
-    }
-    // The error to tell is the file's.
-    let Ok(last) = read(last_applied) else { return Err(error) };
-    Ok((last, Some(error_chain(&error))))
-}
-
 impl Daemon {
-    /// Applies the policy file again: all of it, or, when it has an error, nothing. Returns what changed.
+    /// Begins to apply the policy file again: what takes long, to be run elsewhere. [`Daemon::end_reload`] takes the result,
+    /// before the next one begins.
+    pub(in crate::daemon) fn begin_reload(&self) -> ReloadTask {
+        ReloadTask {
+            config: self.policies.config.clone(),
+            last_applied: self.policies.last_applied.clone(),
+            log: self.policies.log,
+            in_force: self.in_force(),
+        }
+    }
+
+    /// The policies in force.
+    fn in_force(&self) -> InstancePolicies {
+        let instances = self.instances.iter();
+        instances.filter_map(|(name, instance)| Some((name.clone(), instance.policy.clone()?))).collect()
+    }
+
+    /// Puts what was prepared in force: all of it, or, when the file has an error, nothing. Returns what changed.
     ///
     /// # Errors
     ///
     /// When the file has an error; the running policy stays.
-    pub fn reload(&mut self) -> Result<Applied, DaemonError> {
-        let config = self.policies.config.clone();
-        self.remember_children();
-        let result = self.keep_lock().and_then(|()| read(&config)).and_then(|read| self.apply(read));
+    pub(in crate::daemon) fn end_reload(
+        &mut self,
+        prepared: Result<(Prepared, Vec<String>), DaemonError>,
+    ) -> Result<Applied, DaemonError> {
+        let result = prepared.and_then(|(prepared, changes)| {
+            self.keep_lock()?;
+            self.remember_children();
+            Ok(Applied { changes, not_reset: self.apply(prepared)? })
+        });
         self.policies.reload_error = result.as_ref().err().map(|error| error_chain(error));
         match &result {
-            Ok(applied) => info!("applied {}: {} changes", config.display(), applied.changes.len()),
+            Ok(Applied { changes, .. }) => {
+                info!("applied {}: {} changes", self.policies.config.display(), changes.len());
+            }
             Err(error) => {
                 error!(MESSAGE_ID = RELOAD_REFUSED_ID, "the running policy stays: {}", error_chain(error))
             }
@@ -93,29 +75,30 @@ impl Daemon {
         result
     }
 
-    pub(in crate::daemon) fn apply(&mut self, read: Read) -> Result<Applied, DaemonError> {
-        let Read { text, set, compiled } = read;
-        let changes = changes(&self.policies.set, &set);
-        let (mut changed, mut other_mode, mut new) = (vec![], vec![], vec![]);
-        for (name, policy) in &set.instances {
-            let index = self.numbers.claim(name)?;
-            match self.instances.get(name) {
-                Some(instance) if instance.policy.as_ref() == Some(policy) => continue,
-                Some(instance) if instance.mode() != policy.mode => other_mode.push(index),
+    /// Puts what was prepared in force. Returns what is open and denied now, and was not reset, a line each.
+    pub(in crate::daemon) fn apply(&mut self, prepared: Prepared) -> Result<Vec<String>, DaemonError> {
+        let Prepared { log, policies, changed, copy } = prepared;
+        let (mut put_in_force, mut judged, mut other_mode, mut new) = (vec![], vec![], vec![], vec![]);
+        let mut entries = HashMap::new();
+        for (name, ChangedPolicy { loaded, entries: count }) in changed {
+            let index = self.numbers.claim(&name)?;
+            match self.instances.get(&name) {
+                Some(instance) if instance.mode() != policies[&name].mode => other_mode.push(index),
                 Some(_) => {}
                 None => {
-                    let denied = self.loaded.maps.counters(index)?.denied;
-                    new.push((name.clone(), InstanceState::new(index, &denied)));
+                    let lines = self.denials.journal.counts(index.number());
+                    new.push((name.clone(), InstanceState::new(index, &self.counters(index)?, &lines)));
                 }
             }
-            changed.push((name.clone(), index));
+            put_in_force.push((index, loaded));
+            entries.insert(name.clone(), count);
+            judged.push(name);
         }
-        self.loaded.maps.set_limits(&set.log)?;
+        self.loaded.maps.set_limits(&log)?;
         // What was folded until now was judged in another mode.
         other_mode.iter().for_each(|index| self.end_folds(*index));
-        let policies: Vec<_> = changed.iter().map(|(name, index)| (*index, &compiled[name])).collect();
-        if let Err(error) = self.loaded.maps.install_all(&policies) {
-            let _ = self.loaded.maps.set_limits(&self.policies.set.log);
+        if let Err(error) = self.loaded.maps.put_in_force(put_in_force) {
+            let _ = self.loaded.maps.set_limits(&self.policies.log);
             return Err(error.into());
         }
         // They are in force. Nothing from here on makes that untrue.
@@ -129,35 +112,26 @@ impl Daemon {
         }
         self.instances.extend(new);
         for (name, instance) in &mut self.instances {
-            if let Some(policy) = set.instances.get(name) {
+            if let Some(policy) = policies.get(name) {
                 instance.policy = Some(policy.clone());
-                instance.entries = compiled[name].entries.len();
                 instance.detached = false;
+                if let Some(entries) = entries.get(name) {
+                    instance.entries = *entries;
+                }
             }
         }
-        self.policies.set = set;
+        self.policies.log = log;
         self.policies.applied = now();
-        self.keep(&text);
+        self.keep(copy);
         self.reconcile();
         // After it, so that a unit whose instance has another name now is never without a policy.
-        let retired = self.retire_others();
-        let judged: Vec<_> = changed.iter().map(|(name, _)| name).chain(&retired).collect();
-        let not_reset = self.reset_denied(&judged);
-        Ok(Applied { changes, not_reset })
+        judged.extend(self.retire_others(&policies));
+        Ok(self.reset_denied(&judged.iter().collect::<Vec<_>>()))
     }
 
-    /// Keeps what was applied, for a start with a file that has an error.
-    fn keep(&self, text: &str) {
-        let keep = || -> io::Result<()> {
-            let new = self.policies.last_applied.with_extension("new");
-            fs::create_dir_all(new.parent().unwrap_or(&new))?;
-            // Left by a daemon that ended while it wrote; or by somebody who wants it written elsewhere.
-            let _ = fs::remove_file(&new);
-            let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
-            file.write_all(text.as_bytes())?;
-            fs::rename(&new, &self.policies.last_applied)
-        };
-        if let Err(error) = keep() {
+    /// Keeps a copy of what was applied, for a start with a file that has an error.
+    fn keep(&self, copy: io::Result<PathBuf>) {
+        if let Err(error) = copy.and_then(|copy| fs::rename(copy, &self.policies.last_applied)) {
             let path = self.policies.last_applied.display();
             warn!(
                 "cannot keep a copy of the policy file at {path}, so a daemon that starts with a bad file ends: {error}"
@@ -166,16 +140,15 @@ impl Daemon {
     }
 
     /// Takes the policies of instances that the file does not have out of force, and returns those whose units run.
-    fn retire_others(&mut self) -> Vec<InstanceName> {
+    fn retire_others(&mut self, policies: &InstancePolicies) -> Vec<InstanceName> {
         let others = self.numbers.known().iter().filter(|(name, index)| {
-            !self.policies.set.instances.contains_key(*name) && self.loaded.maps.current(**index).slot() != 0
+            !policies.contains_key(*name) && self.loaded.maps.current(**index).slot() != 0
         });
         let others: Vec<_> = others.map(|(_, index)| *index).collect();
         if let Err(error) = self.loaded.maps.retire(&others) {
             warn!("policies are out of force, but stay in memory: {}", error_chain(&error));
         }
-        let removed =
-            self.instances.iter_mut().filter(|(name, _)| !self.policies.set.instances.contains_key(*name));
+        let removed = self.instances.iter_mut().filter(|(name, _)| !policies.contains_key(*name));
         removed.for_each(|(_, instance)| {
             instance.policy = None;
             instance.entries = 0;
@@ -186,36 +159,4 @@ impl Daemon {
         let without = self.instances.iter().filter(|(_, instance)| instance.policy.is_none());
         without.map(|(name, _)| name.clone()).collect()
     }
-}
-
-/// What differs between two policy sets, a line each.
-fn changes(old: &PolicySet, new: &PolicySet) -> Vec<String> {
-    fn lines(set: &PolicySet) -> BTreeSet<(String, String)> {
-        let mut lines = BTreeSet::new();
-        for (name, policy) in &set.instances {
-            let units = policy.units.iter().map(|unit| format!("unit {unit}"));
-            let allow = policy.allow.iter().map(|rule| format!("allow {rule}"));
-            let deny = policy.deny.iter().map(|rule| format!("deny {rule}"));
-            let listen = policy.listen.iter().map(|listen| format!("listen {listen}"));
-            let mode = [format!("mode {}", mode_name(policy.mode))];
-            let texts = units.chain(allow).chain(deny).chain(listen).chain(mode);
-            lines.extend(texts.map(|text| (name.to_string(), text)));
-        }
-        lines
-    }
-    let limits = (old.log != new.log).then(|| [('-', limits(&old.log)), ('+', limits(&new.log))]);
-    let limits = limits.into_iter().flatten().map(|(sign, limits)| format!("{sign} log: {limits}"));
-    let (old, new) = (lines(old), lines(new));
-    let removed = old.difference(&new).map(|(name, text)| (name, '-', text));
-    let added = new.difference(&old).map(|(name, text)| (name, '+', text));
-    let mut changes: Vec<_> = removed.chain(added).collect();
-    changes.sort_by_key(|(name, ..)| *name);
-    let changes = changes.into_iter().map(|(name, sign, text)| format!("{sign} {name}: {text}"));
-    limits.chain(changes).collect()
-}
-
-/// Limits of the log as the policy file has them.
-fn limits(log: &LogLimits) -> String {
-    let LogLimits { interval, burst, per_sec } = log;
-    format!("interval_secs {}, burst {burst}, per_sec {per_sec}", interval.as_secs())
 }

@@ -1,11 +1,12 @@
 //! Running the daemon: the control socket, the ring buffer, signals, time.
 
+mod clients;
 pub mod exposition;
 mod receive;
+mod reload;
 mod socket;
 
 use std::{
-    cell::RefCell,
     fs, io,
     os::fd::{AsFd as _, OwnedFd},
     path::Path,
@@ -14,35 +15,25 @@ use std::{
     time::Duration,
 };
 
-use libsystemd::daemon::{NotifyState, notify};
+use sd_notify::{NotifyState, notify};
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _, Interest, unix::AsyncFd},
+    io::{Interest, unix::AsyncFd},
     net::{UnixListener, UnixStream},
-    signal::unix::{SignalKind, signal},
-    sync::{OwnedSemaphorePermit, Semaphore, broadcast},
-    time::{Instant, interval, sleep, timeout},
+    signal::unix::{Signal, SignalKind, signal},
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task::{spawn_local, yield_now},
+    time::{Instant, interval, sleep},
 };
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use crate::{
-    control::request::{Reply, Request},
+    control::caller::Caller,
     daemon::{
-        policies::Applied,
-        serve::{
-            exposition::{MetricsAddress, MetricsListener},
-            receive::receive,
-        },
+        serve::{clients::Server, exposition::MetricsAddress},
         state::Daemon,
     },
-    report::{denial::LoggedDenial, human::error_chain, metrics::exposition},
 };
 
-/// How long a client may take to say what it wants, and to take what it is told.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
-/// How many clients are answered at a time; the others wait.
-const CLIENTS: usize = 128;
-/// How many of them may follow events, which takes as long as they like. There is always room for `attach`.
-const FOLLOWERS: usize = CLIENTS / 2;
 /// How often folded lines are looked for.
 const TICK: Duration = Duration::from_secs(1);
 /// How often units without links, and links without units, are looked for when inotify says nothing.
@@ -50,6 +41,17 @@ const RECONCILE: Duration = Duration::from_secs(5);
 /// How long after one look the next one comes at the earliest, when inotify does: a look at a thousand units takes tens of
 /// milliseconds.
 const PAUSE: Duration = Duration::from_millis(100);
+/// How long the last lines may take to be written.
+const LAST_LINES: Duration = Duration::from_secs(2);
+
+/// Signals that ask for a reload, from now on. Until then they end the process, as any that does not handle them.
+///
+/// # Errors
+///
+/// When they cannot be had.
+pub fn hangups() -> io::Result<Signal> {
+    signal(SignalKind::hangup())
+}
 
 /// Serves those who come to `listener`, at the path `socket`, until told to stop. Everything that is confined stays so afterwards.
 ///
@@ -61,35 +63,32 @@ pub async fn serve(
     listener: UnixListener,
     socket: &Path,
     metrics: Option<&MetricsAddress>,
+    mut hangups: Signal,
 ) -> io::Result<()> {
-    let (mut reload, mut stop) = (signal(SignalKind::hangup())?, signal(SignalKind::terminate())?);
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let ring = daemon.loaded.events.as_fd().try_clone_to_owned()?;
-    // SAFETY: the AsyncFd owns the descriptor, so it is open and the same one as long as that lives.
-    let ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE)? };
-    let resets = daemon.loaded.resets.as_fd().try_clone_to_owned()?;
-    // SAFETY: as above.
-    let resets = unsafe { AsyncFd::register_with_interest(resets, Interest::READABLE)? };
-    let bell = daemon.confinement.watch.as_fd().try_clone_to_owned()?;
-    // SAFETY: as above.
-    let bell = unsafe { AsyncFd::register_with_interest(bell, Interest::READABLE)? };
+    let (mut stop, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let ring = readable(daemon.loaded.events.as_fd().try_clone_to_owned()?)?;
+    let resets = readable(daemon.loaded.resets.as_fd().try_clone_to_owned()?)?;
+    let bell = daemon.confinement.watch.bell().map(|bell| bell.try_clone_to_owned().and_then(readable));
+    let bell = bell.transpose()?;
     let mut quiet_until = Box::pin(sleep(Duration::ZERO));
-    let (sender, _) = broadcast::channel(1024);
-    let clients = Arc::new(Semaphore::new(CLIENTS));
-    let followers = Semaphore::new(FOLLOWERS);
-    let server = Rc::new(Server { daemon: RefCell::new(daemon), events: sender, clients, followers });
+    let server = Rc::new(Server::new(daemon));
     let mut tick = interval(TICK);
     let mut reconcile = interval(RECONCILE);
     let mut left_out_told = Instant::now();
     if let Some(address) = metrics {
         Rc::clone(&server).serve_metrics(address).await;
     }
-    let _ = notify(false, &[NotifyState::Ready]);
+    // What an earlier daemon left in the ring.
+    let mut more_events = server.take_events();
+    let _ = notify(&[NotifyState::Ready]);
     info!("ready, listening on {}", socket.display());
     loop {
         tokio::select! {
             connection = accept(&listener, &server.clients) => match connection {
-                Ok((stream, permit)) => drop(tokio::task::spawn_local(Rc::clone(&server).answer(stream, permit))),
+                Ok((stream, permit)) => {
+                    let caller = Caller::of(&stream, &server.daemon.borrow().confinement.hierarchy);
+                    drop(spawn_local(Rc::clone(&server).answer(stream, caller, permit)));
+                }
                 // Too many open files, perhaps. Nothing of that is a reason to end.
                 Err(error) => {
                     warn!("cannot take a client of the control socket: {error}");
@@ -103,25 +102,25 @@ pub async fn serve(
                     ready.clear_ready();
                 }
             }
-            ready = ring.readable() => {
-                let mut ready = ready?;
-                if !server.publish_events() {
-                    ready.clear_ready();
-                }
-            }
-            ready = async { (&mut quiet_until).await; bell.readable().await } => {
+            ready = ring.readable(), if !more_events => {
                 ready?.clear_ready();
+                more_events = server.take_events();
+            }
+            // A turn each for those who ask, and for what is left in the ring.
+            () = yield_now(), if more_events => more_events = server.take_events(),
+            ready = async { (&mut quiet_until).await; rings(bell.as_ref()).await } => {
+                ready?;
                 quiet_until.as_mut().reset(Instant::now() + PAUSE);
                 let mut daemon = server.daemon.borrow_mut();
                 daemon.confinement.watch.drain();
                 daemon.reconcile();
             }
             _ = tick.tick() => {
-                let _ = notify(false, &[NotifyState::Watchdog]);
+                let _ = notify(&[NotifyState::Watchdog]);
                 server.daemon.borrow_mut().find_late();
                 // A predecessor's ring wakes nobody.
-                server.publish_events();
-                server.publish(Daemon::take_folded);
+                more_events |= server.take_events();
+                server.take_folded();
                 let mut daemon = server.daemon.borrow_mut();
                 if left_out_told.elapsed() >= daemon.interval() {
                     daemon.log_left_out();
@@ -135,21 +134,35 @@ pub async fn serve(
                 daemon.reconcile();
                 daemon.remember_children();
             }
-            _ = reload.recv() => {
-                let _ = notify(false, &[NotifyState::Reloading]);
+            _ = hangups.recv() => {
+                let _ = notify(&[NotifyState::Reloading]);
+                let reloaded = server.reload();
                 // Success and failure are logged where they happen.
-                let _ = server.daemon.borrow_mut().reload();
-                let _ = notify(false, &[NotifyState::Ready]);
+                drop(spawn_local(async { reloaded.await.map(|_| notify(&[NotifyState::Ready])) }));
             }
             _ = stop.recv() => break,
             _ = interrupt.recv() => break,
         }
     }
-    let _ = notify(false, &[NotifyState::Stopping]);
+    let _ = notify(&[NotifyState::Stopping]);
     // Units that stop with the daemon do so before it, and what they had goes with them.
     server.daemon.borrow_mut().reconcile();
     info!("stopping; what is confined stays confined");
+    server.daemon.borrow().denials.journal.flush(LAST_LINES);
     fs::remove_file(socket)
+}
+
+fn readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: the AsyncFd owns the descriptor, so it is open and the same one as long as that lives.
+    unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }.map_err(io::Error::from)
+}
+
+/// Waits for the bell: for ever, where there is none.
+async fn rings(bell: Option<&AsyncFd<OwnedFd>>) -> io::Result<()> {
+    match bell {
+        Some(bell) => bell.readable().await.map(|mut ready| ready.clear_ready()),
+        None => std::future::pending().await,
+    }
 }
 
 /// Listens at the control socket.
@@ -164,163 +177,11 @@ pub fn listen(path: &Path) -> io::Result<UnixListener> {
     socket::listen(path, 0o600)
 }
 
-/// Waits until one more client may be served, and then for a client.
+/// Waits for room and then for a client.
 async fn accept(
     listener: &UnixListener,
     clients: &Arc<Semaphore>,
 ) -> io::Result<(UnixStream, OwnedSemaphorePermit)> {
     let permit = Arc::clone(clients).acquire_owned().await.map_err(io::Error::other)?;
     Ok((listener.accept().await?.0, permit))
-}
-
-struct Server {
-    daemon: RefCell<Daemon>,
-    events: broadcast::Sender<LoggedDenial>,
-    clients: Arc<Semaphore>,
-    followers: Semaphore,
-}
-
-impl Server {
-    /// Takes some events. Returns whether there may be more.
-    fn publish_events(&self) -> bool {
-        let (events, more) = self.daemon.borrow_mut().take_events();
-        self.send(events);
-        more
-    }
-
-    fn publish(&self, take: fn(&mut Daemon) -> Vec<LoggedDenial>) {
-        let events = take(&mut self.daemon.borrow_mut());
-        self.send(events);
-    }
-
-    fn send(&self, events: Vec<LoggedDenial>) {
-        for event in events {
-            // Nobody follows: nobody is told.
-            let _ = self.events.send(event);
-        }
-    }
-
-    /// What is confined does not depend on whether anybody counts it, so a daemon without metrics goes on.
-    async fn serve_metrics(self: Rc<Self>, address: &MetricsAddress) {
-        match MetricsListener::bind(address).await {
-            Ok(listener) => {
-                info!("metrics are at {address}");
-                tokio::task::spawn_local(listener.serve(move || {
-                    let status = self.daemon.borrow().status().map_err(|error| error_chain(&error))?;
-                    exposition(&status).map_err(|error| error_chain(&error))
-                }));
-            }
-            Err(error) => error!(
-                "no metrics, for {address} cannot be served until the daemon is started again: {error}"
-            ),
-        }
-    }
-
-    async fn answer(self: Rc<Self>, mut stream: UnixStream, _permit: OwnedSemaphorePermit) {
-        if let Err(error) = self.converse(&mut stream).await {
-            warn!("a client of the control socket went away: {error}");
-        }
-    }
-
-    async fn converse(&self, stream: &mut UnixStream) -> io::Result<()> {
-        let peer = stream.peer_cred()?;
-        let Ok(received) = timeout(REQUEST_TIMEOUT, receive(stream)).await else {
-            let reply = Reply::Error("no request came in time".to_owned());
-            return send(stream, &reply).await;
-        };
-        let (line, descriptor) = received?;
-        let pid = peer.pid().and_then(|pid| u32::try_from(pid).ok()).unwrap_or(0);
-        let request = match Request::parse(&line) {
-            Ok(request) => request,
-            Err(error) => return send(stream, &Reply::Error(error_chain(&error))).await,
-        };
-        if let Some(refusal) = self.refusal(peer.uid(), pid, &request) {
-            warn!("refused a request of process {pid}: {refusal}");
-            return send(stream, &Reply::Error(refusal)).await;
-        }
-        match request {
-            Request::Events { instance, follow } => self.stream_events(stream, instance, follow).await,
-            request => {
-                let reply = self.reply(request, pid, descriptor);
-                send(stream, &reply).await
-            }
-        }
-    }
-
-    fn refusal(&self, uid: u32, pid: u32, request: &Request) -> Option<String> {
-        if uid != 0 {
-            return Some(format!("only root may ask; you are user {uid}"));
-        }
-        let own = matches!(request, Request::Attach { .. });
-        (!own && self.daemon.borrow().is_confined(pid))
-            .then(|| "a process of a confined unit may ask for nothing but `attach`".to_owned())
-    }
-
-    fn reply(&self, request: Request, pid: u32, descriptor: Option<OwnedFd>) -> Reply {
-        let mut daemon = self.daemon.borrow_mut();
-        let reply = match request {
-            Request::Attach { instance } => daemon
-                .attach(&instance, pid, descriptor)
-                .map(|(unit, generation)| Reply::Attached { unit: unit.to_string(), generation }),
-            Request::Status => daemon.status().map(|status| Reply::Status(Box::new(status))),
-            Request::Explain { instance, destination } => {
-                daemon.explain(&instance, destination).map(Reply::Explained)
-            }
-            Request::RememberedDenials { instance } => daemon.seen(&instance).map(Reply::RememberedDenials),
-            Request::Reload => {
-                daemon.reload().map(|Applied { changes, not_reset }| Reply::Reloaded { changes, not_reset })
-            }
-            Request::Detach { instance } => daemon
-                .detach(&instance)
-                .map(|units| Reply::Detached { units: units.iter().map(ToString::to_string).collect() }),
-            Request::Events { .. } => Ok(Reply::End),
-        };
-        reply.unwrap_or_else(|error| Reply::Error(error_chain(&error)))
-    }
-
-    async fn stream_events(
-        &self,
-        stream: &mut UnixStream,
-        instance: Option<String>,
-        follow: bool,
-    ) -> io::Result<()> {
-        let Ok(_permit) = self.followers.try_acquire() else {
-            let refusal = format!("{FOLLOWERS} clients follow events already; end one of them");
-            return send(stream, &Reply::Error(refusal)).await;
-        };
-        let mut coming = self.events.subscribe();
-        let recent = self.daemon.borrow().recent(instance.as_deref());
-        let recent = match recent {
-            Ok(recent) => recent,
-            Err(error) => return send(stream, &Reply::Error(error_chain(&error))).await,
-        };
-        for event in recent {
-            send(stream, &Reply::Event(event)).await?;
-        }
-        if !follow {
-            return send(stream, &Reply::End).await;
-        }
-        loop {
-            let event = tokio::select! {
-                event = coming.recv() => event,
-                // A client has said all that it has to say: it can only go away.
-                _ = stream.read_u8() => return Ok(()),
-            };
-            match event {
-                Ok(event) if instance.as_ref().is_none_or(|name| *name == event.instance) => {
-                    send(stream, &Reply::Event(event)).await?;
-                }
-                // A reader that is too slow misses some here; the journal has them.
-                Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
-                Err(broadcast::error::RecvError::Closed) => return send(stream, &Reply::End).await,
-            }
-        }
-    }
-}
-
-async fn send(stream: &mut UnixStream, reply: &Reply) -> io::Result<()> {
-    let mut line = serde_json::to_vec(reply)?;
-    line.push(b'\n');
-    // A client that does not read what it asked for is not waited for.
-    timeout(REQUEST_TIMEOUT, stream.write_all(&line)).await.map_err(|_| io::ErrorKind::TimedOut)?
 }

@@ -56,7 +56,10 @@ pub enum MapsError {
 }
 
 impl MapsError {
-    pub(super) fn operation(action: &'static str, name: &'static str) -> impl FnOnce(MapError) -> Self {
+    pub(in crate::kernel) fn operation(
+        action: &'static str,
+        name: &'static str,
+    ) -> impl FnOnce(MapError) -> Self {
         move |source| Self::Operation { action, name, source: Box::new(source) }
     }
 

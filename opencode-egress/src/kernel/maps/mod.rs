@@ -42,6 +42,24 @@ fn trie_key(key: &TrieKey) -> Key<TrieData> {
     Key::new(key.prefix_len, [key.space, a, b, c, d])
 }
 
+/// A policy whose rules are in the kernel, where nobody is judged by them yet.
+pub struct LoadedPolicy {
+    header: PolicyHeader,
+    rules: NewTrie,
+}
+
+impl LoadedPolicy {
+    /// Brings a policy's rules into the kernel. A million of them take about a second.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn load(policy: &CompiledPolicy) -> Result<Self, MapsError> {
+        let rules = NewTrie::of(&policy.entries).map_err(MapsError::tries("fill an entry of"))?;
+        Ok(Self { header: policy.header, rules })
+    }
+}
+
 /// The kernel's maps.
 pub struct Maps {
     current: CurrentWords,
@@ -122,26 +140,38 @@ impl Maps {
     ///
     /// When the kernel refuses; then the old policies are in force.
     pub fn install_all(&mut self, policies: &[(InstanceIndex, &CompiledPolicy)]) -> Result<(), MapsError> {
+        let load = |(instance, policy): &(InstanceIndex, &CompiledPolicy)| {
+            Ok((*instance, LoadedPolicy::load(policy)?))
+        };
+        self.put_in_force(policies.iter().map(load).collect::<Result<_, _>>()?)
+    }
+
+    /// The same with policies whose rules are in the kernel already.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses; then the old policies are in force.
+    pub fn put_in_force(&mut self, policies: Vec<(InstanceIndex, LoadedPolicy)>) -> Result<(), MapsError> {
         let next = |instance: InstanceIndex, before: Current| {
             let first = instance.number() * 2;
             let slot = if before.slot() == first { first + 1 } else { first };
             Current::new(before.generation().wrapping_add(1).max(1), slot)
         };
         let (mut slots, mut tries) = (vec![], vec![]);
-        for (instance, policy) in policies {
+        for (instance, policy) in &policies {
             let slot = next(*instance, self.current(*instance)).slot();
             self.heads.set(slot, policy.header, 0).map_err(MapsError::operation("write to", "HEADS"))?;
             slots.push(slot);
-            tries.push(NewTrie::of(&policy.entries).map_err(MapsError::tries("fill an entry of"))?);
+            tries.push(&policy.rules);
         }
         if !slots.is_empty() {
-            self.set_tries(&slots, &tries.iter().collect::<Vec<_>>())?;
+            self.set_tries(&slots, &tries)?;
         }
         let mut old = vec![];
-        for ((instance, _), trie) in policies.iter().zip(tries) {
-            let before = self.current(*instance);
-            self.current.store(*instance, next(*instance, before));
-            self.in_force.insert(*instance, trie);
+        for (instance, policy) in policies {
+            let before = self.current(instance);
+            self.current.store(instance, next(instance, before));
+            self.in_force.insert(instance, policy.rules);
             old.extend((before.slot() != 0).then_some(before.slot()));
         }
         // They are in force now. Old rules that cannot be freed take memory until their slots are filled again.

@@ -9,7 +9,7 @@ mod ports;
 mod prefix;
 mod rules;
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use ipnet::IpNet;
 use opencode_egress_common::{
@@ -21,7 +21,7 @@ use ports::{PortSpan, Ports, Precedence, prefixes_of};
 pub(crate) use prefix::Prefix;
 pub use rules::CompiledRules;
 
-use crate::policy::{Policy, PortRange, Rule, RuleProtocol};
+use crate::policy::{Cidr, Listen, Policy, PortRange, Rule, RuleProtocol};
 
 /// Why a policy does not fit the maps.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -56,26 +56,21 @@ pub struct CompiledPolicy {
 ///
 /// When it does not fit the maps.
 pub fn compile(policy: &Policy) -> Result<CompiledPolicy, CompileError> {
-    let mut compiler = Compiler::default();
-    let mut prefixes: HashMap<Prefix, Vec<RuleBody>> = HashMap::new();
-    let mut add = |net: IpNet, body| prefixes.entry(Prefix::of(net)).or_default().push(body);
-    for (rules, precedence) in [(&policy.allow, Precedence::Allow), (&policy.deny, Precedence::Deny)] {
-        for rule in rules {
-            add(rule.cidr().net(), RuleBody::of(rule, precedence));
-        }
-    }
-    for listen in &policy.listen {
-        for net in listen.own_networks() {
-            let ports = vec![PortRange::one(listen.port)];
-            add(net, RuleBody { precedence: Precedence::Own, protocol: RuleProtocol::Tcp, ports });
-        }
-    }
-    let mut prefixes: Vec<_> = prefixes.into_iter().collect();
+    let own: Vec<_> = policy.listen.iter().flat_map(own_rules).collect();
+    let by = |precedence| move |rule| (rule, precedence);
+    let allow = policy.allow.iter().map(by(Precedence::Allow));
+    let deny = policy.deny.iter().map(by(Precedence::Deny));
+    let mut said: Vec<(&Rule, Precedence)> =
+        allow.chain(deny).chain(own.iter().map(by(Precedence::Own))).collect();
+    let prefix_of = |(rule, _): &(&Rule, Precedence)| Prefix::of(rule.cidr().net());
     // A prefix sorts right before everything that it covers.
-    prefixes.sort_unstable_by_key(|(prefix, _)| *prefix);
+    said.sort_by_key(prefix_of);
+    let mut compiler = Compiler::default();
     let mut covering: Vec<(Prefix, usize)> = vec![];
     let mut entries = vec![];
-    for (prefix, bodies) in prefixes {
+    for said in said.chunk_by(|one, next| prefix_of(one) == prefix_of(next)) {
+        let prefix = prefix_of(&said[0]);
+        let bodies = said.iter().map(|(rule, precedence)| RuleBody::of(rule, *precedence)).collect();
         while covering.last().is_some_and(|(above, _)| !above.covers(&prefix)) {
             covering.pop();
         }
@@ -89,6 +84,14 @@ pub fn compile(policy: &Policy) -> Result<CompiledPolicy, CompileError> {
     let port_sets = compiler.sets.len();
     entries.extend(compiler.port_entries());
     Ok(CompiledPolicy { header: header(policy)?, entries, port_sets })
+}
+
+/// What a listener says of the instance's own connections to it.
+fn own_rules(listen: &Listen) -> impl Iterator<Item = Rule> {
+    let ports: Arc<[_]> = [PortRange::one(listen.port)].into();
+    let own =
+        move |net| Rule { cidr: Cidr::from(net), protocol: RuleProtocol::Tcp, ports: Arc::clone(&ports) };
+    listen.own_networks().map(own)
 }
 
 fn header(policy: &Policy) -> Result<PolicyHeader, CompileError> {
@@ -123,12 +126,12 @@ fn header(policy: &Policy) -> Result<PolicyHeader, CompileError> {
 struct RuleBody {
     precedence: Precedence,
     protocol: RuleProtocol,
-    ports: Vec<PortRange>,
+    ports: Arc<[PortRange]>,
 }
 
 impl RuleBody {
     fn of(rule: &Rule, precedence: Precedence) -> Self {
-        Self { precedence, protocol: rule.protocol(), ports: rule.ports().to_vec() }
+        Self { precedence, protocol: rule.protocol(), ports: Arc::clone(&rule.ports) }
     }
 }
 

@@ -7,7 +7,10 @@ use serde::{
     de::{self, MapAccess, Visitor},
 };
 
-use crate::policy::{Invalid, file::FILE_VERSION};
+use crate::policy::{
+    Invalid,
+    file::{FILE_VERSION, rules::Rules},
+};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -43,9 +46,9 @@ pub(super) struct Instance {
     pub(super) units: Vec<Text>,
     pub(super) mode: Option<Text>,
     #[serde(default)]
-    pub(super) allow: Vec<RuleForm>,
+    pub(super) allow: Rules,
     #[serde(default)]
-    pub(super) deny: Vec<RuleForm>,
+    pub(super) deny: Rules,
     #[serde(default)]
     pub(super) listen: Vec<ListenForm>,
 }

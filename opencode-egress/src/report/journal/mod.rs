@@ -1,7 +1,13 @@
 //! Denied flows in the journal, under `opencode-<name>-blocked`, with their facts as fields; and the numbers by
 //! which the journal's catalog, dist/opencode-egress.catalog, explains lines.
 
-use libsystemd::logging::{Priority, journal_send};
+mod entry;
+mod own;
+mod queue;
+mod writer;
+
+use entry::{Entry, Priority};
+pub use writer::{Journal, JournalState, KeepCounts, LineCounts};
 
 use crate::{
     policy::{InstanceName, Mode, mode_name},
@@ -30,8 +36,34 @@ pub fn identifier(instance: &str) -> String {
     format!("opencode-{instance}-blocked")
 }
 
-/// Logs a denied flow.
-pub fn log_denial(event: &LoggedDenial) {
+impl Journal {
+    /// Logs a denied flow of the instance with this number.
+    pub fn log_denial(&self, instance: u32, event: &LoggedDenial) {
+        self.denial(instance, denial(event));
+    }
+
+    /// Logs a denied flow that was folded into an earlier line. `false`: there is no room for it, and it counts as folded.
+    pub fn log_folded(&self, instance: u32, event: &LoggedDenial) -> bool {
+        // Not made in vain where a noisy instance has many of them.
+        self.has_room(instance) && self.folded(instance, denial(event))
+    }
+
+    /// Logs how many denials were left out of an instance's lines. `false`: there is no room, and nobody was told.
+    pub fn log_left_out(
+        &self,
+        number: u32,
+        instance: &InstanceName,
+        mode: Mode,
+        limited: u64,
+        lost: u64,
+    ) -> bool {
+        let fields = [("EGRESS_LIMITED", limited.to_string()), ("EGRESS_LOST", lost.to_string())];
+        let entry = entry(instance.as_str(), LEFT_OUT_ID, mode, &left_out(mode, limited, lost), &fields);
+        self.left_out(number, entry, limited, lost)
+    }
+}
+
+fn denial(event: &LoggedDenial) -> Entry {
     let line = &event.line;
     let mode = if line.audit { Mode::Audit } else { Mode::Enforce };
     let mut fields = vec![
@@ -50,34 +82,19 @@ pub fn log_denial(event: &LoggedDenial) {
     fields.extend(line.lport.map(|port| ("EGRESS_LPORT", port.to_string())));
     fields.extend(line.hint.clone().map(|hint| ("EGRESS_HINT", hint)));
     let id = if line.is_of_bind() { BIND_DENIED_ID } else { DENIED_ID };
-    send(&event.instance, id, mode, &line.to_string(), &fields);
+    entry(&event.instance, id, mode, &line.to_string(), &fields)
 }
 
-/// Logs how many denials were left out of an instance's lines.
-pub fn log_left_out(instance: &InstanceName, mode: Mode, limited: u64, lost: u64) {
-    let fields = [("EGRESS_LIMITED", limited.to_string()), ("EGRESS_LOST", lost.to_string())];
-    send(instance.as_str(), LEFT_OUT_ID, mode, &left_out(mode, limited, lost), &fields);
-}
-
-/// The line of [`log_left_out`]; like a denial's it says so where the mode let them pass.
+/// The line of [`Journal::log_left_out`]; like a denial's it says so where the mode let them pass.
 fn left_out(mode: Mode, limited: u64, lost: u64) -> String {
     let audit = if mode == Mode::Audit { " mode=audit" } else { "" };
     format!("not logged one by one: limited={limited} lost={lost}{audit}")
 }
 
-fn send(instance: &str, id: &str, mode: Mode, message: &str, fields: &[(&str, String)]) {
-    let identifier = identifier(instance);
-    let own = [
-        ("SYSLOG_IDENTIFIER", identifier.as_str()),
-        ("MESSAGE_ID", id),
-        ("OPENCODE_INSTANCE", instance),
-        ("EGRESS_MODE", mode_name(mode)),
-    ];
+fn entry(instance: &str, id: &str, mode: Mode, message: &str, fields: &[(&str, String)]) -> Entry {
+    let own = [("MESSAGE_ID", id), ("OPENCODE_INSTANCE", instance), ("EGRESS_MODE", mode_name(mode))];
     let fields = own.into_iter().chain(fields.iter().map(|(name, value)| (*name, value.as_str())));
-    if journal_send(Priority::Warning, message, fields).is_err() {
-        // No journal here: the line is better on stderr than nowhere.
-        eprintln!("{identifier}: {message}");
-    }
+    Entry::new(&identifier(instance), Priority::Warning, message, fields)
 }
 
 #[cfg(test)]
@@ -93,7 +110,7 @@ mod tests {
     /// The catalog's entries, and no other, are what is logged.
     #[test]
     fn the_catalog_explains_every_line() {
-        let catalog = include_str!("../../../dist/opencode-egress.catalog");
+        let catalog = include_str!("../../../../dist/opencode-egress.catalog");
         let mut entries: Vec<_> = catalog.lines().filter_map(|line| line.strip_prefix("-- ")).collect();
         let mut ids = [
             DENIED_ID,

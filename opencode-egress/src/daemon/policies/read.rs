@@ -1,0 +1,136 @@
+//! Reading a policy file, and bringing what it changes into the kernel, up to the step that puts it in force. Nothing here
+//! needs the daemon, which answers meanwhile: a million rules take seconds.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, OpenOptions},
+    io::{self, Write as _},
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use super::changes::changes;
+use crate::{
+    daemon::error::DaemonError,
+    kernel::maps::LoadedPolicy,
+    policy::{
+        InstanceName, LogLimits, Policy,
+        compile::{CompiledPolicy, compile},
+        file,
+    },
+    report::human::error_chain,
+};
+
+/// Instances and their policies.
+pub(in crate::daemon) type InstancePolicies = BTreeMap<InstanceName, Arc<Policy>>;
+
+/// A policy file.
+pub(in crate::daemon) struct Read {
+    text: String,
+    pub(in crate::daemon) log: LogLimits,
+    /// Its policies. Those that are in force already are the same in memory, too.
+    pub(in crate::daemon) policies: InstancePolicies,
+    /// What the others compile to.
+    pub(in crate::daemon) compiled: BTreeMap<InstanceName, CompiledPolicy>,
+}
+
+/// Reads a file, and compiles the policies in it that are not in force.
+pub(in crate::daemon) fn read(config: &Path, in_force: &InstancePolicies) -> Result<Read, DaemonError> {
+    let text = file::read(config)?;
+    let set = file::parse(config, &text)?;
+    let (mut policies, mut compiled) = (BTreeMap::new(), BTreeMap::new());
+    for (name, policy) in set.instances {
+        if let Some(same) = in_force.get(&name).filter(|in_force| ***in_force == policy) {
+            policies.insert(name, Arc::clone(same));
+            continue;
+        }
+        let entries =
+            compile(&policy).map_err(|source| DaemonError::Compile { name: name.clone(), source })?;
+        compiled.insert(name.clone(), entries);
+        policies.insert(name, Arc::new(policy));
+    }
+    Ok(Read { text, log: set.log, policies, compiled })
+}
+
+/// The policy file; or, when that has an error, what was last applied, and the error.
+pub(in crate::daemon) fn read_or_last(
+    config: &Path,
+    last_applied: &Path,
+) -> Result<(Read, Option<String>), DaemonError> {
+    let nothing = InstancePolicies::new();
+    let error = match read(config, &nothing) {
+        Ok(read) => return Ok((read, None)),
+        Err(error) => error,
+    };
+    // Nobody else's word is a policy.
+    let own = |metadata: fs::Metadata| metadata.uid() == rustix::process::geteuid().as_raw();
+    if !fs::symlink_metadata(last_applied).is_ok_and(own) {
+        return Err(error);
+    }
+    // The error to tell is the file's.
+    let Ok(last) = read(last_applied, &nothing) else { return Err(error) };
+    Ok((last, Some(error_chain(&error))))
+}
+
+/// A policy file that is ready to be put in force.
+pub(in crate::daemon) struct Prepared {
+    pub(in crate::daemon) log: LogLimits,
+    pub(in crate::daemon) policies: InstancePolicies,
+    /// Those that are not in force.
+    pub(in crate::daemon) changed: BTreeMap<InstanceName, ChangedPolicy>,
+    /// A copy of the file, to be put in the place of what was applied before.
+    pub(in crate::daemon) copy: io::Result<PathBuf>,
+}
+
+/// A policy that is not in force, with its rules in the kernel.
+pub(in crate::daemon) struct ChangedPolicy {
+    pub(in crate::daemon) loaded: LoadedPolicy,
+    pub(in crate::daemon) entries: usize,
+}
+
+impl Read {
+    /// Brings what changes into the kernel, and writes a copy of the file beside what was applied last. One such copy at a
+    /// time.
+    pub(in crate::daemon) fn prepare(self, last_applied: &Path) -> Result<Prepared, DaemonError> {
+        let Self { text, log, policies, compiled } = self;
+        let copy = copy(&text, last_applied);
+        drop(text);
+        let load = |(name, compiled): (InstanceName, CompiledPolicy)| {
+            Ok((
+                name,
+                ChangedPolicy { loaded: LoadedPolicy::load(&compiled)?, entries: compiled.entries.len() },
+            ))
+        };
+        let changed = compiled.into_iter().map(load).collect::<Result<_, DaemonError>>()?;
+        Ok(Prepared { log, policies, changed, copy })
+    }
+}
+
+fn copy(text: &str, last_applied: &Path) -> io::Result<PathBuf> {
+    let new = last_applied.with_extension("new");
+    fs::create_dir_all(new.parent().unwrap_or(&new))?;
+    // Left by a daemon that ended while it wrote; or by somebody who wants it written elsewhere.
+    let _ = fs::remove_file(&new);
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
+    file.write_all(text.as_bytes())?;
+    Ok(new)
+}
+
+/// What a reload takes of the daemon: to be done elsewhere, while the daemon answers.
+pub(in crate::daemon) struct ReloadTask {
+    pub(in crate::daemon) config: PathBuf,
+    pub(in crate::daemon) last_applied: PathBuf,
+    pub(in crate::daemon) log: LogLimits,
+    pub(in crate::daemon) in_force: InstancePolicies,
+}
+
+impl ReloadTask {
+    /// Prepares the policy file, and says what it changes, a line each.
+    pub(in crate::daemon) fn run(self) -> Result<(Prepared, Vec<String>), DaemonError> {
+        let Self { config, last_applied, log, in_force } = self;
+        let prepared = read(&config, &in_force)?.prepare(&last_applied)?;
+        let changes = changes((&log, &in_force), (&prepared.log, &prepared.policies));
+        Ok((prepared, changes))
+    }
+}

@@ -1,0 +1,235 @@
+//! Those who ask at the control socket: one request each, and its answer.
+
+use std::{cell::RefCell, io, os::fd::OwnedFd, rc::Rc, sync::Arc, time::Duration};
+
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::UnixStream,
+    sync::{OwnedSemaphorePermit, Semaphore, broadcast, oneshot},
+    task::spawn_blocking,
+    time::timeout,
+};
+use tracing::{error, info, warn};
+
+use crate::{
+    control::{
+        caller::Caller,
+        request::{Reply, Request},
+    },
+    daemon::{
+        policies::Applied,
+        serve::{
+            exposition::{MetricsAddress, MetricsListener},
+            receive::receive,
+            reload::{Outcome, Reloads},
+        },
+        state::Daemon,
+    },
+    report::{denial::LoggedDenial, human::error_chain, metrics::exposition},
+};
+
+/// How long a client may take to say what it wants, and to take what it is told.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// How many clients are answered at a time; the others wait.
+const CLIENTS: usize = 128;
+/// How many of them may follow events, which takes as long as they like. There is always room for `attach`.
+const FOLLOWERS: usize = CLIENTS / 2;
+
+/// The daemon, and those whom it answers.
+pub(super) struct Server {
+    pub(super) daemon: Rc<RefCell<Daemon>>,
+    /// Held while a policy file is read.
+    file: Rc<Semaphore>,
+    reloads: Rc<Reloads>,
+    events: broadcast::Sender<LoggedDenial>,
+    pub(super) clients: Arc<Semaphore>,
+    followers: Semaphore,
+}
+
+impl Server {
+    pub(super) fn new(daemon: Daemon) -> Self {
+        let file = Rc::new(Semaphore::new(1));
+        Self {
+            daemon: Rc::new(RefCell::new(daemon)),
+            reloads: Rc::new(Reloads::new(Rc::clone(&file))),
+            file,
+            events: broadcast::channel(1024).0,
+            clients: Arc::new(Semaphore::new(CLIENTS)),
+            followers: Semaphore::new(FOLLOWERS),
+        }
+    }
+
+    /// Logs events that are there. Returns whether more are.
+    pub(super) fn take_events(&self) -> bool {
+        let (events, more) = self.daemon.borrow_mut().take_events();
+        self.publish(events);
+        more
+    }
+
+    /// Logs what was folded.
+    pub(super) fn take_folded(&self) {
+        let events = self.daemon.borrow_mut().take_folded();
+        self.publish(events);
+    }
+
+    fn publish(&self, events: Vec<LoggedDenial>) {
+        for event in events {
+            // Nobody follows: nobody is told.
+            let _ = self.events.send(event);
+        }
+    }
+
+    /// Begins a reload, or has one follow that which runs.
+    pub(super) fn reload(&self) -> oneshot::Receiver<Outcome> {
+        self.reloads.ask(&self.daemon)
+    }
+
+    /// What is confined does not depend on whether anybody counts it, so a daemon without metrics goes on.
+    pub(super) async fn serve_metrics(self: Rc<Self>, address: &MetricsAddress) {
+        match MetricsListener::bind(address).await {
+            Ok(listener) => {
+                info!("metrics are at {address}");
+                tokio::task::spawn_local(listener.serve(move || {
+                    let status = self.daemon.borrow().status().map_err(|error| error_chain(&error))?;
+                    exposition(&status).map_err(|error| error_chain(&error))
+                }));
+            }
+            Err(error) => error!(
+                "no metrics, for {address} cannot be served until the daemon is started again: {error}"
+            ),
+        }
+    }
+
+    pub(super) async fn answer(
+        self: Rc<Self>,
+        mut stream: UnixStream,
+        caller: io::Result<Caller>,
+        _permit: OwnedSemaphorePermit,
+    ) {
+        let conversation = async { self.converse(&mut stream, caller?).await };
+        if let Err(error) = conversation.await {
+            warn!("a client of the control socket went away: {error}");
+        }
+    }
+
+    async fn converse(&self, stream: &mut UnixStream, caller: Caller) -> io::Result<()> {
+        let Ok(received) = timeout(REQUEST_TIMEOUT, receive(stream)).await else {
+            let reply = Reply::Error("no request came in time".to_owned());
+            return send(stream, &reply).await;
+        };
+        let (line, descriptor) = received?;
+        let request = match Request::parse(&line) {
+            Ok(request) => request,
+            Err(error) => return send(stream, &Reply::Error(error_chain(&error))).await,
+        };
+        if let Some(refusal) = self.refusal(&caller, &request) {
+            warn!("refused a request of process {}: {refusal}", caller.pid);
+            return send(stream, &Reply::Error(refusal)).await;
+        }
+        match request {
+            Request::Events { instance, follow } => self.stream_events(stream, instance, follow).await,
+            request => {
+                let reply = self.reply(request, caller, descriptor).await;
+                send(stream, &reply).await
+            }
+        }
+    }
+
+    fn refusal(&self, caller: &Caller, request: &Request) -> Option<String> {
+        if caller.uid != 0 {
+            return Some(format!("only root may ask; you are user {}", caller.uid));
+        }
+        if matches!(request, Request::Attach { .. }) {
+            return None;
+        }
+        if let Err(error) = &caller.cgroup {
+            return Some(error_chain(error));
+        }
+        self.daemon
+            .borrow()
+            .is_confined(caller)
+            .then(|| "a process of a confined unit may ask for nothing but `attach`".to_owned())
+    }
+
+    async fn reply(&self, request: Request, caller: Caller, descriptor: Option<OwnedFd>) -> Reply {
+        let reply = match request {
+            Request::Attach { instance } => {
+                let attached = self.daemon.borrow_mut().attach(&instance, caller, descriptor);
+                attached.map(|(unit, generation)| Reply::Attached { unit: unit.to_string(), generation })
+            }
+            Request::Status => self.daemon.borrow().status().map(|status| Reply::Status(Box::new(status))),
+            Request::Explain { instance, destination } => {
+                // It is never closed.
+                let _one = self.file.acquire().await;
+                let task = self.daemon.borrow().begin_explain(&instance, destination);
+                match spawn_blocking(move || task.run()).await {
+                    Ok(explained) => explained.map(Reply::Explained),
+                    Err(error) => return Reply::Error(format!("the explanation broke off: {error}")),
+                }
+            }
+            Request::RememberedDenials { instance } => {
+                self.daemon.borrow().seen(&instance).map(Reply::RememberedDenials)
+            }
+            Request::Reload => {
+                return match self.reload().await {
+                    Ok(Ok(Applied { changes, not_reset })) => Reply::Reloaded { changes, not_reset },
+                    Ok(Err(error)) => Reply::Error(error),
+                    Err(_) => Reply::Error("the daemon stops".to_owned()),
+                };
+            }
+            Request::Detach { instance } => {
+                let detached = self.daemon.borrow_mut().detach(&instance);
+                detached
+                    .map(|units| Reply::Detached { units: units.iter().map(ToString::to_string).collect() })
+            }
+            Request::Events { .. } => Ok(Reply::End),
+        };
+        reply.unwrap_or_else(|error| Reply::Error(error_chain(&error)))
+    }
+
+    async fn stream_events(
+        &self,
+        stream: &mut UnixStream,
+        instance: Option<String>,
+        follow: bool,
+    ) -> io::Result<()> {
+        let Ok(_permit) = self.followers.try_acquire() else {
+            let refusal = format!("{FOLLOWERS} clients follow events already; end one of them");
+            return send(stream, &Reply::Error(refusal)).await;
+        };
+        let mut coming = self.events.subscribe();
+        let recent = self.daemon.borrow().recent(instance.as_deref());
+        let recent = match recent {
+            Ok(recent) => recent,
+            Err(error) => return send(stream, &Reply::Error(error_chain(&error))).await,
+        };
+        for event in recent {
+            send(stream, &Reply::Event(event)).await?;
+        }
+        if !follow {
+            return send(stream, &Reply::End).await;
+        }
+        loop {
+            let event = tokio::select! {
+                event = coming.recv() => event,
+                // A client has said all that it has to say: it can only go away.
+                _ = stream.read_u8() => return Ok(()),
+            };
+            match event {
+                Ok(event) if instance.as_ref().is_none_or(|name| *name == event.instance) => {
+                    send(stream, &Reply::Event(event)).await?;
+                }
+                // A reader that is too slow misses some here; the journal has them.
+                Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
+                Err(broadcast::error::RecvError::Closed) => return send(stream, &Reply::End).await,
+            }
+        }
+    }
+}
+
+async fn send(stream: &mut UnixStream, reply: &Reply) -> io::Result<()> {
+    let mut line = serde_json::to_vec(reply)?;
+    line.push(b'\n');
+    // A client that does not read what it asked for is not waited for.
+    timeout(REQUEST_TIMEOUT, stream.write_all(&line)).await.map_err(|_| io::ErrorKind::TimedOut)?
+}
