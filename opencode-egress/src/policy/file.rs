@@ -2,6 +2,7 @@
 //!
 //! Nothing is applied from a file that has an error anywhere.
 
+mod document;
 mod form;
 mod rules;
 
@@ -13,13 +14,13 @@ use std::{
     time::Duration,
 };
 
-use form::{File, Instance, ListenForm, Misplaced, Text};
+use document::{File, Instance};
+use form::{ListenForm, Misplaced, Text};
 use opencode_egress_common::abi::{MAX_INSTANCES, MAX_LISTENERS};
 
 use crate::policy::{InstanceName, Listen, LogLimits, Mode, Policy, PolicySet, UnitName};
 
-/// The version of the file format.
-pub const FILE_VERSION: u32 = 1;
+pub use document::FILE_VERSION;
 
 /// Why a policy file was not taken.
 #[derive(Debug, thiserror::Error)]

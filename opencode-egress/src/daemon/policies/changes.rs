@@ -1,9 +1,14 @@
 //! What differs between two policy files, as `reload` prints it.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
-use super::read::InstancePolicies;
-use crate::policy::{LogLimits, Policy, Rule, mode_name};
+use crate::policy::{InstanceName, LogLimits, Policy, Rule, mode_name};
+
+/// Instances and their policies.
+pub(in crate::daemon) type InstancePolicies = BTreeMap<InstanceName, Arc<Policy>>;
 
 /// Lines for one instance's rules of one kind; who changes more of them has the file to compare.
 const MOST: usize = 200;

@@ -10,20 +10,18 @@ use std::{
     sync::Arc,
 };
 
+pub(in crate::daemon) use super::changes::InstancePolicies;
 use super::changes::changes;
 use crate::{
     daemon::error::DaemonError,
     kernel::maps::LoadedPolicy,
     policy::{
-        InstanceName, LogLimits, Policy,
+        InstanceName, LogLimits,
         compile::{CompiledPolicy, compile},
         file,
     },
     report::human::error_chain,
 };
-
-/// Instances and their policies.
-pub(in crate::daemon) type InstancePolicies = BTreeMap<InstanceName, Arc<Policy>>;
 
 /// A policy file.
 pub(in crate::daemon) struct Read {

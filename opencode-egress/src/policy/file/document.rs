@@ -1,0 +1,52 @@
+//! What the JSON of a policy file may look like.
+
+use serde::{Deserialize, Deserializer, de};
+
+use crate::policy::file::{
+    form::{Count, ListenForm, Pairs, Text},
+    rules::Rules,
+};
+
+/// The version of the file format.
+pub const FILE_VERSION: u32 = 1;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct File {
+    #[serde(deserialize_with = "version")]
+    #[expect(dead_code, reason = "checked while it is read")]
+    pub(super) version: u32,
+    #[serde(default)]
+    pub(super) log: Log,
+    pub(super) instances: Pairs<Instance>,
+}
+
+fn version<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    match u32::deserialize(deserializer)? {
+        FILE_VERSION => Ok(FILE_VERSION),
+        other => Err(de::Error::custom(format!(
+            "version {other} is not known to this opencode-egress; write `\"version\": {FILE_VERSION}`"
+        ))),
+    }
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Log {
+    pub(super) interval_secs: Option<Count>,
+    pub(super) burst: Option<Count>,
+    pub(super) per_sec: Option<Count>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Instance {
+    pub(super) units: Vec<Text>,
+    pub(super) mode: Option<Text>,
+    #[serde(default)]
+    pub(super) allow: Rules,
+    #[serde(default)]
+    pub(super) deny: Rules,
+    #[serde(default)]
+    pub(super) listen: Vec<ListenForm>,
+}
