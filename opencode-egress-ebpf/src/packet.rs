@@ -68,26 +68,34 @@ impl Shortcut for Out {
     }
 }
 
-/// A packet that is not plain, or whose flow the cache has not.
+/// A packet that is not plain, or whose flow the cache has not. Reading, judging and telling are functions of their own: each
+/// takes stack, of which all callers together have 512 bytes, and the verifier has less to keep apart.
 #[inline(never)]
 fn judge_egress(skb: Skb) -> i32 {
-    let mut flow = Flow::UNKNOWN;
-    let Verdict::Deny(reason) = egress_verdict(&skb, &mut flow) else { return 1 };
+    let (mut packet, mut flow) = (Packet::UNKNOWN, Flow::UNKNOWN);
+    let verdict = match read(&skb, &mut packet) {
+        Ok(()) => egress_verdict(&skb, &packet, &mut flow),
+        Err(reason) => Verdict::Deny(reason),
+    };
+    let Verdict::Deny(reason) = verdict else { return 1 };
     let instance = Instance::get();
     let denial = Denial { hook: Hook::Egress, reason, flow: &flow, bytes: Some(skb.0.len()) };
     let details = Sent { skb: skb.raw(), transformed: reason == DropReason::Transformed };
     if denied(&instance, &denial, &details) { 1 } else { skb.end_connection(&instance) }
 }
 
-/// The verdict, with the flow that it is on. Apart from what follows a denial, for both take stack.
+/// Reads a packet's headers, whatever is in them.
 #[inline(never)]
-fn egress_verdict(skb: &Skb, flow: &mut Flow) -> Verdict {
-    let packet = match skb.read() {
-        Ok(packet) => packet,
-        Err(reason) => return Verdict::Deny(reason),
-    };
+fn read(skb: &Skb, packet: &mut Packet) -> Result<(), DropReason> {
+    *packet = skb.read()?;
+    Ok(())
+}
+
+/// The verdict, with the flow that it is on.
+#[inline(never)]
+fn egress_verdict(skb: &Skb, packet: &Packet, flow: &mut Flow) -> Verdict {
     let instance = Instance::get();
-    let (judged, verdict) = judge_way(skb, &instance, &packet);
+    let (judged, verdict) = judge_way(skb, &instance, packet);
     *flow = judged;
     if let Verdict::Allow = verdict {
         instance.count_allowed(skb.0.len());
@@ -172,7 +180,13 @@ impl Shortcut for In {
 #[inline(never)]
 fn judge_ingress(skb: Skb) -> i32 {
     let mut packet = Packet::UNKNOWN;
-    let Verdict::Deny(reason) = ingress_verdict(&skb, &mut packet) else { return 1 };
+    let verdict = match read(&skb, &mut packet) {
+        // A connection that was judged when it was opened, from here or from there.
+        Ok(()) if packet.protocol == Protocol::TCP && !packet.opens => return 1,
+        Ok(()) => ingress_verdict(&skb, &packet),
+        Err(reason) => Verdict::Deny(reason),
+    };
+    let Verdict::Deny(reason) = verdict else { return 1 };
     let instance = Instance::get();
     let flow = packet.back();
     let denial = Denial { hook: Hook::Ingress, reason, flow: &flow, bytes: Some(skb.0.len()) };
@@ -181,6 +195,11 @@ fn judge_ingress(skb: Skb) -> i32 {
         return 1;
     }
     if packet.opens && skb.interface() == LOOPBACK_IFINDEX { end_attempt(&instance, &packet) } else { 0 }
+}
+
+#[inline(never)]
+fn ingress_verdict(skb: &Skb, packet: &Packet) -> Verdict {
+    inbound(skb, &Instance::get(), packet)
 }
 
 /// Asks for the reset of the socket on this host that would open a connection. Returns that the packet does not pass.
@@ -196,20 +215,6 @@ fn end_attempt(instance: &Instance, packet: &Packet) -> i32 {
     };
     reset::ask(instance, &target);
     0
-}
-
-/// The verdict, with the packet that it is on. Apart from what follows a denial, for both take stack.
-#[inline(never)]
-fn ingress_verdict(skb: &Skb, read: &mut Packet) -> Verdict {
-    let packet = match skb.read() {
-        // A connection that was judged when it was opened, from here or from there.
-        Ok(packet) if packet.protocol == Protocol::TCP && !packet.opens => return Verdict::Allow,
-        Ok(packet) => packet,
-        Err(reason) => return Verdict::Deny(reason),
-    };
-    let verdict = inbound(skb, &Instance::get(), &packet);
-    *read = packet;
-    verdict
 }
 
 /// A new connection must reach a listener. What comes from a peer that the instance may send to passes too:
