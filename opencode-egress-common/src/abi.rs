@@ -113,8 +113,13 @@ impl Grant {
     pub const ALLOW: Self = Self(1);
     /// Denied by a rule, on every port.
     pub const DENY: Self = Self(2);
+    /// Of a port in a port set: a listener of the instance's has it, and no rule speaks of it. Allowed where the socket that would take
+    /// the connection is the instance's own.
+    pub const OWN: Self = Self(3);
+    /// Like [`Grant::OWN`], and a rule denies it otherwise.
+    pub const OWN_OVER_DENY: Self = Self(4);
     /// The first number that names a port set.
-    pub const FIRST_SET: u16 = 3;
+    pub const FIRST_SET: u16 = 5;
 }
 
 /// The value at a prefix: one [`Grant`] for each [`Class`], with everything that the covering

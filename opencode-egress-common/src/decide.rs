@@ -15,6 +15,34 @@ pub enum Verdict {
     Deny(DropReason),
 }
 
+/// What the rules say of a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// All that there is to say.
+    Settled(Verdict),
+    /// It passes where the socket that would take it is the instance's own, and is denied for this reason otherwise. Only who
+    /// can ask for that socket can tell.
+    OwnOnly(DropReason),
+}
+
+impl Decision {
+    const ALLOW: Self = Self::Settled(Verdict::Allow);
+
+    const fn deny(reason: DropReason) -> Self {
+        Self::Settled(Verdict::Deny(reason))
+    }
+
+    /// The verdict, with `is_own` to ask whether the socket that would take the flow is the instance's own.
+    #[inline(always)]
+    pub fn settle(self, is_own: impl FnOnce() -> bool) -> Verdict {
+        match self {
+            Self::Settled(verdict) => verdict,
+            Self::OwnOnly(_) if is_own() => Verdict::Allow,
+            Self::OwnOnly(reason) => Verdict::Deny(reason),
+        }
+    }
+}
+
 /// A compiled policy's entries: the trie in the kernel, or a copy of it.
 pub trait Rules {
     /// The entry of the longest prefix that covers `key`.
@@ -23,21 +51,23 @@ pub trait Rules {
 
 /// Judges a flow.
 ///
-/// Precedence, merged into the entries when the policy was compiled: the instance's own listeners;
+/// Precedence, merged into the entries when the policy was compiled: the instance's own listeners, if their sockets are its own;
 /// then deny; then any rule that allows, whatever its prefix; then nothing, which denies.
 #[inline(always)]
-pub fn decide(rules: &impl Rules, flow: &Flow) -> Verdict {
+pub fn decide(rules: &impl Rules, flow: &Flow) -> Decision {
     let Some(entry) = rules.entry(&TrieKey::address(&flow.address)) else {
-        return Verdict::Deny(DropReason::NotAllowed);
+        return Decision::deny(DropReason::NotAllowed);
     };
     match entry.grant(flow.class()) {
-        Grant::ALLOW => Verdict::Allow,
-        Grant::DENY => Verdict::Deny(DropReason::DenyRule),
-        Grant::NONE => Verdict::Deny(DropReason::ProtocolNotAllowed),
+        Grant::ALLOW => Decision::ALLOW,
+        Grant::DENY => Decision::deny(DropReason::DenyRule),
+        Grant::NONE => Decision::deny(DropReason::ProtocolNotAllowed),
         set => match rules.entry(&TrieKey::port(set, flow.port)) {
-            Some(ports) if ports.grants[0] == Grant::ALLOW => Verdict::Allow,
-            Some(ports) if ports.grants[0] == Grant::DENY => Verdict::Deny(DropReason::DenyRule),
-            _ => Verdict::Deny(DropReason::PortNotAllowed),
+            Some(ports) if ports.grants[0] == Grant::ALLOW => Decision::ALLOW,
+            Some(ports) if ports.grants[0] == Grant::DENY => Decision::deny(DropReason::DenyRule),
+            Some(ports) if ports.grants[0] == Grant::OWN => Decision::OwnOnly(DropReason::PortNotAllowed),
+            Some(ports) if ports.grants[0] == Grant::OWN_OVER_DENY => Decision::OwnOnly(DropReason::DenyRule),
+            _ => Decision::deny(DropReason::PortNotAllowed),
         },
     }
 }
@@ -156,7 +186,7 @@ mod tests {
         head
     }
 
-    /// One entry for every address; ports of set 3 are 443 alone.
+    /// One entry for every address; ports of the first set are 443 alone.
     struct Fixed(Entry);
 
     impl Rules for Fixed {
@@ -164,16 +194,18 @@ mod tests {
             if key.space == 4_u32.to_be() {
                 Some(self.0)
             } else {
-                (*key == TrieKey::port(Grant(3), 443)).then_some(Entry::uniform(Grant::ALLOW))
+                (*key == TrieKey::port(Grant(Grant::FIRST_SET), 443)).then_some(Entry::uniform(Grant::ALLOW))
             }
         }
     }
 
     #[test]
     fn each_grant_has_its_verdict() {
-        let grants = [Grant(3), Grant::ALLOW, Grant::DENY, Grant::NONE];
+        let grants = [Grant(Grant::FIRST_SET), Grant::ALLOW, Grant::DENY, Grant::NONE];
         let rules = Fixed(Entry { grants });
-        let judge = |dst, protocol, port| decide(&rules, &Flow { address: address(dst), protocol, port });
+        let judge = |dst, protocol, port| {
+            decide(&rules, &Flow { address: address(dst), protocol, port }).settle(|| false)
+        };
         use DropReason as R;
         assert_eq!(judge("192.0.2.1", Protocol::TCP, 443), Verdict::Allow);
         assert_eq!(judge("192.0.2.1", Protocol::TCP, 80), Verdict::Deny(R::PortNotAllowed));

@@ -1,7 +1,7 @@
 //! `cgroup/connect4`, `connect6`, `sendmsg4`, `sendmsg6`, `bind4`, `bind6`: the quick, clear `EPERM`,
 //! with the process that asked.
 
-use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
+use aya_ebpf::{EbpfContext as _, macros::cgroup_sock_addr, programs::SockAddrContext};
 use opencode_egress_common::{
     decide::Verdict,
     flow::{Address, Flow, Protocol},
@@ -11,6 +11,7 @@ use opencode_egress_common::{
 use crate::{
     asked,
     judge::Instance,
+    own,
     report::{Call, Denial, denied},
     sk::{FullSk, OfSocket as _},
     uapi::SOCK_STREAM,
@@ -90,7 +91,7 @@ fn connect(ctx: &SockAddrContext, hook: Hook, address: Address) -> i32 {
     if !from_listener && instance.remembers(&flow) {
         return 1;
     }
-    judge(&instance, hook, &flow, from_listener)
+    judge(ctx, &instance, hook, &flow, from_listener)
 }
 
 /// The caller's socket.
@@ -106,15 +107,18 @@ fn sendmsg(ctx: &SockAddrContext, hook: Hook, address: Address) -> i32 {
     let (_, protocol, port) = call(ctx);
     let instance = Instance::get();
     let flow = Flow { address, protocol, port };
-    if instance.remembers(&flow) { 1 } else { judge(&instance, hook, &flow, false) }
+    if instance.remembers(&flow) { 1 } else { judge(ctx, &instance, hook, &flow, false) }
 }
 
 /// What is not in the cache. Apart from the rest, so that a call that is there needs little code.
 #[inline(never)]
-fn judge(instance: &Instance, hook: Hook, flow: &Flow, from_listener: bool) -> i32 {
+fn judge(ctx: &SockAddrContext, instance: &Instance, hook: Hook, flow: &Flow, from_listener: bool) -> i32 {
     let verdict = match from_listener {
         true => Verdict::Deny(DropReason::ListenerPort),
-        false => instance.judge(flow),
+        // SAFETY: the programs of these hooks may search sockets.
+        false => instance
+            .judge(flow)
+            .settle(|| unsafe { own::listens(ctx.as_ptr(), instance.index, &flow.address, flow.port) }),
     };
     conclude(instance, hook, flow, verdict)
 }
@@ -131,6 +135,9 @@ fn bind(ctx: &SockAddrContext, hook: Hook, address: Address) -> i32 {
         Some(head) => head.judge_bind(&address, port),
         None => Verdict::Deny(DropReason::NoPolicy),
     };
+    if let (Verdict::Allow, Some(sk)) = (verdict, socket(ctx)) {
+        own::mark(sk.as_ptr(), instance.index);
+    }
     conclude(&instance, hook, &Flow { address, protocol, port }, verdict)
 }
 

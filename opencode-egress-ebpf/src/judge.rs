@@ -3,7 +3,7 @@
 use opencode_egress_common::{
     abi::{ConfinedCgroup, Counter, Current, PolicyHeader},
     cache,
-    decide::{Verdict, decide, decide_for_some_port},
+    decide::{Decision, Verdict, decide, decide_for_some_port},
     flow::Flow,
     reason::DropReason,
 };
@@ -50,29 +50,29 @@ impl Instance {
         tag != 0 && unsafe { self.cache_slot(flow).read_volatile() } == tag
     }
 
-    /// The verdict on a flow: from the cache, or from the rules.
+    /// The decision on a flow: from the cache, or from the rules.
     #[inline(always)]
-    pub(crate) fn verdict(&self, flow: &Flow) -> Verdict {
-        if self.remembers(flow) { Verdict::Allow } else { self.judge(flow) }
+    pub(crate) fn decision(&self, flow: &Flow) -> Decision {
+        if self.remembers(flow) { Decision::Settled(Verdict::Allow) } else { self.judge(flow) }
     }
 
-    /// The rules' verdict on a flow; an `Allow` is remembered. Apart from the rest, for it takes stack.
+    /// The rules' decision on a flow; a settled `Allow` is remembered. Apart from the rest, for it takes stack.
     #[inline(never)]
-    pub(crate) fn judge(&self, flow: &Flow) -> Verdict {
-        let verdict = match self.current.slot() {
-            0 => Verdict::Deny(DropReason::NoPolicy),
+    pub(crate) fn judge(&self, flow: &Flow) -> Decision {
+        let decision = match self.current.slot() {
+            0 => Decision::Settled(Verdict::Deny(DropReason::NoPolicy)),
             policy => match maps::trie(policy) {
                 Some(trie) => decide(&trie, flow),
-                None => Verdict::Deny(DropReason::NoPolicy),
+                None => Decision::Settled(Verdict::Deny(DropReason::NoPolicy)),
             },
         };
         let tag = cache::tag(flow, self.current.generation(), maps::tag_key);
-        if let (Verdict::Allow, true) = (verdict, tag != 0) {
+        if let (Decision::Settled(Verdict::Allow), true) = (decision, tag != 0) {
             // SAFETY: the slot is inside the scope's cache; one aligned 64-bit store. The tag carries the
             // generation that judged, so a store that comes late is a miss for the next generation.
             unsafe { self.cache_slot(flow).write_volatile(tag) };
         }
-        verdict
+        decision
     }
 
     /// The rules' verdict on a flow whose port is not known yet.

@@ -20,6 +20,7 @@ mod address;
 mod asked;
 mod judge;
 mod maps;
+mod own;
 mod packet;
 mod report;
 mod reset;

@@ -82,6 +82,10 @@ pub(crate) struct Asked {
     pub(crate) family: u32,
 }
 
+/// The instance whose socket this is: bound to one of its listeners, or connected to one.
+#[btf_map]
+pub(crate) static OWN_SOCKETS: SkStorage<u32> = SkStorage::new();
+
 /// What the last connect on this CPU asked for.
 #[btf_map]
 pub(crate) static ASKED: PerCpuArray<Asked, 1> = PerCpuArray::new();

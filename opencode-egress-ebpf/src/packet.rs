@@ -19,7 +19,7 @@ use opencode_egress_common::{
 use crate::{
     asked::Sent,
     judge::Instance,
-    maps,
+    maps, own,
     report::{Denial, Details, denied},
     reset::{self, Target},
     skb::{Linear, Skb},
@@ -110,7 +110,8 @@ fn judge_way(skb: &Skb, instance: &Instance, packet: &Packet) -> (Flow, Verdict)
     match skb.origin(packet) {
         Origin::Plain => {}
         Origin::Flow(inner) => {
-            let verdict = instance.judge(&inner);
+            // A tunnel leads to no socket here.
+            let verdict = instance.judge(&inner).settle(|| false);
             if verdict != Verdict::Allow && !instance.head().is_some_and(|header| skb.was_accepted(header)) {
                 return (inner, verdict);
             }
@@ -140,19 +141,42 @@ enum Origin {
 fn outbound(skb: &Skb, instance: &Instance, packet: &Packet) -> Verdict {
     let flow = packet.outbound();
     if packet.protocol != Protocol::TCP {
-        return instance.verdict(&flow);
+        return instance.decision(&flow).settle(|| false);
     }
-    if packet.opens {
+    if packet.opens && instance.head().is_some_and(|header| header.listens_on(packet.source_port)) {
         // `connect()` refused this already; here it is refused to everything that went round it.
-        return match instance.head() {
-            Some(header) if header.listens_on(packet.source_port) => Verdict::Deny(DropReason::ListenerPort),
-            _ => instance.verdict(&flow),
-        };
+        return Verdict::Deny(DropReason::ListenerPort);
     }
-    match instance.verdict(&flow) {
-        Verdict::Deny(_) if instance.head().is_some_and(|header| skb.was_accepted(header)) => Verdict::Allow,
+    let verdict = instance.decision(&flow).settle(|| goes_to_own(skb, instance, packet));
+    match verdict {
+        Verdict::Deny(_)
+            if !packet.opens && instance.head().is_some_and(|header| skb.was_accepted(header)) =>
+        {
+            Verdict::Allow
+        }
         verdict => verdict,
     }
+}
+
+/// Whether a segment is of a connection to a socket of the instance's own. The first one has it searched for, and marks the
+/// connecting socket for those that follow.
+#[inline(never)]
+fn goes_to_own(skb: &Skb, instance: &Instance, packet: &Packet) -> bool {
+    let Some(sk) = skb.full_socket() else { return false };
+    if sk.kind() != SOCK_STREAM {
+        return false;
+    }
+    if !packet.opens {
+        return own::is_marked(sk.as_ptr(), instance.index);
+    }
+    // SAFETY: the programs of this hook may search sockets.
+    let own = unsafe {
+        own::listens(skb.raw().cast(), instance.index, &packet.destination, packet.destination_port)
+    };
+    if own {
+        own::mark(sk.as_ptr(), instance.index);
+    }
+    own
 }
 
 #[cgroup_skb(ingress)]
@@ -225,7 +249,7 @@ fn end_attempt(instance: &Instance, packet: &Packet) -> i32 {
 fn inbound(skb: &Skb, instance: &Instance, packet: &Packet) -> Verdict {
     let loopback = skb.interface() == LOOPBACK_IFINDEX;
     if (packet.protocol != Protocol::TCP || loopback)
-        && let Verdict::Allow = instance.verdict(&packet.back())
+        && let Verdict::Allow = instance.decision(&packet.back()).settle(|| false)
     {
         return Verdict::Allow;
     }

@@ -11,7 +11,7 @@ use opencode_egress_common::abi::{
 /// The maps that outlive the daemon, with what a pin must be to be one of them. The others belong to one
 /// load of the programs.
 #[rustfmt::skip]
-pub(super) const PINNED_MAPS: [(&str, MapShape); 11] = [
+pub(super) const PINNED_MAPS: [(&str, MapShape); 12] = [
     ("CURRENT", MapShape::of::<u32, u64>(MapType::Array, MAX_INSTANCES)),
     ("HEADS", MapShape::of::<u32, PolicyHeader>(MapType::Array, MAX_POLICIES)),
     ("TRIES", MapShape::of::<u32, u32>(MapType::ArrayOfMaps, MAX_POLICIES)),
@@ -22,6 +22,7 @@ pub(super) const PINNED_MAPS: [(&str, MapShape); 11] = [
     ("LIMITS", MapShape::of::<u32, Limits>(MapType::Array, 1)),
     ("EVENTS", MapShape::of::<(), ()>(MapType::RingBuf, RING_BYTES)),
     ("RESETS", MapShape::of::<(), ()>(MapType::RingBuf, RESET_RING_BYTES)),
+    ("OWN_SOCKETS", MapShape::of::<u32, u32>(MapType::SkStorage, 0)),
     ("SCOPES", MapShape::of::<u64, ConfinedCgroup>(MapType::CgroupStorage, 0)),
 ];
 

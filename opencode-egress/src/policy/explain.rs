@@ -7,7 +7,7 @@ use std::{
 
 use opencode_egress_common::{
     abi::{Mode, PolicyHeader},
-    decide::{Rules, Verdict, decide},
+    decide::{Decision, Rules, Verdict, decide},
     reason::DropReason,
 };
 use serde::{Deserialize, Serialize};
@@ -49,7 +49,7 @@ pub fn explain(
     policy: &Policy,
 ) -> Judgement {
     let flow = destination.flow();
-    let verdict = decide(rules, &flow);
+    let decision = decide(rules, &flow);
     // Where the kernel sends it, which is what is judged.
     let address = IpAddr::from(flow.address);
     let covering = |list: &[Rule], flow_too: bool| {
@@ -64,16 +64,19 @@ pub fn explain(
     let denying = labelled("deny", covering(&policy.deny, true));
     let own: Vec<_> = policy.listen.iter().filter(|listen| listen.is_own(address)).collect();
     let listener = own.iter().find(|listen| listen.port == flow.port);
-    let (allowed, reason, rules) = match verdict {
-        Verdict::Allow => {
-            let mut rules = labelled("allow", covering(&policy.allow, true));
-            if let (Some(listen), true) = (listener, rules.is_empty() || !denying.is_empty()) {
-                rules = vec![format!("listen {listen}: the instance's own listener is no egress")];
-            }
-            (true, None, rules)
+    let (allowed, reason, rules) = match decision {
+        Decision::Settled(Verdict::Allow) => (true, None, labelled("allow", covering(&policy.allow, true))),
+        // Where its own server does not listen, the flow is denied, for what the rest of the policy says.
+        Decision::OwnOnly(_) => {
+            let own = listener.map(|listen| {
+                format!("listen {listen}: the instance's own listener is no egress, as long as its own socket listens there")
+            });
+            (true, None, own.into_iter().collect())
         }
-        Verdict::Deny(reason) if !denying.is_empty() => (false, Some(reason.name().to_owned()), denying),
-        Verdict::Deny(reason) => {
+        Decision::Settled(Verdict::Deny(reason)) if !denying.is_empty() => {
+            (false, Some(reason.name().to_owned()), denying)
+        }
+        Decision::Settled(Verdict::Deny(reason)) => {
             let mut rules = labelled("allow", covering(&policy.allow, false));
             // Either makes the address one that is known, for other ports or protocols.
             rules.extend(labelled("deny", covering(&policy.deny, false)));
@@ -386,7 +389,7 @@ mod tests {
             "0.0.0.0:5173/tcp: to bind there: denied (bind-not-listed)
   127.0.0.1:5173 is listed; bind that
 to connect there, which reaches 127.0.0.1:5173/tcp: allowed
-  listen 127.0.0.1:5173: the instance's own listener is no egress"
+  listen 127.0.0.1:5173: the instance's own listener is no egress, as long as its own socket listens there"
         );
         assert_eq!(
             shown(&policy, "127.0.0.1:5173"),

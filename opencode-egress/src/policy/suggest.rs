@@ -140,7 +140,8 @@ pub fn suggest(
             continue;
         }
         let flow = destination.flow();
-        match (decide(&rules, &flow), Requirement::of(&flow)) {
+        // Its own server takes no rule.
+        match (decide(&rules, &flow).settle(|| true), Requirement::of(&flow)) {
             (Verdict::Allow, _) => suggestion.allowed_by_now += 1,
             (_, None) => {}
             (Verdict::Deny(DropReason::DenyRule), _) => suggestion.by_deny_rule.push(*destination),

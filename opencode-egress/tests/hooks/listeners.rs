@@ -364,3 +364,47 @@ fn inbound_datagrams_are_judged_by_their_sender() {
         assert_eq!(denied, 3, "what does not arrive is counted");
     }
 }
+
+/// A listener on loopback is an address and a port, and the instance reaches it there only while the socket that would take the
+/// connection is its own: another program may have taken the place, before its server or after it.
+#[test]
+fn only_the_instances_own_server_is_reached_at_its_listener() {
+    for (at, protocol) in [
+        (IpAddr::from(Ipv4Addr::LOCALHOST), TCP),
+        (Ipv6Addr::LOCALHOST.into(), TCP),
+        (Ipv4Addr::UNSPECIFIED.into(), TCP),
+        (Ipv4Addr::LOCALHOST.into(), IPPROTO_MPTCP),
+    ] {
+        let mut world = World::new(&only(&[Listen { address: at, port: LISTENER, open: false }]));
+        if protocol == IPPROTO_MPTCP && !has_mptcp(&mut world) {
+            return;
+        }
+        let reached = if at.is_unspecified() { Ipv4Addr::LOCALHOST.into() } else { at };
+        let to = SocketAddr::new(reached, LISTENER);
+        {
+            let _server = serve(&world, at, protocol);
+            let (outcome, _) = world.run(|| {
+                let socket = socket(domain(to), libc::SOCK_STREAM, protocol)?;
+                connect(&socket, to)?;
+                let mut client = TcpStream::from(socket);
+                client.set_read_timeout(Some(ANSWER))?;
+                // More than one packet: the connection goes on.
+                for number in [1, 2] {
+                    client.write_all(&[number])?;
+                    let mut byte = [0];
+                    client.read_exact(&mut byte)?;
+                }
+                Ok(())
+            });
+            assert_eq!(outcome, Outcome::DONE, "the instance reaches its own server at {at}");
+            assert_eq!(world.denied(), 0, "nothing of a connection to itself is denied");
+        }
+        // Somebody else is there now, in the same network namespace and in no confined cgroup.
+        let _other = world.unit.enter(|| TcpListener::bind(to)).expect("the place is free");
+        world.refuses("a connection to another program", to, |to| {
+            let socket = socket(domain(to), libc::SOCK_STREAM, protocol)?;
+            connect(&socket, to)
+        });
+        world.check_last(DropReason::PortNotAllowed);
+    }
+}

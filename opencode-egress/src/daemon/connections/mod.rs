@@ -197,7 +197,8 @@ impl Judge {
     fn denies(&self, connection: &Connection) -> bool {
         match &self.0 {
             Some((header, rules)) => {
-                !header.listens_on(connection.local_port) && decide(rules, &connection.flow) != Verdict::Allow
+                !header.listens_on(connection.local_port)
+                    && decide(rules, &connection.flow).settle(|| true) != Verdict::Allow
             }
             None => true,
         }

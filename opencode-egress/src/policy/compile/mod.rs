@@ -17,7 +17,7 @@ use opencode_egress_common::{
     flow::{Address, Class},
 };
 
-use ports::{PortSpan, Ports, Precedence, prefixes_of};
+use ports::{PortSpan, Ports, Said, prefixes_of};
 pub(crate) use prefix::Prefix;
 pub use rules::CompiledRules;
 
@@ -57,12 +57,11 @@ pub struct CompiledPolicy {
 /// When it does not fit the maps.
 pub fn compile(policy: &Policy) -> Result<CompiledPolicy, CompileError> {
     let own: Vec<_> = policy.listen.iter().flat_map(own_rules).collect();
-    let by = |precedence| move |rule| (rule, precedence);
-    let allow = policy.allow.iter().map(by(Precedence::Allow));
-    let deny = policy.deny.iter().map(by(Precedence::Deny));
-    let mut said: Vec<(&Rule, Precedence)> =
-        allow.chain(deny).chain(own.iter().map(by(Precedence::Own))).collect();
-    let prefix_of = |(rule, _): &(&Rule, Precedence)| Prefix::of(rule.cidr().net());
+    let by = |kind| move |rule| (rule, kind);
+    let allow = policy.allow.iter().map(by(Said::ALLOW));
+    let deny = policy.deny.iter().map(by(Said::DENY));
+    let mut said: Vec<(&Rule, Said)> = allow.chain(deny).chain(own.iter().map(by(Said::OWN))).collect();
+    let prefix_of = |(rule, _): &(&Rule, Said)| Prefix::of(rule.cidr().net());
     // A prefix sorts right before everything that it covers.
     said.sort_by_key(prefix_of);
     let mut compiler = Compiler::default();
@@ -70,7 +69,7 @@ pub fn compile(policy: &Policy) -> Result<CompiledPolicy, CompileError> {
     let mut entries = vec![];
     for said in said.chunk_by(|one, next| prefix_of(one) == prefix_of(next)) {
         let prefix = prefix_of(&said[0]);
-        let bodies = said.iter().map(|(rule, precedence)| RuleBody::of(rule, *precedence)).collect();
+        let bodies = said.iter().map(|(rule, kind)| RuleBody::of(rule, *kind)).collect();
         while covering.last().is_some_and(|(above, _)| !above.covers(&prefix)) {
             covering.pop();
         }
@@ -124,14 +123,14 @@ fn header(policy: &Policy) -> Result<PolicyHeader, CompileError> {
 /// A rule without its network.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct RuleBody {
-    precedence: Precedence,
+    said: Said,
     protocol: RuleProtocol,
     ports: Arc<[PortRange]>,
 }
 
 impl RuleBody {
-    fn of(rule: &Rule, precedence: Precedence) -> Self {
-        Self { precedence, protocol: rule.protocol(), ports: Arc::clone(&rule.ports) }
+    fn of(rule: &Rule, said: Said) -> Self {
+        Self { said, protocol: rule.protocol(), ports: Arc::clone(&rule.ports) }
     }
 }
 
@@ -161,7 +160,7 @@ impl Compiler {
             let spoken_of = |body: &&RuleBody| body.protocol.speaks_of(class, body.ports.is_empty());
             let own = key.1.iter().filter(spoken_of).flat_map(|body| {
                 let ranges = if body.ports.is_empty() { &[PortRange::ALL][..] } else { &body.ports };
-                ranges.iter().map(|range| ((range.first(), range.last()), body.precedence))
+                ranges.iter().map(|range| ((range.first(), range.last()), body.said))
             });
             ports::merge(inherited.chain(own))
         });
@@ -176,16 +175,13 @@ impl Compiler {
     }
 
     fn grant(&mut self, ports: &Ports) -> Result<Grant, CompileError> {
-        let granted = |precedence| if precedence == Precedence::Deny { Grant::DENY } else { Grant::ALLOW };
         let mut set: Vec<(PortSpan, Grant)> = vec![];
-        for &(span, precedence) in ports {
+        for &(span, said) in ports {
             match set.last_mut() {
-                Some((last, grant))
-                    if *grant == granted(precedence) && last.1.checked_add(1) == Some(span.0) =>
-                {
+                Some((last, grant)) if *grant == said.grant() && last.1.checked_add(1) == Some(span.0) => {
                     last.1 = span.1;
                 }
-                _ => set.push((span, granted(precedence))),
+                _ => set.push((span, said.grant())),
             }
         }
         match set[..] {

@@ -1,51 +1,69 @@
 //! Ranges of ports, and what is said of each.
 
-/// What says something about a port, the stronger later.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) enum Precedence {
-    Allow,
-    Deny,
-    /// The instance's own listener, which is no egress.
-    Own,
-}
+use opencode_egress_common::abi::Grant;
 
-impl Precedence {
-    const FROM_STRONGEST: [Self; 3] = [Self::Own, Self::Deny, Self::Allow];
+/// What is said of a port: by allow rules, by deny rules, by listeners of the instance's, one bit each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct Said(u8);
+
+impl Said {
+    pub(super) const ALLOW: Self = Self(1);
+    pub(super) const DENY: Self = Self(2);
+    /// A listener of the instance's has the port: a connection to it is no egress, if the instance's own socket takes it.
+    pub(super) const OWN: Self = Self(4);
+    const EACH: [Self; 3] = [Self::ALLOW, Self::DENY, Self::OWN];
+
+    fn has(self, one: Self) -> bool {
+        self.0 & one.0 != 0
+    }
+
+    /// What becomes of it: an own listener before deny before allow.
+    pub(super) fn grant(self) -> Grant {
+        match (self.has(Self::OWN), self.has(Self::DENY), self.has(Self::ALLOW)) {
+            (true, true, _) => Grant::OWN_OVER_DENY,
+            (true, false, false) => Grant::OWN,
+            (false, true, _) => Grant::DENY,
+            (_, false, true) => Grant::ALLOW,
+            (false, false, false) => Grant::NONE,
+        }
+    }
 }
 
 /// Ports and what is said of them: sorted, disjoint, neighbours different.
-pub(super) type Ports = Vec<(PortSpan, Precedence)>;
+pub(super) type Ports = Vec<(PortSpan, Said)>;
 
 /// First and last port.
 pub(super) type PortSpan = (u16, u16);
 
-/// What is said of each port by ranges in any order: where they overlap, the strongest counts. One pass over their sorted
-/// ends.
-pub(super) fn merge(ranges: impl IntoIterator<Item = (PortSpan, Precedence)>) -> Ports {
+/// What is said of each port by ranges in any order, all of it together. One pass over their sorted ends.
+pub(super) fn merge(ranges: impl IntoIterator<Item = (PortSpan, Said)>) -> Ports {
     let mut ends = vec![];
-    for ((first, last), precedence) in ranges {
-        ends.push((u32::from(first), precedence, 1));
-        ends.push((u32::from(last) + 1, precedence, -1));
+    for ((first, last), said) in ranges {
+        ends.push((u32::from(first), said, 1));
+        ends.push((u32::from(last) + 1, said, -1));
     }
     ends.sort_unstable();
-    let mut open = [0_i32; Precedence::FROM_STRONGEST.len()];
+    let mut open = [0_i32; Said::EACH.len()];
     let mut merged: Ports = vec![];
     let mut from = 0;
-    for (at, precedence, step) in ends {
-        let strongest = Precedence::FROM_STRONGEST.into_iter().find(|open_one| open[*open_one as usize] > 0);
+    for (at, ending, step) in ends {
+        let opened = Said::EACH.iter().zip(open).filter(|(_, count)| *count > 0);
+        let together = Said(opened.fold(0, |bits, (one, _)| bits | one.0));
         // Ports are below 2^16, and `at` is past the last of them.
-        if let (Some(strongest), Ok(first), Ok(last)) =
-            (strongest, u16::try_from(from), u16::try_from(i64::from(at) - 1))
+        if let (Ok(first), Ok(last)) = (u16::try_from(from), u16::try_from(i64::from(at) - 1))
             && first <= last
+            && together != Said(0)
         {
             match merged.last_mut() {
-                Some((span, said)) if *said == strongest && span.1.checked_add(1) == Some(first) => {
+                Some((span, said)) if *said == together && span.1.checked_add(1) == Some(first) => {
                     span.1 = last
                 }
-                _ => merged.push(((first, last), strongest)),
+                _ => merged.push(((first, last), together)),
             }
         }
-        open[precedence as usize] += step;
+        for (one, count) in Said::EACH.iter().zip(&mut open) {
+            *count += if ending.has(*one) { step } else { 0 };
+        }
         from = at;
     }
     merged

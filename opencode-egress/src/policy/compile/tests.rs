@@ -2,6 +2,7 @@ mod reference;
 pub(crate) mod strategies;
 
 use std::{
+    collections::BTreeSet,
     net::IpAddr,
     time::{Duration, Instant},
 };
@@ -41,13 +42,13 @@ proptest! {
     }
 
     #[test]
-    fn merged_ports_are_the_strongest_of_each_port(
+    fn merged_ports_have_all_that_is_said_of_each_port(
         ranges in prop::collection::vec(((any::<u16>(), prop_oneof![0..8_u16, any::<u16>()]), 0..3_usize), 0..12),
     ) {
-        let precedence = [Precedence::Allow, Precedence::Deny, Precedence::Own];
+        let each = [Said::ALLOW, Said::DENY, Said::OWN];
         let ranges: Vec<_> = ranges
             .into_iter()
-            .map(|((first, more), at)| ((first, first.saturating_add(more)), precedence[at]))
+            .map(|((first, more), at)| ((first, first.saturating_add(more)), each[at]))
             .collect();
         let merged = ports::merge(ranges.iter().copied());
         for pair in merged.windows(2) {
@@ -55,9 +56,20 @@ proptest! {
             prop_assert!(one.1 < two.0 && (one.1 + 1 < two.0 || said != said_next), "{:?}", merged);
         }
         for port in 0..=u16::MAX {
-            let has = |((first, last), _): &&(PortSpan, Precedence)| *first <= port && port <= *last;
-            let expect = ranges.iter().filter(has).map(|(_, precedence)| *precedence).max();
-            prop_assert_eq!(merged.iter().find(has).map(|(_, precedence)| *precedence), expect, "{}", port);
+            let has = |((first, last), _): &&(PortSpan, Said)| *first <= port && port <= *last;
+            let expect = ranges.iter().filter(has).map(|(_, said)| *said).fold(BTreeSet::new(), |mut all, said| {
+                all.insert(said);
+                all
+            });
+            let expect = match [Said::OWN, Said::DENY, Said::ALLOW].map(|one| expect.contains(&one)) {
+                [true, true, _] => Grant::OWN_OVER_DENY,
+                [true, false, false] => Grant::OWN,
+                [false, true, _] => Grant::DENY,
+                [_, false, true] => Grant::ALLOW,
+                [false, false, false] => Grant::NONE,
+            };
+            let found = merged.iter().find(has).map_or(Grant::NONE, |(_, said)| said.grant());
+            prop_assert_eq!(found, expect, "{}", port);
         }
     }
 
@@ -112,7 +124,7 @@ fn verdict(allow: &[&str], deny: &[&str], flow: (&str, Protocol, u16)) -> Verdic
     };
     let address = flow.0.parse::<IpAddr>().expect("an address").into();
     let rules = compile(&policy).expect("it fits").rules();
-    decide(&rules, &Flow { address, protocol: flow.1, port: flow.2 })
+    decide(&rules, &Flow { address, protocol: flow.1, port: flow.2 }).settle(|| false)
 }
 
 /// The reason says which step of the rules ended it.

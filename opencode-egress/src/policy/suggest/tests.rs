@@ -19,7 +19,7 @@ fn denials(policy: &Policy, flows: &[Flow]) -> Vec<(Flow, DeniedDestination)> {
     let rules = compile(policy).expect("it fits").rules();
     let mut denials = vec![];
     for flow in flows {
-        match decide(&rules, flow) {
+        match decide(&rules, flow).settle(|| true) {
             Verdict::Deny(reason) if reason != DropReason::DenyRule && Requirement::of(flow).is_some() => {
                 denials.push((*flow, denied(flow, reason)));
             }
@@ -45,7 +45,7 @@ fn with<'a>(policy: &Policy, rules: impl IntoIterator<Item = &'a SuggestedRule>)
 /// The first of the denied flows that a policy still denies.
 fn still_denied<'a>(policy: &Policy, denials: &'a [(Flow, DeniedDestination)]) -> Option<&'a Flow> {
     let rules = compile(policy).expect("it fits").rules();
-    denials.iter().map(|(flow, _)| flow).find(|flow| decide(&rules, flow) != Verdict::Allow)
+    denials.iter().map(|(flow, _)| flow).find(|flow| decide(&rules, flow).settle(|| true) != Verdict::Allow)
 }
 
 /// Every flow of the narrow space that the strategies make, by protocol and port.

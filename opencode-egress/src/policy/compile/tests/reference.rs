@@ -6,7 +6,7 @@
 use std::net::{IpAddr, Ipv6Addr};
 
 use opencode_egress_common::{
-    decide::Verdict,
+    decide::{Decision, Verdict},
     flow::{Class, Flow},
     reason::DropReason,
 };
@@ -14,32 +14,31 @@ use opencode_egress_common::{
 use crate::policy::{Listen, Policy, Rule, RuleProtocol};
 
 /// The verdict of the rules, and of the instance's own listeners, on a flow.
-pub(crate) fn judge(policy: &Policy, flow: &Flow) -> Verdict {
+pub(crate) fn judge(policy: &Policy, flow: &Flow) -> Decision {
     let address = IpAddr::from(flow.address);
     let tcp = flow.class() == Class::Tcp;
     let own: Vec<_> = policy.listen.iter().filter(|listen| is_own(listen, address)).collect();
-    if tcp && own.iter().any(|listen| listen.port == flow.port) {
-        return Verdict::Allow;
-    }
+    let listener = tcp && own.iter().any(|listen| listen.port == flow.port);
     let hits = |rules: &[Rule]| {
         let mut covering = rules.iter().filter(|rule| rule.cidr().net().contains(&address));
         covering.any(|rule| speaks_of(rule, flow.class()) && has_port(rule, flow.port))
     };
-    if hits(&policy.deny) {
-        return Verdict::Deny(DropReason::DenyRule);
-    }
-    if hits(&policy.allow) {
-        return Verdict::Allow;
+    match (hits(&policy.deny), hits(&policy.allow), listener) {
+        (true, _, true) => return Decision::OwnOnly(DropReason::DenyRule),
+        (true, _, false) => return Decision::Settled(Verdict::Deny(DropReason::DenyRule)),
+        (false, true, _) => return Decision::Settled(Verdict::Allow),
+        (false, false, true) => return Decision::OwnOnly(DropReason::PortNotAllowed),
+        (false, false, false) => {}
     }
     let rules = policy.allow.iter().chain(&policy.deny);
     let covering: Vec<_> = rules.filter(|rule| rule.cidr().net().contains(&address)).collect();
-    Verdict::Deny(if covering.is_empty() && own.is_empty() {
+    Decision::Settled(Verdict::Deny(if covering.is_empty() && own.is_empty() {
         DropReason::NotAllowed
     } else if covering.iter().any(|rule| speaks_of(rule, flow.class())) || tcp && !own.is_empty() {
         DropReason::PortNotAllowed
     } else {
         DropReason::ProtocolNotAllowed
-    })
+    }))
 }
 
 /// Whether a connection to this address can be one to the instance's own listener.
