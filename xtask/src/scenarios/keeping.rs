@@ -130,7 +130,7 @@ fn second_daemon(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
         "--pins",
         "/sys/fs/bpf/try",
     ])?;
-    ensure!(said.contains("/run/opencode-egress/control.sock: another process answers there"), "{said}");
+    ensure!(said.contains("/run/opencode-egress/control.sock: another process listens there"), "{said}");
     let kept = machine.read("/run/opencode-egress/last-applied.json")?;
     ensure!(kept == machine.read(POLICY)?, "what was applied last is now {kept}");
     ensure!(counted(machine, "a")?[0] == before, "it has changed the policy");
