@@ -74,6 +74,7 @@ pub(crate) fn denied(instance: &Instance, denial: &Denial<'_>) -> bool {
         denial.hook as u8,
         denial.reason as u8
     );
+    instance.count_denial();
     record(instance.index, instance.current.generation(), denial, u16::from(audit));
     audit
 }

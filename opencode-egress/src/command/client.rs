@@ -1,20 +1,16 @@
 //! The commands that ask the daemon.
 
-use std::{
-    io::Write as _,
-    thread::sleep,
-    time::{Duration, Instant},
-};
+use std::{io::Write as _, time::Duration};
 
 use anyhow::{Result, bail};
 
 use crate::{
     command::{
-        args::{AttachArgs, ControlArgs, DetachArgs, EventsArgs, ExplainArgs, ReadArgs},
+        args::{ControlArgs, DetachArgs, EventsArgs, ExplainArgs, ReadArgs},
         print::print_line,
     },
     control::{
-        client::{Client, ControlError},
+        client::Client,
         request::{Reply, Request},
     },
     report::{human::now, status::Status, view},
@@ -23,36 +19,12 @@ use crate::{
 /// How long the daemon may take for an answer; a reload of large policies takes the longest.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A daemon that came at the last moment still gets this long.
-const SHORTEST: Duration = Duration::from_millis(100);
-
 pub(super) fn ask(control: &ControlArgs, request: &Request) -> Result<Reply> {
     Ok(Client::ask(&control.socket, request, Duration::ZERO)?.reply(Some(PATIENCE))?)
 }
 
 pub(super) fn unexpected(reply: &Reply) -> anyhow::Error {
     anyhow::anyhow!("the daemon gave another answer than was asked for, it is of another version: {reply:?}")
-}
-
-/// `attach`.
-pub(super) fn attach(args: &AttachArgs) -> Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(args.timeout);
-    let left = || deadline.saturating_duration_since(Instant::now()).max(SHORTEST);
-    let request = Request::Attach { instance: args.name.to_string() };
-    let reply = loop {
-        let asked = Client::ask(&args.control.socket, &request, left());
-        match asked.and_then(|mut client| client.reply(Some(left()))) {
-            // A daemon that could not start, and is tried again.
-            Err(ControlError::Broken { .. }) if left() > SHORTEST => sleep(SHORTEST),
-            reply => break reply?,
-        }
-    };
-    match reply {
-        Reply::Attached { unit, generation } => {
-            print_line(format_args!("{unit} is confined, generation {generation}"))
-        }
-        other => Err(unexpected(&other)),
-    }
 }
 
 /// What `status` shows.

@@ -29,7 +29,8 @@ pub(super) fn run(args: &RunArgs) -> Result<()> {
     let entered = runtime.enter();
     // Before anything is applied: where another daemon answers, nothing is. Who asks meanwhile waits.
     let listener = listen(socket).with_context(|| format!("cannot listen at {}", socket.display()))?;
-    let daemon = Daemon::start(&args.config, &args.pins, &socket.with_file_name("last-applied.json"));
+    let copies = socket.parent().unwrap_or(socket);
+    let daemon = Daemon::start(&args.config, &args.pins, copies);
     drop(entered);
     let daemon = daemon.inspect_err(|_| {
         // It is stale then, and the next daemon takes its place in any case.

@@ -16,6 +16,13 @@ pub enum Request {
         /// The instance that it says it belongs to.
         instance: String,
     },
+    /// Remember, for `status`, that the calling unit was not confined, because `attach` did not ask for it.
+    AttachFailed {
+        /// The instance that it says it belongs to.
+        instance: String,
+        /// Why not.
+        why: String,
+    },
     /// Everything that `status` shows.
     Status,
     /// Judge a flow.
@@ -88,7 +95,7 @@ pub enum Reply {
     Explained(Explanation),
     /// One denied flow.
     Event(LoggedDenial),
-    /// The end of what there is.
+    /// The end of what there is; also where there is nothing to tell.
     End,
     /// Every destination that was denied, as far as the kernel remembers.
     RememberedDenials(RememberedDenials),

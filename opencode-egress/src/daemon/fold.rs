@@ -71,6 +71,11 @@ impl Folds {
         self.take(|key, _| key.instance == instance.number(), attempts)
     }
 
+    /// Forgets an instance's destinations: its number will be another's.
+    pub(in crate::daemon) fn forget(&mut self, instance: InstanceIndex) {
+        self.0.retain(|key, _| key.instance != instance.number());
+    }
+
     fn take(
         &mut self,
         wanted: impl Fn(&DestinationKey, Instant) -> bool,

@@ -6,6 +6,7 @@ mod confinement;
 mod denials;
 mod error;
 mod fold;
+mod last_applied;
 mod policies;
 mod predecessor;
 pub mod serve;

@@ -1,14 +1,14 @@
 //! Starting: taking over what an earlier daemon pinned, and putting the policy file in force.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     path::Path,
 };
 
 use tracing::error;
 
 use super::{
-    DaemonError, fold, policies, predecessor,
+    DaemonError, fold, last_applied, policies, predecessor,
     state::{Confinement, Daemon, Denials, Policies},
 };
 use crate::{
@@ -18,24 +18,27 @@ use crate::{
         pins::{MapPins, Pins},
         registry::InstanceNumbers,
     },
-    policy::PolicySet,
+    policy::{InstanceName, PolicySet, file},
     report::journal::RELOAD_REFUSED_ID,
 };
 
 impl Daemon {
     /// Loads the programs, takes over what an earlier daemon pinned, puts the file's policies in force and
-    /// confines the units that are running. A copy of the file goes to `last_applied`; when the file has an error, and
+    /// confines the units that are running. A copy of the file goes to the directory `copies`; when the file has an error, and
     /// there is such a copy, that is what is in force.
     ///
     /// # Errors
     ///
     /// When the file has an error and was never applied, another daemon has the pins, or the kernel lacks something; what
     /// was enforced before still is.
-    pub fn start(config: &Path, pins: &Path, last_applied: &Path) -> Result<Self, DaemonError> {
-        let (read, bad_file) = policies::read_or_last(config, last_applied)?;
-        let hierarchy = Hierarchy::find()?;
-        let pins = Pins::below(pins);
+    pub fn start(config: &Path, pins: &Path, copies: &Path) -> Result<Self, DaemonError> {
+        let pins = Pins::below(pins)?;
         let lock = pins.lock()?;
+        let last_applied = last_applied::place(copies, &pins);
+        let (read, bad_file) = policies::read_or_last(config, &last_applied)?;
+        // For the predecessors; the file may have been edited since.
+        let before = file::load(&last_applied).ok();
+        let hierarchy = Hierarchy::find()?;
         let mut loaded = load(&Lifetime::Pinned(pins.maps()))?;
         let mut numbers = InstanceNumbers::open(pins.maps())?;
         let mut predecessors = vec![];
@@ -54,10 +57,14 @@ impl Daemon {
             upkeep_trouble: None,
             confined: HashSet::new(),
             let_go: HashSet::new(),
+            outlived: BTreeMap::new(),
+            next_look: 0,
+            users_units: BTreeSet::new(),
+            users_looked: None,
         };
         let policies = Policies {
             config: config.to_owned(),
-            last_applied: last_applied.to_owned(),
+            last_applied,
             set: PolicySet { log: read.set.log, instances: BTreeMap::new() },
             reload_error: bad_file,
             applied: 0,
@@ -66,6 +73,8 @@ impl Daemon {
         let instances = BTreeMap::new();
         let mut daemon = Self { loaded, numbers, instances, confinement, policies, denials };
         daemon.apply(read)?;
+        let before = |name: &InstanceName| before.as_ref().and_then(|set| set.instances.get(name));
+        daemon.retire_predecessors(|name| before(name) != daemon.policies.set.instances.get(name));
         if let Some(why) = &daemon.policies.reload_error {
             error!(
                 MESSAGE_ID = RELOAD_REFUSED_ID,

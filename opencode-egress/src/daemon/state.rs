@@ -8,7 +8,7 @@ use std::{
 
 use opencode_egress_common::abi::Denied;
 
-use super::{DaemonError, fold, predecessor};
+use super::{DaemonError, confinement::outlived::Outlived, fold, predecessor};
 use crate::{
     cgroups::{Hierarchy, watch},
     kernel::{
@@ -18,7 +18,7 @@ use crate::{
         registry::InstanceNumbers,
     },
     policy::{InstanceName, Mode, Policy, PolicySet, UnitName},
-    report::denial::LoggedDenial,
+    report::{denial::LoggedDenial, status::FailedAttach},
 };
 
 /// For how long it is news that denials were lost.
@@ -28,7 +28,7 @@ pub(super) const RECENT_EVENTS: usize = 256;
 
 pub(super) struct InstanceState {
     pub(super) index: InstanceIndex,
-    /// `None`: the policy file does not have it any more, and units of it still run. Everything is denied to them.
+    /// `None`: the policy file does not have it any more, and units or sockets of it are left. Everything is denied to them.
     pub(super) policy: Option<Policy>,
     pub(super) entries: usize,
     /// Units that are confined by it and that it does not list any more; each until it stops.
@@ -42,6 +42,8 @@ pub(super) struct InstanceState {
     pub(super) left_out: (u64, u64),
     /// When `lost` last grew, as far as this daemon knows; it may have while there was none.
     pub(super) lost_at: Option<Instant>,
+    /// The last start that was not let go on; `None` once one was.
+    pub(super) failed_attach: Option<FailedAttach>,
 }
 
 impl InstanceState {
@@ -57,6 +59,7 @@ impl InstanceState {
             recent: VecDeque::new(),
             left_out: (denied.limited, denied.lost),
             lost_at: (denied.lost > 0).then(Instant::now),
+            failed_attach: None,
         }
     }
 
@@ -80,7 +83,7 @@ impl InstanceState {
 pub struct Daemon {
     pub(super) loaded: Loaded,
     pub(super) numbers: InstanceNumbers,
-    /// Those in the policy file, and those that it lost while units of theirs still run.
+    /// Those in the policy file, and those that it lost while units or sockets of theirs are left.
     pub(super) instances: BTreeMap<InstanceName, InstanceState>,
     pub(super) confinement: Confinement,
     pub(super) policies: Policies,
@@ -107,6 +110,13 @@ pub(super) struct Confinement {
     pub(super) confined: HashSet<u64>,
     /// The ids of cgroups that `detach` made it let go.
     pub(super) let_go: HashSet<u64>,
+    /// Cgroups that are gone and of which there are sockets, by id.
+    pub(super) outlived: BTreeMap<u64, Outlived>,
+    /// The id from which the next turn looks at them.
+    pub(super) next_look: u64,
+    /// Units of users' own managers that have the name of a listed one, by user, and when that was looked at.
+    pub(super) users_units: BTreeSet<(u32, UnitName)>,
+    pub(super) users_looked: Option<Instant>,
 }
 
 /// The policy file and what of it is in force.

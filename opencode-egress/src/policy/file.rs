@@ -86,7 +86,9 @@ pub fn parse(path: &Path, text: &str) -> Result<PolicySet, ConfigError> {
     let file: File = serde_json::from_str(text).map_err(|error| {
         let (line, column, shown) = (error.line(), error.column(), error.to_string());
         let place = format!(" at line {line} column {column}");
-        invalid(line, column, shown.strip_suffix(&place).unwrap_or(&shown).to_owned())
+        let message = shown.strip_suffix(&place).unwrap_or(&shown);
+        let hint = if message == "invalid escape" { r"; JSON has `\\` for each `\` of a name" } else { "" };
+        invalid(line, column, format!("{message}{hint}"))
     })?;
     build(file).map_err(|Misplaced { at, message }| {
         let before = at.and_then(|at| text.get(..at.checked_sub(text.as_ptr().addr())?)).unwrap_or("");
@@ -175,14 +177,14 @@ struct Misplaced {
 /// A string of the source, with where it stands.
 struct Text {
     value: String,
-    /// Address of its first byte, inside the quotes.
-    at: usize,
+    /// Address of its first byte, inside the quotes. `None`: it has escapes in it, so that it was copied.
+    at: Option<usize>,
 }
 
 impl Text {
     fn wrong(&self, message: impl fmt::Display) -> Misplaced {
         // The quote before it.
-        Misplaced { at: Some(self.at - 1), message: message.to_string() }
+        Misplaced { at: self.at.map(|at| at - 1), message: message.to_string() }
     }
 
     fn parse<T: FromStr<Err = Invalid>>(&self) -> Result<T, Misplaced> {
@@ -200,11 +202,11 @@ impl<'de> Visitor<'de> for TextVisitor {
     }
 
     fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Text, E> {
-        Ok(Text { value: text.to_owned(), at: text.as_ptr().addr() })
+        Ok(Text { value: text.to_owned(), at: Some(text.as_ptr().addr()) })
     }
 
-    fn visit_str<E: de::Error>(self, text: &str) -> Result<Text, E> {
-        Err(E::custom(format!("`{text}` is written with escapes; write it without")))
+    fn visit_str<E>(self, text: &str) -> Result<Text, E> {
+        Ok(Text { value: text.to_owned(), at: None })
     }
 }
 
@@ -302,7 +304,10 @@ fn build(file: File) -> Result<PolicySet, Misplaced> {
     let mut owners: BTreeMap<UnitName, InstanceName> = BTreeMap::new();
     for (key, form) in file.instances.0 {
         let name: InstanceName = key.parse()?;
-        let policy = instance(&name, form, &key, &mut owners)?;
+        let policy = instance(&name, form, &key, &mut owners);
+        // What has escapes in it is found in its instance.
+        let policy =
+            policy.map_err(|Misplaced { at, message }| Misplaced { at: at.or(key.wrong("").at), message })?;
         if instances.insert(name, policy).is_some() {
             return Err(key.wrong(format!("instance `{}` is there twice; merge the two", key.value)));
         }

@@ -144,7 +144,14 @@ mod tests {
     use crate::report::status::UnitStatus;
 
     fn unit(name: &str, running: bool, links: usize, late: bool) -> UnitStatus {
-        UnitStatus { unit: format!("opencode-{name}.service"), running, unlisted: false, links, late }
+        UnitStatus {
+            unit: format!("opencode-{name}.service"),
+            running,
+            unlisted: false,
+            links,
+            late,
+            users: vec![],
+        }
     }
 
     fn status() -> Status {
@@ -176,6 +183,9 @@ mod tests {
             removed: false,
             detached: false,
             lost_lately: false,
+            outlived: 0,
+            outlived_denials: 0,
+            failed_attach: None,
         };
         Status {
             version: "1.2.3".into(),

@@ -34,6 +34,7 @@ fn everything() -> String {
             unlisted: false,
             links: 10,
             late: false,
+            users: vec![],
         }],
         counters: CountersStatus {
             denied_by_reason: by_reason.clone(),
@@ -44,6 +45,9 @@ fn everything() -> String {
         removed: false,
         detached: false,
         lost_lately: false,
+        outlived: 0,
+        outlived_denials: 0,
+        failed_attach: None,
     };
     let status = Status {
         version: "0.1.0".into(),

@@ -7,13 +7,16 @@
 //! They need root, iproute2 and tcpdump, and nothing they send leaves the namespaces.
 
 mod addresses;
+mod bpffs;
 mod changes;
 mod children;
 mod decision;
 mod events;
 mod exec;
+mod holders;
 mod listeners;
 mod network;
+mod pins;
 mod probe;
 mod raw;
 mod routing;

@@ -6,7 +6,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fs::{self, OpenOptions},
     io::{self, Write as _},
-    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    os::unix::fs::OpenOptionsExt as _,
     path::Path,
 };
 
@@ -16,6 +16,7 @@ use tracing::{error, info, warn};
 use crate::{
     daemon::{
         error::DaemonError,
+        last_applied::is_own,
         state::{Daemon, InstanceState},
     },
     kernel::connections::{self, Connection},
@@ -57,9 +58,7 @@ pub(in crate::daemon) fn read_or_last(
         Ok(read) => return Ok((read, None)),
         Err(error) => error,
     };
-    // Nobody else's word is a policy.
-    let own = |metadata: fs::Metadata| metadata.uid() == rustix::process::geteuid().as_raw();
-    if !fs::symlink_metadata(last_applied).is_ok_and(own) {
+    if !is_own(last_applied) {
         return Err(error);
     }
     // The error to tell is the file's.
@@ -88,10 +87,11 @@ impl Daemon {
 
     pub(in crate::daemon) fn apply(&mut self, read: Read) -> Result<Vec<String>, DaemonError> {
         let Read { text, set, compiled } = read;
-        let changes = changes(&self.policies.set, &set);
+        let (changes, first) = (changes(&self.policies.set, &set), self.policies.applied == 0);
         let (mut changed, mut other_mode, mut new) = (vec![], vec![], vec![]);
+        self.claim_numbers(&set)?;
         for (name, policy) in &set.instances {
-            let index = self.numbers.claim(name)?;
+            let Some(index) = self.numbers.known().get(name).copied() else { continue };
             match self.instances.get(name) {
                 Some(instance) if instance.policy.as_ref() == Some(policy) => continue,
                 Some(instance) if instance.mode() != policy.mode => other_mode.push(index),
@@ -109,6 +109,8 @@ impl Daemon {
         let policies: Vec<_> = changed.iter().map(|(name, index)| (*index, &compiled[name])).collect();
         if let Err(error) = self.loaded.maps.install_all(&policies) {
             let _ = self.loaded.maps.set_limits(&self.policies.set.log);
+            // Those that were new with this file; the next look tries again.
+            let _ = self.free_numbers();
             return Err(error.into());
         }
         // They are in force. Nothing from here on makes that untrue.
@@ -134,6 +136,12 @@ impl Daemon {
         self.reconcile();
         // After it, so that a unit whose instance has another name now is never without a policy.
         let retired = self.retire_others();
+        if !first {
+            let kept = |name: &InstanceName| self.policies.set.instances.contains_key(name);
+            self.retire_predecessors(|name| {
+                !kept(name) || changed.iter().any(|(changed, _)| changed == name)
+            });
+        }
         let judged: Vec<_> = changed.iter().map(|(name, _)| name).chain(&retired).collect();
         if let Err(error) = self.reset_denied(&judged) {
             warn!("open connections that are denied now are refused, but not reset: {}", error_chain(&error));
@@ -195,7 +203,8 @@ impl Daemon {
                 let cgroups = self.confinement.hierarchy.open_all(services.get(unit))?;
                 ids.extend(cgroups.iter().flat_map(|cgroup| cgroup.ids()));
             }
-            // An instance that does not run has nothing open.
+            ids.extend(self.all_outlived(name)?);
+            // An instance that does not run and of which no socket is left has nothing open.
             if ids.is_empty() || instance.mode() == Mode::Audit {
                 continue;
             }

@@ -212,7 +212,7 @@ impl Server {
         if uid != 0 {
             return Some(format!("only root may ask; you are user {uid}"));
         }
-        let own = matches!(request, Request::Attach { .. });
+        let own = matches!(request, Request::Attach { .. } | Request::AttachFailed { .. });
         (!own && self.daemon.borrow().is_confined(pid))
             .then(|| "a process of a confined unit may ask for nothing but `attach`".to_owned())
     }
@@ -223,6 +223,10 @@ impl Server {
             Request::Attach { instance } => daemon
                 .attach(&instance, pid)
                 .map(|(unit, generation)| Reply::Attached { unit: unit.to_string(), generation }),
+            Request::AttachFailed { instance, why } => {
+                daemon.remember_failure(&instance, pid, &why);
+                Ok(Reply::End)
+            }
             Request::Status => daemon.status().map(|status| Reply::Status(Box::new(status))),
             Request::Explain { instance, destination } => {
                 daemon.explain(&instance, destination).map(Reply::Explained)

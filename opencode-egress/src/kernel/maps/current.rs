@@ -14,7 +14,7 @@ use crate::kernel::{instance::InstanceIndex, maps::MapsError};
 
 /// The map in this process' memory, where one word can be stored at once. The map update call copies
 /// bytes, which no one promises to be atomic.
-pub(super) struct CurrentWords {
+pub(crate) struct CurrentWords {
     words: NonNull<AtomicU64>,
     len: usize,
 }
@@ -23,7 +23,7 @@ pub(super) struct CurrentWords {
 unsafe impl Send for CurrentWords {}
 
 impl CurrentWords {
-    pub(super) fn map(map: Map) -> Result<Self, MapsError> {
+    pub(crate) fn map(map: Map) -> Result<Self, MapsError> {
         use rustix::mm::{MapFlags, ProtFlags, mmap};
         let Map::Array(data) = map else { return Err(MapsError::Missing("CURRENT")) };
         let info = data.info().map_err(MapsError::operation("inspect", "CURRENT"))?;
@@ -50,11 +50,11 @@ impl CurrentWords {
         unsafe { self.words.add(index).as_ref() }
     }
 
-    pub(super) fn load(&self, instance: InstanceIndex) -> Current {
+    pub(crate) fn load(&self, instance: InstanceIndex) -> Current {
         Current(self.word(instance).load(Ordering::Acquire))
     }
 
-    pub(super) fn store(&self, instance: InstanceIndex, current: Current) {
+    pub(crate) fn store(&self, instance: InstanceIndex, current: Current) {
         self.word(instance).store(current.0, Ordering::Release);
     }
 }

@@ -1,9 +1,9 @@
 //! The maps, typed: filling policies, putting them in force, reading counters.
 
-mod current;
+pub(crate) mod current;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     os::fd::{AsFd as _, OwnedFd},
 };
@@ -253,6 +253,27 @@ impl Maps {
         Ok(())
     }
 
+    /// Forgets what these instances sent and were denied, so that their numbers can be others'. They have no policy and no
+    /// cgroup, so nobody counts. Their generations stay: the next ones' go on from there, and repeat none that a verdict is
+    /// remembered with.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn forget(&mut self, instances: &BTreeSet<InstanceIndex>) -> Result<(), MapsError> {
+        let of_them = |key: &DestinationKey| {
+            InstanceIndex::new(key.instance).is_some_and(|index| instances.contains(&index))
+        };
+        for key in self.seen()?.into_keys().filter(of_them) {
+            // One that the kernel has forgotten meanwhile is as good.
+            let _ = self.seen.remove(&key);
+        }
+        for index in instances {
+            self.carry_over(*index, self.current(*index).generation(), &Counters::default())?;
+        }
+        Ok(())
+    }
+
     /// The policy in force for an instance.
     pub fn current(&self, instance: InstanceIndex) -> Current {
         self.current.load(instance)
@@ -342,6 +363,11 @@ impl Maps {
     /// The instance whose scope a cgroup has. `None`: no link was ever made to it.
     pub fn instance_of(&self, cgroup: u64) -> Option<InstanceIndex> {
         self.scopes.get(&cgroup, 0).ok().and_then(|scope| InstanceIndex::new(scope.instance))
+    }
+
+    /// How often something was denied to a cgroup; see [`ConfinedCgroup::denials`].
+    pub fn denials_of(&self, cgroup: u64) -> u32 {
+        self.scopes.get(&cgroup, 0).map_or(0, |scope| scope.denials)
     }
 
     /// Says whose a cgroup is. Its storage must be there: the first link makes it.
