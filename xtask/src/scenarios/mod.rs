@@ -6,8 +6,11 @@ mod lifecycle;
 mod load;
 mod main_job;
 mod metrics;
+mod outlived;
+mod places;
 mod policy_file;
 mod refusals;
+mod starts;
 
 use anyhow::{Context as _, Result};
 
@@ -34,6 +37,9 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Scenario> {
         lifecycle::LIFECYCLE,
         keeping::KEEPING,
         metrics::METRICS,
+        outlived::OUTLIVED,
+        starts::STARTS,
+        places::PLACES,
     ];
     std::iter::once(MAIN_JOB).chain(others).chain([load::LOAD]).flatten()
 }
