@@ -181,9 +181,8 @@ impl Hierarchy {
             for (name, manager) in self.below(&slice)? {
                 let Some(user) = name.to_str().and_then(user_of) else { continue };
                 let runs = |unit: &&&UnitName| {
-                    PLACES
-                        .iter()
-                        .any(|place| self.mount.join(&manager).join(place).join(unit.as_str()).exists())
+                    let place = |place| self.mount.join(&manager).join(place).join(unit.as_str());
+                    PLACES.iter().any(|name| is_populated(&place(name)))
                 };
                 found.extend(units.iter().filter(runs).map(|unit| (user, (*unit).clone())));
             }
@@ -255,6 +254,12 @@ pub fn unit_of(relative: &Path) -> Option<(UnitName, PathBuf)> {
     None
 }
 
+/// Whether there is a cgroup at a path, and a process in it or below it.
+fn is_populated(path: &Path) -> bool {
+    let events = fs::read_to_string(path.join("cgroup.events")).unwrap_or_default();
+    events.lines().any(|line| line == "populated 1")
+}
+
 /// An open cgroup.
 #[derive(Debug)]
 pub struct Cgroup {
@@ -283,8 +288,7 @@ impl Cgroup {
 
     /// Whether a process is in it or below it.
     pub fn is_populated(&self) -> bool {
-        let events = fs::read_to_string(self.path.join("cgroup.events")).unwrap_or_default();
-        events.lines().any(|line| line == "populated 1")
+        is_populated(&self.path)
     }
 
     /// Opens the file through which processes come in.

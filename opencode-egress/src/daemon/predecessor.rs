@@ -117,6 +117,12 @@ impl Predecessor {
         Ok(cgroups.filter(|cgroup| self.name_of(*cgroup) == Some(name)).collect())
     }
 
+    /// Whether everything is denied to what its links confine of an instance.
+    pub(in crate::daemon) fn is_retired(&self, name: &InstanceName) -> bool {
+        let (Some(current), Some(index)) = (&self.current, self.names.get(name)) else { return false };
+        current.load(*index).slot() == 0
+    }
+
     /// Takes the policies of such instances out of force there: everything is denied to what its links still confine.
     pub(in crate::daemon) fn retire(&self, which: impl Fn(&InstanceName) -> bool) {
         let Some(current) = &self.current else { return };

@@ -5,7 +5,7 @@ use std::{
     path::Path,
 };
 
-use tracing::error;
+use tracing::{error, warn};
 
 use super::{
     DaemonError, fold, last_applied, policies, predecessor,
@@ -19,7 +19,7 @@ use crate::{
         registry::InstanceNumbers,
     },
     policy::{InstanceName, PolicySet, file},
-    report::journal::RELOAD_REFUSED_ID,
+    report::{human::error_chain, journal::RELOAD_REFUSED_ID},
 };
 
 impl Daemon {
@@ -75,6 +75,11 @@ impl Daemon {
         daemon.apply(read)?;
         let before = |name: &InstanceName| before.as_ref().and_then(|set| set.instances.get(name));
         daemon.retire_predecessors(|name| before(name) != daemon.policies.set.instances.get(name));
+        if !daemon.confinement.predecessors.is_empty()
+            && let Err(error) = daemon.reset_denied(&daemon.instances.keys().collect::<Vec<_>>())
+        {
+            warn!("open connections that are denied are refused, but not reset: {}", error_chain(&error));
+        }
         if let Some(why) = &daemon.policies.reload_error {
             error!(
                 MESSAGE_ID = RELOAD_REFUSED_ID,

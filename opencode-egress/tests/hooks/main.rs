@@ -16,6 +16,7 @@ mod exec;
 mod holders;
 mod listeners;
 mod network;
+mod numbers;
 mod pins;
 mod probe;
 mod raw;

@@ -28,6 +28,9 @@ pub(super) const STARTS: &[Scenario] = &[
 
 const UNIT: &str = "/run/systemd/system/opencode-first.service";
 const RAN: &str = "/run/first-ran";
+/// Not systemctl, which the tests take away.
+const MANAGER: &str =
+    "busctl call org.freedesktop.systemd1 /org/freedesktop/systemd1 org.freedesktop.systemd1.Manager";
 
 /// An instance beside those that the machine has. It goes with this value.
 struct Listed<'a> {
@@ -67,13 +70,10 @@ fn start(machine: &Machine, service: &str) -> Result<(bool, String)> {
             "[Unit]\nStartLimitIntervalSec=0\n[Service]\nType=oneshot\n{service}ExecStart=/bin/touch {RAN}\n"
         ),
     )?;
-    machine.succeed(&["systemctl", "daemon-reload"])?;
+    machine.succeed(&["sh", "-c", &format!("{MANAGER} Reload")])?;
     machine.succeed(&["rm", "-f", RAN])?;
     let mark = machine.succeed(&["sh", "-c", "journalctl -n 0 --show-cursor | sed -n 's/-- cursor: //p'"])?;
-    // Not systemctl, which the tests take away.
-    let call =
-        "busctl call org.freedesktop.systemd1 /org/freedesktop/systemd1 org.freedesktop.systemd1.Manager";
-    machine.succeed(&["sh", "-c", &format!("{call} StartUnit ss opencode-first.service replace")])?;
+    machine.succeed(&["sh", "-c", &format!("{MANAGER} StartUnit ss opencode-first.service replace")])?;
     let property = "busctl get-property org.freedesktop.systemd1 /org/freedesktop/systemd1/unit/opencode_2dfirst_2eservice org.freedesktop.systemd1.Unit ActiveState";
     wait("the unit's end", || {
         let state = machine.succeed(&["sh", "-c", property]).ok()?;
@@ -100,13 +100,14 @@ fn starts(machine: &Machine, service: &str) -> Result<()> {
     let (ran, journal) = start(machine, service)?;
     ensure!(ran, "this unit did not start:\n{service}{journal}");
     let status = machine.succeed(&["opencode-egress", "status"])?;
-    ensure!(!status.contains("the last `attach`"), "{status}");
+    ensure!(!status.contains("! first: "), "{status}");
     Ok(())
 }
 
 fn not_first(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     let machine = &*machine;
     let _listed = Listed::new(machine, "first", "opencode-first.service")?;
+    let _other = Listed::new(machine, "second", "opencode-second.service")?;
     let attach = attach("first");
     let wanted = "ExecStartPre=+/usr/bin/opencode-egress attach first";
     starts(machine, &attach)?;
@@ -121,11 +122,11 @@ fn not_first(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
         "runs `ExecStartPre=/bin/true with words` before `attach`",
     )?;
     starts(machine, &format!("{attach}ExecStartPre=/bin/true\n"))?;
-    let other = attach.replace("=+", "=-+").replace("first", "a");
+    let other = attach.replace("=+", "=-+").replace("first", "second");
     refused(
         machine,
         &format!("{other}{attach}"),
-        "runs `ExecStartPre=-/usr/bin/opencode-egress attach a` before `attach`",
+        "runs `ExecStartPre=-/usr/bin/opencode-egress attach second` before `attach`",
     )?;
     // It starts, confined.
     let (ran, journal) = start(machine, &attach.replace("=+", "=-+"))?;
@@ -261,16 +262,22 @@ fn users_unit(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
         said.contains("opencode-a.service is a unit of user 1000's own systemd (systemctl --user), and only system units"),
         "{said}"
     );
+    let stay = format!(
+        "mkdir -p {place} && (echo 0 > {place}/cgroup.procs; exec setsid sleep 1000) > /dev/null 2>&1 &"
+    );
+    machine.succeed(&["sh", "-c", &stay])?;
     let line =
         "a opencode-a.service runs in user 1000's own systemd (systemctl --user), and nothing confines it";
     let told = || daemon_log(machine).map(|log| log.matches(line).count());
     wait("the daemon to tell of it", || told().ok().filter(|count| *count > 0))?;
     machine.succeed(&["opencode-egress", "reload"])?;
+    // In which it looks again.
     std::thread::sleep(Duration::from_secs(6));
     ensure!(told()? == 1, "it is told {} times", told()?);
     let status = machine.succeed(&["opencode-egress", "status"])?;
     ensure!(status.contains("! a: a opencode-a.service runs in user 1000's own systemd"), "{status}");
-    machine.succeed(&["rmdir", place])?;
+    machine.succeed(&["sh", "-c", &format!("kill $(cat {place}/cgroup.procs)")])?;
+    wait("its end", || machine.succeed(&["rmdir", place]).ok())?;
     wait("it to be forgotten", || {
         let status = machine.succeed(&["opencode-egress", "status"]).ok()?;
         (!status.contains("own systemd")).then_some(())

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use opencode_egress_common::abi::MAX_INSTANCES;
+
 use crate::{
     daemon::{error::DaemonError, state::Daemon},
     kernel::{instance::InstanceIndex, registry::InstanceNumbersError},
@@ -16,21 +18,28 @@ impl Daemon {
     /// When there are too few, and then none of them has a new one; or the kernel refuses.
     pub(in crate::daemon) fn claim_numbers(&mut self, set: &PolicySet) -> Result<(), DaemonError> {
         let names = set.instances.keys().collect();
-        if let Err(InstanceNumbersError::Full { .. }) = self.numbers.claim(&names) {
-            self.make_room(set)?;
-            self.numbers.claim(&names)?;
+        match self.numbers.claim(&names) {
+            Err(InstanceNumbersError::Full { .. }) => {
+                self.make_room(set)?;
+                Ok(self.numbers.claim(&names)?)
+            }
+            claimed => Ok(claimed?),
         }
-        Ok(())
     }
 
     /// Takes policies out of force, and frees their numbers, of the instances that a file does not have and of which nothing is
-    /// left. They would go after it is applied; here all numbers are taken and it has others.
+    /// left. They would go after it is applied; here all numbers are taken and it has others. Where that is not enough, nothing
+    /// changes.
     fn make_room(&mut self, set: &PolicySet) -> Result<(), DaemonError> {
         let in_use = self.numbers_in_use()?;
         let goes = |name: &InstanceName, index: &InstanceIndex| {
             !set.instances.contains_key(name) && !in_use.contains(index)
         };
         let gone: Vec<_> = self.numbers.known().iter().filter(|(name, index)| goes(name, index)).collect();
+        let new = set.instances.keys().filter(|name| !self.numbers.known().contains_key(*name)).count();
+        if new + self.numbers.known().len() >= MAX_INSTANCES as usize + gone.len() {
+            return Ok(());
+        }
         let indexes: Vec<_> = gone.iter().map(|(_, index)| **index).collect();
         let names: Vec<_> = gone.iter().map(|(name, _)| (*name).clone()).collect();
         self.loaded.maps.retire(&indexes)?;

@@ -111,6 +111,15 @@ impl Daemon {
         Ok(cgroups)
     }
 
+    /// Cgroups of an instance to which everything is denied, whatever its policy: predecessors' links confine them.
+    pub(in crate::daemon) fn retired_cgroups(&self, name: &InstanceName) -> Result<Vec<u64>, DaemonError> {
+        let mut cgroups = vec![];
+        for predecessor in self.confinement.predecessors.iter().filter(|earlier| earlier.is_retired(name)) {
+            cgroups.extend(predecessor.cgroups_of(name)?);
+        }
+        Ok(cgroups)
+    }
+
     /// How often something was denied to such sockets of an instance, since this daemon knows of them.
     pub(super) fn outlived_denials(&self, name: &InstanceName) -> u64 {
         let denials = |cgroup: u64| {

@@ -210,6 +210,8 @@ impl Daemon {
             }
             judged_by.extend(ids.into_iter().map(|id| (id, policies.len())));
             policies.push(self.loaded.maps.policy(instance.index)?);
+            judged_by.extend(self.retired_cgroups(name)?.into_iter().map(|id| (id, policies.len())));
+            policies.push(None);
         }
         if policies.is_empty() {
             return Ok(());
