@@ -245,8 +245,8 @@ impl Current {
 pub struct ConfinedCgroup {
     /// Index into the instances; 0 is none.
     pub instance: u32,
-    /// Keeps the layout free of padding.
-    pub reserved: u32,
+    /// Denials of this cgroup's sockets and processes. It may start again from 0; only that it grows says something.
+    pub denials: u32,
     /// [`crate::cache`] tags; 0 is empty.
     pub cache: [u64; CACHE_SLOTS],
 }
@@ -254,7 +254,7 @@ pub struct ConfinedCgroup {
 impl ConfinedCgroup {
     /// The scope of a cgroup of `instance`, with nothing remembered.
     pub const fn new(instance: u32) -> Self {
-        Self { instance, reserved: 0, cache: [0; CACHE_SLOTS] }
+        Self { instance, denials: 0, cache: [0; CACHE_SLOTS] }
     }
 }
 

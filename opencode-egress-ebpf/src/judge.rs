@@ -93,6 +93,16 @@ impl Instance {
         unsafe { (&raw mut (*self.scope).cache).cast::<u64>().add(cache::slot(flow)) }
     }
 
+    /// Counts a denial of the cgroup's.
+    #[inline(always)]
+    pub(crate) fn count_denial(&self) {
+        // SAFETY: the storage is alive while the program runs, and the number is aligned. BPF_XADD, as in `add`.
+        unsafe {
+            let number = &raw mut (*self.scope).denials;
+            core::arch::asm!("lock *(u32 *)({number} + 0) += {one}", number = in(reg) number, one = in(reg) 1_u64);
+        }
+    }
+
     /// Counts a packet that passes.
     #[inline(always)]
     pub(crate) fn count_allowed(&self, bytes: u32) {

@@ -91,6 +91,7 @@ pub(crate) fn denied(instance: &Instance, denial: &Denial<'_>, details: &impl De
         denial.hook as u8,
         denial.reason as u8
     );
+    instance.count_denial();
     record(instance.index, instance.current.generation(), denial, audit, details);
     audit
 }

@@ -21,7 +21,7 @@ mount --rbind /dev "$root/dev"
 mount -t proc proc "$root/proc"
 mount -t sysfs sysfs "$root/sys"
 mount -t cgroup2 cgroup2 "$root/sys/fs/cgroup"
-mount -t bpf bpf "$root/sys/fs/bpf"
+mount -t bpf -o mode=700 bpf "$root/sys/fs/bpf"
 mount -t tmpfs tmpfs "$root/run"
 mount -t tmpfs tmpfs "$root/tmp"
 for pair in "$@"; do

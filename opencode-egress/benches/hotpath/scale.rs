@@ -90,7 +90,7 @@ fn many_rules() -> Result<(Duration, Duration)> {
 
 /// As the daemon does it: pinned maps, a pinned link for every hook of every instance.
 fn many_instances(line: &mut impl FnMut(&str, String)) -> Result<()> {
-    let pins = Pins::below(Path::new("/sys/fs/bpf/bench"));
+    let pins = Pins::below(Path::new("/sys/fs/bpf/bench"))?;
     let mut loaded = load(&Lifetime::Pinned(pins.maps()))?;
     let compiled = compile(&policy(INSTANCE_RULES))?;
     let hierarchy = Hierarchy::find()?;

@@ -4,7 +4,7 @@ pub mod watch;
 
 use std::{
     collections::{BTreeMap, HashSet},
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     fs::{self, File},
     io,
     os::{fd::AsFd, unix::fs::MetadataExt as _},
@@ -106,6 +106,25 @@ impl Hierarchy {
         opened.filter(|cgroup| !cgroup.as_ref().is_err_and(CgroupError::is_not_found)).collect()
     }
 
+    /// Whether one of the cgroups at these paths has this id.
+    ///
+    /// # Errors
+    ///
+    /// When one that is there cannot be looked at.
+    pub fn has(&self, paths: Option<&Vec<PathBuf>>, id: u64) -> Result<bool, CgroupError> {
+        for path in paths.into_iter().flatten() {
+            let path = self.mount.join(path);
+            match fs::metadata(&path) {
+                Ok(metadata) if metadata.ino() == id => return Ok(true),
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(CgroupError::io("stat the cgroup", &path)(error));
+                }
+                _ => {}
+            }
+        }
+        Ok(false)
+    }
+
     /// Opens the cgroup at a path relative to the hierarchy.
     ///
     /// # Errors
@@ -141,12 +160,34 @@ impl Hierarchy {
         let mut services = Services::new();
         for slice in self.slices()? {
             for (name, here) in self.below(&slice)? {
-                if let Some(unit) = name.to_str().and_then(|name| name.parse().ok()) {
+                if let Some(unit) = unit_named(&name) {
                     services.entry(unit).or_default().push(here);
                 }
             }
         }
         Ok(services)
+    }
+
+    /// Which of these services run in users' own managers (`systemctl --user`), and whose these are. It looks where such a
+    /// manager puts them and no further, since what is below it is the user's to fill.
+    ///
+    /// # Errors
+    ///
+    /// When a slice cannot be read.
+    pub fn users_services(&self, units: &[&UnitName]) -> Result<Vec<(u32, UnitName)>, CgroupError> {
+        const PLACES: [&str; 4] = ["app.slice", "session.slice", "background.slice", ""];
+        let mut found = vec![];
+        for slice in self.slices()? {
+            for (name, manager) in self.below(&slice)? {
+                let Some(user) = name.to_str().and_then(user_of) else { continue };
+                let runs = |unit: &&&UnitName| {
+                    let place = |place| self.mount.join(&manager).join(place).join(unit.as_str());
+                    PLACES.iter().any(|name| is_populated(&place(name)))
+                };
+                found.extend(units.iter().filter(runs).map(|unit| (user, (*unit).clone())));
+            }
+        }
+        Ok(found)
     }
 
     /// The root and every slice below it.
@@ -181,17 +222,42 @@ impl Hierarchy {
     }
 }
 
+/// The user whose own manager a cgroup's name says it is of.
+fn user_of(name: &str) -> Option<u32> {
+    name.strip_prefix("user@")?.strip_suffix(".service")?.parse().ok()
+}
+
+/// The user in whose own manager's cgroup a cgroup is, and the unit there.
+pub fn users_unit_of(relative: &Path) -> Option<(u32, UnitName)> {
+    let mut names = relative.iter();
+    let user = names.find_map(|name| name.to_str().and_then(user_of))?;
+    names.find_map(unit_named).map(|unit| (user, unit))
+}
+
+/// The unit that a cgroup is named after. systemd puts `_` before a name that the kernel could take for a file of its own
+/// (`cg_needs_escape`, as for `memory.service`).
+fn unit_named(name: &OsStr) -> Option<UnitName> {
+    let name = name.to_str()?;
+    name.strip_prefix('_').unwrap_or(name).parse().ok()
+}
+
 /// The unit to which a cgroup belongs, and that unit's own cgroup: the first service on the way down.
 /// What a unit calls its own sub-groups therefore does not matter.
 pub fn unit_of(relative: &Path) -> Option<(UnitName, PathBuf)> {
     let mut unit_cgroup = PathBuf::new();
     for part in relative {
         unit_cgroup.push(part);
-        if let Some(unit) = part.to_str().and_then(|name| name.parse::<UnitName>().ok()) {
+        if let Some(unit) = unit_named(part) {
             return Some((unit, unit_cgroup));
         }
     }
     None
+}
+
+/// Whether there is a cgroup at a path, and a process in it or below it.
+fn is_populated(path: &Path) -> bool {
+    let events = fs::read_to_string(path.join("cgroup.events")).unwrap_or_default();
+    events.lines().any(|line| line == "populated 1")
 }
 
 /// An open cgroup.
@@ -222,8 +288,7 @@ impl Cgroup {
 
     /// Whether a process is in it or below it.
     pub fn is_populated(&self) -> bool {
-        let events = fs::read_to_string(self.path.join("cgroup.events")).unwrap_or_default();
-        events.lines().any(|line| line == "populated 1")
+        is_populated(&self.path)
     }
 
     /// Opens `cgroup.procs`: the process whose id is written to it moves here.
@@ -309,5 +374,17 @@ mod tests {
         // A unit cannot pass for another one by naming a sub-group after it.
         check("system.slice/opencode-a.service/opencode-b.service", a);
         check("user.slice/user-0.slice/session-1.scope", None);
+        check("system.slice/_memory.service", Some(("memory.service", "system.slice/_memory.service")));
+        let escaped = "system.slice/opencode-my\\x2dproject.service";
+        check(escaped, Some(("opencode-my\\x2dproject.service", escaped)));
+    }
+
+    #[test]
+    fn a_users_unit_is_told_from_the_systems() {
+        let user = "user.slice/user-1000.slice/user@1000.service";
+        let found = users_unit_of(&Path::new(user).join("app.slice/opencode-a.service"));
+        assert_eq!(found, Some((1000, "opencode-a.service".parse().expect("a name"))));
+        assert_eq!(users_unit_of(Path::new(user)), None);
+        assert_eq!(users_unit_of(Path::new("system.slice/opencode-a.service")), None);
     }
 }

@@ -33,8 +33,9 @@ pub enum Command {
     Run(RunArgs),
     /// Confine the calling unit; its first ExecStartPre=+
     ///
-    /// Returns once every hook is attached to the unit's cgroup. Fails, so that the unit does not start, when the
-    /// daemon does not answer, when the unit is not listed under NAME, or when the kernel refuses.
+    /// Returns once every hook is attached to the unit's cgroup. Fails, so that the unit does not start, when systemd
+    /// has something of the unit that runs before this (an ExecCondition=, another ExecStartPre=) or does not say, when
+    /// the daemon does not answer, when the unit is not listed under NAME, or when the kernel refuses.
     Attach(AttachArgs),
     /// Run one command under a policy, without daemon and systemd
     ///
@@ -99,7 +100,7 @@ pub struct RunArgs {
     /// The policy file
     #[arg(long, value_name = "FILE", default_value = POLICY_FILE)]
     pub config: PathBuf,
-    /// Directory on a bpffs in which links and maps are pinned
+    /// Directory on a bpffs in which links and maps are pinned; root alone may write to it and all above it
     #[arg(long, value_name = "DIR", default_value = PIN_DIRECTORY)]
     pub pins: PathBuf,
     /// Serve metrics over HTTP: on a loopback address, as in 127.0.0.1:9642, or on a Unix socket's absolute path

@@ -1,32 +1,23 @@
 //! The commands that ask the daemon.
 
-use std::{
-    io::Write as _,
-    os::fd::AsFd,
-    thread::sleep,
-    time::{Duration, Instant},
-};
+use std::{io::Write as _, time::Duration};
 
 use anyhow::{Result, bail};
 
 use crate::{
     command::{
-        args::{AttachArgs, ControlArgs, DetachArgs, EventsArgs, ExplainArgs, ReadArgs},
+        args::{ControlArgs, DetachArgs, EventsArgs, ExplainArgs, ReadArgs},
         print::print_line,
     },
     control::{
-        client::{Client, ControlError},
+        client::Client,
         request::{Reply, Request},
     },
-    kernel::connections::SocketDiagnosis,
     report::{human::now, status::Status, view},
 };
 
 /// How long the daemon may take for an answer; a reload of large policies takes the longest.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// How long `attach` waits at least, so that a daemon that comes just before the time is up can still answer.
-const SHORTEST: Duration = Duration::from_millis(100);
 
 pub(super) fn ask(control: &ControlArgs, request: &Request) -> Result<Reply> {
     Ok(Client::ask(&control.socket, request, Duration::ZERO)?.reply(Some(PATIENCE))?)
@@ -34,30 +25,6 @@ pub(super) fn ask(control: &ControlArgs, request: &Request) -> Result<Reply> {
 
 pub(super) fn unexpected(reply: &Reply) -> anyhow::Error {
     anyhow::anyhow!("the daemon gave another answer than was asked for, it is of another version: {reply:?}")
-}
-
-/// Has the daemon confine the calling unit. Waits for a daemon that is starting, or that fails at first and is tried again.
-pub(super) fn attach(args: &AttachArgs) -> Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(args.timeout);
-    let left = || deadline.saturating_duration_since(Instant::now()).max(SHORTEST);
-    let request = Request::Attach { instance: args.name.to_string() };
-    // Of this unit's network namespace, so that the daemon can reset connections there. Without one it says so when it would.
-    let diagnosis = SocketDiagnosis::open().ok().map(SocketDiagnosis::into_socket);
-    let diagnosis = diagnosis.as_ref().map(AsFd::as_fd);
-    let reply = loop {
-        let asked = Client::ask_with(&args.control.socket, &request, diagnosis, left());
-        match asked.and_then(|mut client| client.reply(Some(left()))) {
-            // systemd starts one that failed again.
-            Err(ControlError::Broken { .. }) if left() > SHORTEST => sleep(SHORTEST),
-            reply => break reply?,
-        }
-    };
-    match reply {
-        Reply::Attached { unit, generation } => {
-            print_line(format_args!("{unit} is confined, generation {generation}"))
-        }
-        other => Err(unexpected(&other)),
-    }
 }
 
 /// The daemon's status.

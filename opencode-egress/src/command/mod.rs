@@ -2,6 +2,7 @@
 
 pub mod args;
 mod assets;
+mod attach;
 mod check;
 mod client;
 mod exec;
@@ -26,7 +27,7 @@ pub fn run(command: &Command) -> Result<ExitCode> {
     match command {
         Command::Exec(args) => return exec::exec(args),
         Command::Run(args) => run::run(args)?,
-        Command::Attach(args) => client::attach(args)?,
+        Command::Attach(args) => attach::attach(args)?,
         Command::Check(args) => check::check(args)?,
         Command::Status(args) => client::status(args)?,
         Command::Top(args) => top::top(args)?,

@@ -32,8 +32,8 @@ pub(super) fn run(args: &RunArgs) -> Result<()> {
     let socket = &args.control.socket;
     // Nothing is applied where another daemon answers. Clients that connect meanwhile wait.
     let listener = listen(socket).with_context(|| format!("cannot listen at {}", socket.display()))?;
-    let last_applied = socket.with_file_name("last-applied.json");
-    let daemon = Daemon::start(&args.config, &args.pins, &last_applied, journal.clone());
+    let copies = socket.parent().unwrap_or(socket);
+    let daemon = Daemon::start(&args.config, &args.pins, copies, journal.clone());
     drop(entered);
     let daemon = daemon.inspect_err(|_| {
         // Nobody listens there any more. Should it stay, the next daemon replaces it.

@@ -12,7 +12,7 @@ use rustix::{
     process::{PidfdFlags, pidfd_open},
 };
 
-use crate::cgroups::{CgroupError, Hierarchy};
+use crate::cgroups::{CgroupError, Hierarchy, unit_of};
 
 /// A process that connected.
 pub struct Caller {
@@ -63,6 +63,12 @@ impl Caller {
             _ => Err(CallerError::Gone { pid }),
         };
         Ok(Self { uid: credentials.uid.as_raw(), pid, cgroup })
+    }
+
+    /// Its unit's name, or its number where it is of no unit or gone.
+    pub fn name(&self) -> String {
+        let unit = self.cgroup.as_ref().ok().and_then(|path| unit_of(path));
+        unit.map_or_else(|| format!("process {}", self.pid), |(unit, _)| unit.to_string())
     }
 }
 

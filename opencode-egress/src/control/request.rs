@@ -16,6 +16,13 @@ pub enum Request {
         /// The instance that it says it belongs to.
         instance: String,
     },
+    /// Remember, for `status`, that the calling unit was not confined, because `attach` did not ask for it.
+    AttachFailed {
+        /// The instance that it says it belongs to.
+        instance: String,
+        /// Why not.
+        why: String,
+    },
     /// Everything that `status` shows.
     Status,
     /// Say which verdict a flow gets, and why.
@@ -88,7 +95,7 @@ pub enum Reply {
     Explained(Explanation),
     /// One denial; an answer to [`Request::Events`] has one for each.
     Event(LoggedDenial),
-    /// The end of an answer to [`Request::Events`] without `follow`.
+    /// The end of an answer to [`Request::Events`] without `follow`; also the answer where there is nothing to tell.
     End,
     /// Every destination that was denied, as far as the kernel remembers.
     RememberedDenials(RememberedDenials),

@@ -86,6 +86,13 @@ impl Folds {
         }
     }
 
+    /// Forgets an instance's destinations: its number will be another's.
+    pub(in crate::daemon) fn forget(&mut self, instance: InstanceIndex) {
+        if let Some(of) = self.of.remove(&instance.number()) {
+            self.len -= of.len();
+        }
+    }
+
     /// The same for an instance's destinations, before their time.
     pub(in crate::daemon) fn of(
         &mut self,

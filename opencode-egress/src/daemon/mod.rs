@@ -7,6 +7,7 @@ mod connections;
 mod denials;
 mod error;
 mod fold;
+mod last_applied;
 mod policies;
 mod predecessor;
 pub mod serve;

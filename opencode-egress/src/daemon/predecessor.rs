@@ -1,8 +1,12 @@
 //! What a daemon of another ABI version left: counters and generations that go on, denied flows that wait in its ring.
 //!
-//! Its links judge until this version's are there, and go then. What they count meanwhile, a moment, stays behind.
+//! Its links judge until this version's are there, and go then. What they count meanwhile, a moment, stays behind. Cgroups
+//! that are gone and of which there are sockets cannot get other links: they keep these, and their policies as they were.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf};
 use opencode_egress_common::{
@@ -16,8 +20,8 @@ use crate::{
     kernel::{
         instance::InstanceIndex,
         lines::LineCountsMap,
-        maps::{self, Maps, MapsError},
-        pins::Pins,
+        maps::{self, CurrentWords, Maps, MapsError},
+        pins::{PinError, Pins},
         registry::InstanceNumbers,
         ring,
         shapes::is_as_ours,
@@ -36,10 +40,11 @@ pub(in crate::daemon) struct Predecessor {
     /// Its ring of denials; `None` where this version cannot read it.
     events: Option<RingBuf<MapData>>,
     cgroups: Option<ConfinedCgroups>,
+    current: Option<CurrentWords>,
 }
 
 impl Predecessor {
-    /// Opens another version's pins, and goes on from what it counted for the instances that have had no policy here.
+    /// Opens another version's pins, and goes on from what it counted for the instances of which nothing was counted here.
     ///
     /// # Errors
     ///
@@ -62,12 +67,24 @@ impl Predecessor {
                 None
             }
         };
-        for (name, index) in &names {
-            let here = numbers.claim(name)?;
-            if let Some(ledger) = counters.as_ref().filter(|_| maps.current(here) == Current::default()) {
+        let cgroups =
+            open("SCOPES", directory).and_then(|map| Ok(ConfinedCgroups::try_from(maps::as_hash_map(map))?));
+        let current = open("CURRENT", directory).ok().and_then(|map| CurrentWords::map(map).ok());
+        let mut predecessor =
+            Self { pins: pins.clone(), names, events: None, cgroups: cgroups.ok(), current };
+        let confining = predecessor.confining()?;
+        numbers.claim(&confining.iter().collect())?;
+        for (name, index) in &predecessor.names {
+            // One without links has a number if there is one left.
+            let _ = numbers.claim(&BTreeSet::from([name]));
+            let Some(here) = numbers.known().get(name).copied() else { continue };
+            let (before, counted) = (maps.current(here), maps.counters(here)?);
+            let new =
+                before.slot() == 0 && counted.denied == Denied::default() && counted.allowed.packets == 0;
+            if let Some(ledger) = counters.as_ref().filter(|_| new) {
                 match ledger.of(*index) {
                     Ok((generation, counters, told)) => {
-                        maps.carry_over(here, generation, &counters)?;
+                        maps.carry_over(here, generation.max(before.generation()), &counters)?;
                         lines.set(here.number(), &told)?;
                     }
                     Err(error) => warn!("what was counted for {name} starts again: {}", error_chain(&error)),
@@ -78,10 +95,46 @@ impl Predecessor {
         if let Err(why) = &events {
             warn!("denied flows that wait in {} are not logged: {why}", directory.display());
         }
-        let cgroups =
-            open("SCOPES", directory).and_then(|map| Ok(ConfinedCgroups::try_from(maps::as_hash_map(map))?));
+        predecessor.events = events.ok();
         info!("{} is of another version, and is taken over", directory.display());
-        Ok(Self { pins: pins.clone(), names, events: events.ok(), cgroups: cgroups.ok() })
+        Ok(predecessor)
+    }
+
+    /// The instances that its links confine; all that it has, where it cannot be read which.
+    ///
+    /// # Errors
+    ///
+    /// When its links cannot be listed.
+    pub(in crate::daemon) fn confining(&self) -> Result<BTreeSet<InstanceName>, PinError> {
+        let links = self.pins.all_links()?;
+        if self.cgroups.is_none() && !links.is_empty() {
+            return Ok(self.names.keys().cloned().collect());
+        }
+        Ok(links.iter().filter_map(|links| self.name_of(links.cgroup)).cloned().collect())
+    }
+
+    /// The cgroups of an instance that its links confine.
+    ///
+    /// # Errors
+    ///
+    /// When its links cannot be listed.
+    pub(in crate::daemon) fn cgroups_of(&self, name: &InstanceName) -> Result<Vec<u64>, PinError> {
+        let cgroups = self.pins.all_links()?.into_iter().map(|links| links.cgroup);
+        Ok(cgroups.filter(|cgroup| self.name_of(*cgroup) == Some(name)).collect())
+    }
+
+    /// Whether everything is denied to what its links confine of an instance.
+    pub(in crate::daemon) fn is_retired(&self, name: &InstanceName) -> bool {
+        let (Some(current), Some(index)) = (&self.current, self.names.get(name)) else { return false };
+        current.load(*index).slot() == 0
+    }
+
+    /// Takes the policies of such instances out of force there: everything is denied to what its links still confine.
+    pub(in crate::daemon) fn retire(&self, which: impl Fn(&InstanceName) -> bool) {
+        let Some(current) = &self.current else { return };
+        for (_, index) in self.names.iter().filter(|(name, _)| which(name)) {
+            current.store(*index, Current::new(current.load(*index).generation(), 0));
+        }
     }
 
     /// Takes up to `most` of the denials that wait in its ring, and gives each this version's number for its instance.

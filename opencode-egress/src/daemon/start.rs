@@ -1,7 +1,7 @@
 //! Starting: taking over what an earlier daemon pinned, and putting the policy file in force.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     path::Path,
 };
 
@@ -10,7 +10,7 @@ use tracing::error;
 use super::{
     DaemonError,
     connections::places::Connections,
-    fold, policies, predecessor,
+    fold, last_applied, policies, predecessor,
     state::{Confinement, Daemon, Denials, Policies},
 };
 use crate::{
@@ -21,28 +21,30 @@ use crate::{
         pins::{MapPins, Pins},
         registry::InstanceNumbers,
     },
+    policy::{InstanceName, file},
     report::journal::{Journal, RELOAD_REFUSED_ID},
 };
 
 impl Daemon {
     /// Loads the programs, takes over what an earlier daemon pinned, puts the file's policies in force and
-    /// confines the units that are running. A copy of the file goes to `last_applied`; when the file has an error, and
+    /// confines the units that are running. A copy of the file goes to the directory `copies`; when the file has an error, and
     /// there is such a copy, that is what is in force.
     ///
     /// # Errors
     ///
     /// When the file has an error and was never applied, another daemon has the pins, or the kernel lacks something; what
     /// was enforced before still is.
-    pub fn start(
-        config: &Path,
-        pins: &Path,
-        last_applied: &Path,
-        journal: Journal,
-    ) -> Result<Self, DaemonError> {
-        let (read, bad_file) = policies::read_or_last(config, last_applied)?;
-        let hierarchy = Hierarchy::find()?;
-        let pins = Pins::below(pins);
+    pub fn start(config: &Path, pins: &Path, copies: &Path, journal: Journal) -> Result<Self, DaemonError> {
+        let pins = Pins::below(pins)?;
         let lock = pins.lock()?;
+        let last_applied = last_applied::place(copies, &pins);
+        let (read, bad_file) = policies::read_or_last(config, &last_applied)?;
+        // For the predecessors; the file may have been edited since.
+        let before = match &pins.of_other_versions()?[..] {
+            [] => None,
+            _ => file::load(&last_applied).ok(),
+        };
+        let hierarchy = Hierarchy::find()?;
         let mut loaded = load(&Lifetime::Pinned(pins.maps()))?;
         let mut numbers = InstanceNumbers::open(pins.maps())?;
         let mut lines = LineCountsMap::open(pins.maps())?;
@@ -65,10 +67,14 @@ impl Daemon {
             upkeep_trouble: None,
             confined: HashSet::new(),
             let_go: HashSet::new(),
+            outlived: BTreeMap::new(),
+            next_look: 0,
+            users_units: BTreeSet::new(),
+            users_looked: None,
         };
         let policies = Policies {
             config: config.to_owned(),
-            last_applied: last_applied.to_owned(),
+            last_applied: last_applied.clone(),
             log: read.log,
             reload_error: bad_file,
             applied: 0,
@@ -78,7 +84,15 @@ impl Daemon {
         let instances = BTreeMap::new();
         let connections = Connections::new().map_err(DaemonError::Connections)?;
         let mut daemon = Self { loaded, numbers, instances, confinement, policies, denials, connections };
-        daemon.apply(read.prepare(last_applied)?)?;
+        daemon.apply(read.prepare(&last_applied)?)?;
+        if !daemon.confinement.predecessors.is_empty() {
+            let before = |name: &InstanceName| before.as_ref().and_then(|set| set.instances.get(name));
+            let now = |name: &InstanceName| daemon.instances.get(name)?.policy.as_deref();
+            daemon.retire_predecessors(|name| before(name) != now(name));
+            // What could not be is logged there.
+            let names: Vec<_> = daemon.instances.keys().cloned().collect();
+            daemon.reset_denied(&names.iter().collect::<Vec<_>>());
+        }
         if let Some(why) = &daemon.policies.reload_error {
             error!(
                 MESSAGE_ID = RELOAD_REFUSED_ID,

@@ -7,7 +7,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{DaemonError, connections::places::Connections, fold, predecessor};
+use super::{
+    DaemonError, confinement::outlived::Outlived, connections::places::Connections, fold, predecessor,
+};
 use crate::{
     cgroups::{Hierarchy, watch},
     kernel::{
@@ -20,7 +22,7 @@ use crate::{
     report::{
         denial::LoggedDenial,
         journal::{Journal, LineCounts},
-        status::CountersStatus,
+        status::{CountersStatus, FailedAttach},
     },
 };
 
@@ -32,7 +34,7 @@ pub(super) const RECENT_EVENTS: usize = 256;
 /// What the daemon knows of one instance.
 pub(super) struct InstanceState {
     pub(super) index: InstanceIndex,
-    /// `None`: the policy file does not have it any more, and units of it still run. Everything is denied to them.
+    /// `None`: the policy file does not have it any more, and units or sockets of it are left. Everything is denied to them.
     pub(super) policy: Option<Arc<Policy>>,
     pub(super) entries: usize,
     /// Units that are confined by it and that it does not list any more; each until it stops.
@@ -46,6 +48,8 @@ pub(super) struct InstanceState {
     pub(super) left_out: (u64, u64),
     /// When this daemon last saw `lost` grow. What was lost while no daemon ran may have been lost just before its start.
     pub(super) lost_at: Option<Instant>,
+    /// The last start that was not let go on; `None` once one was.
+    pub(super) failed_attach: Option<FailedAttach>,
 }
 
 impl InstanceState {
@@ -61,6 +65,7 @@ impl InstanceState {
             recent: VecDeque::new(),
             left_out: (lines.limited_told, lines.lost_told),
             lost_at: (counters.lost > 0).then(Instant::now),
+            failed_attach: None,
         }
     }
 
@@ -84,7 +89,7 @@ impl InstanceState {
 pub struct Daemon {
     pub(super) loaded: Loaded,
     pub(super) numbers: InstanceNumbers,
-    /// Those in the policy file, and those that it lost while units of theirs still run.
+    /// Those in the policy file, and those that it lost while units or sockets of theirs are left.
     pub(super) instances: BTreeMap<InstanceName, InstanceState>,
     pub(super) confinement: Confinement,
     pub(super) policies: Policies,
@@ -112,6 +117,13 @@ pub(super) struct Confinement {
     pub(super) confined: HashSet<u64>,
     /// The ids of cgroups that `detach` made it let go.
     pub(super) let_go: HashSet<u64>,
+    /// Cgroups that are gone and of which there are sockets, by id.
+    pub(super) outlived: BTreeMap<u64, Outlived>,
+    /// The id from which the next turn looks at them.
+    pub(super) next_look: u64,
+    /// Units of users' own managers that have the name of a listed one, by user, and when that was looked at.
+    pub(super) users_units: BTreeSet<(u32, UnitName)>,
+    pub(super) users_looked: Option<Instant>,
 }
 
 /// The policy file and what of it is in force.

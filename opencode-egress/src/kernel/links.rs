@@ -29,7 +29,7 @@ pub struct CgroupLink(OwnedFd);
 pub struct CgroupLinkInfo {
     /// The program's id.
     pub program: u32,
-    /// The cgroup's id; 0 once the cgroup is gone.
+    /// The cgroup's id; 0 once the kernel has let go of it, which is when it is removed and its last socket is closed.
     pub cgroup: u64,
     /// The kernel's number of the attach type.
     pub attach_type: u32,
@@ -42,6 +42,9 @@ const BPF_PROG_ATTACH: i32 = 8;
 const BPF_OBJ_GET_INFO_BY_FD: i32 = 15;
 const BPF_LINK_CREATE: i32 = 28;
 const BPF_LINK_UPDATE: i32 = 29;
+
+/// Others may be attached beside it and below.
+pub(super) const BPF_F_ALLOW_MULTI: u32 = 2;
 
 /// `BPF_LINK_TYPE_CGROUP`.
 const LINK_TYPE_CGROUP: u32 = 3;
@@ -64,8 +67,6 @@ pub fn attach_for_good(program: BorrowedFd<'_>, cgroup: BorrowedFd<'_>, hook: Ho
         attach_type: u32,
         flags: u32,
     }
-    /// Others may be attached beside it and below.
-    const BPF_F_ALLOW_MULTI: u32 = 2;
     let mut attr = Attr {
         target: number(cgroup),
         program: number(program),

@@ -3,6 +3,7 @@
 pub mod confine;
 pub mod connections;
 pub mod features;
+pub mod holders;
 pub mod hooks;
 pub mod instance;
 pub mod lines;

@@ -11,9 +11,9 @@
 //! A dot cannot be in a name there, so a unit's dots are commas, which no unit name has.
 
 use std::{
-    fs::{self, File},
+    fs::{self, DirBuilder, File},
     io,
-    os::unix::fs::MetadataExt as _,
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
     path::{Path, PathBuf},
 };
 
@@ -54,6 +54,12 @@ pub enum PinError {
         /// What is wrong and what to do.
         #[source]
         source: io::Error,
+    },
+    /// Others than root could change what is pinned here.
+    #[error("others than root could change what is pinned: {why}")]
+    Unsafe {
+        /// What is wrong with which directory, and the command that mends it.
+        why: String,
     },
     /// Another daemon has the right to change the pins.
     #[error(
@@ -116,11 +122,18 @@ fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> PinE
 
 impl Pins {
     /// The pins below a base directory.
-    pub fn below(base: &Path) -> Self {
-        Self(base.join(format!("{DIRECTORY_PREFIX}{ABI_VERSION}")))
+    ///
+    /// # Errors
+    ///
+    /// When the path is relative, and there is no working directory.
+    pub fn below(base: &Path) -> Result<Self, PinError> {
+        let base = std::path::absolute(base)
+            .map_err(|source| PinError::Directory { path: base.to_owned(), source })?;
+        Ok(Self(base.join(format!("{DIRECTORY_PREFIX}{ABI_VERSION}"))))
     }
 
-    fn base(&self) -> &Path {
+    /// The base directory, whose pins one daemon at a time has.
+    pub fn base(&self) -> &Path {
         self.0.parent().unwrap_or(&self.0)
     }
 
@@ -128,10 +141,12 @@ impl Pins {
     ///
     /// # Errors
     ///
-    /// When it is not on a BPF file system, or another process has that right.
+    /// When it is not on a BPF file system, others than root could change it or have made something in it, or another process
+    /// has that right.
     pub fn lock(&self) -> Result<PinLock, PinError> {
         let base = self.base();
         prepare(base)?;
+        refuse_others_pins(base)?;
         let directory = File::open(base).map_err(io_error("open", base))?;
         match flock(&directory, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(PinLock(directory)),
@@ -177,7 +192,7 @@ impl Pins {
     /// When it cannot be made.
     pub fn links(&self, unit: &UnitName, cgroup: u64) -> Result<LinkDirectory, PinError> {
         let path = self.0.join(LINKS).join(unit.as_str().replace('.', ",")).join(cgroup.to_string());
-        fs::create_dir_all(&path).map_err(io_error("create", &path))?;
+        make_directory(&path).map_err(io_error("create", &path))?;
         Ok(LinkDirectory { unit: unit.clone(), cgroup, path })
     }
 
@@ -234,7 +249,7 @@ impl MapPins {
         let gone = self.0.iter().filter(|(path, _)| !path.exists());
         let restored = gone.map(|(path, map)| {
             let directory = path.parent().unwrap_or(path);
-            fs::create_dir_all(directory).map_err(io_error("create", directory))?;
+            make_directory(directory).map_err(io_error("create", directory))?;
             map.pin(path).map_err(|error| io_error("make", path)(io::Error::other(error)))
         });
         Ok(restored.collect::<Result<Vec<_>, _>>()?.len())
@@ -254,20 +269,66 @@ fn names(directory: &Path) -> Result<Vec<String>, PinError> {
         .collect()
 }
 
-/// Makes a directory for pins.
+/// Makes a directory, and those above it, that root alone may enter, whatever the umask.
+fn make_directory(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+/// Makes a directory for pins, on a BPF file system and out of others' reach.
 pub(crate) fn prepare(directory: &Path) -> Result<(), PinError> {
     const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
-    let make = || {
-        let existing = directory.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
-        if rustix::fs::statfs(existing)?.f_type as i64 != BPF_FS_MAGIC {
-            return Err(io::Error::other(format!(
-                "{} is not on a BPF file system; mount one: mount -t bpf bpf /sys/fs/bpf",
-                existing.display()
-            )));
+    let unusable = |source| PinError::Directory { path: directory.to_owned(), source };
+    let directory = std::path::absolute(directory).map_err(unusable)?;
+    let existing = directory.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+    if rustix::fs::statfs(existing).map_err(|errno| unusable(errno.into()))?.f_type as i64 != BPF_FS_MAGIC {
+        return Err(unusable(io::Error::other(format!(
+            "{} is not on a BPF file system; mount one: mount -t bpf -o mode=700 bpf /sys/fs/bpf",
+            existing.display()
+        ))));
+    }
+    let device = fs::metadata(existing).map_err(unusable)?.dev();
+    for path in existing.ancestors() {
+        let metadata = fs::symlink_metadata(path).map_err(unusable)?;
+        if metadata.is_symlink() {
+            let why = format!("{} is a symbolic link; name the directory itself with --pins", path.display());
+            return Err(PinError::Unsafe { why });
         }
-        fs::create_dir_all(directory)
+        // Above the file system's own root.
+        if metadata.dev() != device {
+            break;
+        }
+        refuse_others(path, &metadata, "chown root:root")?;
+    }
+    make_directory(&directory).map_err(unusable)
+}
+
+/// Who may write to a directory, sticky or not, can make what root then takes for its own.
+fn refuse_others(path: &Path, metadata: &fs::Metadata, mend: &str) -> Result<(), PinError> {
+    let (shown, owner) = (path.display(), metadata.uid());
+    let why = if owner != 0 {
+        format!("{shown} is user {owner}'s; find out what made it, then: {mend} {shown}")
+    } else if metadata.is_dir() && metadata.mode() & 0o022 != 0 {
+        format!("{shown} has mode {:o}; close it: chmod 700 {shown}", metadata.mode() & 0o7777)
+    } else {
+        return Ok(());
     };
-    make().map_err(|source| PinError::Directory { path: directory.to_owned(), source })
+    Err(PinError::Unsafe { why })
+}
+
+/// Nothing below a directory was made by others than root, while they could.
+fn refuse_others_pins(directory: &Path) -> Result<(), PinError> {
+    for name in names(directory)? {
+        let path = directory.join(name);
+        let metadata = match fs::symlink_metadata(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            metadata => metadata.map_err(io_error("look at", &path))?,
+        };
+        refuse_others(&path, &metadata, "rm -r")?;
+        if metadata.is_dir() {
+            refuse_others_pins(&path)?;
+        }
+    }
+    Ok(())
 }
 
 impl LinkDirectory {
@@ -306,6 +367,27 @@ impl LinkDirectory {
         Ok(Some(link))
     }
 
+    /// Whether the kernel has let go of the cgroup, so that no link is attached any more. It does when the cgroup is removed and
+    /// the last socket of it, or of a cgroup that was below it, is gone (`cgroup_sk_alloc` and `cgroup_bpf_release`,
+    /// <https://github.com/torvalds/linux/blob/v6.12/kernel/bpf/cgroup.c#L305>).
+    ///
+    /// # Errors
+    ///
+    /// When a pin cannot be opened.
+    pub fn is_over(&self) -> Result<bool, PinError> {
+        for hook in ATTACH_ORDER {
+            let path = self.path.join(hook.name());
+            match CgroupLink::open(&path).and_then(|link| link.info()) {
+                Ok(info) if info.cgroup == self.cgroup => return Ok(false),
+                Ok(_) => {}
+                Err(error)
+                    if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) => {}
+                Err(error) => return Err(io_error("open", &path)(error)),
+            }
+        }
+        Ok(true)
+    }
+
     /// How many hooks' links are pinned here, of those with a program that `is_ours`.
     pub fn count(&self, is_ours: impl Fn(Hook, &CgroupLinkInfo) -> bool) -> usize {
         let ours = |hook| {
@@ -341,7 +423,7 @@ impl LinkDirectory {
 
     fn mark(&self, mark: &str) -> Result<(), PinError> {
         let path = self.path.join(mark);
-        fs::create_dir_all(&path).map_err(io_error("make", &path))
+        make_directory(&path).map_err(io_error("make", &path))
     }
 
     fn unmark(&self, mark: &str) -> Result<(), PinError> {

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     io,
     os::fd::{AsFd as _, BorrowedFd},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use aya::{
@@ -16,6 +16,7 @@ use opencode_egress_common::reason::Hook;
 use crate::{
     cgroups::Cgroup,
     kernel::{
+        holders::{self, Holder},
         hooks::ATTACH_ORDER,
         links::{CgroupLink, CgroupLinkInfo, attach_for_good},
     },
@@ -28,7 +29,18 @@ pub struct AttachError {
     hook: Hook,
     cgroup: PathBuf,
     #[source]
-    source: io::Error,
+    source: AttachCause,
+}
+
+/// What is behind that.
+#[derive(Debug, thiserror::Error)]
+enum AttachCause {
+    /// Somebody else's program.
+    #[error("{0}")]
+    Held(Holder),
+    /// What the system said.
+    #[error(transparent)]
+    System(#[from] io::Error),
 }
 
 /// Loaded programs; dropping it unloads those that no link holds.
@@ -55,18 +67,19 @@ impl Programs {
         self.ids.get(&hook) == Some(&link.program)
     }
 
-    /// Puts this load's program into a link that an earlier one made, so that a new build judges what runs already.
+    /// Puts this load's program into a link that an earlier one made, so that a new build judges what runs already. `cgroup` is
+    /// for the message.
     ///
     /// # Errors
     ///
     /// When the kernel refuses.
-    pub fn renew(&self, hook: Hook, link: &CgroupLink, cgroup: &Cgroup) -> Result<(), AttachError> {
+    pub fn renew(&self, hook: Hook, link: &CgroupLink, cgroup: &Path) -> Result<(), AttachError> {
         let renew = || match self.program(hook).map(Program::fd) {
             _ if self.is_in(hook, &link.info()?) => Ok(()),
             Some(Ok(program)) => link.update(program.as_fd()),
             _ => Err(io::Error::other("the program is not loaded")),
         };
-        renew().map_err(|source| AttachError { hook, cgroup: cgroup.path().to_owned(), source })
+        renew().map_err(|error| AttachError { hook, cgroup: cgroup.to_owned(), source: error.into() })
     }
 
     /// Attaches one hook to a cgroup. Children of the cgroup are judged too, whatever they attach.
@@ -93,7 +106,14 @@ impl Programs {
         cgroup: &Cgroup,
         attach: fn(BorrowedFd<'_>, BorrowedFd<'_>, Hook) -> io::Result<T>,
     ) -> Result<T, AttachError> {
-        let error = |source| AttachError { hook, cgroup: cgroup.path().to_owned(), source };
+        let error = |error: io::Error| {
+            let holder = match error.kind() {
+                io::ErrorKind::PermissionDenied => holders::find(hook, cgroup.path()),
+                _ => None,
+            };
+            let source = holder.map_or(AttachCause::System(error), AttachCause::Held);
+            AttachError { hook, cgroup: cgroup.path().to_owned(), source }
+        };
         let Some(Ok(program)) = self.program(hook).map(Program::fd) else {
             return Err(error(io::Error::other("the program is not loaded")));
         };

@@ -82,7 +82,9 @@ pub fn parse(path: &Path, text: &str) -> Result<PolicySet, ConfigError> {
     let file: File = serde_json::from_str(text).map_err(|error| {
         let (line, column, shown) = (error.line(), error.column(), error.to_string());
         let place = format!(" at line {line} column {column}");
-        invalid(line, column, shown.strip_suffix(&place).unwrap_or(&shown).to_owned())
+        let message = shown.strip_suffix(&place).unwrap_or(&shown);
+        let hint = if message == "invalid escape" { r"; JSON has `\\` for each `\` of a name" } else { "" };
+        invalid(line, column, format!("{message}{hint}"))
     })?;
     build(file).map_err(|Misplaced { at, message }| {
         let before = at.and_then(|at| text.get(..at.checked_sub(text.as_ptr().addr())?)).unwrap_or("");
@@ -103,7 +105,10 @@ fn build(file: File) -> Result<PolicySet, Misplaced> {
     let mut taken = Taken::default();
     for (key, form) in file.instances.0 {
         let name: InstanceName = key.parse()?;
-        let policy = instance(&name, form, &key, &mut taken)?;
+        let policy = instance(&name, form, &key, &mut taken);
+        // What has escapes in it is found in its instance.
+        let policy =
+            policy.map_err(|Misplaced { at, message }| Misplaced { at: at.or(key.wrong("").at), message })?;
         if instances.insert(name, policy).is_some() {
             return Err(key.wrong(format!("instance `{}` is there twice; merge the two", key.value)));
         }

@@ -157,6 +157,7 @@ mod tests {
             links,
             hooks: 10,
             late,
+            users: vec![],
         }
     }
 
@@ -191,6 +192,9 @@ mod tests {
             removed: false,
             detached: false,
             lost_lately: false,
+            outlived: 0,
+            outlived_denials: 0,
+            failed_attach: None,
         };
         Status {
             version: "1.2.3".into(),

@@ -49,10 +49,27 @@ pub struct InstanceStatus {
     pub detached: bool,
     /// Denials found no room in the ring buffer within the last hour, or perhaps while no daemon ran.
     pub lost_lately: bool,
+    /// Its cgroups of earlier starts that are gone and of which sockets are still open. They stay confined.
+    pub outlived: usize,
+    /// What was denied to such sockets, since the daemon knows of them.
+    pub outlived_denials: u64,
+    /// The last start that `attach` did not let go on; `None` once one did.
+    pub failed_attach: Option<FailedAttach>,
     /// What passed and what did not.
     pub counters: CountersStatus,
     /// The last denied flow.
     pub last_denial: Option<LoggedDenial>,
+}
+
+/// A start that `attach` did not let go on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailedAttach {
+    /// When; seconds since 1970.
+    pub time: u64,
+    /// The unit, or where the process was.
+    pub unit: String,
+    /// Why.
+    pub why: String,
 }
 
 /// What the daemon says of one unit.
@@ -70,6 +87,8 @@ pub struct UnitStatus {
     pub hooks: usize,
     /// It was running before it was confined, so what it did until then was not judged.
     pub late: bool,
+    /// The users in whose own systemd (`systemctl --user`) a unit of this name runs, confined by nobody.
+    pub users: Vec<u32>,
 }
 
 /// Counters, since the instance's first policy.

@@ -7,8 +7,8 @@ use anstyle::{AnsiColor, Style};
 
 use crate::report::{
     denial::DenialLine,
-    human::{ago, bytes, count},
-    status::{InstanceStatus, Status, UnitStatus},
+    human::{ago, bytes, count, local_time},
+    status::{FailedAttach, InstanceStatus, Status, UnitStatus},
 };
 
 /// How much something matters, the most first.
@@ -103,6 +103,24 @@ impl InstanceStatus {
                 add(Severity::Look, format!("{unit} was running before it was confined; restart it"));
             }
         }
+        for UnitStatus { unit, users, .. } in &self.units {
+            for user in users {
+                let what = "which nothing confines; make it a system unit with User=";
+                add(Severity::Look, format!("a {unit} runs in user {user}'s own systemd, {what}"));
+            }
+        }
+        if let Some(FailedAttach { time, unit, why }) = &self.failed_attach {
+            add(
+                Severity::Look,
+                format!("the last `attach` of {unit} failed, at {}: {why}", local_time(*time)),
+            );
+        }
+        if self.outlived_denials > 0 {
+            let denials = count(self.outlived_denials);
+            let remedy = "`ss -tuanpe` shows who has them, with `cgroup:unreachable`";
+            let text = format!("{denials} denials came from sockets of earlier starts; {remedy}");
+            add(Severity::Look, text);
+        }
         if self.mode == "audit" {
             add(Severity::Open, "mode audit: what the policy denies is told, and passes".to_owned());
         }
@@ -164,6 +182,14 @@ pub fn text(status: &Status, now: u64) -> String {
         let cells: Vec<_> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
         line(&mut text, &paint(cells.join("  ").trim_end(), style));
     }
+    for (name, InstanceStatus { outlived, .. }) in instances.iter().filter(|(_, status)| status.outlived > 0)
+    {
+        let starts = if *outlived == 1 { "start" } else { "starts" };
+        line(
+            &mut text,
+            &format!("{name}: sockets of {outlived} earlier {starts} are open; they stay confined"),
+        );
+    }
     text
 }
 
@@ -195,6 +221,7 @@ pub(crate) mod tests {
             links,
             hooks: 10,
             late: false,
+            users: vec![],
         }
     }
 
@@ -215,6 +242,9 @@ pub(crate) mod tests {
             removed: false,
             detached: false,
             lost_lately: false,
+            outlived: 0,
+            outlived_denials: 0,
+            failed_attach: None,
             counters,
             last_denial: None,
         }
@@ -304,6 +334,39 @@ f         enforce  1/1 confined             10/10  2    5      12.3k (5.0 MB)  3
 g         enforce  2/2 confined             20/20  2    5      12.3k (5.0 MB)  3       2       0     -
 ";
         assert_eq!(plain, expect);
+    }
+
+    #[test]
+    fn what_outlived_its_unit_needs_attention_when_something_is_denied_to_it() {
+        let mut status = status();
+        status.reload_error = None;
+        status.instances.retain(|name, _| name == "a");
+        let a = status.instances.get_mut("a").expect("a");
+        a.outlived = 2;
+        let quiet = text(&status, 1000);
+        assert!(quiet.contains("\nnothing needs attention\n"), "{quiet}");
+        assert!(quiet.ends_with("a: sockets of 2 earlier starts are open; they stay confined\n"), "{quiet}");
+        status.instances.get_mut("a").expect("a").outlived_denials = 3;
+        let loud = text(&status, 1000);
+        assert!(loud.contains("! a: 3 denials came from sockets of earlier starts"), "{loud}");
+    }
+
+    #[test]
+    fn a_start_that_failed_needs_attention() {
+        let mut status = status();
+        status.reload_error = None;
+        status.instances.retain(|name, _| name == "a");
+        let a = status.instances.get_mut("a").expect("a");
+        let why = "the kernel refuses".to_owned();
+        a.failed_attach = Some(FailedAttach { time: 990, unit: "a.service".to_owned(), why });
+        a.units[1].users = vec![1000];
+        let text = text(&status, 1000);
+        assert!(
+            text.contains("! a: a a-setup.service runs in user 1000's own systemd, which nothing"),
+            "{text}"
+        );
+        assert!(text.contains("! a: the last `attach` of a.service failed, at 19"), "{text}");
+        assert!(text.contains(": the kernel refuses"), "{text}");
     }
 
     #[test]

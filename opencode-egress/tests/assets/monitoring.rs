@@ -35,6 +35,7 @@ fn everything() -> String {
             links: 10,
             hooks: 10,
             late: false,
+            users: vec![],
         }],
         counters: CountersStatus {
             denied_by_reason: by_reason.clone(),
@@ -45,6 +46,9 @@ fn everything() -> String {
         removed: false,
         detached: false,
         lost_lately: false,
+        outlived: 0,
+        outlived_denials: 0,
+        failed_attach: None,
     };
     let status = Status {
         version: "0.1.0".into(),

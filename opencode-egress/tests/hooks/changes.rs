@@ -15,10 +15,9 @@ use opencode_egress::{
     policy::{Policy, RuleProtocol, compile::compile},
 };
 use opencode_egress_common::reason::DropReason;
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
-use tempfile::TempDir;
 
 use crate::{
+    bpffs::Bpffs,
     network::{ALLOWED, ALLOWED6, DENIED, DENIED6, PORT},
     probe::{Outcome, unhurried},
     raw::ping,
@@ -222,28 +221,11 @@ fn a_new_build_takes_the_links_of_an_old_one() {
         let link = old.programs.attach(hook, cgroup).expect("a link");
         let attached = || link.info().expect("what the kernel says of the link").program;
         let before = attached();
-        new.programs.renew(hook, &link, cgroup).expect("the kernel takes another program");
+        new.programs.renew(hook, &link, cgroup.path()).expect("the kernel takes another program");
         let program =
             new.programs.program(hook).expect("a program").info().expect("what the kernel says of it");
         assert_eq!(attached(), program.id(), "{hook:?}");
         assert_ne!(attached(), before, "{hook:?}");
-    }
-}
-
-/// A BPF file system that goes with the test.
-pub(crate) struct Bpffs(pub(crate) TempDir);
-
-impl Bpffs {
-    pub(crate) fn mounted() -> Self {
-        let directory = TempDir::new().expect("a directory");
-        mount("bpf", directory.path(), "bpf", MountFlags::empty(), None).expect("a BPF file system");
-        Self(directory)
-    }
-}
-
-impl Drop for Bpffs {
-    fn drop(&mut self) {
-        let _ = unmount(self.0.path(), UnmountFlags::DETACH);
     }
 }
 

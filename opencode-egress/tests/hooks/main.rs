@@ -7,16 +7,20 @@
 //! They need root, iproute2, nftables and tcpdump, and nothing they send leaves the namespaces.
 
 mod addresses;
+mod bpffs;
 mod changes;
 mod children;
 mod decision;
 mod ends;
 mod events;
 mod exec;
+mod holders;
 mod ipsec;
 mod joins;
 mod listeners;
 mod network;
+mod numbers;
+mod pins;
 mod probe;
 mod raw;
 mod routing;

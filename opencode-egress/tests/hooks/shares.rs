@@ -13,7 +13,7 @@ use opencode_egress_common::{
 };
 
 use crate::{
-    changes::Bpffs,
+    bpffs::Bpffs,
     network::{DENIED, DENIED6, FAR, PORT},
     probe::{Outcome, Probe},
     sys::send_to,

@@ -4,7 +4,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::{A, B, POLICY, Scenario, Tell, daemon_log, get, health_request, healthy, pinned, status};
+use super::{
+    A, B, POLICY, Scenario, Tell, daemon_log, get, health_request, healthy, pinned, places::COPY, status,
+};
 use crate::{
     endurance::Probes,
     machine::{Machine, wait},
@@ -131,7 +133,7 @@ fn second_daemon(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
         "/sys/fs/bpf/try",
     ])?;
     ensure!(said.contains("/run/opencode-egress/control.sock: another process listens there"), "{said}");
-    let kept = machine.read("/run/opencode-egress/last-applied.json")?;
+    let kept = machine.read(COPY)?;
     ensure!(kept == machine.read(POLICY)?, "what was applied last is now {kept}");
     ensure!(counted(machine, "a")?[0] == before, "it has changed the policy");
     ensure!(get(machine, A, "192.0.2.10/from-a")?.contains("reached"), "it has changed the policy");

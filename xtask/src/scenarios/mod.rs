@@ -9,8 +9,11 @@ mod load;
 mod logging;
 mod main_job;
 mod metrics;
+mod outlived;
+mod places;
 mod policy_file;
 mod refusals;
+mod starts;
 mod step;
 mod waiting;
 
@@ -30,6 +33,9 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Scenario> {
         metrics::METRICS,
         waiting::WAITING,
         logging::LOGGING,
+        outlived::OUTLIVED,
+        starts::STARTS,
+        places::PLACES,
     ];
     std::iter::once(MAIN_JOB).chain(others).chain([load::LOAD]).flatten()
 }

@@ -49,7 +49,7 @@ fn start_with_bad_file(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     machine.succeed(&["systemctl", "restart", "opencode-b"])?;
     // Without what was applied last there is nothing to go on with. Stopped and started: it is not kept for a restart alone.
     machine.succeed(&["systemctl", "stop", "opencode-egress"])?;
-    let kept = "/run/opencode-egress/last-applied.json";
+    let kept = super::places::COPY;
     machine.succeed(&["mv", kept, "/run/kept.json"])?;
     machine.fail(&["systemctl", "start", "opencode-egress"])?;
     ensure!(get(machine, A, "192.0.2.20/from-a")?.contains("refused"), "without a daemon this passes");

@@ -53,7 +53,7 @@ $busybox mount -t proc proc /proc
 $busybox mount -t sysfs sysfs /sys
 $busybox mount -t devtmpfs devtmpfs /dev
 $busybox mount -t cgroup2 cgroup2 /sys/fs/cgroup
-$busybox mount -t bpf bpf /sys/fs/bpf
+$busybox mount -t bpf -o mode=700 bpf /sys/fs/bpf
 $busybox mount -t tmpfs tmpfs /run
 modprobe -a veth sctp
 ip link set lo up

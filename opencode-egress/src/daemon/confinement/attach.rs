@@ -12,10 +12,14 @@ use crate::{
     kernel::{instance::InstanceIndex, loader::Loaded, pins::LinkDirectory},
     policy::{InstanceName, UnitName},
     report::{
-        human::error_chain,
+        human::{error_chain, now},
         journal::{DETACHED_ID, LINKS_RESTORED_ID},
+        status::FailedAttach,
     },
 };
+
+/// What is remembered of why a start failed, in characters.
+const LONGEST_REASON: usize = 2000;
 
 /// How many links a cgroup had, and how many were made for it.
 #[derive(Clone, Copy)]
@@ -119,7 +123,7 @@ impl Daemon {
         }
         // Last: an old program judges, a hook without a link does not.
         for (hook, link) in there {
-            self.loaded.programs.renew(hook, &link, cgroup)?;
+            self.loaded.programs.renew(hook, &link, cgroup.path())?;
         }
         self.confinement.confined.insert(cgroup.id());
         Ok(Confined { there: before, made: missing.len() })
@@ -144,12 +148,37 @@ impl Daemon {
     }
 
     /// Confines the unit of a process that says it belongs to `name`, and that hands over the socket diagnosis of its network
-    /// namespace.
+    /// namespace; and remembers for `status` when that fails.
     ///
     /// # Errors
     ///
-    /// When it does not, or the kernel refuses.
+    /// When it does not belong to it, or the kernel refuses.
     pub fn attach(
+        &mut self,
+        name: &str,
+        caller: Caller,
+        diagnosis: Option<OwnedFd>,
+    ) -> Result<(UnitName, u32), DaemonError> {
+        let who = caller.name();
+        let result = self.try_attach(name, caller, diagnosis);
+        if let Err(error) = &result {
+            self.remember_failure(name, who, &error_chain(error));
+        }
+        result
+    }
+
+    /// Remembers for `status` that the unit of a process was not confined, and so does not start.
+    pub fn remember_failure(&mut self, name: &str, unit: String, why: &str) {
+        // It is shown on terminals.
+        let shown = |c: char| if c.is_control() { ' ' } else { c };
+        let why = why.chars().take(LONGEST_REASON).map(shown).collect();
+        let instance = self.instances.iter_mut().find(|(known, _)| known.as_str() == name);
+        if let Some((_, instance)) = instance {
+            instance.failed_attach = Some(FailedAttach { time: now(), unit, why });
+        }
+    }
+
+    fn try_attach(
         &mut self,
         name: &str,
         caller: Caller,
@@ -176,9 +205,6 @@ impl Daemon {
         }
         let index = instance.index;
         let cgroup = self.confinement.hierarchy.open(&unit_path)?;
-        for links in self.confinement.pins.all_links()?.into_iter().filter(|links| links.unit == unit) {
-            self.remove_if_dead(&links, &services);
-        }
         self.confine(index, &unit, &cgroup)?;
         let links = self.confinement.pins.links(&unit, cgroup.id())?;
         links.unmark_late()?;
@@ -190,20 +216,22 @@ impl Daemon {
         if let Some(instance) = self.instances.get_mut(&name) {
             instance.unasked.remove(&unit);
             instance.detached = false;
+            instance.failed_attach = None;
         }
         info!("{unit} is confined, instance {name}, generation {generation}");
         Ok((unit, generation))
     }
 
     /// Takes the links of the units that an instance lists away. They come back when a unit starts or at a reload. A unit that
-    /// is not listed any more would not get them back, and nobody would see it: that is stopped instead.
+    /// is not listed any more would not get them back, and nobody would see it: that is stopped instead. Sockets of earlier
+    /// starts stay confined: who has them now is not known.
     ///
     /// # Errors
     ///
     /// When the file does not have the instance, or a pin cannot be removed.
     pub fn detach(&mut self, name: &str) -> Result<Vec<UnitName>, DaemonError> {
         let name = self.known(name)?;
-        let links = self.confinement.pins.all_links()?;
+        let (links, services) = (self.confinement.pins.all_links()?, self.confinement.hierarchy.services()?);
         let instance = self.instance(&name)?;
         if instance.policy.is_none() {
             return Err(self.unknown(name.as_str()));
@@ -215,6 +243,9 @@ impl Daemon {
         }
         let mut detached = vec![];
         for directory in links.into_iter().filter(|links| units.contains(&links.unit)) {
+            if self.is_gone(&directory, &services) {
+                continue;
+            }
             directory.remove()?;
             self.confinement.confined.remove(&directory.cgroup);
             self.confinement.let_go.insert(directory.cgroup);
@@ -228,19 +259,5 @@ impl Daemon {
             detached.push(directory.unit);
         }
         Ok(detached)
-    }
-
-    /// Removes the links of a cgroup that is none of those that the unit has. Not being able to look is no reason to let go.
-    pub(in crate::daemon) fn remove_if_dead(&mut self, links: &LinkDirectory, services: &Services) {
-        match self.confinement.hierarchy.open_all(services.get(&links.unit)) {
-            Ok(cgroups) if cgroups.iter().any(|cgroup| cgroup.id() == links.cgroup) => return,
-            Ok(_) => {}
-            Err(error) => return warn!("the links of {} stay: {}", links.unit, error_chain(&error)),
-        }
-        self.confinement.confined.remove(&links.cgroup);
-        self.confinement.let_go.remove(&links.cgroup);
-        if let Err(error) = links.remove() {
-            warn!("{}", error_chain(&error));
-        }
     }
 }

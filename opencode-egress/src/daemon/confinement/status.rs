@@ -28,7 +28,8 @@ impl Daemon {
                 let unlisted = instance.unlisted.contains(unit);
                 self.unit_status(unit, unlisted, &links, services.get(unit))
             });
-            let InstanceState { index, policy, entries, detached, recent, lost_at, .. } = instance;
+            let InstanceState { index, policy, entries, detached, recent, lost_at, failed_attach, .. } =
+                instance;
             let rules =
                 policy.as_ref().map(|policy| [policy.allow.len(), policy.deny.len(), policy.listen.len()]);
             let status = InstanceStatus {
@@ -40,6 +41,9 @@ impl Daemon {
                 removed: policy.is_none(),
                 detached: *detached,
                 lost_lately: lost_at.is_some_and(|at| at.elapsed() < NEWS),
+                outlived: self.all_outlived(name)?.len(),
+                outlived_denials: self.outlived_denials(name),
+                failed_attach: failed_attach.clone(),
                 counters: self.counters(*index)?,
                 last_denial: recent.back().cloned(),
             };
@@ -76,6 +80,7 @@ impl Daemon {
         let running = !populated.is_empty();
         let of =
             |cgroup: &Cgroup| links.iter().find(|links| links.unit == *unit && links.cgroup == cgroup.id());
+        let users = self.confinement.users_units.iter().filter(|(_, known)| known == unit);
         let judged = if running { populated } else { empty };
         let confined = judged.iter().map(|cgroup| of(cgroup).map_or(0, |links| self.ours(links)));
         UnitStatus {
@@ -85,6 +90,7 @@ impl Daemon {
             links: confined.min().unwrap_or(0),
             hooks: self.loaded.programs.hooks().count(),
             late: judged.iter().filter_map(of).any(LinkDirectory::is_late),
+            users: users.map(|(user, _)| *user).collect(),
         }
     }
 

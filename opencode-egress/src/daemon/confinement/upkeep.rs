@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tracing::{error, info, warn};
@@ -10,6 +10,7 @@ use tracing::{error, info, warn};
 use crate::{
     cgroups::{Cgroup, Services},
     daemon::{
+        confinement::outlived::remove_if_over,
         error::DaemonError,
         state::{Confinement, Daemon, InstanceState},
     },
@@ -24,9 +25,11 @@ use crate::{
 
 /// How soon after a unit's cgroup its `attach` comes. A unit that has not asked by then is reported.
 const TIME_TO_ASK: Duration = Duration::from_secs(5);
+/// How often users' own managers are looked at, at most.
+const USERS_PAUSE: Duration = Duration::from_secs(4);
 
 impl Daemon {
-    /// Confines the units that have a cgroup without all links, and removes the pins of cgroups that are gone. What
+    /// Confines the units that have a cgroup without all links, and removes the pins of what the kernel has let go of. What
     /// cannot be confined is logged and shown by `status`; the next call tries again.
     pub fn reconcile(&mut self) {
         // Watched first, so that what comes after the look rings the bell.
@@ -50,9 +53,7 @@ impl Daemon {
 
     fn look_after_units(&mut self) -> Result<(), DaemonError> {
         let services = self.confinement.hierarchy.services()?;
-        for links in self.confinement.pins.all_links()? {
-            self.remove_if_dead(&links, &services);
-        }
+        self.look_after_outlived(&services)?;
         self.find_unlisted()?;
         let instances = self.instances.iter().filter(|(_, instance)| !instance.detached);
         let units: Vec<_> = instances
@@ -65,11 +66,12 @@ impl Daemon {
             }
         }
         self.confinement.failing.retain(|unit, _| services.contains_key(unit));
+        self.find_users_units()?;
         self.forget_let_go(&services)?;
         if let Err(error) = self.replace_other_versions(&services) {
             warn!("what another version of opencode-egress pinned stays: {}", error_chain(&error));
         }
-        Ok(())
+        self.free_numbers()
     }
 
     /// Pins the maps again that somebody took off their pins: the next daemon would make others, and judge by those.
@@ -106,16 +108,9 @@ impl Daemon {
     }
 
     /// Finds the units that are confined and that no instance lists any more. They keep their instance, or what is left of it,
-    /// until they stop.
+    /// until they stop and their sockets are closed.
     pub(in crate::daemon) fn find_unlisted(&mut self) -> Result<(), DaemonError> {
-        let Self {
-            instances,
-            loaded,
-            numbers,
-            denials,
-            confinement: Confinement { pins, predecessors, .. },
-            ..
-        } = self;
+        let Self { instances, loaded, numbers, denials, confinement, .. } = self;
         let listed: BTreeSet<_> = instances.values().flat_map(InstanceState::listed).cloned().collect();
         let mut unlisted: BTreeMap<InstanceName, BTreeSet<UnitName>> = BTreeMap::new();
         let mut add = |name: Option<&InstanceName>, unit: UnitName| {
@@ -123,20 +118,30 @@ impl Daemon {
                 unlisted.entry(name.clone()).or_default().insert(unit);
             }
         };
-        for links in pins.all_links()? {
-            let index = loaded.maps.instance_of(links.cgroup);
-            add(index.and_then(|index| numbers.name_of(index)), links.unit);
+        for links in confinement.pins.all_links()? {
+            if !confinement.outlived.contains_key(&links.cgroup) {
+                let index = loaded.maps.instance_of(links.cgroup);
+                add(index.and_then(|index| numbers.name_of(index)), links.unit);
+            }
         }
         // Another version's links judge by its policies, which nobody takes out of force.
-        for predecessor in predecessors.iter() {
+        for predecessor in &confinement.predecessors {
             for links in predecessor.pins().all_links()? {
                 add(predecessor.name_of(links.cgroup), links.unit);
+            }
+        }
+        for name in confinement.outlived_instances() {
+            if !instances.contains_key(name) {
+                unlisted.entry(name.clone()).or_default();
             }
         }
         for (name, instance) in instances.iter_mut() {
             instance.unlisted = unlisted.remove(name).unwrap_or_default();
         }
-        instances.retain(|_, instance| instance.policy.is_some() || !instance.unlisted.is_empty());
+        let outlived: BTreeSet<_> = confinement.outlived_instances().collect();
+        instances.retain(|name, instance| {
+            instance.policy.is_some() || !instance.unlisted.is_empty() || outlived.contains(name)
+        });
         for (name, units) in unlisted {
             if let Some(index) = numbers.known().get(&name) {
                 let lines = denials.journal.counts(index.number());
@@ -161,8 +166,8 @@ impl Daemon {
                 if new.is_some_and(|new| self.ours(new) == self.loaded.programs.hooks().count()) {
                     info!("{}: the links of another version are replaced", links.unit);
                     links.remove()?;
-                } else {
-                    self.remove_if_dead(&links, services);
+                } else if self.is_gone(&links, services) {
+                    remove_if_over(&links);
                 }
             }
             version.remove_if_unused()?;
@@ -173,6 +178,24 @@ impl Daemon {
     /// How many hooks' links of a cgroup have this daemon's programs.
     pub(in crate::daemon) fn ours(&self, links: &LinkDirectory) -> usize {
         links.count(|hook, info| self.loaded.programs.is_in(hook, info))
+    }
+
+    /// Finds the units of users' own managers that have a listed unit's name: whoever started one may think that it is confined.
+    fn find_users_units(&mut self) -> Result<(), DaemonError> {
+        let Self { instances, confinement, .. } = self;
+        if confinement.users_looked.is_some_and(|at| at.elapsed() < USERS_PAUSE) {
+            return Ok(());
+        }
+        confinement.users_looked = Some(Instant::now());
+        let listed: Vec<_> = instances.values().flat_map(InstanceState::listed).collect();
+        let found: BTreeSet<_> = confinement.hierarchy.users_services(&listed)?.into_iter().collect();
+        for (user, unit) in found.difference(&confinement.users_units) {
+            warn!(
+                "a {unit} runs in user {user}'s own systemd (systemctl --user), and nothing confines it: only system units can be. Make it one, with User="
+            );
+        }
+        confinement.users_units = found;
+        Ok(())
     }
 
     fn follow(&mut self) -> Result<(), DaemonError> {

@@ -167,6 +167,17 @@ impl Daemon {
             // Also cgroups that are gone: their sockets may not be.
             let linked = links.iter().map(|links| links.cgroup).filter(|cgroup| of_instance(*cgroup));
             let mut ids: Vec<u64> = linked.chain(self.connections.children_of(instance.index)).collect();
+            // By predecessors' links, too, which may deny everything by now.
+            match (self.all_outlived(name), self.retired_cgroups(name)) {
+                (Ok(outlived), Ok(retired)) => {
+                    ids.extend(outlived.iter().filter(|cgroup| !retired.contains(cgroup)));
+                    let all_denied = Rc::new(Judge(None));
+                    judged.extend(retired.into_iter().map(|cgroup| (cgroup, Rc::clone(&all_denied))));
+                }
+                (Err(error), _) | (_, Err(error)) => {
+                    not_reset.push(format!("{name}: what outlived its units: {}", error_chain(&error)));
+                }
+            }
             for unit in instance.units() {
                 match self.confinement.hierarchy.open_all(services.get(unit)) {
                     Ok(cgroups) => ids.extend(cgroups.iter().flat_map(|cgroup| cgroup.ids())),

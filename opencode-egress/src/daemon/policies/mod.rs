@@ -8,11 +8,14 @@ use std::{collections::HashMap, fs, io, path::PathBuf};
 
 use tracing::{error, info, warn};
 
-pub(in crate::daemon) use self::read::{Prepared, ReloadTask, read_or_last};
+pub(in crate::daemon) use self::{
+    changes::InstancePolicies,
+    read::{Prepared, ReloadTask, read_or_last},
+};
 use crate::{
     daemon::{
         error::DaemonError,
-        policies::read::{ChangedPolicy, InstancePolicies},
+        policies::read::ChangedPolicy,
         state::{Daemon, InstanceState},
     },
     policy::InstanceName,
@@ -78,10 +81,12 @@ impl Daemon {
     /// Puts what was prepared in force. Returns what is open and denied now, and was not reset, a line each.
     pub(in crate::daemon) fn apply(&mut self, prepared: Prepared) -> Result<Vec<String>, DaemonError> {
         let Prepared { log, policies, changed, copy } = prepared;
+        let first = self.policies.applied == 0;
         let (mut put_in_force, mut judged, mut other_mode, mut new) = (vec![], vec![], vec![], vec![]);
         let mut entries = HashMap::new();
+        self.claim_numbers(&policies)?;
         for (name, ChangedPolicy { loaded, entries: count }) in changed {
-            let index = self.numbers.claim(&name)?;
+            let Some(index) = self.numbers.known().get(&name).copied() else { continue };
             match self.instances.get(&name) {
                 Some(instance) if instance.mode() != policies[&name].mode => other_mode.push(index),
                 Some(_) => {}
@@ -99,6 +104,8 @@ impl Daemon {
         other_mode.iter().for_each(|index| self.end_folds(*index));
         if let Err(error) = self.loaded.maps.put_in_force(put_in_force) {
             let _ = self.loaded.maps.set_limits(&self.policies.log);
+            // Those that were new with this file; the next look tries again.
+            let _ = self.free_numbers();
             return Err(error.into());
         }
         // They are in force. Nothing from here on makes that untrue.
@@ -125,6 +132,9 @@ impl Daemon {
         self.keep(copy);
         self.reconcile();
         // After it, so that a unit whose instance has another name now is never without a policy.
+        if !first {
+            self.retire_predecessors(|name| !policies.contains_key(name) || judged.contains(name));
+        }
         judged.extend(self.retire_others(&policies));
         Ok(self.reset_denied(&judged.iter().collect::<Vec<_>>()))
     }

@@ -5,7 +5,7 @@ use std::{
     collections::BTreeMap,
     fs::{self, OpenOptions},
     io::{self, Write as _},
-    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -13,7 +13,7 @@ use std::{
 pub(in crate::daemon) use super::changes::InstancePolicies;
 use super::changes::changes;
 use crate::{
-    daemon::error::DaemonError,
+    daemon::{error::DaemonError, last_applied::is_own},
     kernel::maps::LoadedPolicy,
     policy::{
         InstanceName, LogLimits,
@@ -61,9 +61,7 @@ pub(in crate::daemon) fn read_or_last(
         Ok(read) => return Ok((read, None)),
         Err(error) => error,
     };
-    // Nobody else's word is a policy.
-    let own = |metadata: fs::Metadata| metadata.uid() == rustix::process::geteuid().as_raw();
-    if !fs::symlink_metadata(last_applied).is_ok_and(own) {
+    if !is_own(last_applied) {
         return Err(error);
     }
     // The error to tell is the file's.

@@ -139,7 +139,7 @@ impl Server {
         if caller.uid != 0 {
             return Some(format!("only root may ask; you are user {}", caller.uid));
         }
-        if matches!(request, Request::Attach { .. }) {
+        if matches!(request, Request::Attach { .. } | Request::AttachFailed { .. }) {
             return None;
         }
         if let Err(error) = &caller.cgroup {
@@ -156,6 +156,10 @@ impl Server {
             Request::Attach { instance } => {
                 let attached = self.daemon.borrow_mut().attach(&instance, caller, descriptor);
                 attached.map(|(unit, generation)| Reply::Attached { unit: unit.to_string(), generation })
+            }
+            Request::AttachFailed { instance, why } => {
+                self.daemon.borrow_mut().remember_failure(&instance, caller.name(), &why);
+                Ok(Reply::End)
             }
             Request::Status => self.daemon.borrow().status().map(|status| Reply::Status(Box::new(status))),
             Request::Explain { instance, destination } => {

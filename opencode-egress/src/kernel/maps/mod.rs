@@ -5,7 +5,7 @@ mod seen;
 mod words;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     os::fd::{AsFd as _, OwnedFd},
     sync::Arc,
 };
@@ -22,8 +22,8 @@ use opencode_egress_common::{
     decide::Rules,
 };
 
-pub(crate) use self::words::{TakenKind, TakenWords};
-use self::{seen::Seen, words::CurrentWords};
+use self::seen::Seen;
+pub(crate) use self::words::{CurrentWords, TakenKind, TakenWords};
 use crate::{
     kernel::{
         instance::InstanceIndex,
@@ -229,9 +229,34 @@ impl Maps {
         let allowed = PerCpuValues::try_from(first.take(before.len()).collect::<Vec<_>>());
         let allowed = allowed.map_err(|error| write()(error.into()))?;
         self.allowed.set(index, allowed, 0).map_err(write())?;
+        // Nothing of it waits here, whatever did of an instance that had the number before.
+        let denied = Denied {
+            events: self.taken.get(instance, TakenKind::Event),
+            remembered: self.taken.get(instance, TakenKind::Forgotten),
+            resets: self.taken.get(instance, TakenKind::Reset),
+            ..counters.denied
+        };
         let write = MapsError::operation("write to", "DENIED");
-        self.denied.set(index, counters.denied, 0).map_err(write)?;
+        self.denied.set(index, denied, 0).map_err(write)?;
         self.current.store(instance, Current::new(generation, 0));
+        Ok(())
+    }
+
+    /// Forgets what these instances sent and were denied, so that their numbers can be others'. They have no policy and no
+    /// cgroup, so nobody counts. Their generations stay: the next ones' go on from there, and repeat none that a verdict is
+    /// remembered with.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn forget(&mut self, instances: &BTreeSet<InstanceIndex>) -> Result<(), MapsError> {
+        for index in instances {
+            let remembered = self.counters(*index)?.denied.remembered;
+            if remembered != self.taken.get(*index, TakenKind::Forgotten) {
+                self.seen.forget(*index, &self.taken)?;
+            }
+            self.carry_over(*index, self.current(*index).generation(), &Counters::default())?;
+        }
         Ok(())
     }
 
@@ -351,6 +376,11 @@ impl Maps {
     /// The instance that a cgroup's storage names. `None`: it has no storage, for no link was ever made to it.
     pub fn instance_of(&self, cgroup: u64) -> Option<InstanceIndex> {
         self.scopes.get(&cgroup, 0).ok().and_then(|scope| InstanceIndex::new(scope.instance))
+    }
+
+    /// How often something was denied to a cgroup; see [`ConfinedCgroup::denials`].
+    pub fn denials_of(&self, cgroup: u64) -> u32 {
+        self.scopes.get(&cgroup, 0).map_or(0, |scope| scope.denials)
     }
 
     /// Writes into a cgroup's storage which instance it belongs to. The storage must be there: the first link makes it.

@@ -65,18 +65,18 @@ impl Drop for MappedWords {
 }
 
 /// The map CURRENT: which policy is in force for each instance.
-pub(super) struct CurrentWords(MappedWords);
+pub(crate) struct CurrentWords(MappedWords);
 
 impl CurrentWords {
-    pub(super) fn map(map: Map) -> Result<Self, MapsError> {
+    pub(crate) fn map(map: Map) -> Result<Self, MapsError> {
         Ok(Self(MappedWords::map(map, "CURRENT", 1)?))
     }
 
-    pub(super) fn load(&self, instance: InstanceIndex) -> Current {
+    pub(crate) fn load(&self, instance: InstanceIndex) -> Current {
         Current(self.0.word(instance.number(), 0).load(Ordering::Acquire))
     }
 
-    pub(super) fn store(&self, instance: InstanceIndex, current: Current) {
+    pub(crate) fn store(&self, instance: InstanceIndex, current: Current) {
         self.0.word(instance.number(), 0).store(current.0, Ordering::Release);
     }
 }

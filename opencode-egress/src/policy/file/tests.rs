@@ -61,7 +61,7 @@ fn errors_have_a_place_and_a_remedy() {
     check("-setup.service", ".service", "p.json:5:48: unit `opencode-my-project.service` is listed already");
     check("\"burst\": 20", "\"burst\": -1", "p.json:2:43: -1 is out of range");
     check("\"version\": 1", "\"version\": 2", "p.json:1:14: version 2 is not known");
-    check("10.10.9.0", "10.10.9\\u002e0", "p.json:8:34: `10.10.9.0/24` is written with escapes");
+    check("10.10.9.0", "10.10.9\\u002e1", "p.json:4:5: `10.10.9.1/24` has host bits set");
     check("] } } }", "] } }", "p.json:9:77: EOF while parsing an object");
 }
 
@@ -109,6 +109,21 @@ fn listeners_of_two_instances_do_not_overlap() {
     assert!(!with(&at("0.0.0.0", 8787), &at("127.0.0.1", 8788)).contains("overlaps"));
     let own = format!("{},{}", at("127.0.0.1", 8787), at("0.0.0.0", 8787));
     assert!(!with(&own, &at("127.0.0.1", 8788)).contains("overlaps"));
+}
+
+/// systemd writes a `-` in a name that is not a separator as `\x2d`, and JSON a `\` as `\\`.
+#[test]
+fn a_units_name_may_have_systemds_escapes() {
+    let text = GOOD.replacen("opencode-my-project.service", r"opencode-my\\x2dproject.service", 1);
+    let set = parse(Path::new("p.json"), &text).expect("a good file");
+    let policy = &set.instances[&"my-project".parse().expect("a name")];
+    assert_eq!(policy.units[0].as_str(), r"opencode-my\x2dproject.service");
+    let single = GOOD.replacen("opencode-my-project.service", r"opencode-my\x2dproject.service", 1);
+    let said = shown(&single);
+    assert!(
+        said.starts_with("p.json:5:") && said.ends_with(r"JSON has `\\` for each `\` of a name"),
+        "{said}"
+    );
 }
 
 #[test]
