@@ -7,9 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{
-    DaemonError, confinement::outlived::Outlived, connections::places::Connections, fold, predecessor,
-};
+use super::{DaemonError, confinement::gone::Outlived, connections::places::Connections, fold, predecessor};
 use crate::{
     cgroups::{Hierarchy, watch},
     kernel::{

@@ -394,7 +394,7 @@ to connect there, which reaches 127.0.0.1:5173/tcp: allowed
         assert_eq!(
             shown(&policy, "127.0.0.1:5173"),
             "127.0.0.1:5173/tcp: allowed
-  listen 127.0.0.1:5173: the instance's own listener is no egress
+  listen 127.0.0.1:5173: the instance's own listener is no egress, as long as its own socket listens there
 to bind there: allowed, it is listed under `listen`"
         );
         let elsewhere = shown(&policy, "192.0.2.1:5173");

@@ -1,7 +1,8 @@
 //! What is confined: when a unit asks, when it did not, and what is left of it.
 
 mod attach;
+pub(in crate::daemon) mod gone;
 mod numbers;
-pub(in crate::daemon) mod outlived;
+mod outlived;
 mod status;
 mod upkeep;

@@ -11,6 +11,7 @@ use tracing::warn;
 use crate::{
     cgroups::Services,
     daemon::{
+        confinement::gone::Outlived,
         error::DaemonError,
         state::{Confinement, Daemon},
     },
@@ -21,15 +22,6 @@ use crate::{
 
 /// How many of them are looked at in a turn: however many there are, a turn takes some milliseconds.
 const LOOKS: usize = 1024;
-
-/// A cgroup that is gone and of which there were sockets at the last look.
-pub(in crate::daemon) struct Outlived {
-    links: LinkDirectory,
-    /// By whose policy they are judged. `None`: the maps that say so are gone, and the links judge by them all the same.
-    instance: Option<InstanceName>,
-    /// Denials of the cgroup when it was found to be gone.
-    denials: u32,
-}
 
 impl Daemon {
     /// Removes the links of the cgroups that the kernel has let go of. Not being able to look is no reason to let go.

@@ -41,14 +41,14 @@ pub(super) struct Misplaced {
 /// A string of the source, with where it stands.
 pub(super) struct Text {
     pub(super) value: String,
-    /// Address of its first byte, inside the quotes.
-    pub(super) at: usize,
+    /// Address of its first byte, inside the quotes. `None`: it has escapes in it, so that it was copied.
+    pub(super) at: Option<usize>,
 }
 
 impl Text {
     pub(super) fn wrong(&self, message: impl fmt::Display) -> Misplaced {
         // The quote before it.
-        Misplaced { at: Some(self.at - 1), message: message.to_string() }
+        Misplaced { at: self.at.map(|at| at - 1), message: message.to_string() }
     }
 
     pub(super) fn parse<T: FromStr<Err = Invalid>>(&self) -> Result<T, Misplaced> {
@@ -66,11 +66,11 @@ impl<'de> Visitor<'de> for TextVisitor {
     }
 
     fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Text, E> {
-        Ok(Text { value: text.to_owned(), at: text.as_ptr().addr() })
+        Ok(Text { value: text.to_owned(), at: Some(text.as_ptr().addr()) })
     }
 
-    fn visit_str<E: de::Error>(self, text: &str) -> Result<Text, E> {
-        Err(E::custom(format!("`{text}` is written with escapes; write it without")))
+    fn visit_str<E>(self, text: &str) -> Result<Text, E> {
+        Ok(Text { value: text.to_owned(), at: None })
     }
 }
 
