@@ -69,16 +69,15 @@ pub(crate) fn setsockopt(ctx: SockoptContext) -> i32 {
     let sockopt = ctx.sockopt;
     // SAFETY: the kernel's context, valid while the program runs.
     let (level, name, len) = unsafe { ((*sockopt).level, (*sockopt).optname, (*sockopt).optlen) };
-    let (reason, flow) = match (level, name) {
-        (SOL_IP, IP_HDRINCL) | (SOL_IPV6 | SOL_RAW, IPV6_HDRINCL) => (DropReason::HeaderIncluded, None),
+    let reason = match (level, name) {
+        (SOL_IP, IP_HDRINCL) | (SOL_IPV6 | SOL_RAW, IPV6_HDRINCL) => DropReason::HeaderIncluded,
         // An empty value clears the option.
         (SOL_IP, IP_OPTIONS) | (SOL_IPV6, IPV6_RTHDR | IPV6_2292PKTOPTIONS | IPV6_NEXTHOP) if len > 0 => {
-            (DropReason::RoutingOption, None)
+            DropReason::RoutingOption
         }
-        (SOL_IP | SOL_IPV6, _) if is_membership(level, name) => match join(sockopt) {
-            Some((flow, reason)) => (reason, flow),
-            None => return 1,
-        },
+        // The program sees a copy of a shorter value, and that is what the kernel takes.
+        _ if is_membership(level, name) && len > PAGE => DropReason::UnreadableHeader,
+        _ if is_membership(level, name) => return join(sockopt),
         _ => {
             // The kernel shows at most a page of a longer value, and takes the original only when it
             // is told so. https://docs.kernel.org/bpf/prog_cgroup_sockopt.html
@@ -91,9 +90,13 @@ pub(crate) fn setsockopt(ctx: SockoptContext) -> i32 {
     };
     // SAFETY: the kernel's context, valid while the program runs; it is a full socket in this hook.
     let Some(sk) = FullSk::new(unsafe { (*sockopt).__bindgen_anon_1.sk }) else { return 0 };
-    let flow = flow.unwrap_or(of_socket(sk));
-    let denial = Denial { hook: Hook::Setsockopt, reason, flow: &flow, bytes: None };
-    i32::from(denied(&Instance::get(), &denial, &Setsockopt))
+    refuse(&Instance::get(), reason, &of_socket(sk))
+}
+
+#[inline(always)]
+fn refuse(instance: &Instance, reason: DropReason, flow: &Flow) -> i32 {
+    let denial = Denial { hook: Hook::Setsockopt, reason, flow, bytes: None };
+    i32::from(denied(instance, &denial, &Setsockopt))
 }
 
 /// The least size of a page: more of an option's value is not shown.
@@ -105,7 +108,7 @@ const PAGE: i32 = 4096;
 fn is_membership(level: i32, name: i32) -> bool {
     match (level, name) {
         (
-            _,
+            SOL_IP | SOL_IPV6,
             MCAST_JOIN_GROUP
             | MCAST_BLOCK_SOURCE
             | MCAST_UNBLOCK_SOURCE
@@ -121,30 +124,26 @@ fn is_membership(level: i32, name: i32) -> bool {
     }
 }
 
-/// Judges a membership as a flow of UDP to its group. Returns why it is refused, and the flow where it could be read.
+/// Judges a membership as a flow of UDP to its group. What is too short to have one is refused by the kernel itself.
 #[inline(always)]
-fn join(sockopt: *mut bpf_sockopt) -> Option<(Option<Flow>, DropReason)> {
+fn join(sockopt: *mut bpf_sockopt) -> i32 {
     // SAFETY: the kernel's context, valid while the program runs.
-    let (level, name, len) = unsafe { ((*sockopt).level, (*sockopt).optname, (*sockopt).optlen) };
-    // The program sees a copy of a shorter value, and that is what the kernel takes.
-    if len > PAGE {
-        return Some((None, DropReason::UnreadableHeader));
-    }
-    let instance = Instance::get();
-    let judge = |group: Option<Address>| {
-        let flow = Flow { address: group?, protocol: Protocol::UDP, port: 0 };
-        match instance.judge_some_port(&flow) {
-            Verdict::Allow => None,
-            Verdict::Deny(reason) => Some((Some(flow), reason)),
-        }
-    };
+    let (level, name) = unsafe { ((*sockopt).level, (*sockopt).optname) };
     // `struct group_req` and its like have a sockaddr of the group at offset 8, the others the group's address first. (To a
     // 32-bit caller the offset is 4, but the kernel asks no program about those.)
-    match (level, name >= MCAST_JOIN_GROUP) {
-        (SOL_IP, true) => judge(value::<12, 1>(sockopt).map(|[word]| Address::v4(word))),
-        (SOL_IP, false) => judge(value::<0, 1>(sockopt).map(|[word]| Address::v4(word))),
-        (_, true) => judge(value::<16, 4>(sockopt).map(Address::v6)),
-        (_, false) => judge(value::<0, 4>(sockopt).map(Address::v6)),
+    let (behind, v4) = (name >= MCAST_JOIN_GROUP, level == SOL_IP);
+    let group = match (v4, behind) {
+        (true, true) => value::<12, 1>(sockopt).map(|[word]| Address::v4(word)),
+        (true, false) => value::<0, 1>(sockopt).map(|[word]| Address::v4(word)),
+        (false, true) => value::<16, 4>(sockopt).map(Address::v6),
+        (false, false) => value::<0, 4>(sockopt).map(Address::v6),
+    };
+    let Some(address) = group else { return 1 };
+    let instance = Instance::get();
+    let flow = Flow { address, protocol: Protocol::UDP, port: 0 };
+    match instance.judge_some_port(&flow) {
+        Verdict::Allow => 1,
+        Verdict::Deny(reason) => refuse(&instance, reason, &flow),
     }
 }
 
