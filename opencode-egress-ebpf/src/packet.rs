@@ -313,7 +313,7 @@ impl Skb {
                     Origin::Plain
                 } else if !maps::sendmsg_judges() {
                     Origin::Unknown
-                } else if changed && sk.state() == TCP_ESTABLISHED {
+                } else if sk.state() == TCP_ESTABLISHED {
                     Origin::Flow(sk.peer(protocol))
                 } else {
                     Origin::Plain

@@ -97,7 +97,7 @@ pub struct Features {
     /// It tells a setsockopt program which process calls, which Linux 5.10 does not: what they refuse there is told without
     /// the process.
     pub setsockopt_knows_caller: bool,
-    /// It tells a packet's program which process runs, since about Linux 6.10.
+    /// It tells a packet's program which process runs. Linux 6.18 does, 6.12 does not.
     pub packet_knows_caller: bool,
 }
 
