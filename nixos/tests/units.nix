@@ -355,7 +355,26 @@ in
     "/srv/a"
     "/var/lib/opencode/instance-state/a"
   ];
-  "no keyrings" = is (elem "~@privileged @resources @keyring" (settings { }).SystemCallFilter) true;
+  "no keyrings, and no rings that make sockets" = is (elem "~@privileged @resources @keyring @aio" (settings { })
+    .SystemCallFilter
+  ) true;
+  "a filter of one's own brings no rings back, under isolation" =
+    let
+      filter = settings: (server (host.one (settings // { sandbox.extraConfig.SystemCallFilter = "@system-service"; })))
+        .serviceConfig.SystemCallFilter;
+    in
+    is
+      {
+        isolated = filter isolation;
+        open = filter { };
+      }
+      {
+        isolated = [
+          "@system-service"
+          "~@aio"
+        ];
+        open = "@system-service";
+      };
   "the root is empty and read-only" = is (settings { }).TemporaryFileSystem [
     "/:ro"
     "/run:ro"

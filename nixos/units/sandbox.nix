@@ -92,8 +92,9 @@ in
   SystemCallArchitectures = "native";
   SystemCallFilter = [
     "@system-service"
-    # A key outlives the unit, and whoever is told its number may be let read it: another instance, too.
-    "~@privileged @resources @keyring"
+    # A key outlives the unit, and whoever is told its number may be let read it: another instance, too. io_uring (in @aio) makes
+    # sockets, of every family, by no call that a filter sees, and the host has a limited number of asynchronous requests.
+    "~@privileged @resources @keyring @aio"
   ];
   # An error, as programs expect, and not the end of the process.
   SystemCallErrorNumber = "EPERM";
