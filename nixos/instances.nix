@@ -14,6 +14,7 @@ rec {
 
   serverUnit = name: "opencode-${name}";
   setupUnit = name: "opencode-${name}-setup";
+  pathsUnit = name: "opencode-${name}-paths";
 
   option = name: path: "services.opencode.instances.${name}.${path}";
 

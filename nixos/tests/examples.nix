@@ -38,6 +38,7 @@ in
       "/etc/systemd/system/nftables.service"
       "/etc/systemd/system/nftables.service.d/users.conf"
       "/etc/systemd/system/opencode-egress.service"
+      "/etc/systemd/system/opencode-my-project-paths.service"
       "/etc/systemd/system/opencode-my-project-setup.service"
       "/etc/systemd/system/opencode-my-project.service"
       "/etc/sysusers.d/opencode.conf"
@@ -47,6 +48,7 @@ in
       "/nix/store/nftables-save-deletions"
       "/nix/store/nftables/bin/nft"
       "/nix/store/opencode-my-project-files/opencode.json"
+      "/nix/store/opencode-my-project-paths"
       "/nix/store/opencode-my-project-setup"
     ];
   };
@@ -54,8 +56,8 @@ in
     got = rendered.one."/etc/systemd/system/multi-user.target.d/wants.conf";
     expected = "[Unit]\nWants=nftables.service opencode-egress.service opencode-my-project.service\n";
   };
-  "ten has two units each, the daemon and nftables" = {
+  "ten has three units each, the daemon and nftables" = {
     got = builtins.length (units "ten");
-    expected = 22;
+    expected = 32;
   };
 }

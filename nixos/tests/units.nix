@@ -55,6 +55,7 @@ in
       };
   "no daemon without isolation" = is (host.services (host.one { })) [
     "opencode-a"
+    "opencode-a-paths"
     "opencode-a-setup"
   ];
 
@@ -130,11 +131,13 @@ in
           requires = [
             "opencode-egress.service"
             "nftables.service"
+            "opencode-a-paths.service"
           ];
           after = [
             "network.target"
             "opencode-egress.service"
             "nftables.service"
+            "opencode-a-paths.service"
           ];
         };
       };

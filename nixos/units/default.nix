@@ -41,13 +41,19 @@ let
       setup = import ./setup.nix { inherit lib pkgs; } (arguments // { inherit hasTable; });
     in
     {
+      ${instances.pathsUnit name} = import ./paths.nix { inherit config lib pkgs; } {
+        inherit name instance;
+      };
       ${instances.setupUnit name} = setup;
       ${instances.serverUnit name} = import ./server.nix { inherit lib; } arguments // {
         # Changed scripts take effect when the system is switched.
         restartTriggers = setup.serviceConfig.ExecStart;
       };
     };
-  own = concatMapAttrs units instances.isolated;
+  # In what looks at the paths runs nothing of the instance's.
+  own = concatMapAttrs (
+    name: instance: removeAttrs (units name instance) [ (instances.pathsUnit name) ]
+  ) instances.isolated;
 in
 {
   config = lib.mkIf config.services.opencode.enable {

@@ -14,6 +14,9 @@ let
     "nftables.service"
   ];
 
+  # Before anything is mounted.
+  paths = "opencode-${name}-paths.service";
+
   script = what: text: pkgs.writeShellScript "opencode-${name}-${what}" text;
   hook = what: text: optional (text != null && text != "") (script what "set -eu\n${text}");
 
@@ -85,18 +88,10 @@ in
   description = "State of the opencode server, instance ${name}";
   # Both locks. Here it is Requires=: this unit is over when the server starts, so what becomes of them later does not stop it.
   # A daemon whose first start fails is waited for, by its RestartMode=.
-  requires = locks;
-  after = [ "network.target" ] ++ locks;
+  requires = locks ++ [ paths ];
+  after = [ "network.target" ] ++ locks ++ [ paths ];
 
-  inherit (common) environment path;
-  # systemd could only say that it cannot set up the mounts; so it says which of them is not there.
-  unitConfig = common.unitConfig // {
-    AssertPathIsDirectory = [ instance.directory ];
-    AssertPathExists =
-      instance.sandbox.readWritePaths
-      ++ instance.sandbox.readOnlyPaths
-      ++ instance.sandbox.unixSockets.allow;
-  };
+  inherit (common) environment path unitConfig;
 
   serviceConfig = common.serviceConfig // {
     # Not RemainAfterExit=: with it, restarting the daemon would stop this unit, and so the server.

@@ -103,14 +103,6 @@ with subtest("what another configuration has linked from the store is replaced, 
     assert "is kept" not in said, said
     machine.succeed(f"cmp {store}/skills/greeting/SKILL.md <(echo other)", f"rm {config}/agents/mine.md")
 
-with subtest("a server whose directory is not there does not start, and systemd says which"):
-    machine.succeed("mv /srv/a /srv/away")
-    rested()
-    machine.fail("systemctl start opencode-a")
-    shown = machine.execute(f"systemctl status {SETUP}")[1]
-    assert "AssertPathIsDirectory=/srv/a was not met" in shown, shown
-    machine.succeed("mv /srv/away /srv/a")
-
 with subtest("a server whose preInitScript fails does not start, and nothing is set up"):
     machine.succeed(f"touch {STATE}/fail-pre")
     refused("pre-init: told to fail")
