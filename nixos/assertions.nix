@@ -125,7 +125,7 @@ let
       suffix:
       problem (lib.hasSuffix suffix name && enabled ? ${lib.removeSuffix suffix name})
         "services.opencode.instances.${name}: its unit would be opencode-${name}.service, which instance `${lib.removeSuffix suffix name}` has. Call one of them something else."
-    ) [ "-paths" "-setup" ];
+    ) [ "-backup" "-paths" "-setup" ];
 
   configSet = instance: builtins.toJSON instance.config != builtins.toJSON emptyConfig;
   emptyConfig =

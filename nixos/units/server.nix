@@ -66,6 +66,8 @@ in
     // {
       Type = "exec";
       ExecStart = exec command;
+      # When the server has ended, what the agent has started ends at once, whether it listens to SIGTERM or not.
+      KillMode = "mixed";
       Restart = "always";
       RestartSec = 5;
       # When something that the agent started takes too much memory, that goes, and not the server.

@@ -6,6 +6,7 @@
   files,
   common,
   hasTable,
+  ...
 }:
 let
   inherit (lib) optional optionals;
@@ -33,26 +34,41 @@ let
     files=${lib.escapeShellArg files.at}
     config=$state/.config/opencode
 
-    # Links to what is declared no more.
-    if [ -d "$config" ]; then
-      find "$config" -type l -lname "$files/*" -xtype l -delete
-    fi
-
     # A link into the store is nobody's own file: another module or tool has made it of a configuration, which may be gone.
     replace() {
       for place; do
         target=$(readlink "$place") || continue
         case $target in
           ${builtins.storeDir}/*)
-            echo "$place was a link to $target, which this configuration did not make; it is replaced." >&2
-            rm "$place"
+            if rm "$place"; then
+              echo "$place was a link to $target, which this configuration did not make; it is replaced." >&2
+            fi
             ;;
         esac
       done
     }
 
-    replace "$state/.config" "$config"
-    mkdir -p "$config" "$state/.cache" "$state/.local/share/opencode" "$state/.local/state"
+    # A directory that is to be there, for the user to use: whatever is in its place, and cannot be used so, is set aside.
+    directory() {
+      replace "$1"
+      if [ -d "$1" ]; then
+        [ -r "$1" ] && [ -w "$1" ] && [ -x "$1" ] || chmod u+rwx "$1" 2>/dev/null && return
+      fi
+      if [ -e "$1" ] || [ -L "$1" ]; then
+        mv --backup=numbered --no-target-directory "$1" "$1.set-aside"
+        echo "$1 is no directory to write to, and is set aside as $1.set-aside" >&2
+      fi
+      mkdir "$1"
+    }
+    for needed in "" .config .config/opencode .cache .local .local/share .local/share/opencode .local/state; do
+      directory "$state/$needed"
+    done
+
+    # Links to what is declared no more.
+    if [ -d "$config" ]; then
+      # What the agent has closed it cannot look into.
+      find "$config" -type l -lname "$files/*" -xtype l -delete || true
+    fi
 
     link() {
       replace "$(dirname "$(dirname "$2")")" "$(dirname "$2")" "$2"

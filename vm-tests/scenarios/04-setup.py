@@ -25,10 +25,9 @@ def rested():
 def run_setup():
     """Runs the setup alone. Returns what it says."""
     rested()
-    before = machine.succeed(f"journalctl -u {SETUP} -o cat | wc -l")
+    before = len(printed("a", f"-u {SETUP}").splitlines())
     machine.execute(f"systemctl start {SETUP}")
-    machine.succeed("journalctl --sync")
-    return machine.succeed(f"journalctl -u {SETUP} -o cat | tail -n +{int(before) + 1}")
+    return "\n".join(printed("a", f"-u {SETUP}").splitlines()[before:])
 
 
 def refused(reason):
@@ -37,8 +36,7 @@ def refused(reason):
     machine.fail("systemctl start opencode-a")
     machine.require_unit_state(SETUP, "failed")
     machine.require_unit_state("opencode-a", "inactive")
-    machine.succeed("journalctl --sync")
-    said = machine.succeed(f"journalctl -u {SETUP} -o cat -n 12")
+    said = printed("a", f"-u {SETUP} -n 12")
     assert reason in said, said
     machine.fail("pgrep -u opencode-a")
 
@@ -113,7 +111,7 @@ with subtest("nor does one whose postInitScript fails, at the first command that
     machine.succeed(f"touch {STATE}/fail-post")
     refused("no-such-file: No such file or directory")
     machine.succeed(f"[ -L {STATE}/.config/opencode/opencode.json ]")
-    assert "post-init: done" not in machine.succeed(f"journalctl -u {SETUP} -o cat -n 4")
+    assert "post-init: done" not in printed("a", f"-u {SETUP} -n 4")
     machine.succeed(f"rm {STATE}/fail-post")
 
 with subtest("with hooks that succeed it starts, after them"):
