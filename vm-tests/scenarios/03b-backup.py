@@ -43,7 +43,7 @@ with subtest("settings that run commands are not read"):
     own(f"echo '.shell touch {MARKS}' > .sqliterc; mkdir -p .config/sqlite3; cp .sqliterc .config/sqlite3/sqliterc")
     own(f"for file in .bashrc .bash_profile .profile .tarrc; do echo 'touch {MARKS}' > $file; done")
     # They would run.
-    own(f"sqlite3 {DATA}/opencode.db 'select 1' < /dev/null || true; ls /srv/a/ran && rm -f {MARKS} 2>/dev/null; true")
+    own(f"sqlite3 {DATA}/opencode.db 'select 1' < /dev/null; ls /srv/a/ran /tmp/ran")
     machine.succeed(f"rm -f {MARKS}")
     names = backed_up()
     machine.fail(*(f"ls {mark}" for mark in MARKS.split()))
@@ -72,7 +72,7 @@ with subtest("a link in the place of the database, or of the directory around it
     own(f"rm {DATA}; mkdir {DATA}; ln -s /srv/victim {DATA}/opencode.db")
     assert "./.local/share/opencode/opencode.db" in backed_up()
     assert machine.succeed(f"tar -tvzf {ARCHIVE} | grep -- '-> /srv/victim'")
-    assert machine.succeed("cat /srv/victim; ls -A /srv").split() == ["root", "a", "b", "exchange", "reference", "victim"]
+    assert machine.succeed("cat /srv/victim").strip() == "root"
 
 with subtest("what is no database is taken as it is"):
     own(f"rm {DATA}/opencode.db; echo nonsense > {DATA}/opencode.db")
@@ -99,7 +99,7 @@ with subtest("while it is made there is no network, and the archive is out of it
     machine.wait_until_succeeds("[ $(cat /proc/$(systemctl show -P MainPID opencode-a-backup)/comm) = sleep ]")
     inside = "nsenter -t $(systemctl show -P MainPID opencode-a-backup) -m -n -- "
     user = "setpriv --reuid opencode-a --regid opencode-a --clear-groups "
-    machine.fail(f"{inside} ip -o link | grep -v 'lo:'", f"{inside} {user} ls {BACKUP}", f"{inside} ls /srv")
+    machine.fail(f"{inside} ip -o link show up | grep -v 'lo:'", f"{inside} {user} ls {BACKUP}", f"{inside} ls /srv")
     machine.succeed(f"{inside} ls {BACKUP}/a.tar.gz", f"{inside} {user} ls {STATE}")
     machine.succeed("systemctl stop opencode-a-backup")
     override("opencode-a-backup", "")

@@ -49,7 +49,8 @@ with subtest("the server's lines are there and not in the host's journal, which 
     assert "listening" not in printed("b", "-u opencode-a")
 
 with subtest("the agent reaches no socket of a journal"):
-    cannot("a", "ls /run/systemd/journal/socket", "logger -t opencode-b-blocked forged")
+    for path in ["/run/systemd/journal/socket", "/run/systemd/journal/stdout", "/dev/log"]:
+        cannot("a", f"ls {path}/", f"python3 -c 'import socket; socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).connect(\"{path}\")'")
     found = agent("a", "find /run -type s 2>/dev/null; true").strip()
     assert not found, found
 
