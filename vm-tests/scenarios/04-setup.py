@@ -101,6 +101,14 @@ with subtest("what another configuration has linked from the store is replaced, 
     assert "is kept" not in said, said
     machine.succeed(f"cmp {store}/skills/greeting/SKILL.md <(echo other)", f"rm {config}/agents/mine.md")
 
+with subtest("not where the agent has closed the directory, which is told of, and keeps no server from starting"):
+    machine.succeed(f"ln -sfn /nix/store/gone/reviewer.md {config}/agents/reviewer.md; chmod 500 {config}/agents")
+    said = run_setup()
+    assert machine.succeed(f"systemctl show -P Result {SETUP}").strip() == "success", said
+    assert f"{config}/agents/reviewer.md is kept as it is" in said and "is replaced" not in said, said
+    machine.succeed(f"chmod 700 {config}/agents")
+    assert f"{config}/agents/reviewer.md was a link to /nix/store/gone/reviewer.md" in run_setup()
+
 with subtest("a server whose preInitScript fails does not start, and nothing is set up"):
     machine.succeed(f"touch {STATE}/fail-pre")
     refused("pre-init: told to fail")
