@@ -68,6 +68,8 @@ in
       # A file that never ends, or a pipe in the place of one.
       TimeoutStartSec = "1h";
       StandardOutput = "file:${part}";
+      # By default it would be in the archive.
+      StandardError = "journal";
       # Root's, and so the directory is not one that the rest can enter.
       ExecStartPre = "+${exec [ (coreutil "rm") "-f" part ]}";
       ExecStart = script;

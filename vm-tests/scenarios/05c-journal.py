@@ -8,7 +8,7 @@ SMALL = "[Journal]\nSystemMaxUse=16M\nRuntimeMaxUse=16M\nSystemMaxFileSize=2M\nR
 
 def used(directory):
     """What the journal takes, in bytes."""
-    return int(machine.succeed(f"du -sb {directory} 2>/dev/null | cut -f 1 | sort -n | tail -1") or 0)
+    return int(machine.succeed(f"(du -sb {directory} 2>/dev/null || true) | cut -f 1 | sort -n | tail -1") or 0)
 
 
 def denials(name):
