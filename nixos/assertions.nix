@@ -22,7 +22,6 @@ let
     overlap
     pairs
     policy
-    setupUnit
     within
     ;
 
@@ -38,28 +37,7 @@ let
   isDeclared =
     declared: name: lib.any (one: one.enable or true && one.name == name) (lib.attrValues declared);
 
-  # Where agents write, as { name, setting, path }.
-  writable = concatMap lib.id (
-    mapAttrsToList (
-      name: instance:
-      map (setting: {
-        inherit name setting;
-        path = instance.${setting};
-      }) [ "directory" "stateDir" ]
-      ++ map (path: {
-        inherit name path;
-        setting = "sandbox.readWritePaths";
-      }) instance.sandbox.readWritePaths
-      ++ concatMap (
-        mount:
-        optional (mount.setting == "BindPaths") {
-          inherit name;
-          setting = "sandbox.extraConfig.BindPaths";
-          path = mount.source;
-        }
-      ) (import ./mounts.nix { inherit lib; } instance.sandbox)
-    ) enabled
-  );
+  inherit (import ./paths.nix { inherit config lib; }) writable;
 
   unitNames = problem (enabled ? egress) "services.opencode.instances.egress: its unit would be opencode-egress.service, which is the daemon's. Call the instance something else.";
 
@@ -143,8 +121,11 @@ let
       place = option name "sandbox.extraConfig";
       settings = instance.sandbox.extraConfig;
     })
-    ++ problem (enabled ? ${lib.removeSuffix "-setup" name} && lib.hasSuffix "-setup" name)
-      "services.opencode.instances.${name}: its unit would be ${setupUnit (lib.removeSuffix "-setup" name)}.service, which instance `${lib.removeSuffix "-setup" name}` has. Call one of them something else.";
+    ++ concatMap (
+      suffix:
+      problem (lib.hasSuffix suffix name && enabled ? ${lib.removeSuffix suffix name})
+        "services.opencode.instances.${name}: its unit would be opencode-${name}.service, which instance `${lib.removeSuffix suffix name}` has. Call one of them something else."
+    ) [ "-backup" "-paths" "-setup" ];
 
   configSet = instance: builtins.toJSON instance.config != builtins.toJSON emptyConfig;
   emptyConfig =

@@ -4,6 +4,7 @@
     ./options
     ./assertions.nix
     ./moved.nix
+    ./assertions-paths.nix
     ./warnings.nix
     ./units
     ./users.nix

@@ -14,6 +14,12 @@ rec {
 
   serverUnit = name: "opencode-${name}";
   setupUnit = name: "opencode-${name}-setup";
+  pathsUnit = name: "opencode-${name}-paths";
+  backupUnit = name: "opencode-${name}-backup";
+
+  # The journal of what an instance prints, and where its pseudo-terminals are.
+  logNamespace = name: "opencode-${name}";
+  terminals = name: "/run/opencode/pts/${name}";
 
   option = name: path: "services.opencode.instances.${name}.${path}";
 

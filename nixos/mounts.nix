@@ -1,4 +1,4 @@
-# What `sandbox.extraConfig` mounts, as { setting, source, destination }. systemd takes several in one string, quotes, and its
+# What `sandbox.extraConfig` mounts, as { setting, source, destination, optional }. systemd takes several in one string, quotes, and its
 # own words for directories: what is read here is rather a place too many than one too few.
 { lib }:
 let
@@ -21,6 +21,8 @@ let
     {
       source = simple source;
       destination = simple destination;
+      # It may be missing.
+      optional = lib.hasPrefix "-" word;
     };
 in
 sandbox:

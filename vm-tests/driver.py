@@ -1,9 +1,11 @@
 """Runs a scenario's script as the NixOS test driver does, on a machine in namespaces of this one.
 
-    driver.py XTASK FILES DAEMON SCRIPT SECONDS
+    driver.py XTASK FILES DAEMON SCRIPT SECONDS [ROOT]
 
 It exits with 0 when the script comes to its end, with 77 when it says that it cannot run here, and otherwise with 1; so also when it takes longer
 than SECONDS.
+
+The machine's root is a copy of ROOT, or of this machine's.
 
 Of the test driver's machine it has the calls that the scripts use, with their names, arguments and meaning:
 https://nixos.org/manual/nixos/stable/#ssec-machine-objects. `machine` has what FILES puts on it; `witness` is the second
@@ -86,7 +88,7 @@ class Node:
         end = time.monotonic() + timeout
         while (found := self.succeed(state).strip()) != "active":
             if found == "failed" or time.monotonic() > end:
-                raise Failure(f"{unit} is {found}: " + self.execute(f"journalctl -u {unit} -n 20 --no-pager")[1])
+                raise Failure(f"{unit} is {found}: " + self.execute(f"journalctl --namespace=* -u {unit} -n 20 --no-pager")[1])
             time.sleep(0.05)
 
     def wait_for_open_port(self, port, addr="localhost", timeout=60):
@@ -104,8 +106,8 @@ class Node:
 class Machine(Node):
     """The machine. It is booted by the first command, or by `start`."""
 
-    def __init__(self, xtask, files, daemon):
-        self.command = [xtask, "machine", files, daemon]
+    def __init__(self, xtask, files, daemon, *root):
+        self.command = [xtask, "machine", files, daemon, *root]
         self.files = Path(files)
         self.process = None
 
@@ -204,9 +206,9 @@ def subtest(name):
 
 
 if __name__ == "__main__":
-    xtask, files, daemon, script, seconds = sys.argv[1:]
+    xtask, files, daemon, script, seconds, *root = sys.argv[1:]
     witness = Witness()
-    machine = Machine(xtask, files, daemon)
+    machine = Machine(xtask, files, daemon, *root)
     names = {"machine": machine, "witness": witness, "subtest": subtest, "skip": skip}
     names |= {"arrived": machine.arrived, "switch_to": machine.switch_to}
     signal.signal(signal.SIGALRM, too_long)
@@ -222,7 +224,7 @@ if __name__ == "__main__":
         signal.alarm(0)
         here = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == script]
         if machine.process:
-            print(machine.execute("journalctl --no-pager -n 40 -o short-precise")[1], file=sys.stderr)
+            print(machine.execute("journalctl --namespace=* --no-pager -n 40 -o short-precise")[1], file=sys.stderr)
         at = here[-1] if here else "?"
         print(f"{script}:{at}: {type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(1)

@@ -123,6 +123,13 @@ def main_pid(unit):
     return machine.succeed(f"systemctl show -P MainPID {unit}").strip()
 
 
+def printed(name, words=""):
+    """What an instance's units have printed; `words` choose."""
+    journal = f"journalctl --namespace=opencode-{name}"
+    machine.succeed(f"{journal} --sync")
+    return machine.succeed(f"{journal} -o cat --no-pager {words}")
+
+
 def traces(name, part=""):
     """What a server, or the setup of one (`-setup`), has on the host while it runs -> the command that shows it."""
     unit, user = f"opencode-{name}{part}", f"opencode-{name}"

@@ -5,7 +5,7 @@ let
   inherit (import ../types.nix { inherit lib; }) absolutePath content;
   inherit (import ../opencode-json { inherit lib; }) configType;
 
-  kept = "What the agent or somebody else has put there under that name is kept, and said so in the journal of `opencode-<name>-setup`.";
+  kept = "What the agent or somebody else has put there under that name is kept, and said so in the instance's journal, by `opencode-<name>-setup`.";
 in
 {
   options = {

@@ -89,9 +89,13 @@ in
     resources = {
       memoryMax = mkOption {
         type = bytes;
-        default = null;
+        default = "75%";
         example = "4G";
-        description = "Memory that the server and everything it starts may take together; beyond it the kernel kills one of them. See `MemoryMax=` in {manpage}`systemd.resource-control(5)`.";
+        description = ''
+          Memory that the server and everything it starts may take together, what is in `/dev/shm` included; beyond it the kernel kills one of them. The default
+          leaves the host the rest; several instances take less each, or together they can have all. See `MemoryMax=` in
+          {manpage}`systemd.resource-control(5)`; null is no limit.
+        '';
       };
       memoryHigh = mkOption {
         type = bytes;
@@ -113,9 +117,34 @@ in
       };
       tasksMax = mkOption {
         type = orPositive "[0-9]+%|infinity";
-        default = null;
+        default = 4096;
         example = 512;
-        description = "Processes and threads that they may have together. See `TasksMax=`.";
+        description = "Processes and threads that they may have together. See `TasksMax=`; null is systemd's own, a share of what the kernel has.";
+      };
+      openFilesMax = mkOption {
+        type = types.ints.between 1024 1048576;
+        default = 65536;
+        description = "Files, sockets among them, that each process may have open. They begin with 1024, and may have that raised so far. See `LimitNOFILE=`.";
+      };
+      sharedMemoryMax = mkOption {
+        type = types.strMatching "[1-9][0-9]*([KMG]|%)";
+        default = "1G";
+        example = "256M";
+        description = "What `/dev/shm` holds, which is memory; a part of {option}`memoryMax`.";
+      };
+      terminalsMax = mkOption {
+        type = types.ints.between 1 3072;
+        default = 256;
+        description = "Pseudo-terminals that they may have open together, of the 4096 that the kernel has for all by default (`kernel.pty.max`).";
+      };
+      journalMax = mkOption {
+        type = types.strMatching "[1-9][0-9]*[KMG]";
+        default = "64M";
+        example = "1G";
+        description = ''
+          What the journal of the server's own output holds, at least `8M`; what is older goes. It is a journal namespace of its own, so that a server that says much pushes out
+          nothing but what it said itself: `journalctl --namespace=opencode-<name>`.
+        '';
       };
     };
   };

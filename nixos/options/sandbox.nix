@@ -21,8 +21,8 @@ in
       default = [ ];
       example = [ "/srv/reference" ];
       description = ''
-        Files and directories that the server sees, as far as {option}`user` may read them. They must exist. Sockets in them can be
-        connected to all the same.
+        Files and directories that the server sees, as far as {option}`user` may read them. They must exist, and not be inside what an agent may
+        change. Sockets in them can be connected to all the same.
       '';
     };
 

@@ -33,6 +33,8 @@ in
   glibcLocales = debian;
   gnugrep = debian;
   gnused = debian;
+  gnutar = debian;
+  gzip = debian;
   # Debian has it in a directory of its own.
   nftables = stored "nftables" {
     meta.mainProgram = "nft";
@@ -41,6 +43,7 @@ in
   nodejs = debian;
   python3 = debian;
   ripgrep = named "ripgrep" (program "rg");
+  sqlite = debian;
   systemd = debian;
   tzdata = debian;
 

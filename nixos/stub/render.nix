@@ -15,6 +15,7 @@ let
     hasPrefix
     head
     isAttrs
+    listToAttrs
     mapAttrs
     mapAttrs'
     mapAttrsToList
@@ -57,6 +58,23 @@ let
       )
     )}${settings service.serviceConfig}
     ${optionalString (service.wantedBy != [ ]) "[Install]\nWantedBy=${toString service.wantedBy}\n"}'';
+
+  # The unit's name is the path, as systemd-escape(1) has it.
+  mount = settings: {
+    name = "/etc/systemd/system/${
+      lib.replaceStrings [ "-" "/" ] [ "\\x2d" "-" ] (lib.removePrefix "/" settings.where)
+    }.mount";
+    value = ''
+      [Unit]
+      Description=${settings.description}
+
+      [Mount]
+      What=${settings.what}
+      Where=${settings.where}
+      Type=${settings.type}
+      Options=${settings.options}
+    '';
+  };
 
   # Files that a package stands for. A link is shown as what it points to.
   packageFiles =
@@ -123,7 +141,12 @@ let
         name: service:
         nameValuePair "/etc/systemd/system/${name}.service" (unit config.systemd.globalEnvironment service)
       ) services
+      // listToAttrs (map mount config.systemd.mounts)
       // mergeAttrsList (map packageFiles packages)
+      # systemd reads these before there could be a link.
+      // mapAttrs' (name: etc: nameValuePair "/etc/${name}" etc.source.text) (
+        lib.filterAttrs (_: etc: etc.source ? text) config.environment.etc
+      )
       // optionalAttrs (config.environment.etc ? "opencode-egress/policy.json") {
         "/etc/opencode-egress/policy.json" =
           config.environment.etc."opencode-egress/policy.json".source.policy + "\n";

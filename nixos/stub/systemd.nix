@@ -95,12 +95,23 @@ let
       };
     };
 
+  mount = types.submodule {
+    options = {
+      description = option "" types.singleLineStr;
+      what = mkOption { type = types.str; };
+      where = mkOption { type = types.str; };
+      type = option "" types.str;
+      options = option "" types.commas;
+    };
+  };
+
   # Where it was once, and is no more.
   gone = "network-interfaces.target";
 in
 {
   options.systemd = {
     services = option { } (types.attrsOf (types.submodule service));
+    mounts = option [ ] (types.listOf mount);
     globalEnvironment = option { } (types.attrsOf (types.nullOr atom));
     tmpfiles.rules = option [ ] (types.listOf types.str);
   };

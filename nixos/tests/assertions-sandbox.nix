@@ -98,19 +98,19 @@ in
       });
   "something in the place of attach" = {
     got = map (text: host.failures (extra { BindPaths = text; }) != [ ]) [
-      "/srv/a/x:/etc/opencode-egress/opencode-egress"
-      "/srv/a/etc:/etc"
-      "/srv/a/run:/run/opencode-egress"
-      "/srv/a/store:/nix/store"
-      "/srv/a/etc:/srv/etc"
+      "/srv/x/program:/etc/opencode-egress/opencode-egress"
+      "/srv/x/etc:/etc"
+      "/srv/x/run:/run/opencode-egress"
+      "/srv/x/store:/nix/store"
+      "/srv/x/etc:/srv/etc"
       "/etc/nixos"
     ];
     expected = lib.replicate 4 true ++ lib.replicate 2 false;
   };
   "something in the place of attach, in words" =
-    fails (extra { BindPaths = "/srv/a/etc:/etc"; })
-      [ "instances.a.sandbox.extraConfig.BindPaths" "/srv/a/etc" "attaches" "Choose another destination" ]
-      (extra { BindPaths = "/srv/a/etc:/srv/etc"; });
+    fails (extra { BindPaths = "/srv/x/etc:/etc"; })
+      [ "instances.a.sandbox.extraConfig.BindPaths" "/srv/x/etc" "attaches" "Choose another destination" ]
+      (extra { BindPaths = "/srv/x/etc:/srv/etc"; });
   "commands with root's privileges" =
     fails (extra { ExecStartPost = "+/bin/x"; })
       [ "instances.a.sandbox.extraConfig" "ExecStartPost" "root's privileges" "absolute path" ]

@@ -25,8 +25,8 @@ in
     fails (changed "opencode-a" { Slice = "x.slice"; })
       [ "systemd.services.opencode-a.serviceConfig" "Slice" ]
       (free { Slice = "x.slice"; });
-  "ways to lead round a policy, in both units" = {
-    got = map (settings: map (unit: bad unit settings) [ "opencode-a" "opencode-a-setup" ]) [
+  "ways to lead round a policy, in every unit that has something of the instance's" = {
+    got = map (settings: map (unit: bad unit settings) [ "opencode-a" "opencode-a-setup" "opencode-a-backup" ]) [
       { ExecStartPre = lib.mkForce [ ]; }
       { ExecStartPre = lib.mkOrder (-1) [ "/bin/first" ]; }
       { ExecStartPre = [ "+/bin/other" ]; }
@@ -43,7 +43,12 @@ in
     expected = lib.replicate 12 [
       true
       true
+      true
     ];
+  };
+  "what looks at the paths has nothing of it" = {
+    got = bad "opencode-a-paths" { ExecStartPost = "+/bin/other"; };
+    expected = false;
   };
   "what changes no policy" = {
     got = map (settings: bad "opencode-a" settings) [

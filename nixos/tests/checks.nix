@@ -10,6 +10,7 @@ let
   files = lib.genAttrs [
     "asking"
     "assertions"
+    "assertions-paths"
     "assertions-sandbox"
     "changed-units"
     "cidr"

@@ -34,19 +34,26 @@ in
     expected = [
       "/etc/nftables-pre-check"
       "/etc/opencode-egress/policy.json"
+      "/etc/systemd/journald@opencode-my-project.conf"
       "/etc/systemd/system/multi-user.target.d/wants.conf"
       "/etc/systemd/system/nftables.service"
       "/etc/systemd/system/nftables.service.d/users.conf"
       "/etc/systemd/system/opencode-egress.service"
+      "/etc/systemd/system/opencode-my-project-backup.service"
+      "/etc/systemd/system/opencode-my-project-paths.service"
       "/etc/systemd/system/opencode-my-project-setup.service"
       "/etc/systemd/system/opencode-my-project.service"
+      "/etc/systemd/system/run-opencode-pts-my\\x2dproject.mount"
       "/etc/sysusers.d/opencode.conf"
       "/etc/tmpfiles.d/opencode.conf"
+      "/nix/store/journald@opencode-my-project.conf"
       "/nix/store/nftables-ensure-deletions"
       "/nix/store/nftables-rules"
       "/nix/store/nftables-save-deletions"
       "/nix/store/nftables/bin/nft"
+      "/nix/store/opencode-my-project-backup"
       "/nix/store/opencode-my-project-files/opencode.json"
+      "/nix/store/opencode-my-project-paths"
       "/nix/store/opencode-my-project-setup"
     ];
   };
@@ -54,8 +61,8 @@ in
     got = rendered.one."/etc/systemd/system/multi-user.target.d/wants.conf";
     expected = "[Unit]\nWants=nftables.service opencode-egress.service opencode-my-project.service\n";
   };
-  "ten has two units each, the daemon and nftables" = {
+  "ten has four units each, the daemon and nftables" = {
     got = builtins.length (units "ten");
-    expected = 22;
+    expected = 42;
   };
 }

@@ -46,14 +46,12 @@ in
   };
   "so is one with a configuration from a list of modules" = {
     got =
-      (lib.head
-        (host.one {
-          configFile = opencode.mkOpenCodeConfig [
-            { opencode.model = "p/m"; }
-            { opencode.permission.bash = "deny"; }
-          ];
-        }).environment.etc."opencode-instances/a".source.entries
-      ).path;
+      (host.one {
+        configFile = opencode.mkOpenCodeConfig [
+          { opencode.model = "p/m"; }
+          { opencode.permission.bash = "deny"; }
+        ];
+      }).environment.etc."opencode-instances/a".source.entries."opencode.json";
     expected = "/nix/store/opencode.json";
   };
   "model and provider" =
@@ -79,19 +77,31 @@ in
       [ "instances.a.config.model = \"p/m\"" ]
       (host.one { });
   "the group that all had" =
-    fails (host.one { group = "opencode"; }) [ "instances.a.group" "users.groups" ] (
-      host.config [
-        { users.groups.opencode = { }; }
-        (host.called "a" {
-          directory = "/srv/a";
-          group = "opencode";
-        })
-      ]
-    );
+    # A user that the module makes would be without its group, which NixOS says as well.
+    fails
+      (host.one {
+        user = "alice";
+        group = "opencode";
+      })
+      [ "instances.a.group" "users.groups" ]
+      (
+        host.config [
+          { users.groups.opencode = { }; }
+          (host.called "a" {
+            directory = "/srv/a";
+            group = "opencode";
+          })
+        ]
+      );
   "a user of another name" =
     fails (host.one { user = "coder"; }) [ "instances.a.user" "users.users" ] (
       host.config [
-        { users.users.coder.isSystemUser = true; }
+        {
+          users.users.coder = {
+            isSystemUser = true;
+            group = "developers";
+          };
+        }
         (host.called "a" {
           directory = "/srv/a";
           user = "coder";

@@ -281,7 +281,7 @@ in
   skills = files;
   agents = files;
   commands = files;
-  "resources.memoryMax" = amount;
+  "resources.memoryMax" = amount // { default = "75%"; };
   "resources.memoryHigh" = amount;
   "resources.cpuQuota" = {
     default = null;
@@ -302,8 +302,46 @@ in
       "50"
     ];
   };
+  "resources.openFilesMax" = {
+    default = 65536;
+    first = 1024;
+    second = 4096;
+    bad = [
+      1023
+      "infinity"
+    ];
+  };
+  "resources.sharedMemoryMax" = {
+    default = "1G";
+    first = "64M";
+    second = "10%";
+    bad = [
+      "0"
+      "64"
+      "64M,exec"
+    ];
+  };
+  "resources.terminalsMax" = {
+    default = 256;
+    first = 1;
+    second = 3072;
+    bad = [
+      0
+      3073
+    ];
+  };
+  "resources.journalMax" = {
+    default = "64M";
+    first = "8M";
+    second = "1G";
+    bad = [
+      "64"
+      "10%"
+      "64M\nStorage=none"
+    ];
+  };
   "resources.tasksMax" = {
-    default = null;
+    default = 4096;
     first = 512;
     second = "10%";
     bad = [

@@ -55,6 +55,8 @@ in
       };
   "no daemon without isolation" = is (host.services (host.one { })) [
     "opencode-a"
+    "opencode-a-backup"
+    "opencode-a-paths"
     "opencode-a-setup"
   ];
 
@@ -130,11 +132,13 @@ in
           requires = [
             "opencode-egress.service"
             "nftables.service"
+            "opencode-a-paths.service"
           ];
           after = [
             "network.target"
             "opencode-egress.service"
             "nftables.service"
+            "opencode-a-paths.service"
           ];
         };
       };
@@ -266,6 +270,7 @@ in
           "Restart"
           "RestartSec"
           "OOMPolicy"
+          "KillMode"
         ];
         setup =
           lib.mapAttrs
@@ -347,19 +352,112 @@ in
         CPUWeight = 50;
         TasksMax = 512;
       };
-  "no limits by themselves" = is (lib.intersectAttrs (genAttrs [ "MemoryMax" "CPUQuota" "TasksMax" ] (_: null)) (
-    settings { }
+  "limits by themselves, in both units" =
+    let
+      limits = unit: lib.getAttrs [ "MemoryMax" "TasksMax" "LimitNOFILE" "LimitCORE" "TimeoutStopSec" ] unit.serviceConfig;
+    in
+    is
+      (map (unit: limits (unit (host.one { }))) [
+        server
+        setup
+      ])
+      (
+        lib.replicate 2 {
+          MemoryMax = "75%";
+          TasksMax = 4096;
+          LimitNOFILE = "1024:65536";
+          LimitCORE = 0;
+          TimeoutStopSec = 20;
+        }
+      );
+  "no limit, when asked for none" = is (lib.intersectAttrs (genAttrs [ "MemoryMax" "CPUQuota" "TasksMax" ] (_: null)) (
+    settings {
+      resources = {
+        memoryMax = null;
+        tasksMax = null;
+      };
+    }
   )) { };
+  "its own terminals, shared memory and journal" =
+    let
+      config = host.one {
+        resources = {
+          terminalsMax = 8;
+          sharedMemoryMax = "64M";
+          journalMax = "16M";
+        };
+      };
+    in
+    is
+      {
+        mount = lib.getAttrs [ "where" "options" ] (head config.systemd.mounts);
+        shared = elem "/dev/shm:mode=1777,size=64M" (server config).serviceConfig.TemporaryFileSystem;
+        journal = config.environment.etc."systemd/journald@opencode-a.conf".source.text;
+        namespaces = map (unit: (unit config).serviceConfig.LogNamespace) [
+          server
+          setup
+          (config: config.systemd.services.opencode-a-backup)
+        ];
+      }
+      {
+        mount = {
+          where = "/run/opencode/pts/a";
+          options = "max=8,mode=0600,ptmxmode=0666,nosuid,noexec";
+        };
+        shared = true;
+        journal = "[Journal]\nSystemMaxUse=16M\nRuntimeMaxUse=16M\n";
+        namespaces = lib.replicate 3 "opencode-a";
+      };
+  "a backup has no network and sees nothing but the state" =
+    let
+      backup = (host.one (isolation // { sandbox.readWritePaths = [ "/srv/rw" ]; })).systemd.services.opencode-a-backup;
+    in
+    is
+      (lib.getAttrs [ "User" "PrivateNetwork" "RestrictAddressFamilies" "BindPaths" "SystemCallFilter" "StandardOutput" ]
+        backup.serviceConfig
+      )
+      {
+        User = "opencode-a";
+        PrivateNetwork = true;
+        RestrictAddressFamilies = "none";
+        BindPaths = [
+          "/var/lib/opencode/instance-state/a"
+          "/var/lib/opencode/backup"
+          "/run/opencode/pts/a:/dev/pts"
+        ];
+        inherit (settings { }) SystemCallFilter;
+        StandardOutput = "file:/var/lib/opencode/backup/a.tar.gz.part";
+      };
 
   "only the instance's own directories are writable" = is (settings { }).BindPaths [
     "/srv/a"
     "/var/lib/opencode/instance-state/a"
+    "/run/opencode/pts/a:/dev/pts"
   ];
-  "no keyrings" = is (elem "~@privileged @resources @keyring" (settings { }).SystemCallFilter) true;
+  "no keyrings, and no rings that make sockets" = is (elem "~@privileged @resources @keyring @aio" (settings { })
+    .SystemCallFilter
+  ) true;
+  "a filter of one's own brings no rings back, under isolation" =
+    let
+      filter = settings: (server (host.one (settings // { sandbox.extraConfig.SystemCallFilter = "@system-service"; })))
+        .serviceConfig.SystemCallFilter;
+    in
+    is
+      {
+        isolated = filter isolation;
+        open = filter { };
+      }
+      {
+        isolated = [
+          "@system-service"
+          "~@aio"
+        ];
+        open = "@system-service";
+      };
   "the root is empty and read-only" = is (settings { }).TemporaryFileSystem [
     "/:ro"
     "/run:ro"
-    "/dev/shm:mode=1777"
+    "/dev/shm:mode=1777,size=1G"
   ];
   "paths and sockets that are let in" =
     let

@@ -37,17 +37,25 @@ let
           files
           common
           ;
+        terminals = instances.terminals name;
       };
       setup = import ./setup.nix { inherit lib pkgs; } (arguments // { inherit hasTable; });
     in
     {
+      ${instances.pathsUnit name} = import ./paths.nix { inherit config lib pkgs; } {
+        inherit name instance;
+      };
       ${instances.setupUnit name} = setup;
+      ${instances.backupUnit name} = import ./backup.nix { inherit lib pkgs; } arguments;
       ${instances.serverUnit name} = import ./server.nix { inherit lib; } arguments // {
         # Changed scripts take effect when the system is switched.
         restartTriggers = setup.serviceConfig.ExecStart;
       };
     };
-  own = concatMapAttrs units instances.isolated;
+  # In what looks at the paths runs nothing of the instance's.
+  own = concatMapAttrs (
+    name: instance: removeAttrs (units name instance) [ (instances.pathsUnit name) ]
+  ) instances.isolated;
 in
 {
   config = lib.mkIf config.services.opencode.enable {
@@ -58,13 +66,35 @@ in
     }) (lib.concatLists (mapAttrsToList (import ./changed.nix { inherit config lib; }) own));
 
     # The same directory that the units see, for those who look from outside.
-    environment.etc = mapAttrs' (
-      name: instance: nameValuePair (etcName name) { source = (filesOf name instance).package; }
-    ) instances.enabled;
+    environment.etc =
+      mapAttrs' (
+        name: instance: nameValuePair (etcName name) { source = (filesOf name instance).package; }
+      ) instances.enabled
+      # What servers print: in a journal of their own, so that none pushes out what the host's has, of others' denials above all.
+      // mapAttrs' (
+        name: instance:
+        nameValuePair "systemd/journald@${instances.logNamespace name}.conf" {
+          source = pkgs.writeText "journald@${instances.logNamespace name}.conf" ''
+            [Journal]
+            SystemMaxUse=${toString instance.resources.journalMax}
+            RuntimeMaxUse=${toString instance.resources.journalMax}
+          '';
+        }
+      ) instances.enabled;
+
+    # Pseudo-terminals of its own, of which it may have so many: the host has a limited number.
+    systemd.mounts = mapAttrsToList (name: instance: {
+      description = "Pseudo-terminals of the opencode server, instance ${name}";
+      what = "devpts";
+      type = "devpts";
+      where = instances.terminals name;
+      options = "max=${toString instance.resources.terminalsMax},mode=0600,ptmxmode=0666,nosuid,noexec";
+    }) instances.enabled;
 
     systemd.tmpfiles.rules = [
       "d /var/lib/opencode 0755 root root -"
       "d /var/lib/opencode/instance-state 0755 root root -"
+      "d /var/lib/opencode/backup 0700 root root -"
     ]
     ++ mapAttrsToList (
       _: instance: "d ${instance.stateDir} 0700 ${instance.user} ${instance.group} -"

@@ -4,6 +4,7 @@
   instance,
   files,
   attachProgram,
+  terminals,
 }:
 let
   # Files that programs of all kinds need: who is who, how names are resolved, whom TLS trusts, what time it is, and the two
@@ -35,7 +36,7 @@ in
     # Else systemd puts one here where everybody may write.
     "/run:ro"
     # PrivateDevices= leaves the host's, where everybody may write, and where instances could meet.
-    "/dev/shm:mode=1777"
+    "/dev/shm:mode=1777,size=${toString instance.resources.sharedMemoryMax}"
   ];
   BindReadOnlyPaths = [
     builtins.storeDir
@@ -53,10 +54,15 @@ in
   BindPaths = [
     instance.directory
     instance.stateDir
+    "${terminals}:/dev/pts"
   ]
   ++ instance.sandbox.readWritePaths;
-  # What the kernel shows of policies there is root's, names included.
-  InaccessiblePaths = [ "-/sys/fs/bpf" ];
+  InaccessiblePaths = [
+    # What the kernel shows of policies there is root's, names included.
+    "-/sys/fs/bpf"
+    # With LogNamespace= systemd puts the sockets of that journal here. The standard streams are connected before.
+    "-/run/systemd/journal"
+  ];
   PrivateMounts = true;
   PrivateTmp = true;
   PrivateDevices = true;
@@ -68,7 +74,11 @@ in
   # Of /proc, its own processes. Not ProcSubset=pid: runtimes size their heaps and pools by /proc/meminfo and /proc/cpuinfo.
   ProtectProc = "invisible";
   ProtectClock = true;
-  ProtectControlGroups = true;
+  # The second shows nothing of other units (systemd 257 and newer); an older systemd stays with the first.
+  ProtectControlGroups = [
+    "yes"
+    "strict"
+  ];
   ProtectHostname = true;
   ProtectKernelLogs = true;
   ProtectKernelModules = true;
@@ -92,8 +102,9 @@ in
   SystemCallArchitectures = "native";
   SystemCallFilter = [
     "@system-service"
-    # A key outlives the unit, and whoever is told its number may be let read it: another instance, too.
-    "~@privileged @resources @keyring"
+    # A key outlives the unit, and whoever is told its number may be let read it: another instance, too. io_uring (in @aio) makes
+    # sockets, of every family, by no call that a filter sees, and the host has a limited number of asynchronous requests.
+    "~@privileged @resources @keyring @aio"
   ];
   # An error, as programs expect, and not the end of the process.
   SystemCallErrorNumber = "EPERM";

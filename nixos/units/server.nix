@@ -39,7 +39,13 @@ let
   ++ instance.extraArgs;
 
   # The operator's last word, but for what would lead round the policy; an assertion tells of it.
-  extra = removeAttrs instance.sandbox.extraConfig (optionals isolated kept);
+  given = removeAttrs instance.sandbox.extraConfig (optionals isolated kept);
+  # A filter of one's own does not bring back what makes sockets past RestrictAddressFamilies=. What comes last is taken away from the rest.
+  extra =
+    given
+    // lib.optionalAttrs (isolated && given ? SystemCallFilter) {
+      SystemCallFilter = lib.toList given.SystemCallFilter ++ [ "~@aio" ];
+    };
 in
 {
   description = "opencode server, instance ${name}";
@@ -60,6 +66,8 @@ in
     // {
       Type = "exec";
       ExecStart = exec command;
+      # When the server has ended, what the agent has started ends at once, whether it listens to SIGTERM or not.
+      KillMode = "mixed";
       Restart = "always";
       RestartSec = 5;
       # When something that the agent started takes too much memory, that goes, and not the server.

@@ -26,7 +26,10 @@ let
 in
 {
   # The working directory's systemd adds by itself.
-  unitConfig.RequiresMountsFor = [ instance.stateDir ];
+  unitConfig.RequiresMountsFor = [
+    instance.stateDir
+    (instances.terminals name)
+  ];
 
   # The module's own come first; systemd reads files after these.
   environment = {
@@ -44,6 +47,7 @@ in
     sandbox {
       inherit instance files;
       inherit (instances) attachProgram;
+      terminals = instances.terminals name;
     }
     // given {
       MemoryMax = resources.memoryMax;
@@ -56,6 +60,12 @@ in
       User = instance.user;
       Group = instance.group;
       WorkingDirectory = instance.directory;
+      LogNamespace = instances.logNamespace name;
+      LimitNOFILE = "1024:${toString resources.openFilesMax}";
+      # What a crash leaves would be the host's, secrets included.
+      LimitCORE = 0;
+      # Programs that do not want to end are not waited for longer.
+      TimeoutStopSec = 20;
     }
     // optionalAttrs (instance.extraGroups != [ ]) { SupplementaryGroups = instance.extraGroups; }
     // optionalAttrs (environmentFiles != [ ]) { EnvironmentFile = environmentFiles; }

@@ -6,6 +6,7 @@
   files,
   common,
   hasTable,
+  ...
 }:
 let
   inherit (lib) optional optionals;
@@ -13,6 +14,9 @@ let
     "opencode-egress.service"
     "nftables.service"
   ];
+
+  # Before anything is mounted.
+  paths = "opencode-${name}-paths.service";
 
   script = what: text: pkgs.writeShellScript "opencode-${name}-${what}" text;
   hook = what: text: optional (text != null && text != "") (script what "set -eu\n${text}");
@@ -30,26 +34,41 @@ let
     files=${lib.escapeShellArg files.at}
     config=$state/.config/opencode
 
-    # Links to what is declared no more.
-    if [ -d "$config" ]; then
-      find "$config" -type l -lname "$files/*" -xtype l -delete
-    fi
-
     # A link into the store is nobody's own file: another module or tool has made it of a configuration, which may be gone.
     replace() {
       for place; do
         target=$(readlink "$place") || continue
         case $target in
           ${builtins.storeDir}/*)
-            echo "$place was a link to $target, which this configuration did not make; it is replaced." >&2
-            rm "$place"
+            if rm "$place"; then
+              echo "$place was a link to $target, which this configuration did not make; it is replaced." >&2
+            fi
             ;;
         esac
       done
     }
 
-    replace "$state/.config" "$config"
-    mkdir -p "$config" "$state/.cache" "$state/.local/share/opencode" "$state/.local/state"
+    # A directory that is to be there, for the user to use: whatever is in its place, and cannot be used so, is set aside.
+    directory() {
+      replace "$1"
+      if [ -d "$1" ]; then
+        [ -r "$1" ] && [ -w "$1" ] && [ -x "$1" ] || chmod u+rwx "$1" 2>/dev/null && return
+      fi
+      if [ -e "$1" ] || [ -L "$1" ]; then
+        mv --backup=numbered --no-target-directory "$1" "$1.set-aside"
+        echo "$1 is no directory to write to, and is set aside as $1.set-aside" >&2
+      fi
+      mkdir "$1"
+    }
+    for needed in "" .config .config/opencode .cache .local .local/share .local/share/opencode .local/state; do
+      directory "$state/$needed"
+    done
+
+    # Links to what is declared no more.
+    if [ -d "$config" ]; then
+      # What the agent has closed it cannot look into.
+      find "$config" -type l -lname "$files/*" -xtype l -delete || true
+    fi
 
     link() {
       replace "$(dirname "$(dirname "$2")")" "$(dirname "$2")" "$2"
@@ -85,18 +104,10 @@ in
   description = "State of the opencode server, instance ${name}";
   # Both locks. Here it is Requires=: this unit is over when the server starts, so what becomes of them later does not stop it.
   # A daemon whose first start fails is waited for, by its RestartMode=.
-  requires = locks;
-  after = [ "network.target" ] ++ locks;
+  requires = locks ++ [ paths ];
+  after = [ "network.target" ] ++ locks ++ [ paths ];
 
-  inherit (common) environment path;
-  # systemd could only say that it cannot set up the mounts; so it says which of them is not there.
-  unitConfig = common.unitConfig // {
-    AssertPathIsDirectory = [ instance.directory ];
-    AssertPathExists =
-      instance.sandbox.readWritePaths
-      ++ instance.sandbox.readOnlyPaths
-      ++ instance.sandbox.unixSockets.allow;
-  };
+  inherit (common) environment path unitConfig;
 
   serviceConfig = common.serviceConfig // {
     # Not RemainAfterExit=: with it, restarting the daemon would stop this unit, and so the server.

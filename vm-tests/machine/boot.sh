@@ -1,5 +1,5 @@
 #!/bin/sh
-# Becomes systemd, as pid 1 of fresh namespaces, over a throw-away copy of this machine's root.
+# Becomes systemd, as pid 1 of fresh namespaces, over a throw-away copy of this machine's root, or of the one in BOOT_ROOT.
 #
 #   unshare --fork --kill-child --pid --mount --net --cgroup --uts --ipc boot.sh DIRECTORY FILES [FILE=TARGET]…
 #
@@ -14,7 +14,7 @@ shift 2
 mount --make-rprivate /
 mount -t tmpfs tmpfs "$directory"
 mkdir "$directory/upper" "$directory/work" "$directory/root"
-mount -t overlay -o "lowerdir=/,upperdir=$directory/upper,workdir=$directory/work" overlay "$directory/root"
+mount -t overlay -o "lowerdir=${BOOT_ROOT:-/},upperdir=$directory/upper,workdir=$directory/work" overlay "$directory/root"
 
 root=$directory/root
 mount --rbind /dev "$root/dev"

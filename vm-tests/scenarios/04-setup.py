@@ -25,10 +25,9 @@ def rested():
 def run_setup():
     """Runs the setup alone. Returns what it says."""
     rested()
-    before = machine.succeed(f"journalctl -u {SETUP} -o cat | wc -l")
+    before = len(printed("a", f"-u {SETUP}").splitlines())
     machine.execute(f"systemctl start {SETUP}")
-    machine.succeed("journalctl --sync")
-    return machine.succeed(f"journalctl -u {SETUP} -o cat | tail -n +{int(before) + 1}")
+    return "\n".join(printed("a", f"-u {SETUP}").splitlines()[before:])
 
 
 def refused(reason):
@@ -37,8 +36,7 @@ def refused(reason):
     machine.fail("systemctl start opencode-a")
     machine.require_unit_state(SETUP, "failed")
     machine.require_unit_state("opencode-a", "inactive")
-    machine.succeed("journalctl --sync")
-    said = machine.succeed(f"journalctl -u {SETUP} -o cat -n 12")
+    said = printed("a", f"-u {SETUP} -n 12")
     assert reason in said, said
     machine.fail("pgrep -u opencode-a")
 
@@ -103,13 +101,13 @@ with subtest("what another configuration has linked from the store is replaced, 
     assert "is kept" not in said, said
     machine.succeed(f"cmp {store}/skills/greeting/SKILL.md <(echo other)", f"rm {config}/agents/mine.md")
 
-with subtest("a server whose directory is not there does not start, and systemd says which"):
-    machine.succeed("mv /srv/a /srv/away")
-    rested()
-    machine.fail("systemctl start opencode-a")
-    shown = machine.execute(f"systemctl status {SETUP}")[1]
-    assert "AssertPathIsDirectory=/srv/a was not met" in shown, shown
-    machine.succeed("mv /srv/away /srv/a")
+with subtest("not where the agent has closed the directory, which is told of, and keeps no server from starting"):
+    machine.succeed(f"ln -sfn /nix/store/gone/reviewer.md {config}/agents/reviewer.md; chmod 500 {config}/agents")
+    said = run_setup()
+    assert machine.succeed(f"systemctl show -P Result {SETUP}").strip() == "success", said
+    assert f"{config}/agents/reviewer.md is kept as it is" in said and "is replaced" not in said, said
+    machine.succeed(f"chmod 700 {config}/agents")
+    assert f"{config}/agents/reviewer.md was a link to /nix/store/gone/reviewer.md" in run_setup()
 
 with subtest("a server whose preInitScript fails does not start, and nothing is set up"):
     machine.succeed(f"touch {STATE}/fail-pre")
@@ -121,7 +119,7 @@ with subtest("nor does one whose postInitScript fails, at the first command that
     machine.succeed(f"touch {STATE}/fail-post")
     refused("no-such-file: No such file or directory")
     machine.succeed(f"[ -L {STATE}/.config/opencode/opencode.json ]")
-    assert "post-init: done" not in machine.succeed(f"journalctl -u {SETUP} -o cat -n 4")
+    assert "post-init: done" not in printed("a", f"-u {SETUP} -n 4")
     machine.succeed(f"rm {STATE}/fail-post")
 
 with subtest("with hooks that succeed it starts, after them"):

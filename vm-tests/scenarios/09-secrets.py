@@ -26,7 +26,7 @@ PLACES = {
     "store": "cat /nix/store/*opencode-*{,/*,/*/*}",
     "units": "systemctl cat 'opencode-*' 'control*'",
     "properties": "systemctl show --all '*'",
-    "journal": "journalctl --no-pager -o export",
+    "journal": "journalctl --namespace='*' --no-pager -o export",
     "command lines": "cat /proc/[0-9]*/cmdline",
 }
 

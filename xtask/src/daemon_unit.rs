@@ -38,6 +38,14 @@ const DIFFERENCES: &[Difference] = &[
         because: "the program is in the store",
     },
     Difference {
+        setting: "Service.Environment",
+        dist: None,
+        module: Some(
+            r#""LOCALE_ARCHIVE=/usr/lib/locale/locale-archive" "PATH=/usr/bin:/usr/sbin" "TZDIR=/usr/share/zoneinfo""#,
+        ),
+        because: "NixOS has every unit's programs, locales and time zones in its environment",
+    },
+    Difference {
         setting: "Service.RestartMode",
         dist: None,
         module: Some("direct"),

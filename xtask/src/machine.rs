@@ -57,6 +57,7 @@ impl Machine {
         let unit = root().join("dist/opencode-egress.service");
         Self::boot_with(
             &root().join("vm-tests/machine/files"),
+            None,
             &[
                 (binary, "usr/bin/opencode-egress"),
                 (&unit, "usr/lib/systemd/system/opencode-egress.service"),
@@ -65,8 +66,9 @@ impl Machine {
         )
     }
 
-    /// Installs what a machine takes, and boots one with `files` over its root and single files at other places.
-    pub(crate) fn boot_with(files: &Path, single: &[(&Path, &str)]) -> Result<Self> {
+    /// Installs what a machine takes, and boots one with `files` over its root and single files at other places. Its root is a copy of
+    /// `lower`, or of this machine's.
+    pub(crate) fn boot_with(files: &Path, lower: Option<&Path>, single: &[(&Path, &str)]) -> Result<Self> {
         ensure(
             "the machine tests",
             &[
@@ -91,6 +93,9 @@ impl Machine {
         command.args(["-c", "echo $$ > \"$1/cgroup.procs\" && shift && exec setpriv --pdeathsig KILL unshare --fork --kill-child --pid --mount --net --cgroup --uts --ipc sh \"$@\"", "sh"]);
         command.arg(&cgroup.0).arg(root().join("vm-tests/machine/boot.sh")).arg(&directory.0);
         command.arg(files);
+        if let Some(lower) = lower {
+            command.env("BOOT_ROOT", lower);
+        }
         let xtask = std::env::current_exe()?;
         for (file, target) in single.iter().chain([&(xtask.as_path(), "usr/local/bin/xtask")]) {
             command.arg(format!("{}={target}", file.display()));
@@ -232,9 +237,10 @@ impl Machine {
 
 /// Boots a machine for a scenario's script, says how to reach it, and answers what the script asks on stdin, a line each,
 /// until that ends.
-pub(crate) fn serve(files: &Path, binary: &Path) -> Result<()> {
+pub(crate) fn serve(files: &Path, binary: &Path, lower: Option<&Path>) -> Result<()> {
     let mut machine = Machine::boot_with(
         files,
+        lower,
         &[
             (binary, "nix/store/opencode-egress/bin/opencode-egress"),
             (binary, "usr/bin/opencode-egress"),

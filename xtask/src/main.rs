@@ -61,6 +61,8 @@ enum Task {
         files: PathBuf,
         /// The daemon
         binary: PathBuf,
+        /// What its root is a copy of, if not this machine's
+        root: Option<PathBuf>,
     },
     /// Try what is allowed and what is not; the machine tests start it in units
     #[command(hide = true, subcommand)]
@@ -86,7 +88,7 @@ fn run(task: Task) -> Result<()> {
         Task::BuildEbpf(args) => build_ebpf::run(&args).map(drop),
         Task::ConfigTest => config_test::run(),
         Task::Demo => demo::run(),
-        Task::Machine { files, binary } => machine::serve(&files, &binary),
+        Task::Machine { files, binary, root } => machine::serve(&files, &binary, root.as_deref()),
         Task::Probe(args) => probe::run(&args),
         Task::Render => render::run(),
         Task::Soak(args) => soak::run(&args),

@@ -3,6 +3,7 @@
 mod debian;
 mod kernels;
 mod qemu;
+mod roots;
 pub(crate) mod script;
 mod scripts;
 pub(crate) mod verification;
@@ -10,7 +11,7 @@ pub(crate) mod verification;
 use anyhow::Result;
 use clap::ValueEnum as _;
 
-use self::debian::Kernel;
+use self::{debian::Kernel, roots::Root};
 
 /// What to run, and on what.
 #[derive(clap::Args)]
@@ -21,6 +22,9 @@ pub(crate) struct Args {
     /// On every kernel, one after the other
     #[arg(long)]
     all_kernels: bool,
+    /// Run the scenarios on this root only, and its systemd; on every one by default
+    #[arg(long = "root", value_enum, conflicts_with_all = ["kernels", "all_kernels"])]
+    roots: Vec<Root>,
     /// Only scenarios or tests with one of these in their names
     names: Vec<String>,
 }
@@ -28,5 +32,9 @@ pub(crate) struct Args {
 /// Runs the scenarios here, or the hook tests on other kernels.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let kernels = if args.all_kernels { Kernel::value_variants() } else { &args.kernels };
-    if kernels.is_empty() { scripts::run(&args.names) } else { kernels::run(kernels, &args.names) }
+    if kernels.is_empty() {
+        scripts::run(&args.roots, &args.names)
+    } else {
+        kernels::run(kernels, &args.names)
+    }
 }

@@ -27,6 +27,12 @@ pub(crate) enum Outcome {
     Failed,
 }
 
+/// What became of the scenarios on one root, in their order.
+pub(crate) struct Column {
+    pub(crate) systemd: String,
+    pub(crate) outcomes: Vec<Outcome>,
+}
+
 impl Script {
     /// How long it may take. With ten servers it may take longer.
     pub(super) fn limit(&self) -> Duration {

@@ -8,7 +8,12 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use clap::ValueEnum as _;
 
+use super::{
+    roots::Root,
+    script::{Column, Outcome, Script, outcome, totals},
+};
 use crate::{
     daemon,
     machine::Machine,
@@ -17,57 +22,58 @@ use crate::{
     vm_test::verification,
 };
 
-use super::script::{Outcome, Script, outcome, totals};
-
-/// Runs the scenarios with one of `names` in theirs, or all; then also writes docs/verification.md.
-pub(super) fn run(names: &[String]) -> Result<()> {
+/// Runs the scenarios with one of `names` in theirs, or all, on each of `roots`, or on all; when that is everything also writes
+/// docs/verification.md.
+pub(super) fn run(roots: &[Root], names: &[String]) -> Result<()> {
     if let Some(why) = Machine::impossible() {
         bail!("no scenario can run: {why}");
     }
     render::check()?;
-    ensure_program("the scenarios", &[("python3", "python3")])?;
+    ensure_program("the scenarios", &[("python3", "python3"), ("sqlite3", "sqlite3")])?;
     apt_install("the second lock", &["nftables"])?;
     apt_install("a database on a Unix socket", &["postgresql"])?;
     // Of what is there now: whoever edits something from here on is to run all again.
     let hash = verification::hash()?;
     let binary = daemon::build()?;
-    let all = Script::all()?;
-    let mut results = vec![];
+    let mut scripts = Script::all()?;
+    scripts.retain(|script| names.is_empty() || names.iter().any(|name| script.name().contains(name)));
+    ensure!(!scripts.is_empty(), "no scenario has {names:?} in its name");
     let begin_all = Instant::now();
-    for script in &all {
-        if !names.is_empty() && !names.iter().any(|name| script.name().contains(name)) {
-            continue;
-        }
-        let begin = Instant::now();
-        let outcome = run_one(script, &binary)?;
-        let word = match outcome {
-            Outcome::Passed(_) => "ok     ",
-            Outcome::Skipped(_) => "SKIPPED",
-            Outcome::Failed => "FAILED ",
-        };
-        println!("{word} {:5.1} s  {}: {}", begin.elapsed().as_secs_f32(), script.name(), script.title);
-        results.push((script, outcome));
+    let mut columns = vec![];
+    for root in if roots.is_empty() { Root::value_variants() } else { roots } {
+        let systemd = root.systemd()?;
+        println!("on {systemd}");
+        let lower = root.directory()?;
+        let outcomes = scripts.iter().map(|script| run_one(script, &binary, lower.as_deref()));
+        columns.push(Column { systemd, outcomes: outcomes.collect::<Result<_>>()? });
     }
-    ensure!(!results.is_empty(), "no scenario has {names:?} in its name");
     let took = begin_all.elapsed();
-    if names.is_empty() {
-        verification::write(&results, took, &hash)?;
+    if names.is_empty() && roots.is_empty() {
+        verification::write(&scripts, &columns, took, &hash)?;
     }
-    let failed = results.iter().filter(|(_, outcome)| matches!(outcome, Outcome::Failed)).count();
-    let minutes = took.as_secs_f32() / 60.;
-    println!("{}, in {minutes:.1} minutes", totals(results.iter().map(|(_, outcome)| outcome)));
-    if failed > 0 { bail!("{failed} of {} scenarios failed", results.len()) } else { Ok(()) }
+    let outcomes = || columns.iter().flat_map(|column| &column.outcomes);
+    let failed = outcomes().filter(|outcome| matches!(outcome, Outcome::Failed)).count();
+    println!("{}, in {:.1} minutes", totals(outcomes()), took.as_secs_f32() / 60.);
+    if failed > 0 { bail!("{failed} of {} scenarios failed", outcomes().count()) } else { Ok(()) }
 }
 
-fn run_one(script: &Script, binary: &Path) -> Result<Outcome> {
+fn run_one(script: &Script, binary: &Path, lower: Option<&Path>) -> Result<Outcome> {
+    let begin = Instant::now();
     let mut python = Command::new("python3");
     // Nothing is left beside the scripts.
     python.arg("-B").arg(root().join("vm-tests/driver.py")).arg(std::env::current_exe()?);
     python.arg(render::directory().join(&script.host)).arg(binary).arg(&script.path);
-    python.arg(script.limit().as_secs().to_string());
+    python.arg(script.limit().as_secs().to_string()).args(lower);
     let output =
         python.current_dir(root()).stderr(Stdio::inherit()).output().context("cannot run python3")?;
     let said = String::from_utf8_lossy(&output.stdout);
     print!("{said}");
-    outcome(output.status.code(), &said)
+    let outcome = outcome(output.status.code(), &said)?;
+    let word = match outcome {
+        Outcome::Passed(_) => "ok     ",
+        Outcome::Skipped(_) => "SKIPPED",
+        Outcome::Failed => "FAILED ",
+    };
+    println!("{word} {:5.1} s  {}: {}", begin.elapsed().as_secs_f32(), script.name(), script.title);
+    Ok(outcome)
 }

@@ -8,7 +8,7 @@ use crate::{
     opencode,
     process::{output, root},
     render,
-    vm_test::script::{Outcome, Script, totals},
+    vm_test::script::{Column, Outcome, Script, totals},
 };
 
 const HEAD: &str = "# Verification
@@ -16,14 +16,9 @@ const HEAD: &str = "# Verification
 The whole system, scenario by scenario: what the module makes of a host, on a real systemd, with the real opencode server and a second host
 that witnesses what arrives. Written by `cargo xtask vm-test`; each scenario is a script in [`vm-tests/scenarios`](../vm-tests/scenarios).
 
-*Namespaces*: systemd as pid 1 of fresh namespaces on Debian. *NixOS VM*: `nix flake check`, with the same scripts, which takes Nix and KVM; it
+Under each *systemd*: it is pid 1 of fresh namespaces on Debian, the newer one over a root of Debian 13. *NixOS VM*: `nix flake check`, with the same scripts, which takes Nix and KVM; it
 was not run where this table was written, and has not been elsewhere. That its tests evaluate is tested, on stubs.
 
-";
-
-const TABLE: &str = "
-| scenario | what it shows | namespaces | NixOS VM |
-|---|---|---|---|
 ";
 
 /// How the table says that a scenario failed.
@@ -33,46 +28,60 @@ const FAILED: &str = "**failed**";
 const MARK: &str = "<!-- inputs.sha256: ";
 
 /// Writes the table of a run of all scenarios, with how long it took and the hash of the sources that were run.
-pub(crate) fn write(results: &[(&Script, Outcome)], took: Duration, hash: &str) -> Result<()> {
-    Ok(fs::write(path(), text(results, took, hash)?)?)
+pub(crate) fn write(scripts: &[Script], columns: &[Column], took: Duration, hash: &str) -> Result<()> {
+    Ok(fs::write(path(), text(scripts, columns, took, hash)?)?)
 }
 
-fn text(results: &[(&Script, Outcome)], took: Duration, hash: &str) -> Result<String> {
+fn text(scripts: &[Script], columns: &[Column], took: Duration, hash: &str) -> Result<String> {
     let mut text = HEAD.to_owned();
     let told = |program: &str, words: &[&str]| {
         let said = output(Command::new(program).args(words));
         said.with_context(|| format!("{program} {words:?} says nothing for docs/verification.md"))
     };
-    let systemd = told("systemctl", &["--version"])?;
     writeln!(
         text,
-        "{}: {}, in {:.1} minutes on {} cores. Linux {}, {}, opencode {}.",
+        "{}, in {:.1} minutes on {} cores, Linux {}, opencode {}:\n",
         told("date", &["-u", "+%Y-%m-%d"])?,
-        totals(results.iter().map(|(_, outcome)| outcome)),
         took.as_secs_f32() / 60.,
         std::thread::available_parallelism()?,
         told("uname", &["-r"])?,
-        systemd.lines().next().unwrap_or_default(),
         opencode::VERSION,
     )?;
-    text += TABLE;
-    for (script, outcome) in results {
+    for column in columns {
+        writeln!(text, "- {}: {}", column.systemd, totals(column.outcomes.iter()))?;
+    }
+    let mut heads = String::new();
+    for column in columns {
+        // `systemd 257 (257.13-1~deb13u1)`
+        let short: Vec<_> = column.systemd.split(' ').take(2).collect();
+        write!(heads, " {} |", short.join(" "))?;
+    }
+    writeln!(text, "\n| scenario | what it shows |{heads} NixOS VM |")?;
+    writeln!(text, "|---|---|{}---|", "---|".repeat(columns.len()))?;
+    for (index, script) in scripts.iter().enumerate() {
         let name = script.name();
-        let outcome = match outcome {
-            Outcome::Passed(parts) if parts.is_empty() => "passed",
-            Outcome::Passed(parts) => &format!("passed, **but for**: {}", parts.join("; ")),
-            Outcome::Skipped(why) => &format!("**skipped**: {why}"),
-            Outcome::Failed => FAILED,
-        };
-        let place = if script.host == Script::NO_HOST { ", without a machine" } else { "" };
-        writeln!(
+        write!(
             text,
-            "| [{name}](../vm-tests/scenarios/{name}.py) | **{}** {} | {outcome}{place} | not run |",
+            "| [{name}](../vm-tests/scenarios/{name}.py) | **{}** {} |",
             script.title, script.shows
         )?;
+        for outcome in columns.iter().filter_map(|column| column.outcomes.get(index)) {
+            let place = if script.host == Script::NO_HOST { ", without a machine" } else { "" };
+            write!(text, " {}{place} |", shown(outcome))?;
+        }
+        writeln!(text, " not run |")?;
     }
     writeln!(text, "\n{MARK}{hash} -->")?;
     Ok(text)
+}
+
+fn shown(outcome: &Outcome) -> String {
+    match outcome {
+        Outcome::Passed(parts) if parts.is_empty() => "passed".to_owned(),
+        Outcome::Passed(parts) => format!("passed, **but for**: {}", parts.join("; ")),
+        Outcome::Skipped(why) => format!("**skipped**: {why}"),
+        Outcome::Failed => FAILED.to_owned(),
+    }
 }
 
 fn path() -> PathBuf {
@@ -101,7 +110,7 @@ fn recorded(text: &str) -> Option<&str> {
 }
 
 /// What decides how the scenarios end: the product, the scenarios, and the machine that they run on.
-const INPUTS: [&str; 19] = [
+const INPUTS: [&str; 20] = [
     "Cargo.lock",
     "Cargo.toml",
     "dist",
@@ -121,6 +130,7 @@ const INPUTS: [&str; 19] = [
     "xtask/src/machine",
     "xtask/src/machine.rs",
     "xtask/src/opencode.rs",
+    "xtask/src/vm_test/roots.rs",
 ];
 
 /// A hash of the files that decide how the scenarios end. Unit tests of the Rust crates do not; those of the module do, for
@@ -155,19 +165,24 @@ mod tests {
             title: "It holds.".to_owned(),
             shows: "So.".to_owned(),
         };
-        let (whole, in_part, skipped) = (script("01-a.py"), script("02-b.py"), script("03-c.py"));
+        let scripts = [script("01-a.py"), script("02-b.py"), script("03-c.py")];
         let parts = vec!["one".to_owned(), "another".to_owned()];
-        let results = [
-            (&whole, Outcome::Passed(vec![])),
-            (&in_part, Outcome::Passed(parts)),
-            (&skipped, Outcome::Skipped("no time".to_owned())),
+        let column = |systemd: &str, last| Column {
+            systemd: systemd.to_owned(),
+            outcomes: vec![Outcome::Passed(vec![]), Outcome::Passed(parts.clone()), last],
+        };
+        let columns = [
+            column("systemd 252 (252.38)", Outcome::Skipped("no time".to_owned())),
+            column("systemd 257 (257.13)", Outcome::Passed(vec![])),
         ];
-        let text = text(&results, Duration::from_secs(90), "abc")?;
+        let text = text(&scripts, &columns, Duration::from_secs(90), "abc")?;
         for row in [
-            "| [01-a](../vm-tests/scenarios/01-a.py) | **It holds.** So. | passed | not run |",
-            "| passed, **but for**: one; another | not run |",
-            "| **skipped**: no time | not run |",
-            ": 1 passed, 1 passed in part, 1 skipped, 0 failed, in 1.5 minutes on ",
+            "| scenario | what it shows | systemd 252 | systemd 257 | NixOS VM |\n|---|---|---|---|---|\n",
+            "| [01-a](../vm-tests/scenarios/01-a.py) | **It holds.** So. | passed | passed | not run |",
+            "| passed, **but for**: one; another | passed, **but for**: one; another | not run |",
+            "| **skipped**: no time | passed | not run |",
+            "- systemd 252 (252.38): 1 passed, 1 passed in part, 1 skipped, 0 failed\n",
+            ", in 1.5 minutes on ",
         ] {
             assert!(text.contains(row), "no `{row}` in\n{text}");
         }

@@ -1,0 +1,103 @@
+# host: limits
+"""One agent takes no more of the host than its instance is given.
+Pseudo-terminals, shared memory, open files, processes and, where the state has a file system of its own as docs/nixos.md has it, disk: it gets as many as `resources` says and
+then an error, while the host and the other instance have theirs. A process that takes more memory than there is is killed, and the server goes on."""
+
+# Takes as many as there are of one thing, and tells how many, the error, and what the rest of the program then sees of it.
+TAKE = r"""
+import errno, os, resource, sys, time
+
+def terminal():
+    return os.open("/dev/ptmx", os.O_RDWR | os.O_NOCTTY)
+
+def file():
+    return os.open("/dev/null", os.O_RDONLY)
+
+def process():
+    child = os.fork()
+    if child == 0:
+        time.sleep(60)
+        os._exit(0)
+    return child
+
+what = sys.argv[1]
+soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+taken = []
+try:
+    while len(taken) < 5000:
+        taken.append(globals()[what]())
+    print(len(taken), "allowed", flush=True)
+except OSError as error:
+    print(len(taken), errno.errorcode[error.errno], flush=True)
+if len(sys.argv) > 2:
+    open(sys.argv[2], "w").close()
+    time.sleep(60)
+if what == "process":
+    for child in taken:
+        os.kill(child, 9)
+"""
+
+
+def take(what, name="a"):
+    count, error = agent(name, f"python3 take.py {what}").split()
+    return int(count), error
+
+
+prepare("a", "b")
+for name in "ab":
+    machine.succeed(f"printf %s {shlex.quote(TAKE)} > /srv/{name}/take.py")
+# The state of `b` on a file system of its own.
+machine.succeed(
+    "mount -t tmpfs -o size=96M,mode=0700,uid=$(id -u opencode-b),gid=$(id -g opencode-b) state /var/lib/opencode/instance-state/b",
+)
+start("a", "b")
+
+with subtest("pseudo-terminals"):
+    assert take("terminal") == (8, "ENOSPC"), take("terminal")
+    # While it has them all.
+    can("a", "setsid -f python3 take.py terminal held > /dev/null 2>&1; until [ -e held ]; do sleep 0.05; done")
+    assert take("terminal") == (0, "ENOSPC"), take("terminal")
+    assert take("terminal", "b") == (8, "ENOSPC"), take("terminal", "b")
+    machine.succeed("script -qec true /dev/null < /dev/null")
+    can("b", "script -qec true /dev/null < /dev/null")
+    machine.succeed("pkill -u opencode-a -f take.py")
+
+with subtest("shared memory"):
+    says("a", "head -c 32M /dev/zero > /dev/shm/full; stat -c %s /dev/shm/full", "16777216\n")
+    can("b", "head -c 8M /dev/zero > /dev/shm/some && rm /dev/shm/some")
+    can("a", "rm /dev/shm/full")
+
+with subtest("open files"):
+    count, error = take("file")
+    assert error == "EMFILE" and 2000 < count < 2048, (count, error)
+
+controllers = machine.succeed("cat /sys/fs/cgroup/cgroup.controllers").split()
+with subtest("processes"):
+    if "pids" not in controllers:
+        not_shown("processes: this kernel's pids controller is not in the unified hierarchy here")
+        assert machine.succeed("systemctl show -P TasksMax opencode-a").strip() == "150"
+    else:
+        count, error = take("process")
+        assert error == "EAGAIN" and count < 150, (count, error)
+        can("b", "true")
+
+with subtest("memory"):
+    if "memory" not in controllers:
+        not_shown("memory: this kernel's memory controller is not in the unified hierarchy here")
+        assert machine.succeed("systemctl show -P MemoryMax opencode-a").strip() == str(1 << 30)
+    else:
+        before = main_pid("opencode-a")
+        cannot("a", "python3 -c 'x = bytearray(4 << 30)'")
+        assert main_pid("opencode-a") == before
+
+with subtest("the host's disk, by the state"):
+    free = int(machine.succeed("df --output=avail -B1 / | tail -1"))
+    # The server writes there as well, so it is to have room again before it does.
+    cannot("b", "head -c 200M /dev/zero > ~/full; full=$?; rm ~/full; exit $full")
+    assert abs(int(machine.succeed("df --output=avail -B1 / | tail -1")) - free) < 64 << 20
+    can("b", "touch ~/some")
+
+with subtest("the servers go on"):
+    healthy("a")
+    healthy("b")
