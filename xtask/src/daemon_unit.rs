@@ -53,14 +53,6 @@ const DIFFERENCES: &[Difference] = &[
                   systemd before 254 would warn of it",
     },
     Difference {
-        setting: "Service.Environment",
-        dist: None,
-        module: Some(
-            "\"LOCALE_ARCHIVE=/usr/lib/locale/locale-archive\" \"PATH=/usr/bin:/usr/sbin\" \"TZDIR=/usr/share/zoneinfo\"",
-        ),
-        because: "NixOS gives every unit these, for nothing is at the places where programs look by themselves",
-    },
-    Difference {
         setting: "Unit.JobRunningTimeoutSec",
         dist: None,
         module: Some("60"),
