@@ -66,6 +66,8 @@ in
       LimitCORE = 0;
       # Programs that do not want to end are not waited for longer.
       TimeoutStopSec = 20;
+      # It would mount a file of the cgroup into a hierarchy that does not show it.
+      MemoryPressureWatch = "skip";
     }
     // optionalAttrs (instance.extraGroups != [ ]) { SupplementaryGroups = instance.extraGroups; }
     // optionalAttrs (environmentFiles != [ ]) { EnvironmentFile = environmentFiles; }

@@ -99,7 +99,7 @@ with subtest("while it is made there is no network, and the archive is out of it
     machine.wait_until_succeeds("[ $(cat /proc/$(systemctl show -P MainPID opencode-a-backup)/comm) = sleep ]")
     inside = "nsenter -t $(systemctl show -P MainPID opencode-a-backup) -m -n -- "
     user = "setpriv --reuid opencode-a --regid opencode-a --clear-groups "
-    machine.fail(f"{inside} ip -o link show up | grep -v 'lo:'", f"{inside} {user} ls {BACKUP}", f"{inside} ls /srv")
+    machine.fail(f"{inside} ip -o link show up | grep -v 'lo:'", f"{inside} {user} ls {BACKUP}", f"{inside} ls /srv/a", f"{inside} ls /srv/exchange")
     machine.succeed(f"{inside} ls {BACKUP}/a.tar.gz", f"{inside} {user} ls {STATE}")
     machine.succeed("systemctl stop opencode-a-backup")
     override("opencode-a-backup", "")
