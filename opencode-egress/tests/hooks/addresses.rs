@@ -33,8 +33,8 @@ fn broadcasts_are_judged() {
     let mut world = World::new(&base_policy());
     let addresses = [Ipv4Addr::new(192, 0, 2, 255), Ipv4Addr::BROADCAST];
     for to in addresses {
-        world.refuses("UDP broadcast", (to, PORT), broadcast);
-        world.refuses("UDP broadcast of a connected socket", (to, PORT), broadcast_connected);
+        world.denies("UDP broadcast", (to, PORT), broadcast);
+        world.denies("UDP broadcast of a connected socket", (to, PORT), broadcast_connected);
     }
     let mut policy = base_policy();
     policy.allow.extend(addresses.map(|to| any(&format!("{to}/32"))));
@@ -59,7 +59,7 @@ fn multicasts_are_judged() {
     let addresses = ["239.1.2.3", "224.0.0.251", "ff02::fb", "ff05::1:3"]
         .map(|text| text.parse::<IpAddr>().expect("one"));
     for to in addresses {
-        world.refuses("UDP multicast", (to, PORT), multicast);
+        world.denies("UDP multicast", (to, PORT), multicast);
     }
     let mut policy = base_policy();
     policy.allow.extend([any("224.0.0.0/4"), any("ff00::/8")]);
@@ -81,7 +81,7 @@ fn link_local_addresses_are_judged() {
     };
     let datagram = |to| send_to(&udp(to)?, b"data", 0, to).map(drop);
     world.passes("TCP to a link-local address", at(2), |to| tcp(to).map(drop));
-    world.refuses("TCP to a link-local address", at(3), |to| tcp(to).map(drop));
+    world.denies("TCP to a link-local address", at(3), |to| tcp(to).map(drop));
     world.passes("UDP to a link-local address", at(2), datagram);
-    world.refuses("UDP to a link-local address", at(3), datagram);
+    world.denies("UDP to a link-local address", at(3), datagram);
 }

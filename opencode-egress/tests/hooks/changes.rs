@@ -138,18 +138,18 @@ fn without_a_policy_everything_is_denied() {
         for to in
             [IpAddr::from(ALLOWED), ALLOWED6.into(), ALLOWED.to_ipv6_mapped().into(), [127, 0, 0, 1].into()]
         {
-            world.refuses("TCP", (to, PORT), |to| tcp(to).map(drop));
+            world.denies("TCP", (to, PORT), |to| tcp(to).map(drop));
             world.check_last(DropReason::NoPolicy);
-            world.refuses("UDP", (to, PORT), |to| send_to(&udp(to)?, b"data", 0, to).map(drop));
+            world.denies("UDP", (to, PORT), |to| send_to(&udp(to)?, b"data", 0, to).map(drop));
             world.check_last(DropReason::NoPolicy);
-            world.refuses("UDP of a connected socket", (to, PORT), |to| {
+            world.denies("UDP of a connected socket", (to, PORT), |to| {
                 send(&connected(to)?, b"data", 0).map(drop)
             });
             world.check_last(DropReason::NoPolicy);
         }
-        world.refuses("ping", (ALLOWED, 0), ping);
+        world.denies("ping", (ALLOWED, 0), ping);
         world.check_last(DropReason::NoPolicy);
-        world.refuses("bind", (ALLOWED, PORT), |_| {
+        world.denies("bind", (ALLOWED, PORT), |_| {
             bind(&socket(libc::AF_INET, libc::SOCK_STREAM, 0)?, SocketAddr::from(([0; 4], 8787)))
         });
         world.check_last(DropReason::NoPolicy);

@@ -19,7 +19,7 @@ fn check(world: &mut World, place: &str) {
     world.judges(&format!("TCP from {place}"), |to| tcp(to).map(drop));
     world.judges(&format!("UDP from {place}"), |to| send_to(&udp(to)?, b"data", 0, to).map(drop));
     world.passes(&format!("ping from {place}"), (ALLOWED, 0), ping);
-    world.refuses(&format!("ping from {place}"), (DENIED, 0), ping);
+    world.denies(&format!("ping from {place}"), (DENIED, 0), ping);
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! A refused TCP packet ends its socket: whatever refuses it, the program that waits is told within a second.
+//! A refused TCP packet ends its socket: whatever denies it, the program that waits is told within a second.
 
 use std::{
     io,
@@ -168,7 +168,7 @@ fn a_source_port_that_is_a_listeners() {
     ends(&mut world, "TCP from a listener's port", (to, to), ABORTED, || tcp(to).map(drop));
 }
 
-/// A connection over loopback that the other side's instance refuses. Its client need not be confined.
+/// A connection over loopback that the other side's instance denies. Its client need not be confined.
 #[test]
 fn a_connection_that_another_instance_refuses() {
     let mut world = World::new(&base_policy());
@@ -194,7 +194,7 @@ fn a_connection_that_another_instance_refuses() {
                 // The server says nothing more; what is asked for ends the wait.
                 world.answer_resets(&diagnosis, server.as_fd());
             }
-            client.join().expect("the client's end").expect_err("the server's instance refuses")
+            client.join().expect("the client's end").expect_err("the server's instance denies")
         });
         assert_eq!(error.raw_os_error(), Some(libc::ECONNABORTED), "what a client of {to} is told");
         assert!(started.elapsed() < unhurried(Duration::from_secs(1)), "after {:?}", started.elapsed());

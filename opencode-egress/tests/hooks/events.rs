@@ -83,7 +83,7 @@ fn events_say_what_was_denied_to_whom() {
         world.events();
         let probe = world.start(|_| become_user().and_then(|()| technique(to)).map(|()| 0));
         let pid = probe.pid();
-        assert_eq!(probe.end(), Outcome::EPERM, "{hook:?} refuses {to}");
+        assert_eq!(probe.end(), Outcome::EPERM, "{hook:?} denies {to}");
         let events = world.events();
         let [Denial { event, hook: at, reason: why, flow, asked: None, .. }] = &events[..] else {
             panic!("one event is told of {to} at {hook:?}: {events:#?}");

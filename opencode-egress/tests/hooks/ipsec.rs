@@ -112,7 +112,7 @@ fn what_goes_through_a_tunnel_is_judged_by_where_it_goes() {
                 assert_eq!(reason, DropReason::Transformed, "where {name} goes cannot be known");
             }
         }
-        world.refuses("TCP", (DENIED_INSIDE, PORT), |to| tcp(to).map(drop));
+        world.denies("TCP", (DENIED_INSIDE, PORT), |to| tcp(to).map(drop));
         if wrapped_into_udp {
             continue;
         }

@@ -81,7 +81,7 @@ fn is_refused(world: &mut World, to: (impl Into<IpAddr>, u16), expect: DropReaso
     let error = client(&world.far, to, SILENCE).expect_err("a client that is refused hears nothing");
     assert_eq!(error.kind(), io::ErrorKind::TimedOut, "a client of {to} hears nothing");
     let told = world.events();
-    assert_eq!(told.first().map(|record| record.reason), Some(expect), "why {to} refuses");
+    assert_eq!(told.first().map(|record| record.reason), Some(expect), "why {to} denies");
 }
 
 #[test]
@@ -202,7 +202,7 @@ fn inbound_connections_reach_listeners_only() {
     for to in [(IpAddr::from(UNIT), v4), (UNIT.into(), v6), (UNIT6.into(), v6)] {
         is_refused(&mut world, to, DropReason::NotAListener);
         let local = client(&world.unit, to.into(), SILENCE);
-        assert!(local.is_err(), "a port that is no listener refuses its own host too");
+        assert!(local.is_err(), "a port that is no listener denies its own host too");
     }
     is_served(&world.far, (UNIT, LISTENER));
 }
@@ -252,14 +252,14 @@ fn nothing_is_opened_from_a_listeners_port() {
         [(IpAddr::from(ALLOWED), IpAddr::from(DENIED)), (ALLOWED6.into(), DENIED6.into())]
     {
         for to in [allowed, denied] {
-            world.refuses("TCP from the listener's port", (to, PORT), opened);
+            world.denies("TCP from the listener's port", (to, PORT), opened);
             world.check_last(DropReason::ListenerPort);
-            world.refuses("TCP fast open from the listener's port", (to, PORT), fast);
+            world.denies("TCP fast open from the listener's port", (to, PORT), fast);
             world.check_last(DropReason::ListenerPort);
         }
         // Only TCP has replies of listeners, so UDP is judged as ever.
         world.passes("UDP from the listener's port", (allowed, PORT), sent);
-        world.refuses("UDP from the listener's port", (denied, PORT), sent);
+        world.denies("UDP from the listener's port", (denied, PORT), sent);
     }
 }
 
@@ -280,9 +280,9 @@ fn a_port_that_the_kernel_picks_is_judged() {
     world.unit.sysctl("ipv4/ip_local_port_range", &range(port + 1));
     world.passes("TCP from a picked port", (ALLOWED, PORT), connects);
     world.unit.sysctl("ipv4/ip_local_port_range", &range(port));
-    world.refuses_as("TCP from a picked port", (ALLOWED, PORT), Outcome::DONE, connects);
+    world.denies_as("TCP from a picked port", (ALLOWED, PORT), Outcome::DONE, connects);
     world.check_last(DropReason::ListenerPort);
-    world.refuses("TCP from a picked port", (DENIED, PORT), connects);
+    world.denies("TCP from a picked port", (DENIED, PORT), connects);
 }
 
 /// An accepted socket that was dissolved is one like any other, and not on the listener's port.
@@ -401,7 +401,7 @@ fn only_the_instances_own_server_is_reached_at_its_listener() {
         }
         // Somebody else is there now, in the same network namespace and in no confined cgroup.
         let _other = world.unit.enter(|| TcpListener::bind(to)).expect("the place is free");
-        world.refuses("a connection to another program", to, |to| {
+        world.denies("a connection to another program", to, |to| {
             let socket = socket(domain(to), libc::SOCK_STREAM, protocol)?;
             connect(&socket, to)
         });

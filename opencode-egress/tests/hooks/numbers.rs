@@ -49,7 +49,7 @@ fn a_file_takes_all_its_numbers_or_none() {
 #[test]
 fn a_free_number_remembers_nothing_but_its_generation() {
     let mut world = World::new(&base_policy());
-    world.refuses("UDP", SocketAddr::from((DENIED, PORT)), |to| send_to(&udp(to)?, b"x", 0, to).map(drop));
+    world.denies("UDP", SocketAddr::from((DENIED, PORT)), |to| send_to(&udp(to)?, b"x", 0, to).map(drop));
     let of_it = |world: &World| {
         world.loaded.maps.seen(InstanceIndex::FIRST).expect("what the kernel remembers").len()
     };

@@ -24,7 +24,7 @@ fn lock(base: &Path) -> String {
 }
 
 #[track_caller]
-fn refuses(base: &Path, expect: &str) {
+fn denies(base: &Path, expect: &str) {
     let why = lock(base);
     assert!(why.contains(expect), "{}: `{why}`, not `{expect}`", base.display());
     let maps = base.join("v9");
@@ -39,7 +39,7 @@ fn a_mount_that_others_may_write_to_is_refused() {
     let bpffs = Bpffs::with("");
     let shown = bpffs.0.path().display();
     let base = bpffs.0.path().join("opencode-egress");
-    refuses(&base, &format!("{shown} has mode 1777; close it: chmod 700 {shown}"));
+    denies(&base, &format!("{shown} has mode 1777; close it: chmod 700 {shown}"));
     assert!(!base.exists(), "it was made all the same");
     fs::set_permissions(bpffs.0.path(), fs::Permissions::from_mode(0o700)).expect("chmod");
     assert_eq!(lock(&base), "");
@@ -52,12 +52,12 @@ fn so_is_a_directory_between() {
     fs::create_dir_all(&base).expect("directories");
     for mode in [0o720, 0o702, 0o1777] {
         fs::set_permissions(&between, fs::Permissions::from_mode(mode)).expect("chmod");
-        refuses(&base, &format!("has mode {mode:o}; close it: chmod 700 {}", between.display()));
+        denies(&base, &format!("has mode {mode:o}; close it: chmod 700 {}", between.display()));
     }
     fs::set_permissions(&between, fs::Permissions::from_mode(0o755)).expect("chmod");
     assert_eq!(lock(&base), "");
     chown(&between, NOBODY, None).expect("chown");
-    refuses(
+    denies(
         &base,
         &format!("{} is user 65534's; find out what made it, then: chown root:root", between.display()),
     );
@@ -69,8 +69,8 @@ fn a_symbolic_link_is_no_directory() {
     let (base, link) = (bpffs.0.path().join("base"), bpffs.0.path().join("link"));
     fs::create_dir(&base).expect("a directory");
     symlink(&base, &link).expect("a link");
-    refuses(&link, &format!("{} is a symbolic link", link.display()));
-    refuses(&link.join("below"), &format!("{} is a symbolic link", link.display()));
+    denies(&link, &format!("{} is a symbolic link", link.display()));
+    denies(&link.join("below"), &format!("{} is a symbolic link", link.display()));
 }
 
 /// Before the directory was closed, somebody may have made one that the daemon would pin into.
@@ -83,7 +83,7 @@ fn what_another_user_made_there_is_refused() {
     assert_eq!(lock(&base), "");
     chown(&planted, NOBODY, None).expect("chown");
     let expect = format!("{} is user 65534's; find out what made it, then: rm -r", planted.display());
-    refuses(&base, &expect);
+    denies(&base, &expect);
 }
 
 #[test]

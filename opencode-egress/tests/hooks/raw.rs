@@ -46,19 +46,19 @@ fn ping_is_judged() {
     allow_ping(&world);
     for (allowed, denied) in V4_PAIRS {
         world.passes("ping", (allowed, 0), ping);
-        world.refuses("ping", (denied, 0), ping);
+        world.denies("ping", (denied, 0), ping);
         let connected = |to| {
             let socket = socket(libc::AF_INET, libc::SOCK_DGRAM, libc::IPPROTO_ICMP)?;
             connect(&socket, to)?;
             send(&socket, &echo(to), 0).map(drop)
         };
         world.passes("ping of a connected socket", (allowed, 0), connected);
-        world.refuses("ping of a connected socket", (denied, 0), connected);
+        world.denies("ping of a connected socket", (denied, 0), connected);
     }
     let (allowed, denied) = V6_PAIR;
     world.passes("ping", (allowed, 0), ping);
     // The kernel does not tell the sender of an ICMPv6 ping what became of it.
-    world.refuses_as("ping", (denied, 0), Outcome::DONE, ping);
+    world.denies_as("ping", (denied, 0), Outcome::DONE, ping);
 }
 
 /// Where no rule lets ICMPv6 pass, the caller is told when it makes the socket.
@@ -68,7 +68,7 @@ fn a_socket_that_can_never_speak_is_refused() {
     let mut world = World::new(&ipv4_only);
     allow_ping(&world);
     world.passes("ping", (ALLOWED, 0), ping);
-    world.refuses("ping", (ALLOWED6, 0), ping);
+    world.denies("ping", (ALLOWED6, 0), ping);
     let icmp6 = rule("2001:db8:1::2/128", RuleProtocol::Icmp, &[]);
     world.install(&Policy { allow: vec![icmp6], ..Policy::default() });
     world.passes("ping", (ALLOWED6, 0), ping);
@@ -85,9 +85,9 @@ fn raw_icmp_is_judged() {
     };
     for (allowed, denied) in V4_PAIRS.into_iter().chain([V6_PAIR]) {
         world.passes("raw ICMP", (allowed, 0), raw);
-        world.refuses("raw ICMP", (denied, 0), raw);
+        world.denies("raw ICMP", (denied, 0), raw);
         world.passes("raw ICMP of a connected socket", (allowed, 0), connected);
-        world.refuses("raw ICMP of a connected socket", (denied, 0), connected);
+        world.denies("raw ICMP of a connected socket", (denied, 0), connected);
     }
 }
 
@@ -115,21 +115,21 @@ fn raw_tcp_is_judged_and_is_no_reply() {
     for (allowed, denied) in V4_PAIRS.into_iter().chain([V6_PAIR]) {
         for flags in [SYN, ACK, SYN | ACK, 0] {
             world.passes("raw TCP", (allowed, 0), segment(libc::IPPROTO_TCP, 40_000, flags));
-            world.refuses("raw TCP", (denied, 0), segment(libc::IPPROTO_TCP, 40_000, flags));
-            world.refuses(
+            world.denies("raw TCP", (denied, 0), segment(libc::IPPROTO_TCP, 40_000, flags));
+            world.denies(
                 "raw TCP from the listener",
                 (denied, 0),
                 segment(libc::IPPROTO_TCP, LISTENER, flags),
             );
         }
-        world.refuses("raw TCP", (allowed, 0), segment(libc::IPPROTO_TCP, LISTENER, SYN));
+        world.denies("raw TCP", (allowed, 0), segment(libc::IPPROTO_TCP, LISTENER, SYN));
     }
     // The kernel's number for MPTCP ends in the byte that TCP has, and IPv4 takes it.
-    world.refuses("raw MPTCP", (DENIED, 0), segment(262, LISTENER, ACK));
+    world.denies("raw MPTCP", (DENIED, 0), segment(262, LISTENER, ACK));
     // The socket's own number can be the listener's too: a raw socket's is its protocol.
     policy.listen = vec![listen("192.0.2.1", 6, true)];
     world.install(&policy);
-    world.refuses("raw TCP", (DENIED, 0), segment(libc::IPPROTO_TCP, 6, ACK));
+    world.denies("raw TCP", (DENIED, 0), segment(libc::IPPROTO_TCP, 6, ACK));
 }
 
 #[test]
@@ -140,7 +140,7 @@ fn any_raw_protocol_is_judged() {
         for (allowed, denied) in V4_PAIRS.into_iter().chain([V6_PAIR]) {
             let name = format!("raw protocol {protocol}");
             world.passes(&name, (allowed, 0), raw);
-            world.refuses(&name, (denied, 0), raw);
+            world.denies(&name, (denied, 0), raw);
         }
     }
 }
@@ -194,5 +194,5 @@ fn a_bound_raw_socket_is_judged() {
         send_to(&socket, &echo(to), 0, to).map(drop)
     };
     world.passes("bound raw ICMP", (ALLOWED, 0), raw);
-    world.refuses("bound raw ICMP", (DENIED, 0), raw);
+    world.denies("bound raw ICMP", (DENIED, 0), raw);
 }

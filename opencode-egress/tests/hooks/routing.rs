@@ -63,7 +63,7 @@ fn source_routes_are_refused() {
             });
             assert_eq!(outcome, Outcome::EPERM, "IP_OPTIONS with {option:?} is refused");
         }
-        world.refuses("UDP by a source route", (*hop, PORT), |_| datagram_by(option, (FAR, PORT).into()));
+        world.denies("UDP by a source route", (*hop, PORT), |_| datagram_by(option, (FAR, PORT).into()));
         world.check_last(DropReason::Ipv4Option);
     }
 }
@@ -76,14 +76,14 @@ fn harmless_ipv4_options_are_judged_like_none() {
         Message::new(Some(to.into()), b"data", control).send(&udp(to)?, 0).map(drop)
     };
     world.passes("UDP with a router alert", (ALLOWED, PORT), alert);
-    world.refuses("UDP with a router alert", (DENIED, PORT), alert);
+    world.denies("UDP with a router alert", (DENIED, PORT), alert);
     let cleared = |to: SocketAddr| {
         let socket = udp(to)?;
         set_bytes(&socket, libc::IPPROTO_IP, libc::IP_OPTIONS, &[])?;
         send_to(&socket, b"data", 0, to).map(drop)
     };
     world.passes("UDP with cleared options", (ALLOWED, PORT), cleared);
-    world.refuses("UDP with cleared options", (DENIED, PORT), cleared);
+    world.denies("UDP with cleared options", (DENIED, PORT), cleared);
 }
 
 /// A routing header of some type by a hop, before UDP: <https://www.rfc-editor.org/rfc/rfc8200#section-4.4>.
@@ -131,7 +131,7 @@ fn routing_headers_by_the_kernel_are_refused() {
         });
         let leaked = [arrived.to(ALLOWED6.into()), arrived.to(DENIED6.into())].concat();
         assert_eq!(leaked, [""; 0], "LEAK: {header:?} in a message");
-        // A kernel without mobile IPv6 refuses the control message itself.
+        // A kernel without mobile IPv6 denies the control message itself.
         let refused = [Outcome::EPERM, Outcome::Errno(libc::EINVAL)].contains(&outcome);
         assert!(refused, "{header:?} in a message is refused: {outcome:?}");
     }
@@ -178,13 +178,13 @@ fn hand_made_extension_headers_are_refused_unless_harmless() {
     world.confine();
     for (protocol, payload, reason) in &cases {
         let name = format!("a hand-made header {protocol}");
-        world.refuses(&name, (ALLOWED6, 0), |to| raw(*protocol, payload, to));
+        world.denies(&name, (ALLOWED6, 0), |to| raw(*protocol, payload, to));
         world.check_last(*reason);
     }
     let harmless = [options_before(17), datagram.to_vec()].concat();
     world.install(&base_policy());
     world.passes("hand-made options before UDP", (ALLOWED6, 0), |to| raw(60, &harmless, to));
-    world.refuses("hand-made options before UDP", (DENIED6, 0), |to| raw(60, &harmless, to));
+    world.denies("hand-made options before UDP", (DENIED6, 0), |to| raw(60, &harmless, to));
 }
 
 /// Options headers that the kernel adds for a privileged sender.
@@ -205,8 +205,8 @@ fn options_headers_are_looked_behind() {
             Message::new(Some(to.into()), b"data", control).send(&udp(to)?, 0).map(drop)
         };
         world.passes(&format!("UDP with {name} options"), (ALLOWED6, PORT), sticky);
-        world.refuses(&format!("UDP with {name} options"), (DENIED6, PORT), sticky);
+        world.denies(&format!("UDP with {name} options"), (DENIED6, PORT), sticky);
         world.passes(&format!("UDP with {name} options in a message"), (ALLOWED6, PORT), in_message);
-        world.refuses(&format!("UDP with {name} options in a message"), (DENIED6, PORT), in_message);
+        world.denies(&format!("UDP with {name} options in a message"), (DENIED6, PORT), in_message);
     }
 }

@@ -41,29 +41,29 @@ fn protocols_and_ports_are_judged() {
     world.unit.sysctl("ipv4/ping_group_range", "0 2147483647");
     world.passes("TCP to its port", (ALLOWED, 443), connects);
     for port in [442, 444, 80, 65535] {
-        world.refuses("TCP to another port", (ALLOWED, port), connects);
+        world.denies("TCP to another port", (ALLOWED, port), connects);
         world.check_last(DropReason::PortNotAllowed);
     }
-    world.refuses("UDP where TCP is allowed", (ALLOWED, 443), sends);
+    world.denies("UDP where TCP is allowed", (ALLOWED, 443), sends);
     world.check_last(DropReason::ProtocolNotAllowed);
-    world.refuses("ping where TCP is allowed", (ALLOWED, 0), ping);
+    world.denies("ping where TCP is allowed", (ALLOWED, 0), ping);
     world.check_last(DropReason::ProtocolNotAllowed);
     for port in [53, 400, 443, 500] {
         world.passes("UDP to its ports", (DENIED, port), sends);
     }
     for port in [52, 54, 399, 501] {
-        world.refuses("UDP to another port", (DENIED, port), sends);
+        world.denies("UDP to another port", (DENIED, port), sends);
         world.check_last(DropReason::PortNotAllowed);
     }
-    world.refuses("TCP where UDP is allowed", (DENIED, 443), connects);
+    world.denies("TCP where UDP is allowed", (DENIED, 443), connects);
     world.check_last(DropReason::ProtocolNotAllowed);
     world.passes("TCP to a port for any protocol", (ALLOWED6, 443), connects);
     world.passes("UDP to a port for any protocol", (ALLOWED6, 443), sends);
-    world.refuses("TCP to another port", (ALLOWED6, 80), connects);
-    world.refuses("UDP to another port", (ALLOWED6, 80), sends);
+    world.denies("TCP to another port", (ALLOWED6, 80), connects);
+    world.denies("UDP to another port", (ALLOWED6, 80), sends);
     world.passes("ping where ICMP is allowed", (FAR, 0), ping);
-    world.refuses("TCP where ICMP is allowed", (FAR, 443), connects);
-    world.refuses("UDP where ICMP is allowed", (FAR, 443), sends);
+    world.denies("TCP where ICMP is allowed", (FAR, 443), connects);
+    world.denies("UDP where ICMP is allowed", (FAR, 443), sends);
 }
 
 #[test]
@@ -84,7 +84,7 @@ fn deny_wins_over_allow() {
     world.check_last(DropReason::DenyRule);
     world.judges("UDP", sends);
     world.check_last(DropReason::DenyRule);
-    world.refuses("TCP to a denied port", (ALLOWED, 25), connects);
+    world.denies("TCP to a denied port", (ALLOWED, 25), connects);
     world.check_last(DropReason::DenyRule);
     world.passes("UDP to the port that is denied to TCP", (ALLOWED, 25), sends);
 }

@@ -186,7 +186,7 @@ fn sctp_is_judged() {
         })
     };
     world.passes("SCTP connect", (ALLOWED, PORT), connect);
-    world.refuses_as("SCTP connect", (DENIED, PORT), Outcome::DONE, connect);
+    world.denies_as("SCTP connect", (DENIED, PORT), Outcome::DONE, connect);
 }
 
 /// `connect()` to `0.0.0.0` or `::` reaches loopback, so that is what is judged.
@@ -197,8 +197,8 @@ fn the_unspecified_address_is_loopback() {
     policy.deny.extend([any("127.0.0.0/8"), any("::1/128")]);
     let mut world = World::new(&policy);
     for unspecified in [IpAddr::from([0; 4]), IpAddr::from([0; 16]), "::ffff:0.0.0.0".parse().expect("one")] {
-        world.refuses("TCP connect", (unspecified, PORT), |to| tcp(to).map(drop));
-        world.refuses("UDP", (unspecified, PORT), |to| {
+        world.denies("TCP connect", (unspecified, PORT), |to| tcp(to).map(drop));
+        world.denies("UDP", (unspecified, PORT), |to| {
             let socket = socket(domain(to), libc::SOCK_DGRAM, 0)?;
             send_to(&socket, b"data", 0, to).map(drop)
         });

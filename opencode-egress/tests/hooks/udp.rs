@@ -77,10 +77,10 @@ fn a_datagram_of_parts_is_judged() {
         let mapped = matches!(denied, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some());
         let in_call = if world.judges_sendmsg() { Outcome::EPERM } else { Outcome::DONE };
         world.passes("corked UDP", (allowed, PORT), free);
-        world.refuses_as("corked UDP", (denied, PORT), in_call, free);
+        world.denies_as("corked UDP", (denied, PORT), in_call, free);
         let told = if mapped { in_call } else { Outcome::DONE };
         world.passes("corked UDP of a connected socket", (allowed, PORT), corked);
-        world.refuses_as("corked UDP of a connected socket", (denied, PORT), told, corked);
+        world.denies_as("corked UDP of a connected socket", (denied, PORT), told, corked);
     }
     // The kernel keeps the first part's destination; either way no part may go to the second's.
     let (_, arrived) = world.run(|| {
@@ -135,11 +135,11 @@ fn odd_address_families_are_judged() {
             send_to(&udp(to)?, b"data", 0, address).map(drop)
         };
         world.passes("UDP to AF_UNSPEC", (allowed, PORT), unspecified);
-        world.refuses("UDP to AF_UNSPEC", (denied, PORT), unspecified);
+        world.denies("UDP to AF_UNSPEC", (denied, PORT), unspecified);
         let from_ipv6 =
             |to: SocketAddr| send_to(&socket(libc::AF_INET6, libc::SOCK_DGRAM, 0)?, b"data", 0, to).map(drop);
         world.passes("UDP to an IPv4 address from an IPv6 socket", (allowed, PORT), from_ipv6);
-        world.refuses("UDP to an IPv4 address from an IPv6 socket", (denied, PORT), from_ipv6);
+        world.denies("UDP to an IPv4 address from an IPv6 socket", (denied, PORT), from_ipv6);
     }
 }
 

@@ -90,6 +90,6 @@ fn io_uring_of_a_socket_that_does_not_wait_is_judged() {
             }
         };
         world.passes("TCP connect by an io_uring worker", (allowed, PORT), technique);
-        world.refuses("TCP connect by an io_uring worker", (denied, PORT), technique);
+        world.denies("TCP connect by an io_uring worker", (denied, PORT), technique);
     }
 }

@@ -229,18 +229,18 @@ impl World {
 
     /// The technique is refused with `EPERM`, counted and told, and nothing arrives.
     #[track_caller]
-    pub(crate) fn refuses<A: Copy + Into<SocketAddr>>(
+    pub(crate) fn denies<A: Copy + Into<SocketAddr>>(
         &mut self,
         name: &str,
         to: A,
         technique: impl FnOnce(SocketAddr) -> io::Result<()>,
     ) {
-        self.refuses_as(name, to, Outcome::EPERM, technique);
+        self.denies_as(name, to, Outcome::EPERM, technique);
     }
 
-    /// As [`Self::refuses`], where the kernel tells the caller something else.
+    /// As [`Self::denies`], where the kernel tells the caller something else.
     #[track_caller]
-    pub(crate) fn refuses_as<A: Copy + Into<SocketAddr>>(
+    pub(crate) fn denies_as<A: Copy + Into<SocketAddr>>(
         &mut self,
         name: &str,
         to: A,
@@ -280,7 +280,7 @@ impl World {
     pub(crate) fn judges(&mut self, name: &str, technique: impl Fn(SocketAddr) -> io::Result<()>) {
         for (allowed, denied) in PAIRS {
             self.passes(name, (allowed, PORT), &technique);
-            self.refuses(name, (denied, PORT), &technique);
+            self.denies(name, (denied, PORT), &technique);
         }
     }
 

@@ -208,7 +208,7 @@ fn report(loaded: &mut Loaded, policy: &Policy, output: &mut Output) -> bool {
     loaded.events.take(TURN, |denial| match denial {
         Ok(denial) => {
             let line = DenialLine::of(&denial, denial.event.suppressed).with_hint(policy);
-            output.say(&format!("refused: {line}"));
+            output.say(&format!("denied: {line}"));
         }
         Err(error) => output.say(&error.to_string()),
     })
@@ -229,7 +229,7 @@ fn conclude(
     let total: u64 = denied.reasons.iter().map(|counter| counter.packets).sum();
     if denied.folded + denied.limited + denied.lost > 0 {
         output.say(&format!(
-            "{total} refused in all; not shown: {} repeats, {} over the rate, {} lost",
+            "{total} denied in all; not shown: {} repeats, {} over the rate, {} lost",
             denied.folded, denied.limited, denied.lost
         ));
     }

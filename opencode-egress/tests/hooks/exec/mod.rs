@@ -59,7 +59,7 @@ fn exec_confines_its_command() {
     assert_eq!(refused.status.code(), Some(1), "what bash ends with: {}", said(&refused.stderr));
     assert_eq!(server.accept().expect_err("LEAK").kind(), io::ErrorKind::WouldBlock);
     let told = format!(
-        "opencode-egress: refused: proto=tcp dst=127.0.0.1 dport={port} hook=connect4 reason=not-allowed pid="
+        "opencode-egress: denied: proto=tcp dst=127.0.0.1 dport={port} hook=connect4 reason=not-allowed pid="
     );
     let stderr = said(&refused.stderr);
     assert!(stderr.lines().any(|line| line.starts_with(&told) && line.contains("comm=bash")), "{stderr}");

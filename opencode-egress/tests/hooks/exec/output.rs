@@ -19,7 +19,7 @@ fn stderr_of(script: &str) -> Vec<String> {
 
 #[track_caller]
 fn is_told(line: &str) {
-    assert!(line.starts_with("opencode-egress: refused: proto=tcp dst=127.0.0.1 dport=9 "), "{line}");
+    assert!(line.starts_with("opencode-egress: denied: proto=tcp dst=127.0.0.1 dport=9 "), "{line}");
     assert!(line.ends_with(" suppressed=0"), "{line}");
 }
 
