@@ -46,7 +46,7 @@ pub struct Connection {
 }
 
 /// Attributes of a socket that the crate has no names for, of <linux/inet_diag.h>.
-const INET_DIAG_ULP_INFO: u16 = 18;
+const INET_DIAG_ULP_INFO: u16 = 19;
 const INET_DIAG_CGROUP_ID: u16 = 21;
 
 /// The kernel's socket diagnosis, in one network namespace.
@@ -241,7 +241,8 @@ impl SocketDiagnosis {
 }
 
 fn request(family: u8, states: StateFlags, socket_id: SocketId) -> SockDiagMessage {
-    let extensions = ExtensionFlags::empty();
+    // With it the kernel also says what is above TCP (`inet_sk_diag_fill`, INET_DIAG_ULP_INFO).
+    let extensions = ExtensionFlags::INFO;
     SockDiagMessage::InetRequest(InetRequest { family, protocol: IPPROTO_TCP, extensions, states, socket_id })
 }
 
