@@ -58,7 +58,7 @@ fn full_sockets(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     machine.succeed(&[
         "sh",
         "-c",
-        "pkill -f /run/held/control.sock; pkill -f /run/opencode-egress/held.sock; true",
+        "pkill -f '/run/[h]eld/control.sock'; pkill -f '/run/opencode-egress/[h]eld.sock'; true",
     ])?;
     machine.succeed(&["systemctl", "daemon-reload"])?;
     machine.succeed(&["systemctl", "restart", "opencode-egress"])?;
