@@ -300,7 +300,7 @@ in
         );
       looks =
         config: mark:
-        lib.filter (command: hasInfix " ${mark} " command && hasInfix "reload-or-restart nftables" command)
+        lib.filter (command: hasInfix " ${mark})" command && hasInfix "reload-or-restart nftables" command)
           config.systemd.services.opencode-a-setup.serviceConfig.ExecStartPre;
       before = of { };
       after = of { outboundAllowCidrs = [ "10.0.0.0/8" ]; };
