@@ -21,7 +21,7 @@ expected = "|".join(line for since, line in newer.items() if version < since)
 
 def complaints(units):
     """What systemd says of units, a line each."""
-    said = machine.execute(f"systemd-analyze verify {units} 2>&1")[1].splitlines()
+    said = machine.execute(f"systemd-analyze verify --man=no {units} 2>&1")[1].splitlines()
     return [line for line in said if "opencode" in line and not re.fullmatch(expected, line)]
 
 

@@ -3,13 +3,19 @@
 mod first;
 
 use std::{
+    io,
     os::fd::AsFd,
     path::{Path, PathBuf},
     thread::sleep,
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
+use rustix::{
+    fs::{Mode, OFlags, openat},
+    mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen},
+    thread::{LinkNameSpaceType, move_into_link_name_space},
+};
 
 use self::first::comes_first;
 use crate::{
@@ -34,6 +40,9 @@ const SHORTEST: Duration = Duration::from_millis(100);
 pub(super) fn attach(args: &AttachArgs) -> Result<()> {
     let deadline = Instant::now() + Duration::from_secs(args.timeout);
     let left = || deadline.saturating_duration_since(Instant::now()).max(SHORTEST);
+    see_the_host().context(
+        "cannot look at the host's own files, for what the unit runs before `attach`; that takes root's privileges: write the line as `ExecStartPre=+…`",
+    )?;
     // Outside a system service's cgroup it is the daemon that refuses.
     let unit = own_unit()?;
     let first = unit.as_ref().map_or(Ok(()), |(unit, _)| comes_first(unit, args, left()));
@@ -45,6 +54,19 @@ pub(super) fn attach(args: &AttachArgs) -> Result<()> {
         return Err(error);
     }
     confined
+}
+
+/// Leaves the unit's view of the file system for that of the first process: with `+` a command has root's privileges, and still
+/// sees what `TemporaryFileSystem=` and `BindPaths=` make of the root, where there may be no /proc, and a systemctl that is not
+/// the host's.
+fn see_the_host() -> io::Result<()> {
+    // Without a place for it in the unit's root (fsmount(2), Linux 5.2).
+    let proc = fsopen("proc", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_create(&proc)?;
+    let proc = fsmount(&proc, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
+    let host = openat(proc, "1/ns/mnt", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    // This process has one thread yet, as setns(2) wants it.
+    Ok(move_into_link_name_space(host.as_fd(), Some(LinkNameSpaceType::Mount))?)
 }
 
 /// Has the daemon confine the unit.
