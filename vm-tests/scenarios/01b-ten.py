@@ -34,12 +34,12 @@ with subtest("one that crashes comes back, and no other is restarted"):
 with subtest("one that cannot start fails, and the others go on"):
     machine.succeed("systemctl stop opencode-delta", "mv /srv/delta /srv/elsewhere")
     machine.fail("systemctl start opencode-delta")
-    machine.require_unit_state("opencode-delta-setup", "failed")
+    machine.require_unit_state("opencode-delta-paths", "failed")
     others = [name for name in names if name != "delta"]
     for name in others:
         healthy(name)
     assert pids(others) == {name: after[name] for name in others}
-    machine.succeed("mv /srv/elsewhere /srv/delta", "systemctl reset-failed opencode-delta-setup")
+    machine.succeed("mv /srv/elsewhere /srv/delta", "systemctl reset-failed opencode-delta-paths")
     start("delta")
 
 with subtest("stopped, they leave nothing behind"):

@@ -88,7 +88,7 @@ with subtest("what another configuration has linked from the store is replaced, 
     store = "/nix/store/00000000000000000000000000000000-other"
     machine.succeed(
         f"mkdir -p {store}/skills/greeting; echo '{{}}' > {store}/opencode.json; echo other > {store}/skills/greeting/SKILL.md",
-        f"cd {config}; rm -r opencode.json agents commands skills; mkdir -m 700 agents",
+        f"cd {config}; rm -rf opencode.json agents commands skills; mkdir -m 700 agents",
         # One that is there, one whose store path is collected, and directories of both kinds.
         f"cd {config}; ln -s {store}/opencode.json opencode.json; ln -s /nix/store/gone/reviewer.md agents/reviewer.md",
         f"cd {config}; ln -s /nix/store/gone/commands commands; ln -s {store}/skills skills; echo mine > agents/mine.md",
@@ -110,7 +110,7 @@ with subtest("not where the agent has closed the directory, which is told of, an
     assert f"{config}/agents/reviewer.md was a link to /nix/store/gone/reviewer.md" in run_setup()
 
 with subtest("a server whose preInitScript fails does not start, and nothing is set up"):
-    machine.succeed(f"touch {STATE}/fail-pre")
+    machine.succeed(f"rm -f {STATE}/.config/opencode/opencode.json; touch {STATE}/fail-pre")
     refused("pre-init: told to fail")
     machine.fail(f"[ -L {STATE}/.config/opencode/opencode.json ]")
     machine.succeed(f"rm {STATE}/fail-pre")

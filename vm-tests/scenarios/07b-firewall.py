@@ -37,7 +37,7 @@ def inbound():
 
 prepare("opened", "closed")
 machine.succeed("systemctl restart nftables")
-serve = "import http.server, socket; http.server.ThreadingHTTPServer.address_family = socket.AF_INET6; http.server.test(http.server.SimpleHTTPRequestHandler, http.server.ThreadingHTTPServer, port={})"
+serve = "import http.server; http.server.test(http.server.SimpleHTTPRequestHandler, http.server.ThreadingHTTPServer, port={}, bind='::')"
 for port in LET_IN, KEPT_OUT:
     machine.succeed(f"systemd-run -q --unit host-{port} $(command -v python3) -c {shlex.quote(serve.format(port))}")
     machine.wait_for_open_port(port)
