@@ -130,14 +130,14 @@ with subtest("with hooks that succeed it starts, after them"):
     started = int(machine.succeed(moment.format("ExecMainStartTimestampMonotonic", "opencode-a")))
     assert 0 < ended <= started, (ended, started)
 
-with subtest("its shell is one, and what opencode needs is in its path"):
-    says("a", "echo shell=$SHELL.", "/bin/bash.")
-    can("a", "$SHELL -c true", "git --version", "bash -c true")
-
-with subtest("the project's directory is as it was"):
+with subtest("the project's directory is as it was, until the server is asked for something"):
     assert listing("/srv/a") == directory, set(listing("/srv/a")) ^ set(directory)
     can("a", "touch src/new")
     assert listing("/srv/a") != directory
+
+with subtest("its shell is one, and what opencode needs is in its path"):
+    says("a", "echo shell=$SHELL.", "/bin/bash.")
+    can("a", "$SHELL -c true", "git --version", "bash -c true")
 
 with subtest("it takes every flag, and they act"):
     asks = f"curl -sf -m 10 -o /dev/null -D - -H 'Origin: {{}}' http://{address('a')}/global/health"

@@ -52,10 +52,11 @@ with subtest("while the daemon cannot run nothing starts, and the journal says w
     hurried = re.sub(r"--timeout \d+", "--timeout 2", attach)
     assert hurried != attach, attach
     for unit in "opencode-a-setup", "opencode-a":
-        override(unit, f"[Service]\nExecStartPre=\n{hurried}\n")
+        # Its journal is among the dependencies.
+        override(unit, f"[Service]\nLogNamespace=\nExecStartPre=\n{hurried}\n")
         machine.fail(f"systemctl start --job-mode=ignore-dependencies {unit}")
         machine.succeed(f"systemctl stop {unit}")
-        assert "control.sock" in printed("a", f"-u {unit} -t opencode-egress")
+        assert "control.sock" in machine.succeed(f"journalctl -o cat --no-pager -u {unit} -t opencode-egress")
         override(unit, "")
     machine.fail("pgrep -u opencode-a")
     held("b")
