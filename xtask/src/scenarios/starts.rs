@@ -256,7 +256,7 @@ fn users_unit(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     let said = machine.fail(&[
         "sh",
         "-c",
-        &format!("mkdir -p {place} && echo $$ > {place}/cgroup.procs && exec setpriv --reuid 1000 --clear-groups opencode-egress attach a"),
+        &format!("mkdir -p {place} && echo $$ > {place}/cgroup.procs && exec opencode-egress attach a"),
     ])?;
     ensure!(
         said.contains("opencode-a.service is a unit of user 1000's own systemd (systemctl --user), and only system units"),
