@@ -10,10 +10,10 @@ use aya_ebpf::{
 };
 use opencode_egress_common::flow::{Address, Family};
 
-use crate::{maps, uapi::BPF_F_CURRENT_NETNS};
-
-/// `BPF_SK_STORAGE_GET_F_CREATE`.
-const CREATE: u64 = 1;
+use crate::{
+    maps,
+    uapi::{BPF_F_CURRENT_NETNS, BPF_SK_STORAGE_GET_F_CREATE},
+};
 
 #[inline(always)]
 fn mark_of(sk: *mut bpf_sock, flags: u64) -> *mut u32 {
@@ -32,7 +32,7 @@ fn mark_of(sk: *mut bpf_sock, flags: u64) -> *mut u32 {
 /// Marks a full socket as one of the instance's: bound to a listener's address, or connected to such a one.
 #[inline(always)]
 pub(crate) fn mark(sk: *mut bpf_sock, instance: u32) {
-    let mark = mark_of(sk, CREATE);
+    let mark = mark_of(sk, BPF_SK_STORAGE_GET_F_CREATE);
     if !mark.is_null() {
         // SAFETY: not null, and the socket's for as long as the program runs.
         unsafe { mark.write_volatile(instance) };

@@ -109,8 +109,8 @@ fn record<D: Details>(instance: u32, generation: u32, denial: &Denial<'_>, audit
     let key_hook = key_hook(denial, audit);
     let key = DestinationKey::new(instance, denial.flow, key_hook, denial.reason);
     let Some(Due { attempts, suppressed }) = due(denied, taken, &key, now) else { return };
-    // SAFETY: the map value is alive; both numbers are only ever added to.
     if !within_rate(denied, now) {
+        // SAFETY: the map value is alive, and the number is only ever added to.
         unsafe { add(&raw mut (*denied).limited, 1) };
         return;
     }

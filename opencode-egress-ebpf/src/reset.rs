@@ -4,7 +4,7 @@
 use aya_ebpf::helpers::{bpf_ktime_get_ns, bpf_sk_storage_get};
 use opencode_egress_common::{
     abi::{RESET_RING_BYTES, Reset},
-    flow::{Address, Family},
+    flow::Address,
 };
 
 use crate::{
@@ -12,13 +12,11 @@ use crate::{
     maps,
     report::has_room,
     sk::FullSk,
+    uapi::BPF_SK_STORAGE_GET_F_CREATE,
 };
 
 /// A socket is asked for again after so long, should user space not have been there; ns.
 const AGAIN: u64 = 200_000_000;
-
-/// `BPF_SK_STORAGE_GET_F_CREATE`.
-const CREATE: u64 = 1;
 
 /// A socket as the kernel's socket diagnosis names it.
 pub(crate) struct Target {
@@ -40,7 +38,7 @@ pub(crate) fn ask_once(instance: &Instance, sk: FullSk, target: &Target) {
             (&raw const maps::RESET_ASKED).cast_mut().cast(),
             sk.as_ptr().cast(),
             core::ptr::null_mut(),
-            CREATE,
+            BPF_SK_STORAGE_GET_F_CREATE,
         )
         .cast()
     };
@@ -91,11 +89,7 @@ pub(crate) fn ask(instance: &Instance, target: &Target) -> bool {
         (&raw mut (*record).interface).write(*interface);
         (&raw mut (*record).source_port).write(*source_port);
         (&raw mut (*record).destination_port).write(*destination_port);
-        let family = match source.family() {
-            Family::V4 => 4,
-            Family::V6 => 6,
-        };
-        (&raw mut (*record).family).write(family);
+        (&raw mut (*record).family).write(source.family() as u32);
         add(&raw mut (*denied).resets, 1);
     }
     slot.submit(0);

@@ -70,3 +70,6 @@ pub(crate) const BPF_F_NO_PREALLOC: usize = 1;
 
 /// `BPF_F_CURRENT_NETNS`, <linux/bpf.h>: sockets of the network namespace of the program's own.
 pub(crate) const BPF_F_CURRENT_NETNS: u64 = -1_i64 as u64;
+
+/// `BPF_SK_STORAGE_GET_F_CREATE`, <linux/bpf.h>: a socket without a value gets one, all zeros.
+pub(crate) const BPF_SK_STORAGE_GET_F_CREATE: u64 = 1;
