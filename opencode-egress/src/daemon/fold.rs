@@ -131,44 +131,17 @@ fn tell_of(
 mod tests {
     use std::net::IpAddr;
 
-    use opencode_egress_common::{
-        abi::Event,
-        flow::Address,
-        reason::{DropReason, Hook},
-    };
+    use opencode_egress_common::{abi::Event, flow::Address};
 
     use super::*;
+    use crate::report::denial::tests::{decode, event};
 
     const INTERVAL: Duration = Duration::from_secs(10);
 
     fn denial(instance: u32, destination: u32, attempts: u64) -> Denial {
         let address = Address::from(IpAddr::from(destination.to_be_bytes()));
-        let event = Event {
-            address: address.words(),
-            asked_address: [0; 4],
-            attempts,
-            suppressed: 0,
-            instance,
-            generation: 1,
-            pid: 0,
-            uid: 0,
-            comm: [0; 16],
-            port: 443,
-            asked_port: 0,
-            local_port: 0,
-            protocol: 6,
-            family: 4,
-            asked_family: 0,
-            hook: Hook::Connect4 as u8,
-            key_hook: Hook::Connect4 as u8,
-            reason: DropReason::NotAllowed as u8,
-            audit: 0,
-        };
-        // SAFETY: an Event has no padding, so all its bytes are initialised.
-        let bytes = unsafe {
-            std::slice::from_raw_parts(std::ptr::from_ref(&event).cast::<u8>(), size_of::<Event>())
-        };
-        Denial::decode(bytes).expect("an event")
+        let event = Event { address: address.words(), attempts, instance, ..event() };
+        decode(&event).expect("an event")
     }
 
     fn told(folds: &mut Folds, now: Instant, room: bool) -> Vec<(u32, u64)> {

@@ -35,3 +35,30 @@ pub(crate) unsafe fn owned(result: i64) -> io::Result<OwnedFd> {
 pub(crate) fn number(fd: BorrowedFd<'_>) -> u32 {
     fd.as_raw_fd() as u32
 }
+
+/// The part of `union bpf_attr` with which many elements of a map are read or written at once.
+#[repr(C)]
+pub(crate) struct BatchAttr {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    /// How many: asked for, then done.
+    pub(crate) count: u32,
+    map: u32,
+    elem_flags: u64,
+    flags: u64,
+}
+
+impl BatchAttr {
+    /// `count` elements, from the beginning on, with their keys and values at these addresses.
+    pub(crate) fn of(map: BorrowedFd<'_>, keys: usize, values: usize, count: u32) -> Self {
+        let (keys, values) = (keys as u64, values as u64);
+        Self { in_batch: 0, out_batch: 0, keys, values, count, map: number(map), elem_flags: 0, flags: 0 }
+    }
+
+    /// From one place to another: where a batch before ended, 0 for none; and where this one's end is to be written.
+    pub(crate) fn between(self, from: usize, to: usize) -> Self {
+        Self { in_batch: from as u64, out_batch: to as u64, ..self }
+    }
+}

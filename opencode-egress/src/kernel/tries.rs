@@ -12,7 +12,7 @@ use std::{
 
 use opencode_egress_common::abi::{Entry, TrieKey};
 
-use crate::kernel::syscall::{bpf, number, owned};
+use crate::kernel::syscall::{BatchAttr, bpf, number, owned};
 
 // Commands of bpf(2).
 const BPF_MAP_CREATE: i32 = 0;
@@ -200,29 +200,10 @@ fn update<K, V>(map: BorrowedFd<'_>, keys: &[K], values: &[V]) -> Result<(), Par
 }
 
 fn update_batch<K, V>(map: BorrowedFd<'_>, keys: &[K], values: &[V]) -> Result<(), Partial> {
-    #[repr(C)]
-    struct Attr {
-        in_batch: u64,
-        out_batch: u64,
-        keys: u64,
-        values: u64,
-        count: u32,
-        map: u32,
-        elem_flags: u64,
-        flags: u64,
-    }
     let too_many = |error| Partial { written: 0, error: io::Error::other(error) };
     let count = u32::try_from(keys.len()).map_err(too_many)?;
-    let mut attr = Attr {
-        in_batch: 0,
-        out_batch: 0,
-        keys: keys.as_ptr().expose_provenance() as u64,
-        values: values.as_ptr().expose_provenance() as u64,
-        count,
-        map: number(map),
-        elem_flags: 0,
-        flags: 0,
-    };
+    let (key, value) = (keys.as_ptr().expose_provenance(), values.as_ptr().expose_provenance());
+    let mut attr = BatchAttr::of(map, key, value, count);
     // SAFETY: the layout of BPF_MAP_UPDATE_BATCH; both arrays have `count` elements of the map's sizes, which
     // every caller's types are, and outlive the call.
     match unsafe { bpf(BPF_MAP_UPDATE_BATCH, &mut attr) } {

@@ -125,13 +125,14 @@ impl fmt::Display for LoggedDenial {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use opencode_egress_common::{abi::Event, event::DecodeError, flow::Address, reason::Hook};
 
     use super::*;
     use crate::policy::Listen;
 
-    fn event() -> Event {
+    /// What the kernel reports of a refused connect.
+    pub(crate) fn event() -> Event {
         let mut comm = [0; 16];
         comm[..4].copy_from_slice(b"node");
         Event {
@@ -157,14 +158,16 @@ mod tests {
         }
     }
 
-    fn bytes(event: &Event) -> Vec<u8> {
+    pub(crate) fn decode(event: &Event) -> Result<Denial, DecodeError> {
         // SAFETY: an Event has no padding, so all its bytes are initialised.
-        unsafe { std::slice::from_raw_parts(std::ptr::from_ref(event).cast(), size_of::<Event>()) }.to_vec()
+        Denial::decode(unsafe {
+            std::slice::from_raw_parts(std::ptr::from_ref(event).cast(), size_of::<Event>())
+        })
     }
 
     #[test]
     fn the_line_is_the_documented_one() {
-        let record = Denial::decode(&bytes(&event())).expect("an event");
+        let record = decode(&event()).expect("an event");
         assert_eq!(
             DenialLine::of(&record, 0).to_string(),
             "proto=tcp dst=203.0.113.9 dport=443 hook=connect4 reason=not-allowed pid=4242 comm=node uid=987 suppressed=0"
@@ -184,7 +187,7 @@ mod tests {
             ..event()
         };
         let shown = |event: &Event| {
-            let record = Denial::decode(&bytes(event)).expect("an event");
+            let record = decode(event).expect("an event");
             DenialLine::of(&record, 0).with_hint(&policy).to_string()
         };
         assert_eq!(
@@ -195,7 +198,7 @@ mod tests {
     }
 
     fn line(event: &Event) -> String {
-        DenialLine::of(&Denial::decode(&bytes(event)).expect("an event"), 0).to_string()
+        DenialLine::of(&decode(event).expect("an event"), 0).to_string()
     }
 
     #[test]
@@ -233,7 +236,7 @@ mod tests {
         assert_eq!(Denial::decode(&[0; 3]), Err(DecodeError::Size { found: 3 }));
         let mut unknown = event();
         unknown.reason = 200;
-        let error = Denial::decode(&bytes(&unknown));
+        let error = decode(&unknown);
         assert_eq!(error, Err(DecodeError::Number { field: "reason", number: 200 }));
     }
 }

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::kernel::{
     instance::InstanceIndex,
-    syscall::{bpf, number},
+    syscall::{BatchAttr, bpf},
 };
 
 /// How many are read in one system call.
@@ -178,31 +178,14 @@ struct Batch {
 /// Reads some entries from a place on.
 fn read(map: BorrowedFd<'_>, place: Option<u32>) -> io::Result<Batch> {
     const BPF_MAP_LOOKUP_BATCH: i32 = 24;
-    #[repr(C)]
-    struct Attr {
-        in_batch: u64,
-        out_batch: u64,
-        keys: u64,
-        values: u64,
-        count: u32,
-        map: u32,
-        elem_flags: u64,
-        flags: u64,
-    }
     let mut keys: Vec<DestinationKey> = Vec::with_capacity(BATCH);
     let mut values: Vec<DestinationDenials> = Vec::with_capacity(BATCH);
     let mut next = 0_u32;
-    let mut attr = Attr {
-        in_batch: place.as_ref().map_or(0, |place| std::ptr::from_ref(place).expose_provenance() as u64),
-        out_batch: (&raw mut next).expose_provenance() as u64,
-        keys: keys.as_mut_ptr().expose_provenance() as u64,
-        values: values.as_mut_ptr().expose_provenance() as u64,
-        #[expect(clippy::cast_possible_truncation, reason = "4096")]
-        count: BATCH as u32,
-        map: number(map),
-        elem_flags: 0,
-        flags: 0,
-    };
+    let (key, value) = (keys.as_mut_ptr().expose_provenance(), values.as_mut_ptr().expose_provenance());
+    let from = place.as_ref().map_or(0, |place| std::ptr::from_ref(place).expose_provenance());
+    #[expect(clippy::cast_possible_truncation, reason = "4096")]
+    let mut attr =
+        BatchAttr::of(map, key, value, BATCH as u32).between(from, (&raw mut next).expose_provenance());
     // SAFETY: the layout of BPF_MAP_LOOKUP_BATCH; there is room for `count` keys and values of the map's sizes, and the place
     // of a hash map is a bucket's number.
     let next = match unsafe { bpf(BPF_MAP_LOOKUP_BATCH, &mut attr) } {

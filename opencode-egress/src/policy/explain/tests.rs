@@ -1,0 +1,167 @@
+
+use super::*;
+use crate::policy::{
+    Listen,
+    compile::{compile, tests::rule},
+};
+
+#[test]
+fn destinations_are_read_as_they_are_written() {
+    let check = |text: &str, expect: &str| {
+        let shown = match text.parse::<Destination>() {
+            Ok(destination) => destination.to_string(),
+            Err(invalid) => invalid.to_string(),
+        };
+        assert!(shown.starts_with(expect), "{text}: {shown}");
+    };
+    check("10.10.0.1:443", "10.10.0.1:443/tcp");
+    check("10.10.0.1:53/udp", "10.10.0.1:53/udp");
+    check("10.10.0.1", "10.10.0.1/icmp");
+    check("2001:db8::1", "2001:db8::1/icmpv6");
+    check("[2001:db8::1]:443", "[2001:db8::1]:443/tcp");
+    check("[::ffff:10.10.0.1]:443", "10.10.0.1:443/tcp");
+    check("10.10.0.1/132", "10.10.0.1/sctp");
+    check("10.10.0.1/sctp", "10.10.0.1/sctp");
+    check("2001:db8::1/icmpv6", "2001:db8::1/icmpv6");
+    check("10.10.0.1/tcp", "no port in");
+    check("10.10.0.1:80/icmp", "a port, which this protocol does not have, in");
+    check("example.com:443", "no address");
+    check("10.10.0.1:80/foo", "no protocol");
+}
+
+#[test]
+fn a_request_has_no_other_destinations() {
+    let read = |text: &str| serde_json::from_str::<Destination>(text).map_err(|error| error.to_string());
+    let mapped = read(r#"{"address":"::ffff:10.10.0.1","port":443,"protocol":6}"#);
+    assert_eq!(mapped.map(|destination| destination.to_string()), Ok("10.10.0.1:443/tcp".to_owned()));
+    assert!(read(r#"{"address":"10.10.0.1","port":443,"protocol":1}"#).is_err());
+    assert!(read(r#"{"address":"10.10.0.1","port":0,"protocol":6}"#).is_err());
+}
+
+fn judge(policy: &Policy, destination: Destination) -> Judgement {
+    let compiled = compile(policy).expect("it fits");
+    explain(destination, &compiled.header, &compiled.rules(), policy)
+}
+
+#[test]
+fn the_file_is_compared_with_what_is_in_force() {
+    let destination: Destination = "10.10.0.1:443".parse().expect("a destination");
+    let policy = |allow: &[&str], mode| {
+        let allow = allow.iter().map(|text| rule(text)).collect();
+        Policy { allow, mode, ..Policy::default() }
+    };
+    let in_force = policy(&["10.10.0.0/16 tcp 443"], Mode::Enforce);
+    let check = |file: Option<&Policy>, expect: &str| {
+        let judgement = judge(&in_force, destination);
+        let compiled = file.map(|policy| (policy, compile(policy).expect("it fits")));
+        let file = compiled.as_ref().map(|(policy, compiled)| (*policy, compiled));
+        let file = PolicyFile::compare(file, &in_force, destination, &judgement);
+        let shown = Explanation {
+            destination,
+            judgement,
+            detached: false,
+            config: "FILE".into(),
+            file,
+            rewritten: None,
+        };
+        let shown = shown.to_string();
+        let Some(shown) = shown.strip_prefix("10.10.0.1:443/tcp: allowed\n  allow 10.10.0.0/16 tcp 443")
+        else {
+            panic!("what is in force comes first: {shown}")
+        };
+        assert!(shown.starts_with(expect) && shown.is_empty() == expect.is_empty(), "{shown}");
+    };
+    check(Some(&in_force), "");
+    check(Some(&policy(&["10.10.0.0/16"], Mode::Enforce)), "\n! FILE has another policy, with the same");
+    check(Some(&policy(&["10.10.0.0/16"], Mode::Audit)), "\n! FILE has another policy, with the same");
+    check(
+        Some(&policy(&["10.10.0.0/16 udp"], Mode::Enforce)),
+        "\n! FILE says otherwise; `opencode-egress reload` puts it in force:\n  denied (protocol-not-allowed)\n    the address is covered",
+    );
+    check(
+        Some(&policy(&[], Mode::Audit)),
+        "\n! FILE says otherwise; `opencode-egress reload` puts it in force:\n  denied, but mode audit lets it pass (not-allowed)",
+    );
+    check(None, "\n! FILE does not have this instance any more");
+    // The same denial, but it would pass.
+    let refused: Destination = "10.10.0.1:80".parse().expect("a destination");
+    let audited = policy(&["10.10.0.0/16 tcp 443"], Mode::Audit);
+    let compiled = compile(&audited).expect("it fits");
+    let judgement = judge(&in_force, refused);
+    let file = PolicyFile::compare(Some((&audited, &compiled)), &in_force, refused, &judgement);
+    assert_eq!(file, PolicyFile::OtherVerdict(Judgement { audit: true, ..judgement }));
+}
+
+fn shown(policy: &Policy, destination: &str) -> String {
+    let destination = destination.parse().expect("a destination");
+    let judgement = judge(policy, destination);
+    let (config, file) = ("FILE".into(), PolicyFile::Same);
+    Explanation { destination, judgement, detached: false, config, file, rewritten: None }.to_string()
+}
+
+#[test]
+fn a_bind_is_told_what_is_listed() {
+    let listen = Listen { address: [127, 0, 0, 1].into(), port: 5173, open: false };
+    let policy = Policy { listen: vec![listen], ..Policy::default() };
+    assert_eq!(
+        shown(&policy, "0.0.0.0:5173"),
+        "0.0.0.0:5173/tcp: to bind there: denied (bind-not-listed)
+  127.0.0.1:5173 is listed; bind that
+to connect there, which reaches 127.0.0.1:5173/tcp: allowed
+  listen 127.0.0.1:5173: the instance's own listener is no egress, as long as its own socket listens there"
+    );
+    assert_eq!(
+        shown(&policy, "127.0.0.1:5173"),
+        "127.0.0.1:5173/tcp: allowed
+  listen 127.0.0.1:5173: the instance's own listener is no egress, as long as its own socket listens there
+to bind there: allowed, it is listed under `listen`"
+    );
+    let elsewhere = shown(&policy, "192.0.2.1:5173");
+    assert!(elsewhere.ends_with("(bind-not-listed)\n  127.0.0.1:5173 is listed; bind that"), "{elsewhere}");
+    let other_port = shown(&policy, "[::1]:19876/udp");
+    assert!(other_port.ends_with("\n  no listener with port 19876 is listed"), "{other_port}");
+    assert!(!shown(&policy, "192.0.2.1:80").contains("bind"));
+    assert!(!shown(&policy, "127.0.0.1").contains("bind"), "ICMP has no ports");
+    let audit = Policy { mode: Mode::Audit, ..policy.clone() };
+    assert!(
+        shown(&audit, "0.0.0.0:5173").contains("denied, but mode audit lets it pass (bind-not-listed)\n")
+    );
+}
+
+/// That a policy lists another machine's address makes it no rule.
+#[test]
+fn a_listener_beyond_loopback_allows_nothing() {
+    let listen = Listen { address: [203, 0, 113, 2].into(), port: 80, open: true };
+    let policy = Policy { listen: vec![listen], ..Policy::default() };
+    let text = shown(&policy, "203.0.113.2:80");
+    assert!(text.starts_with("203.0.113.2:80/tcp: denied (not-allowed)"), "{text}");
+    let denied = Policy { deny: vec![rule("203.0.113.0/24")], ..policy };
+    let text = shown(&denied, "203.0.113.2:80");
+    assert!(text.starts_with("203.0.113.2:80/tcp: denied (deny-rule)\n  deny 203.0.113.0/24"), "{text}");
+}
+
+/// What scripts read: the verdict in force at the top, the file's below `file`.
+#[test]
+fn json_has_both_verdicts() {
+    let destination: Destination = "10.10.0.1:443".parse().expect("a destination");
+    let (judgement, other) = (Judgement::without_policy(), judge(&Policy::default(), destination));
+    let explanation = Explanation {
+        destination,
+        judgement,
+        detached: true,
+        config: "FILE".into(),
+        file: PolicyFile::OtherVerdict(other),
+        rewritten: Some(Rewritten {
+            to: "198.51.100.2:80".parse().expect("an address"),
+            reason: "not-allowed".into(),
+        }),
+    };
+    let json = serde_json::to_value(&explanation).expect("JSON");
+    assert_eq!((json["allowed"].as_bool(), json["reason"].as_str()), (Some(false), Some("no-policy")));
+    assert_eq!(json["file"]["state"].as_str(), Some("other_verdict"));
+    assert_eq!(json["file"]["reason"].as_str(), Some("not-allowed"));
+    assert_eq!(serde_json::from_value::<Explanation>(json).expect("an explanation"), explanation);
+    let shown = explanation.to_string();
+    assert!(shown.contains("\n! the instance was detached"), "{shown}");
+    assert!(shown.contains("\n! the host sent such a flow to 198.51.100.2:80 instead"), "{shown}");
+}
