@@ -12,7 +12,7 @@ use crate::flow::{Address, Class, Family};
 /// The version of everything in this module. A change of any layout, map or program name raises it, and gives the map
 /// that it is in another size or another name: of another version's pins, a daemon takes over what it finds under a name that
 /// it knows and in the shape that it knows.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// How many instances the maps can hold. Index 0 means "no instance".
 pub const MAX_INSTANCES: u32 = 2048;
@@ -61,6 +61,20 @@ pub struct TrieKey {
 /// Set in [`TrieKey::space`] for a port set.
 pub const PORT_SPACE: u32 = 0x1_0000;
 
+/// [`TrieKey::space`] of the grants of name rules.
+pub const NAME_GRANT_SPACE: u32 = 0x2_0000;
+
+/// [`TrieKey::space`] of name rules.
+pub const NAME_RULE_SPACE: u32 = 0x3_0000;
+
+/// How many different combinations of protocol and ports the name rules of one policy can have. Each costs a flow that no network
+/// rule allows two look-ups, at its first packet.
+pub const MAX_NAME_GRANTS: u32 = 8;
+
+/// The ports of the instances' resolvers, on loopback, both included. Each instance reaches its own and no other's, whatever its rules
+/// say of loopback.
+pub const RESOLVER_PORTS: (u16, u16) = (22528, 24575);
+
 const SPACE_BITS: u32 = 32;
 
 impl TrieKey {
@@ -91,6 +105,24 @@ impl TrieKey {
             prefix_len: SPACE_BITS + len as u32,
             space: (PORT_SPACE | set.0 as u32).to_be(),
             data: [((port as u32) << 16).to_be(), 0, 0, 0],
+        }
+    }
+
+    /// The key of what name rules with one combination of protocol and ports allow.
+    #[inline(always)]
+    pub const fn name_grant(number: u32) -> Self {
+        Self { prefix_len: SPACE_BITS + 32, space: NAME_GRANT_SPACE.to_be(), data: [number.to_be(), 0, 0, 0] }
+    }
+
+    /// The key of what one name rule allows.
+    #[inline(always)]
+    pub const fn name_rule(rule: NameRuleId) -> Self {
+        #[expect(clippy::cast_possible_truncation, reason = "the two halves")]
+        let (upper, lower) = ((rule.0 >> 32) as u32, rule.0 as u32);
+        Self {
+            prefix_len: SPACE_BITS + 64,
+            space: NAME_RULE_SPACE.to_be(),
+            data: [upper.to_be(), lower.to_be(), 0, 0],
         }
     }
 
@@ -156,6 +188,44 @@ impl Entry {
     }
 }
 
+/// A name rule, by a hash of its text: the same in every policy that has the rule, and after a restart of the daemon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[repr(transparent)]
+pub struct NameRuleId(pub u64);
+
+/// An address that a name brought to a policy, as the key of [`Learned`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct LearnedKey {
+    /// The policy's slot.
+    pub slot: u32,
+    /// The address's family, 4 or 6, in the upper half; the number of the grant in the lower one.
+    pub grant: u32,
+    /// Network byte order.
+    pub address: [u32; 4],
+}
+
+impl LearnedKey {
+    /// The key of an address under a grant's number, which is below [`MAX_NAME_GRANTS`].
+    #[inline(always)]
+    pub const fn new(slot: u32, grant: u32, address: &Address) -> Self {
+        Self { slot, grant: (address.family() as u32) << 16 | grant, address: address.words() }
+    }
+}
+
+/// How long new flows to a learned address may begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[repr(C)]
+pub struct Learned {
+    /// Seconds since boot, with the time that the machine was suspended (`CLOCK_BOOTTIME`): the first at which none may.
+    pub until: u64,
+    /// The rule by which it was learned, the last one where there are several.
+    pub rule: NameRuleId,
+}
+
+/// Learned addresses of all instances together.
+pub const MAX_LEARNED: u32 = 1 << 20;
+
 /// Whether a verdict is enforced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
@@ -190,6 +260,10 @@ pub struct PolicyHeader {
     pub icmpv6_can_speak: u32,
     /// Some rule lets [`Class::Other`] pass: 1. Otherwise such sockets are refused at creation.
     pub other_can_speak: u32,
+    /// How many grants name rules have: numbers below this are keys of the trie. 0: the policy has no name rules.
+    pub name_grants: u32,
+    /// The port of the instance's resolver on loopback; 0 where there is none.
+    pub resolver_port: u32,
     /// How many of `listeners` count.
     pub listener_count: u32,
     /// The listeners.
@@ -202,6 +276,8 @@ impl Default for PolicyHeader {
             mode: Mode::Enforce as u32,
             icmpv6_can_speak: 0,
             other_can_speak: 0,
+            name_grants: 0,
+            resolver_port: 0,
             listener_count: 0,
             listeners: [Listener::default(); MAX_LISTENERS],
         }
@@ -334,7 +410,9 @@ mod tests {
         assert_eq!(size_of::<TrieKey>(), 4 + 4 + 16);
         assert_eq!(size_of::<Entry>(), 8);
         assert_eq!(size_of::<Listener>(), 16 + 2 + 2 + 4);
-        assert_eq!(size_of::<PolicyHeader>(), 16 + MAX_LISTENERS * size_of::<Listener>());
+        assert_eq!(size_of::<PolicyHeader>(), 24 + MAX_LISTENERS * size_of::<Listener>());
+        assert_eq!(size_of::<LearnedKey>(), 4 + 4 + 16);
+        assert_eq!(size_of::<Learned>(), 8 + 8);
         assert_eq!(size_of::<ConfinedCgroup>(), 8 + CACHE_SLOTS * 8);
         assert_eq!(size_of::<Counter>(), 16);
         assert_eq!(size_of::<Denied>(), REASON_SLOTS * 16 + 7 * 8);

@@ -2,7 +2,8 @@
 //! where the types are.
 
 use crate::abi::{
-    ConfinedCgroup, Counter, Denied, DestinationDenials, DestinationKey, Entry, Limits, PolicyHeader, Taken,
+    ConfinedCgroup, Counter, Denied, DestinationDenials, DestinationKey, Entry, Learned, LearnedKey, Limits,
+    PolicyHeader, Taken,
 };
 
 macro_rules! plain_old_data {
@@ -20,6 +21,8 @@ plain_old_data!(
     Denied,
     Entry,
     PolicyHeader,
+    Learned,
+    LearnedKey,
     Limits,
     ConfinedCgroup,
     DestinationDenials,
