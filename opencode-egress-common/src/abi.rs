@@ -264,6 +264,8 @@ pub struct PolicyHeader {
     pub name_grants: u32,
     /// The port of the instance's resolver on loopback; 0 where there is none.
     pub resolver_port: u32,
+    /// The bit of a socket's mark that the second lock lets flows by name pass by; 0 for none.
+    pub mark: u32,
     /// How many of `listeners` count.
     pub listener_count: u32,
     /// The listeners.
@@ -278,6 +280,7 @@ impl Default for PolicyHeader {
             other_can_speak: 0,
             name_grants: 0,
             resolver_port: 0,
+            mark: 0,
             listener_count: 0,
             listeners: [Listener::default(); MAX_LISTENERS],
         }
@@ -410,7 +413,7 @@ mod tests {
         assert_eq!(size_of::<TrieKey>(), 4 + 4 + 16);
         assert_eq!(size_of::<Entry>(), 8);
         assert_eq!(size_of::<Listener>(), 16 + 2 + 2 + 4);
-        assert_eq!(size_of::<PolicyHeader>(), 24 + MAX_LISTENERS * size_of::<Listener>());
+        assert_eq!(size_of::<PolicyHeader>(), 28 + MAX_LISTENERS * size_of::<Listener>());
         assert_eq!(size_of::<LearnedKey>(), 4 + 4 + 16);
         assert_eq!(size_of::<Learned>(), 8 + 8);
         assert_eq!(size_of::<ConfinedCgroup>(), 8 + CACHE_SLOTS * 8);

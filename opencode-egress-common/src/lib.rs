@@ -16,6 +16,7 @@ pub mod decide;
 #[cfg(feature = "user")]
 pub mod event;
 pub mod flow;
+pub mod names;
 pub mod packet;
 #[cfg(feature = "user")]
 mod pod;

@@ -73,6 +73,10 @@ numbered! {
         /// A packet that was transformed on its way from its socket, as IPsec does, so that it does not say where it
         /// goes.
         Transformed = 19, "transformed";
+        /// The address came with the answer for a listed name, and the time for new flows to it is over.
+        NameExpired = 21, "name-expired";
+        /// The resolver of another instance, whatever the rules say of loopback.
+        OtherResolver = 22, "other-resolver";
     }
 }
 
@@ -99,6 +103,14 @@ numbered! {
         SockCreate = 9, "sock_create";
         /// `cgroup/setsockopt`.
         Setsockopt = 10, "setsockopt";
+        /// `cgroup/recvmsg4`, which judges nothing.
+        Recvmsg4 = 12, "recvmsg4";
+        /// `cgroup/recvmsg6`, which judges nothing.
+        Recvmsg6 = 13, "recvmsg6";
+        /// `cgroup/getpeername4`, which judges nothing.
+        Getpeername4 = 14, "getpeername4";
+        /// `cgroup/getpeername6`, which judges nothing.
+        Getpeername6 = 15, "getpeername6";
     }
 }
 
@@ -145,6 +157,8 @@ mod tests {
         (17, "routing-option"),
         (18, "peer-not-allowed"),
         (19, "transformed"),
+        (21, "name-expired"),
+        (22, "other-resolver"),
     ];
     const HOOKS: &[(u8, &str)] = &[
         (1, "connect4"),
@@ -157,6 +171,10 @@ mod tests {
         (8, "bind6"),
         (9, "sock_create"),
         (10, "setsockopt"),
+        (12, "recvmsg4"),
+        (13, "recvmsg6"),
+        (14, "getpeername4"),
+        (15, "getpeername6"),
     ];
 
     /// Fails unless these are the ones that were given out, each under a name of its own.

@@ -1,0 +1,188 @@
+//! What name rules say of a flow, for the kernel and for user space.
+//!
+//! A rule speaks of names, a flow has an address: between them stands what answers brought, and until when. A flow is looked up under
+//! each combination of protocol and ports that the policy's name rules have, because an address may have been learned under
+//! several, each with a time of its own.
+
+use crate::{
+    abi::{Grant, Learned, MAX_NAME_GRANTS, NameRuleId, PolicyHeader, RESOLVER_PORTS, TrieKey},
+    decide::{Rules, Verdict},
+    flow::{Address, Class, Flow},
+    reason::DropReason,
+};
+
+/// The addresses that names brought to a policy: the map in the kernel, or a copy of it.
+pub trait LearnedAddresses {
+    /// What is known of an address under a grant of the policy's name rules.
+    fn learned(&self, grant: u32, address: &Address) -> Option<Learned>;
+}
+
+/// What name rules say of a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ByName {
+    /// No name that is listed for this protocol and port brought the address.
+    Unknown,
+    /// One did, and the time for new flows is over.
+    Expired,
+    /// A new flow may begin, by this rule.
+    Allowed(NameRuleId),
+}
+
+/// Whether what stands at a key allows a flow, whatever its address.
+#[inline(always)]
+pub fn covers(rules: &impl Rules, key: &TrieKey, flow: &Flow) -> bool {
+    let Some(entry) = rules.entry(key) else { return false };
+    match entry.grant(flow.class()) {
+        Grant::ALLOW => true,
+        Grant::NONE | Grant::DENY => false,
+        set => {
+            rules.entry(&TrieKey::port(set, flow.port)).is_some_and(|ports| ports.grants[0] == Grant::ALLOW)
+        }
+    }
+}
+
+/// Judges a new flow by the policy's name rules, of which there are `grants` combinations of protocol and ports. `now` is in seconds
+/// of the clock of [`Learned::until`].
+#[inline(always)]
+pub fn by_name(
+    rules: &impl Rules,
+    addresses: &impl LearnedAddresses,
+    grants: u32,
+    flow: &Flow,
+    now: u64,
+) -> ByName {
+    let mut said = ByName::Unknown;
+    let mut grant = 0;
+    while grant < MAX_NAME_GRANTS {
+        if grant >= grants {
+            break;
+        }
+        if covers(rules, &TrieKey::name_grant(grant), flow) {
+            match addresses.learned(grant, &flow.address) {
+                Some(learned) if learned.until > now => return ByName::Allowed(learned.rule),
+                Some(_) => said = ByName::Expired,
+                None => {}
+            }
+        }
+        grant += 1;
+    }
+    said
+}
+
+/// Whether a denial by the network rules is one that a name may turn: no rule for networks speaks of the flow.
+#[inline(always)]
+pub const fn may_be_allowed_by_name(reason: DropReason) -> bool {
+    matches!(reason, DropReason::NotAllowed | DropReason::ProtocolNotAllowed | DropReason::PortNotAllowed)
+}
+
+impl PolicyHeader {
+    /// Whether the policy has name rules.
+    #[inline(always)]
+    pub const fn has_names(&self) -> bool {
+        self.name_grants != 0
+    }
+
+    /// The verdict on a flow to where instances' resolvers listen, which is above all rules: an instance reaches its own, and no
+    /// other's. `None`: it goes elsewhere.
+    #[inline(always)]
+    pub fn judge_resolver(&self, flow: &Flow) -> Option<Verdict> {
+        let (first, last) = RESOLVER_PORTS;
+        if flow.port < first || flow.port > last || !is_resolvers_address(&flow.address) {
+            return None;
+        }
+        match flow.class() {
+            Class::Tcp | Class::Udp if self.resolver_port == flow.port as u32 => Some(Verdict::Allow),
+            Class::Tcp | Class::Udp => Some(Verdict::Deny(DropReason::OtherResolver)),
+            Class::Icmp | Class::Other => None,
+        }
+    }
+}
+
+/// The loopback address of each family, where resolvers listen.
+#[inline(always)]
+fn is_resolvers_address(address: &Address) -> bool {
+    let words = address.words();
+    match address.family() {
+        crate::flow::Family::V4 => words[0] == 0x7f00_0001_u32.to_be(),
+        crate::flow::Family::V6 => {
+            words[0] == 0 && words[1] == 0 && words[2] == 0 && words[3] == 1_u32.to_be()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use core::net::IpAddr;
+
+    use super::*;
+    use crate::{abi::Entry, flow::Protocol};
+
+    fn flow(address: &str, protocol: Protocol, port: u16) -> Flow {
+        Flow { address: address.parse::<IpAddr>().expect("an address").into(), protocol, port }
+    }
+
+    /// Grant 0 is TCP 443, grant 1 all of UDP.
+    struct Fixed;
+
+    impl Rules for Fixed {
+        fn entry(&self, key: &TrieKey) -> Option<Entry> {
+            let set = Grant(Grant::FIRST_SET);
+            if *key == TrieKey::name_grant(0) {
+                Some(Entry { grants: [set, Grant::NONE, Grant::NONE, Grant::NONE] })
+            } else if *key == TrieKey::name_grant(1) {
+                Some(Entry { grants: [Grant::NONE, Grant::ALLOW, Grant::NONE, Grant::NONE] })
+            } else {
+                (*key == TrieKey::port(set, 443)).then_some(Entry::uniform(Grant::ALLOW))
+            }
+        }
+    }
+
+    /// 192.0.2.1 until 100 by both grants, 192.0.2.2 until 50 by the second.
+    struct Known;
+
+    impl LearnedAddresses for Known {
+        fn learned(&self, grant: u32, address: &Address) -> Option<Learned> {
+            let is = |text: &str| *address == text.parse::<IpAddr>().expect("an address").into();
+            let learned = |until| Some(Learned { until, rule: NameRuleId(u64::from(grant)) });
+            match grant {
+                _ if is("192.0.2.1") => learned(100),
+                1 if is("192.0.2.2") => learned(50),
+                _ => None,
+            }
+        }
+    }
+
+    #[test]
+    fn a_flow_is_allowed_for_the_ports_of_the_rule_and_until_its_time() {
+        let judge =
+            |address, protocol, port, now| by_name(&Fixed, &Known, 2, &flow(address, protocol, port), now);
+        assert_eq!(judge("192.0.2.1", Protocol::TCP, 443, 99), ByName::Allowed(NameRuleId(0)));
+        assert_eq!(judge("192.0.2.1", Protocol::TCP, 443, 100), ByName::Expired);
+        assert_eq!(judge("192.0.2.1", Protocol::TCP, 80, 0), ByName::Unknown);
+        assert_eq!(judge("192.0.2.1", Protocol::UDP, 9, 0), ByName::Allowed(NameRuleId(1)));
+        assert_eq!(judge("192.0.2.2", Protocol::TCP, 443, 0), ByName::Unknown);
+        assert_eq!(judge("192.0.2.3", Protocol::UDP, 9, 0), ByName::Unknown);
+        let fewer = by_name(&Fixed, &Known, 1, &flow("192.0.2.1", Protocol::UDP, 9), 0);
+        assert_eq!(fewer, ByName::Unknown, "a grant that the policy does not have");
+    }
+
+    #[test]
+    fn only_the_instances_own_resolver_is_reached() {
+        let (first, last) = RESOLVER_PORTS;
+        let header = PolicyHeader { resolver_port: u32::from(first), ..PolicyHeader::default() };
+        let judge = |address, protocol, port| header.judge_resolver(&flow(address, protocol, port));
+        let other = Some(Verdict::Deny(DropReason::OtherResolver));
+        assert_eq!(judge("127.0.0.1", Protocol::UDP, first), Some(Verdict::Allow));
+        assert_eq!(judge("::1", Protocol::TCP, first), Some(Verdict::Allow));
+        assert_eq!(judge("::ffff:127.0.0.1", Protocol::TCP, first), Some(Verdict::Allow));
+        assert_eq!(judge("127.0.0.1", Protocol::UDP, first + 1), other);
+        assert_eq!(judge("::1", Protocol::TCP, last), other);
+        assert_eq!(judge("127.0.0.1", Protocol::UDP, last + 1), None);
+        assert_eq!(judge("127.0.0.2", Protocol::UDP, first), None);
+        assert_eq!(judge("::2", Protocol::UDP, first), None);
+        assert_eq!(judge("127.0.0.1", Protocol::ICMP, first), None);
+        let without = PolicyHeader::default();
+        assert_eq!(without.judge_resolver(&flow("127.0.0.1", Protocol::UDP, 0)), None);
+        assert_eq!(without.judge_resolver(&flow("127.0.0.1", Protocol::UDP, first)), other);
+    }
+}
