@@ -193,14 +193,15 @@ impl Entry {
 #[repr(transparent)]
 pub struct NameRuleId(pub u64);
 
-/// An address that a name brought to a policy, as the key of [`Learned`].
+/// An address that a name brought to a policy, as the key of [`Learned`]. It is of one generation: what the next policy still lists, it
+/// has under its own before it is in force, and what it does not list is gone with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub struct LearnedKey {
-    /// The policy's slot.
-    pub slot: u32,
-    /// The address's family, 4 or 6, in the upper half; the number of the grant in the lower one.
-    pub grant: u32,
+    /// The policy's generation.
+    pub generation: u32,
+    /// The instance's number in the upper half; below that the address's family, 4 or 6, and the number of the grant, a byte each.
+    pub place: u32,
     /// Network byte order.
     pub address: [u32; 4],
 }
@@ -208,8 +209,14 @@ pub struct LearnedKey {
 impl LearnedKey {
     /// The key of an address under a grant's number, which is below [`MAX_NAME_GRANTS`].
     #[inline(always)]
-    pub const fn new(slot: u32, grant: u32, address: &Address) -> Self {
-        Self { slot, grant: (address.family() as u32) << 16 | grant, address: address.words() }
+    pub const fn new(instance: u32, generation: u32, grant: u32, address: &Address) -> Self {
+        let place = instance << 16 | (address.family() as u32) << 8 | grant;
+        Self { generation, place, address: address.words() }
+    }
+
+    /// The number of the instance.
+    pub const fn instance(&self) -> u32 {
+        self.place >> 16
     }
 }
 

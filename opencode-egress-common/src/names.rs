@@ -28,11 +28,39 @@ pub enum ByName {
     Allowed(NameRuleId),
 }
 
+/// A flow as name rules see it: of TCP or UDP, which are all that they speak of.
+#[derive(Clone, Copy, Debug)]
+pub struct NamedFlow {
+    /// Where to.
+    pub address: Address,
+    /// The index of the flow's class among an entry's grants: TCP's or UDP's.
+    pub class: u32,
+    /// The destination port.
+    pub port: u16,
+}
+
+impl NamedFlow {
+    /// A flow; `None`: it is of another protocol.
+    #[inline(always)]
+    pub const fn of(flow: &Flow) -> Option<Self> {
+        let class = match flow.class() {
+            Class::Tcp => Class::Tcp as u32,
+            Class::Udp => Class::Udp as u32,
+            Class::Icmp | Class::Other => return None,
+        };
+        Some(Self { address: flow.address, class, port: flow.port })
+    }
+}
+
 /// Whether what stands at a key allows a flow, whatever its address.
 #[inline(always)]
-pub fn covers(rules: &impl Rules, key: &TrieKey, flow: &Flow) -> bool {
+pub fn covers(rules: &impl Rules, key: &TrieKey, flow: &NamedFlow) -> bool {
     let Some(entry) = rules.entry(key) else { return false };
-    match entry.grant(flow.class()) {
+    // Not by an index: the verifier would follow each.
+    let grants = entry.grants.map(|grant| grant.0 as u64);
+    let grants = grants[0] | grants[1] << 16 | grants[2] << 32 | grants[3] << 48;
+    #[expect(clippy::cast_possible_truncation, reason = "the grant at the bottom")]
+    match Grant((grants >> (16 * (flow.class & 3))) as u16) {
         Grant::ALLOW => true,
         Grant::NONE | Grant::DENY => false,
         set => {
@@ -48,7 +76,7 @@ pub fn by_name(
     rules: &impl Rules,
     addresses: &impl LearnedAddresses,
     grants: u32,
-    flow: &Flow,
+    flow: &NamedFlow,
     now: u64,
 ) -> ByName {
     let mut said = ByName::Unknown;
@@ -162,8 +190,10 @@ mod tests {
         assert_eq!(judge("192.0.2.1", Protocol::UDP, 9, 0), ByName::Allowed(NameRuleId(1)));
         assert_eq!(judge("192.0.2.2", Protocol::TCP, 443, 0), ByName::Unknown);
         assert_eq!(judge("192.0.2.3", Protocol::UDP, 9, 0), ByName::Unknown);
-        let fewer = by_name(&Fixed, &Known, 1, &flow("192.0.2.1", Protocol::UDP, 9), 0);
+        let udp = NamedFlow::of(&flow("192.0.2.1", Protocol::UDP, 9)).expect("a flow of UDP");
+        let fewer = by_name(&Fixed, &Known, 1, &udp, 0);
         assert_eq!(fewer, ByName::Unknown, "a grant that the policy does not have");
+        assert!(NamedFlow::of(&flow("192.0.2.1", Protocol::ICMP, 0)).is_none());
     }
 
     #[test]

@@ -11,7 +11,7 @@ use opencode_egress_common::{
 use crate::{
     asked,
     judge::Instance,
-    own,
+    maps, named, own, question,
     report::{Call, Denial, denied},
     sk::{FullSk, OfSocket as _},
     uapi::SOCK_STREAM,
@@ -77,11 +77,14 @@ fn call(ctx: &SockAddrContext) -> (u32, Protocol, u16) {
 #[inline(always)]
 fn connect(ctx: &SockAddrContext, hook: Hook, address: Address) -> i32 {
     let (kind, protocol, port) = call(ctx);
-    if kind != SOCK_STREAM {
-        return 1;
-    }
     let instance = Instance::get();
     let Some(sk) = socket(ctx) else { return 0 };
+    if kind != SOCK_STREAM {
+        if instance.head().is_some_and(|header| header.has_names()) {
+            name_peer(ctx, &instance, sk, &Flow { address, protocol, port }, hook);
+        }
+        return 1;
+    }
     let address = if address.is_unspecified() { address.reached_from(sk.address()) } else { address };
     let flow = Flow { address, protocol, port };
     let port = sk.port();
@@ -94,9 +97,23 @@ fn connect(ctx: &SockAddrContext, hook: Hook, address: Address) -> i32 {
     judge(ctx, &instance, hook, &flow, from_listener)
 }
 
+/// The connect of a datagram socket of an instance with name rules: its datagrams go to the instance's resolver, where they are questions;
+/// a flow by name begins.
+#[inline(never)]
+fn name_peer(ctx: &SockAddrContext, instance: &Instance, sk: FullSk, flow: &Flow, hook: Hook) {
+    if question::redirect(ctx, instance, flow, hook == Hook::Connect6) {
+        return;
+    }
+    let verdict = instance.decision(flow).settle(|| false);
+    let (_, named) = named::settle(instance, flow, verdict, sk.as_ptr(), true);
+    if let Some(header) = instance.head() {
+        named::mark(ctx.as_ptr(), *sk, header.mark, named);
+    }
+}
+
 /// The caller's socket.
 #[inline(always)]
-fn socket(ctx: &SockAddrContext) -> Option<FullSk> {
+pub(crate) fn socket(ctx: &SockAddrContext) -> Option<FullSk> {
     // SAFETY: the kernel's context, valid while the program runs; it is a full socket in these hooks.
     FullSk::new(unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk })
 }
@@ -107,19 +124,56 @@ fn sendmsg(ctx: &SockAddrContext, hook: Hook, address: Address) -> i32 {
     let (_, protocol, port) = call(ctx);
     let instance = Instance::get();
     let flow = Flow { address, protocol, port };
-    if instance.remembers(&flow) { 1 } else { judge(ctx, &instance, hook, &flow, false) }
+    if instance.head().is_some_and(|header| header.has_names()) {
+        return send_by_name(ctx, &instance, hook, &flow);
+    }
+    if !maps::sendmsg_judges() || instance.remembers(&flow) {
+        1
+    } else {
+        judge(ctx, &instance, hook, &flow, false)
+    }
+}
+
+/// The same of an instance with name rules.
+#[inline(never)]
+fn send_by_name(ctx: &SockAddrContext, instance: &Instance, hook: Hook, flow: &Flow) -> i32 {
+    let Some(sk) = socket(ctx) else { return 0 };
+    if question::redirect(ctx, instance, flow, hook == Hook::Sendmsg6) {
+        return 1;
+    }
+    let verdict = instance.decision(flow).settle(|| false);
+    let (verdict, named) = named::settle(instance, flow, verdict, sk.as_ptr(), false);
+    if let Some(header) = instance.head() {
+        named::mark_if_possible(ctx, *sk, header.mark, named);
+    }
+    if maps::sendmsg_judges() { conclude(instance, hook, flow, verdict) } else { 1 }
 }
 
 /// What is not in the cache. Apart from the rest, so that a call that is there needs little code.
 #[inline(never)]
 fn judge(ctx: &SockAddrContext, instance: &Instance, hook: Hook, flow: &Flow, from_listener: bool) -> i32 {
-    let verdict = match from_listener {
-        true => Verdict::Deny(DropReason::ListenerPort),
+    if from_listener {
+        return conclude(instance, hook, flow, Verdict::Deny(DropReason::ListenerPort));
+    }
+    let verdict = instance
+        .judge(flow)
         // SAFETY: the programs of these hooks may search sockets.
-        false => instance
-            .judge(flow)
-            .settle(|| unsafe { own::listens(ctx.as_ptr(), instance.index, &flow.address, flow.port) }),
-    };
+        .settle(|| unsafe { own::listens(ctx.as_ptr(), instance.index, &flow.address, flow.port) });
+    match instance.head() {
+        Some(header) if header.has_names() => by_name(ctx, instance, hook, flow, verdict),
+        _ => conclude(instance, hook, flow, verdict),
+    }
+}
+
+/// The connect of a stream socket of an instance with name rules, of which the network rules have said this.
+#[inline(never)]
+fn by_name(ctx: &SockAddrContext, instance: &Instance, hook: Hook, flow: &Flow, verdict: Verdict) -> i32 {
+    let (Some(sk), Some(header)) = (socket(ctx), instance.head()) else { return 0 };
+    if verdict != Verdict::Allow && question::redirect(ctx, instance, flow, hook == Hook::Connect6) {
+        return 1;
+    }
+    let (verdict, named) = named::settle(instance, flow, verdict, sk.as_ptr(), true);
+    named::mark(ctx.as_ptr(), *sk, header.mark, named);
     conclude(instance, hook, flow, verdict)
 }
 

@@ -62,7 +62,10 @@ impl Instance {
         let decision = match self.current.slot() {
             0 => Decision::Settled(Verdict::Deny(DropReason::NoPolicy)),
             policy => match maps::trie(policy) {
-                Some(trie) => decide(&trie, flow),
+                Some(trie) => match self.head().and_then(|header| header.judge_resolver(flow)) {
+                    Some(verdict) => Decision::Settled(verdict),
+                    None => decide(&trie, flow),
+                },
                 None => Decision::Settled(Verdict::Deny(DropReason::NoPolicy)),
             },
         };

@@ -6,6 +6,7 @@
 //! | file | hooks |
 //! |---|---|
 //! | `address` | `cgroup/connect4`, `connect6`, `sendmsg4`, `sendmsg6`, `bind4`, `bind6`: before a socket call does anything |
+//! | `question` | `cgroup/recvmsg4`, `recvmsg6`, `getpeername4`, `getpeername6`: whose answer a caller is told it has |
 //! | `packet` | `cgroup_skb/egress`, `cgroup_skb/ingress`: every IP packet of the cgroup's sockets |
 //! | `socket` | `cgroup/sock_create`, `cgroup/setsockopt`: sockets and options that nothing later could judge |
 //!
@@ -20,8 +21,10 @@ mod address;
 mod asked;
 mod judge;
 mod maps;
+mod named;
 mod own;
 mod packet;
+mod question;
 mod report;
 mod reset;
 mod sk;

@@ -8,15 +8,19 @@ use aya_ebpf::{
 };
 use opencode_egress_common::{
     abi::{
-        ConfinedCgroup, Counter, Current, Denied, DestinationDenials, DestinationKey, Entry, Event, Limits,
-        MAX_DESTINATIONS, MAX_INSTANCES, MAX_POLICIES, PolicyHeader, RESET_RING_BYTES, RING_BYTES, Reset,
-        Taken, TrieKey,
+        ConfinedCgroup, Counter, Current, Denied, DestinationDenials, DestinationKey, Entry, Event, Learned,
+        LearnedKey, Limits, MAX_DESTINATIONS, MAX_INSTANCES, MAX_LEARNED, MAX_POLICIES, PolicyHeader,
+        RESET_RING_BYTES, RING_BYTES, Reset, Taken, TrieKey,
     },
     cache::TAG_KEYS,
     decide::Rules,
 };
 
-use crate::uapi::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
+use crate::{
+    named::BegunFlows,
+    question::AskedResolver,
+    uapi::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
+};
 
 /// The policy in force, by instance. User space stores a [`Current`] as one atomic word.
 #[btf_map]
@@ -32,6 +36,19 @@ type TrieData = [u32; 5];
 /// Policies' rules, by policy slot.
 #[btf_map]
 static TRIES: ArrayOfMaps<LpmTrie<TrieData, Entry, 1>, { MAX_POLICIES as usize }> = ArrayOfMaps::new();
+
+/// Addresses that names brought, by instance and generation.
+#[btf_map]
+pub(crate) static LEARNED: HashMap<LearnedKey, Learned, { MAX_LEARNED as usize }, BPF_F_NO_PREALLOC> =
+    HashMap::new();
+
+/// Flows that began by name, by socket.
+#[btf_map]
+pub(crate) static NAMED_FLOWS: SkStorage<BegunFlows> = SkStorage::new();
+
+/// What a socket's last question was addressed to.
+#[btf_map]
+pub(crate) static ASKED_RESOLVERS: SkStorage<AskedResolver> = SkStorage::new();
 
 /// What passed, by instance. One copy a CPU, so that counting stays cheap.
 #[btf_map]
@@ -110,6 +127,10 @@ pub(crate) fn tag_key(index: usize) -> u64 {
 #[unsafe(no_mangle)]
 static SENDMSG_JUDGES: u32 = 0;
 
+/// Whether the programs of sendmsg may set a socket's mark, which Linux 5.10 does not let them; set by the loader.
+#[unsafe(no_mangle)]
+static SENDMSG_MAY_MARK: u32 = 0;
+
 /// Whether the kernel tells a packet's program which process runs; set by the loader.
 #[unsafe(no_mangle)]
 static PACKET_KNOWS_CALLER: u32 = 0;
@@ -131,6 +152,12 @@ fn is_set(flag: *const u32) -> bool {
 #[inline(always)]
 pub(crate) fn sendmsg_judges() -> bool {
     is_set(&raw const SENDMSG_JUDGES)
+}
+
+/// See [`SENDMSG_MAY_MARK`].
+#[inline(always)]
+pub(crate) fn sendmsg_may_mark() -> bool {
+    is_set(&raw const SENDMSG_MAY_MARK)
 }
 
 /// See [`PACKET_KNOWS_CALLER`].

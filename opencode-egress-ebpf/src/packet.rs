@@ -12,6 +12,7 @@ use opencode_egress_common::{
     abi::PolicyHeader,
     decide::Verdict,
     flow::{Address, Flow, Protocol},
+    names::may_be_allowed_by_name,
     packet::{Packet, ipv4, ipv6},
     reason::{DropReason, Hook},
 };
@@ -19,9 +20,12 @@ use opencode_egress_common::{
 use crate::{
     asked::Sent,
     judge::Instance,
-    maps, own,
+    maps,
+    named::{self, ByName, opaque},
+    own,
     report::{Denial, Details, denied},
     reset::{self, Target},
+    sk::FullSk,
     skb::{Linear, Skb},
     uapi::{
         ETH_P_IP, ETH_P_IPV6, LOOPBACK_IFINDEX, SOCK_DGRAM, SOCK_RAW, SOCK_STREAM, TCP_CLOSE,
@@ -32,13 +36,77 @@ use crate::{
 #[cgroup_skb(egress)]
 pub(crate) fn egress(ctx: SkBuffContext) -> i32 {
     let skb = Skb(ctx);
-    if skb.passes::<Out>() { 1 } else { judge_egress(skb) }
+    if skb.passes::<Out>() {
+        return 1;
+    }
+    match by_name::<Out>(&skb) {
+        PASSES => 1,
+        said => judge_egress(skb, said),
+    }
 }
 
 /// What lets a plain packet pass without judging it: nearly every packet. Apart from the rest it is short
 /// code that hardly needs the stack.
 trait Shortcut {
     fn passes(skb: &Skb, packet: &Packet) -> bool;
+
+    /// Whether a packet that is plain otherwise may be of a flow by name.
+    fn may_be_named(skb: &Skb, header: &PolicyHeader, packet: &Packet) -> bool;
+
+    /// The flow that the packet belongs to, seen from the instance.
+    fn flow(packet: &Packet) -> Flow;
+
+    /// Counts one that passes.
+    fn count(skb: &Skb, instance: &Instance);
+}
+
+/// What names say of a packet.
+const NOTHING: u32 = 0;
+const PASSES: u32 = 1;
+const EXPIRED: u32 = 2;
+
+/// Whether a plain packet passes by name: one of a flow that its socket began, or that may begin now. It is asked before the packet is
+/// judged, and says no more than this one number, so that the verifier has little to keep apart.
+#[inline(never)]
+fn by_name<S: Shortcut>(skb: &Skb) -> u32 {
+    let instance = Instance::get();
+    let Some(header) = instance.head() else { return NOTHING };
+    if !header.has_names() {
+        return NOTHING;
+    }
+    let Some(sk) = skb.full_socket() else { return NOTHING };
+    let packet = match skb.ethertype() {
+        ETH_P_IP => ipv4(&Linear(skb)),
+        _ => ipv6(&Linear(skb)),
+    };
+    let Ok(packet) = packet else { return NOTHING };
+    if !S::may_be_named(skb, header, &packet) {
+        return NOTHING;
+    }
+    let flow = S::flow(&packet);
+    let said = match named::goes_on(sk.as_ptr(), &instance, &flow) {
+        true => PASSES,
+        false => named_now(&instance, &flow, sk),
+    };
+    if said == PASSES {
+        S::count(skb, &instance);
+    }
+    opaque(said)
+}
+
+/// What names say now of a flow, where no rule for networks says that it passes or does not.
+#[inline(never)]
+fn named_now(instance: &Instance, flow: &Flow, sk: FullSk) -> u32 {
+    match instance.judge(flow).settle(|| false) {
+        Verdict::Deny(reason) if may_be_allowed_by_name(reason) => {
+            match named::judge(instance, flow, sk.as_ptr(), false) {
+                ByName::Allowed => PASSES,
+                ByName::Expired => EXPIRED,
+                ByName::Unknown => NOTHING,
+            }
+        }
+        _ => NOTHING,
+    }
 }
 
 struct Out;
@@ -62,23 +130,46 @@ impl Shortcut for Out {
         }
         let remembered = instance.remembers(&packet.outbound());
         if remembered {
-            instance.count_allowed(skb.0.len());
+            Self::count(skb, &instance);
         }
         remembered
+    }
+
+    #[inline(always)]
+    fn may_be_named(skb: &Skb, header: &PolicyHeader, packet: &Packet) -> bool {
+        match packet.protocol {
+            Protocol::TCP if packet.opens => !header.listens_on(packet.source_port),
+            Protocol::TCP => !skb.was_accepted(header),
+            Protocol::UDP => skb.is_from_its_port(packet),
+            _ => false,
+        }
+    }
+
+    #[inline(always)]
+    fn flow(packet: &Packet) -> Flow {
+        packet.outbound()
+    }
+
+    #[inline(always)]
+    fn count(skb: &Skb, instance: &Instance) {
+        instance.count_allowed(skb.0.len());
     }
 }
 
 /// A packet that is not plain, or whose flow the cache has not. Reading, judging and telling are functions of their own: each
 /// takes stack, of which all callers together have 512 bytes, and the verifier has less to keep apart.
 #[inline(never)]
-fn judge_egress(skb: Skb) -> i32 {
+fn judge_egress(skb: Skb, by_name: u32) -> i32 {
     let (mut packet, mut flow) = (Packet::UNKNOWN, Flow::UNKNOWN);
     let verdict = match read(&skb, &mut packet) {
         Ok(()) => egress_verdict(&skb, &packet, &mut flow),
         Err(reason) => Verdict::Deny(reason),
     };
-    let Verdict::Deny(reason) = verdict else { return 1 };
+    let Verdict::Deny(mut reason) = verdict else { return 1 };
     let instance = Instance::get();
+    if by_name == EXPIRED && may_be_allowed_by_name(reason) {
+        reason = DropReason::NameExpired;
+    }
     let denial = Denial { hook: Hook::Egress, reason, flow: &flow, bytes: Some(skb.0.len()) };
     let details = Sent { skb: skb.raw(), transformed: reason == DropReason::Transformed };
     if denied(&instance, &denial, &details) { 1 } else { skb.end_connection(&instance) }
@@ -182,7 +273,7 @@ fn goes_to_own(skb: &Skb, instance: &Instance, packet: &Packet) -> bool {
 #[cgroup_skb(ingress)]
 pub(crate) fn ingress(ctx: SkBuffContext) -> i32 {
     let skb = Skb(ctx);
-    if skb.passes::<In>() { 1 } else { judge_ingress(skb) }
+    if skb.passes::<In>() || by_name::<In>(&skb) == PASSES { 1 } else { judge_ingress(skb) }
 }
 
 struct In;
@@ -197,6 +288,21 @@ impl Shortcut for In {
             _ => Instance::get().remembers(&packet.back()),
         }
     }
+
+    /// Answers. What comes in by TCP is of a connection that was judged, or opens one.
+    #[inline(always)]
+    fn may_be_named(_: &Skb, _: &PolicyHeader, packet: &Packet) -> bool {
+        packet.protocol == Protocol::UDP
+    }
+
+    #[inline(always)]
+    fn flow(packet: &Packet) -> Flow {
+        packet.back()
+    }
+
+    /// What comes in is not counted.
+    #[inline(always)]
+    fn count(_: &Skb, _: &Instance) {}
 }
 
 /// A packet that is not plain, or that the shortcut does not let pass. Where it would open a connection from this host, and is

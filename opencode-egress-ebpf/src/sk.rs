@@ -101,6 +101,12 @@ impl Sk {
         Flow { address, protocol, port: self.peer_port() }
     }
 
+    /// Its mark, `SO_MARK`.
+    #[inline(always)]
+    pub(crate) fn mark(self) -> u32 {
+        field!(self.0, mark)
+    }
+
     /// The interface to which it is bound; 0 for none.
     #[inline(always)]
     pub(crate) fn interface(self) -> u32 {

@@ -26,10 +26,14 @@ pub(crate) const TCP_LISTEN: u32 = 10;
 pub(crate) const TCP_NEW_SYN_RECV: u32 = 12;
 
 // Levels of socket options.
+pub(crate) const SOL_SOCKET: i32 = 1;
 pub(crate) const SOL_IP: i32 = 0;
 pub(crate) const SOL_IPV6: i32 = 41;
 /// A raw socket's own level, at which IPv6 takes the options on its headers too (`rawv6_setsockopt`).
 pub(crate) const SOL_RAW: i32 = 255;
+
+// Options at SOL_SOCKET, <asm-generic/socket.h>.
+pub(crate) const SO_MARK: i32 = 36;
 
 // Options at SOL_IP, <linux/in.h>.
 pub(crate) const IP_HDRINCL: i32 = 3;

@@ -194,7 +194,7 @@ fn confine(cgroup: &Cgroup, rules: usize) -> Result<Loaded> {
     let mut loaded = load(&Lifetime::Process)?;
     loaded.maps.set_limits(&LogLimits::default())?;
     loaded.maps.install(InstanceIndex::FIRST, &compile(&policy(rules))?)?;
-    loaded.confine(cgroup, InstanceIndex::FIRST, |loaded, hook, cgroup| {
+    loaded.confine(cgroup, InstanceIndex::FIRST, false, |loaded, hook, cgroup| {
         loaded.programs.attach_for_good(hook, cgroup)
     })?;
     Ok(loaded)

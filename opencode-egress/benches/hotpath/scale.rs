@@ -108,8 +108,8 @@ fn many_instances(line: &mut impl FnMut(&str, String)) -> Result<()> {
     for (cgroup, (index, _)) in cgroups.iter().zip(&all) {
         let unit: UnitName = format!("bench-{}.service", index.number()).parse()?;
         let directory = pins.links(&unit, cgroup.id())?;
-        let links =
-            loaded.confine(cgroup, *index, |loaded, hook, cgroup| loaded.programs.attach(hook, cgroup))?;
+        let links = loaded
+            .confine(cgroup, *index, false, |loaded, hook, cgroup| loaded.programs.attach(hook, cgroup))?;
         for (hook, link) in links {
             directory.pin(hook, &link)?;
         }

@@ -20,7 +20,7 @@ pub enum ConfineError {
 
 impl Loaded {
     /// Confines a cgroup to an instance's policy, which must be in force already: `attach` makes the
-    /// attachment of one hook.
+    /// attachment of one hook. With `names` the hooks are those of a policy with name rules.
     ///
     /// The first hook lets nearly everything pass whatever the policy is; attaching it makes the cgroup's
     /// storage, so that what says whose the cgroup is can be written before any hook that judges. Until all are attached the
@@ -33,10 +33,11 @@ impl Loaded {
         &mut self,
         cgroup: &Cgroup,
         instance: InstanceIndex,
+        names: bool,
         mut attach: impl FnMut(&mut Self, Hook, &Cgroup) -> Result<T, AttachError>,
     ) -> Result<Vec<(Hook, T)>, ConfineError> {
         let mut attached = vec![];
-        for hook in self.programs.hooks() {
+        for hook in self.programs.hooks(names) {
             attached.push((hook, attach(self, hook, cgroup)?));
             if attached.len() == 1 && self.maps.instance_of(cgroup.id()) != Some(instance) {
                 self.maps.set_instance_of(cgroup.id(), instance)?;

@@ -13,6 +13,9 @@ use aya::{
 /// and the checks on them of 5.10.
 const OLDEST: KernelVersion = KernelVersion::new(5, 10, 0);
 
+/// The first kernel whose sendmsg programs may set socket options.
+const SENDMSG_MARKS: KernelVersion = KernelVersion::new(5, 12, 0);
+
 /// Types of programs that a kernel with bpf(2) may have been built without. The others come with bpf(2).
 const PROGRAMS: [(ProgramType, &str); 4] = [
     (ProgramType::CgroupSkb, "cgroup_skb programs"),
@@ -99,6 +102,9 @@ pub struct Features {
     pub setsockopt_knows_caller: bool,
     /// It tells a packet's program which process runs. Linux 6.18 does, 6.12 does not.
     pub packet_knows_caller: bool,
+    /// It lets a sendmsg program set a socket's mark: Linux 5.12 and newer
+    /// (<https://github.com/torvalds/linux/commit/357490601621>).
+    pub sendmsg_may_mark: bool,
 }
 
 impl Features {
@@ -111,6 +117,8 @@ impl Features {
         Self {
             setsockopt_knows_caller: knows_caller(ProgramType::CgroupSockopt),
             packet_knows_caller: knows_caller(ProgramType::CgroupSkb),
+            // The answer differs with the hook, and aya asks for the first one alone.
+            sendmsg_may_mark: KernelVersion::current().is_ok_and(|version| version >= SENDMSG_MARKS),
         }
     }
 }

@@ -6,12 +6,16 @@ use crate::kernel::features::Features;
 
 /// Every hook, in the order in which links are made. `sock_create` lets nearly everything pass whatever the policy is,
 /// so it can come before the scope is written, and its link makes the scope's storage.
-pub const ATTACH_ORDER: [Hook; 10] = [
+pub const ATTACH_ORDER: [Hook; 14] = [
     Hook::SockCreate,
     Hook::Egress,
     Hook::Ingress,
     Hook::Connect4,
     Hook::Connect6,
+    Hook::Recvmsg4,
+    Hook::Recvmsg6,
+    Hook::Getpeername4,
+    Hook::Getpeername6,
     Hook::Sendmsg4,
     Hook::Sendmsg6,
     Hook::Bind4,
@@ -19,13 +23,16 @@ pub const ATTACH_ORDER: [Hook; 10] = [
     Hook::Setsockopt,
 ];
 
-/// The hooks at which links are made on a kernel, in that order. Where a packet's program can name the process, nothing is
-/// lost when datagrams are judged there alone, and each costs one program less.
-pub fn to_attach(features: &Features) -> impl Iterator<Item = Hook> + use<> {
+/// The hooks at which links are made on a kernel, in that order, for an instance with or without name rules. Where a packet's
+/// program can name the process, nothing is lost when datagrams are judged there alone, and each costs one program less. Questions
+/// for names are given another address before they are packets.
+pub fn to_attach(features: &Features, names: bool) -> impl Iterator<Item = Hook> + use<> {
     let at_packets = features.packet_knows_caller;
-    ATTACH_ORDER
-        .into_iter()
-        .filter(move |hook| !(at_packets && matches!(hook, Hook::Sendmsg4 | Hook::Sendmsg6)))
+    ATTACH_ORDER.into_iter().filter(move |hook| match hook {
+        Hook::Sendmsg4 | Hook::Sendmsg6 => names || !at_packets,
+        Hook::Recvmsg4 | Hook::Recvmsg6 | Hook::Getpeername4 | Hook::Getpeername6 => names,
+        _ => true,
+    })
 }
 
 /// The kernel's attach type of a hook (`enum bpf_attach_type`,
@@ -41,6 +48,10 @@ pub const fn attach_type(hook: Hook) -> u32 {
         Hook::Connect6 => 11,
         Hook::Sendmsg4 => 14,
         Hook::Sendmsg6 => 15,
+        Hook::Recvmsg4 => 19,
+        Hook::Recvmsg6 => 20,
         Hook::Setsockopt => 22,
+        Hook::Getpeername4 => 29,
+        Hook::Getpeername6 => 30,
     }
 }

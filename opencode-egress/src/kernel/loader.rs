@@ -110,11 +110,12 @@ pub fn load(lifetime: &Lifetime<'_>) -> Result<Loaded, LoadError> {
     let mut loader = EbpfLoader::new();
     loader.override_global("VERDICT_TAG_KEYS", &keys, true);
     let features = Features::of_this_kernel();
-    let hooks: Vec<_> = hooks::to_attach(&features).collect();
+    let hooks: Vec<_> = hooks::to_attach(&features, true).collect();
     let flags = [
         ("SETSOCKOPT_KNOWS_CALLER", features.setsockopt_knows_caller),
         ("PACKET_KNOWS_CALLER", features.packet_knows_caller),
-        ("SENDMSG_JUDGES", hooks.contains(&Hook::Sendmsg4)),
+        ("SENDMSG_JUDGES", !features.packet_knows_caller),
+        ("SENDMSG_MAY_MARK", features.sendmsg_may_mark),
     ]
     .map(|(name, set)| (name, u32::from(set)));
     for (name, set) in &flags {
@@ -128,6 +129,7 @@ pub fn load(lifetime: &Lifetime<'_>) -> Result<Loaded, LoadError> {
             for name in ["HEADS", "TRIES"] {
                 loader.map_max_entries(name, 4);
             }
+            loader.map_max_entries("LEARNED", 1 << 16);
         }
         Lifetime::Pinned(directory) => {
             // A descriptor for each policy's rules. Where too few may be open, making one too many says so.
@@ -150,13 +152,14 @@ pub fn load(lifetime: &Lifetime<'_>) -> Result<Loaded, LoadError> {
         let program = ebpf.program_mut(hook.name()).ok_or(LoadError::MissingProgram(hook))?;
         let refused = |error| LoadError::Program { hook, source: Box::new(error) };
         load_program(program).map_err(refused)?;
+        eprintln!(hook.name(), program.info().ok().and_then(|i| i.verified_instruction_count()));
         ids.insert(hook, program.info().map_err(refused)?.id());
     }
     let maps = Maps::open(&mut ebpf)?;
     let (events, resets) = ring::open(&mut ebpf, &maps)?;
     // An object without messages has no map for them, which is an error here and the rule there.
     let debug_log = DebugLog(EbpfLogger::init(&mut ebpf).ok());
-    Ok(Loaded { debug_log, programs: Programs { ebpf, ids }, maps, events, resets })
+    Ok(Loaded { debug_log, programs: Programs { ebpf, ids, features }, maps, events, resets })
 }
 
 static OBJECT: &[u8] = include_bytes_aligned!(env!("OPENCODE_EGRESS_EBPF_OBJECT"));

@@ -16,8 +16,9 @@ use opencode_egress_common::reason::Hook;
 use crate::{
     cgroups::Cgroup,
     kernel::{
+        features::Features,
         holders::{self, Holder},
-        hooks::ATTACH_ORDER,
+        hooks::to_attach,
         links::{CgroupLink, CgroupLinkInfo, attach_for_good},
     },
 };
@@ -48,13 +49,13 @@ pub struct Programs {
     pub(super) ebpf: Ebpf,
     /// The kernel's ids of them.
     pub(super) ids: BTreeMap<Hook, u32>,
+    pub(super) features: Features,
 }
 
 impl Programs {
-    /// The hooks at which links are made, in that order.
-    pub fn hooks(&self) -> impl Iterator<Item = Hook> + use<> {
-        let loaded: Vec<_> = ATTACH_ORDER.into_iter().filter(|hook| self.ids.contains_key(hook)).collect();
-        loaded.into_iter()
+    /// The hooks at which links are made for an instance with or without name rules, in that order.
+    pub fn hooks(&self, names: bool) -> impl Iterator<Item = Hook> + use<> {
+        to_attach(&self.features, names)
     }
 
     /// The program of a hook. `None`: the object has none.

@@ -4,14 +4,15 @@ use std::path::Path;
 
 use aya::maps::{MapData, MapError, MapType};
 use opencode_egress_common::abi::{
-    ConfinedCgroup, Counter, Denied, DestinationDenials, DestinationKey, Limits, MAX_DESTINATIONS,
-    MAX_INSTANCES, MAX_POLICIES, PolicyHeader, RESET_RING_BYTES, RING_BYTES, Taken,
+    ConfinedCgroup, Counter, Denied, DestinationDenials, DestinationKey, Learned, LearnedKey, Limits,
+    MAX_DESTINATIONS, MAX_INSTANCES, MAX_LEARNED, MAX_POLICIES, PolicyHeader, RESET_RING_BYTES, RING_BYTES,
+    Taken,
 };
 
 /// The maps that outlive the daemon, with what a pin must be to be one of them. The others belong to one
 /// load of the programs.
 #[rustfmt::skip]
-pub(super) const PINNED_MAPS: [(&str, MapShape); 12] = [
+pub(super) const PINNED_MAPS: [(&str, MapShape); 15] = [
     ("CURRENT", MapShape::of::<u32, u64>(MapType::Array, MAX_INSTANCES)),
     ("HEADS", MapShape::of::<u32, PolicyHeader>(MapType::Array, MAX_POLICIES)),
     ("TRIES", MapShape::of::<u32, u32>(MapType::ArrayOfMaps, MAX_POLICIES)),
@@ -22,6 +23,9 @@ pub(super) const PINNED_MAPS: [(&str, MapShape); 12] = [
     ("LIMITS", MapShape::of::<u32, Limits>(MapType::Array, 1)),
     ("EVENTS", MapShape::of::<(), ()>(MapType::RingBuf, RING_BYTES)),
     ("RESETS", MapShape::of::<(), ()>(MapType::RingBuf, RESET_RING_BYTES)),
+    ("LEARNED", MapShape::of::<LearnedKey, Learned>(MapType::Hash, MAX_LEARNED)),
+    ("NAMED_FLOWS", MapShape::of::<u32, [u64; 17]>(MapType::SkStorage, 0)),
+    ("ASKED_RESOLVERS", MapShape::of::<u32, [u64; 3]>(MapType::SkStorage, 0)),
     ("OWN_SOCKETS", MapShape::of::<u32, u32>(MapType::SkStorage, 0)),
     ("SCOPES", MapShape::of::<u64, ConfinedCgroup>(MapType::CgroupStorage, 0)),
 ];

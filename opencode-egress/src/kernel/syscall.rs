@@ -5,6 +5,8 @@ use std::{
     os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
 };
 
+use aya::Pod;
+
 /// Calls bpf(2).
 ///
 /// # Safety
@@ -61,4 +63,41 @@ impl BatchAttr {
     pub(crate) fn between(self, from: usize, to: usize) -> Self {
         Self { in_batch: from as u64, out_batch: to as u64, ..self }
     }
+}
+
+/// How many entries are read in one system call.
+const BATCH: usize = 4096;
+
+/// Entries of a hash map, and where to go on; `None` at the end.
+pub(crate) struct Batch<K, V> {
+    pub(crate) entries: Vec<(K, V)>,
+    pub(crate) next: Option<u32>,
+}
+
+/// Reads some entries of a hash map with these types of keys and values, from a place on.
+pub(crate) fn read_batch<K: Pod, V: Pod>(map: BorrowedFd<'_>, place: Option<u32>) -> io::Result<Batch<K, V>> {
+    const BPF_MAP_LOOKUP_BATCH: i32 = 24;
+    let mut keys: Vec<K> = Vec::with_capacity(BATCH);
+    let mut values: Vec<V> = Vec::with_capacity(BATCH);
+    let mut next = 0_u32;
+    let (key, value) = (keys.as_mut_ptr().expose_provenance(), values.as_mut_ptr().expose_provenance());
+    let from = place.as_ref().map_or(0, |place| std::ptr::from_ref(place).expose_provenance());
+    #[expect(clippy::cast_possible_truncation, reason = "4096")]
+    let mut attr =
+        BatchAttr::of(map, key, value, BATCH as u32).between(from, (&raw mut next).expose_provenance());
+    // SAFETY: the layout of BPF_MAP_LOOKUP_BATCH; there is room for `count` keys and values of the map's sizes, and the place
+    // of a hash map is a bucket's number.
+    let next = match unsafe { bpf(BPF_MAP_LOOKUP_BATCH, &mut attr) } {
+        Ok(_) => Some(next),
+        // The end.
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => None,
+        Err(error) => return Err(error),
+    };
+    let count = (attr.count as usize).min(BATCH);
+    // SAFETY: the kernel wrote that many, and every bit pattern is a value of either type.
+    unsafe {
+        keys.set_len(count);
+        values.set_len(count);
+    }
+    Ok(Batch { entries: keys.into_iter().zip(values).collect(), next })
 }

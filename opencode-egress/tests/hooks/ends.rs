@@ -150,7 +150,7 @@ fn a_destination_that_a_program_above_rewrites() {
     let path = world.cgroup.0.path().join("unit");
     let unit = Hierarchy::find().and_then(|hierarchy| hierarchy.open(&path)).expect("the unit's cgroup");
     let attach = |loaded: &mut Loaded, hook, cgroup: &Cgroup| loaded.programs.attach_for_good(hook, cgroup);
-    world.loaded.confine(&unit, InstanceIndex::FIRST, attach).expect("the cgroup is confined");
+    world.loaded.confine(&unit, InstanceIndex::FIRST, false, attach).expect("the cgroup is confined");
     world.passes("TCP", (ALLOWED, PORT), |to| tcp(to).map(drop));
     let program = rewriting_program(ALLOWED, DENIED).expect("a program");
     attach_for_good(program.as_fd(), world.cgroup.0.as_fd(), Hook::Connect4).expect("it is attached");

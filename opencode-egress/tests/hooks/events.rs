@@ -49,8 +49,9 @@ fn events_say_what_was_denied_to_whom() {
     let not_allowed = DropReason::NotAllowed;
     let features = Features::of_this_kernel();
     // Where a packet's program knows the process, nothing is judged before.
-    let call =
-        |hook| if world.loaded.programs.hooks().any(|known| known == hook) { hook } else { Hook::Egress };
+    let call = |hook| {
+        if world.loaded.programs.hooks(false).any(|known| known == hook) { hook } else { Hook::Egress }
+    };
     let (sendmsg4, sendmsg6) = (call(Hook::Sendmsg4), call(Hook::Sendmsg6));
     let (v4, v6) = (SocketAddr::from((DENIED, PORT)), SocketAddr::from((DENIED6, PORT)));
     let nowhere = SocketAddr::from(([0; 4], 0));

@@ -127,7 +127,10 @@ impl World {
     pub(crate) fn confine(&mut self) {
         let attach =
             |loaded: &mut Loaded, hook, cgroup: &Cgroup| loaded.programs.attach_for_good(hook, cgroup);
-        self.loaded.confine(&self.cgroup.0, InstanceIndex::FIRST, attach).expect("the cgroup is confined");
+        let names = self.loaded.maps.has_names(InstanceIndex::FIRST);
+        self.loaded
+            .confine(&self.cgroup.0, InstanceIndex::FIRST, names, attach)
+            .expect("the cgroup is confined");
     }
 
     /// Makes another cgroup and confines it to another instance, under a policy of its own.
@@ -139,7 +142,8 @@ impl World {
         self.loaded.maps.install(instance, &policy).expect("the policy is installed");
         let attach =
             |loaded: &mut Loaded, hook, cgroup: &Cgroup| loaded.programs.attach_for_good(hook, cgroup);
-        self.loaded.confine(&cgroup.0, instance, attach).expect("the cgroup is confined");
+        let names = self.loaded.maps.has_names(instance);
+        self.loaded.confine(&cgroup.0, instance, names, attach).expect("the cgroup is confined");
         cgroup
     }
 
@@ -261,7 +265,7 @@ impl World {
 
     /// Whether a datagram's call is judged, and not only its packet.
     pub(crate) fn judges_sendmsg(&self) -> bool {
-        self.loaded.programs.hooks().any(|hook| hook == Hook::Sendmsg4)
+        self.loaded.programs.hooks(false).any(|hook| hook == Hook::Sendmsg4)
     }
 
     /// The last refusal was for this reason.

@@ -69,7 +69,8 @@ pub(super) fn exec(args: &ExecArgs) -> Result<ExitCode> {
     let diagnosis = SocketDiagnosis::open().context("cannot look at open connections")?;
     let signals = Signals::take()?;
     let cgroup = Scratch::create()?;
-    loaded.confine(&cgroup.0, InstanceIndex::FIRST, |loaded, hook, cgroup| {
+    let names = loaded.maps.has_names(InstanceIndex::FIRST);
+    loaded.confine(&cgroup.0, InstanceIndex::FIRST, names, |loaded, hook, cgroup| {
         loaded.programs.attach_for_good(hook, cgroup)
     })?;
     let (child, mut output) = spawn(args, &cgroup.0, signals.release())?;

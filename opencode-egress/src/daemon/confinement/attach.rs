@@ -96,8 +96,9 @@ impl Daemon {
         cgroup: &Cgroup,
     ) -> Result<Confined, DaemonError> {
         let directory = self.confinement.pins.links(unit, cgroup.id())?;
+        let names = self.takes_names(index);
         let (mut there, mut missing) = (vec![], vec![]);
-        for hook in self.loaded.programs.hooks() {
+        for hook in self.loaded.programs.hooks(names) {
             match directory.link(hook)? {
                 Some(link) => there.push((hook, link)),
                 None => missing.push(hook),
@@ -107,13 +108,13 @@ impl Daemon {
         let scope = self.loaded.maps.instance_of(cgroup.id());
         if scope.is_none() && before > 0 {
             self.replace_orphans(index, &directory, cgroup)?;
-            return Ok(Confined { there: before, made: self.loaded.programs.hooks().count() });
+            return Ok(Confined { there: before, made: self.loaded.programs.hooks(names).count() });
         }
         if !missing.is_empty() || scope != Some(index) {
             let attach = |loaded: &mut Loaded, hook: Hook, cgroup: &Cgroup| {
                 missing.contains(&hook).then(|| loaded.programs.attach(hook, cgroup)).transpose()
             };
-            for (hook, link) in self.loaded.confine(cgroup, index, attach)? {
+            for (hook, link) in self.loaded.confine(cgroup, index, names, attach)? {
                 if let Some(link) = link {
                     directory.pin(hook, &link)?;
                 }
@@ -125,8 +126,19 @@ impl Daemon {
         for (hook, link) in there {
             self.loaded.programs.renew(hook, &link, cgroup.path())?;
         }
+        if !names {
+            let without: Vec<_> = self.loaded.programs.hooks(false).collect();
+            for hook in self.loaded.programs.hooks(true).filter(|hook| !without.contains(hook)) {
+                directory.unpin(hook)?;
+            }
+        }
         self.confinement.confined.insert(cgroup.id());
         Ok(Confined { there: before, made: missing.len() })
+    }
+
+    /// Whether an instance's cgroups have the links of name rules: its policy has some, or is about to.
+    pub(in crate::daemon) fn takes_names(&self, index: InstanceIndex) -> bool {
+        self.confinement.soon_with_names.contains(&index) || self.loaded.maps.has_names(index)
     }
 
     /// Makes new links where those that are there judge by maps that are nobody's any more; each of them goes when a new one is
@@ -138,7 +150,7 @@ impl Daemon {
         directory: &LinkDirectory,
         cgroup: &Cgroup,
     ) -> Result<(), DaemonError> {
-        for hook in self.loaded.programs.hooks() {
+        for hook in self.loaded.programs.hooks(self.takes_names(index)) {
             let link = self.loaded.programs.attach(hook, cgroup)?;
             directory.pin(hook, &link)?;
         }

@@ -9,7 +9,7 @@ use crate::{
         error::DaemonError,
         state::{Daemon, InstanceState, NEWS},
     },
-    kernel::pins::LinkDirectory,
+    kernel::{instance::InstanceIndex, pins::LinkDirectory},
     policy::{UnitName, mode_name},
     report::status::{InstanceStatus, Status, UnitStatus},
 };
@@ -26,7 +26,7 @@ impl Daemon {
         for (name, instance) in &self.instances {
             let units = instance.units().map(|unit| {
                 let unlisted = instance.unlisted.contains(unit);
-                self.unit_status(unit, unlisted, &links, services.get(unit))
+                self.unit_status(unit, (instance.index, unlisted), &links, services.get(unit))
             });
             let InstanceState { index, policy, entries, detached, recent, lost_at, failed_attach, .. } =
                 instance;
@@ -71,7 +71,7 @@ impl Daemon {
     fn unit_status(
         &self,
         unit: &UnitName,
-        unlisted: bool,
+        (index, unlisted): (InstanceIndex, bool),
         links: &[LinkDirectory],
         paths: Option<&Vec<PathBuf>>,
     ) -> UnitStatus {
@@ -88,7 +88,7 @@ impl Daemon {
             running,
             unlisted,
             links: confined.min().unwrap_or(0),
-            hooks: self.loaded.programs.hooks().count(),
+            hooks: self.loaded.programs.hooks(self.takes_names(index)).count(),
             late: judged.iter().filter_map(of).any(LinkDirectory::is_late),
             users: users.map(|(user, _)| *user).collect(),
         }

@@ -163,7 +163,12 @@ impl Daemon {
         for version in others {
             for links in version.all_links()? {
                 let new = own.iter().find(|new| new.is_for_the_same(&links));
-                if new.is_some_and(|new| self.ours(new) == self.loaded.programs.hooks().count()) {
+                let all = |new: &LinkDirectory| {
+                    let index = self.loaded.maps.instance_of(new.cgroup);
+                    let names = index.is_some_and(|index| self.takes_names(index));
+                    self.ours(new) == self.loaded.programs.hooks(names).count()
+                };
+                if new.is_some_and(all) {
                     info!("{}: the links of another version are replaced", links.unit);
                     links.remove()?;
                 } else if self.is_gone(&links, services) {

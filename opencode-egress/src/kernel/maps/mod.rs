@@ -1,6 +1,7 @@
 //! The maps by name and type: filling policies, putting them in force, reading counters.
 
 mod error;
+mod learned;
 mod seen;
 mod words;
 
@@ -22,8 +23,9 @@ use opencode_egress_common::{
     decide::Rules,
 };
 
-use self::seen::Seen;
+pub use self::learned::{LearnedAddress, boottime};
 pub(crate) use self::words::{CurrentWords, TakenKind, TakenWords};
+use self::{learned::LearnedMap, seen::Seen};
 use crate::{
     kernel::{
         instance::InstanceIndex,
@@ -46,6 +48,7 @@ fn trie_key(key: &TrieKey) -> Key<TrieData> {
 pub struct LoadedPolicy {
     header: PolicyHeader,
     rules: NewTrie,
+    learned: Vec<LearnedAddress>,
 }
 
 impl LoadedPolicy {
@@ -56,7 +59,13 @@ impl LoadedPolicy {
     /// When the kernel refuses.
     pub fn load(policy: &CompiledPolicy) -> Result<Self, MapsError> {
         let rules = NewTrie::of(&policy.entries).map_err(MapsError::tries("fill an entry of"))?;
-        Ok(Self { header: policy.header, rules })
+        Ok(Self { header: policy.header, rules, learned: vec![] })
+    }
+
+    /// Gives a policy with name rules what the host has for it: the port of the instance's resolver, the bit of the mark by which the
+    /// second lock lets its flows pass, and what its names brought so far.
+    pub fn with_names(&mut self, port: u16, mark: u32, learned: Vec<LearnedAddress>) {
+        (self.header.resolver_port, self.header.mark, self.learned) = (u32::from(port), mark, learned);
     }
 }
 
@@ -73,6 +82,7 @@ pub struct Maps {
     denied: Array<MapData, Denied>,
     taken: Arc<TakenWords>,
     seen: Seen,
+    learned: LearnedMap,
     limits: Array<MapData, Limits>,
     scopes: HashMap<MapData, u64, ConfinedCgroup>,
     /// Takes the place of a trie that is no longer in force, so that its memory is freed.
@@ -114,6 +124,7 @@ impl Maps {
             denied: take(ebpf, "DENIED")?,
             taken: Arc::new(TakenWords::map(ebpf.take_map("TAKEN").ok_or(MapsError::Missing("TAKEN"))?)?),
             seen: Seen::open(ebpf)?,
+            learned: LearnedMap::open(ebpf)?,
             limits: take(ebpf, "LIMITS")?,
             scopes,
             empty: NewTrie::of(&[]).map_err(MapsError::tries("create"))?,
@@ -159,7 +170,11 @@ impl Maps {
         };
         let (mut slots, mut tries) = (vec![], vec![]);
         for (instance, policy) in &policies {
-            let slot = next(*instance, self.current(*instance)).slot();
+            let next = next(*instance, self.current(*instance));
+            let slot = next.slot();
+            for address in &policy.learned {
+                self.learned.write(*instance, next.generation(), address)?;
+            }
             self.heads.set(slot, policy.header, 0).map_err(MapsError::operation("write to", "HEADS"))?;
             slots.push(slot);
             tries.push(&policy.rules);
@@ -286,6 +301,36 @@ impl Maps {
         let trie = LpmTrie::try_from(Map::LpmTrie(trie))
             .map_err(|source| MapsError::Other { name: "TRIES", source: Box::new(source) })?;
         Ok(Some((header, KernelRules(trie))))
+    }
+
+    /// Has an address that a name brought in force for new flows, before this returns.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses, as it does when there are [`MAX_LEARNED`](opencode_egress_common::abi::MAX_LEARNED).
+    pub fn learn(&mut self, instance: InstanceIndex, address: &LearnedAddress) -> Result<(), MapsError> {
+        self.learned.write(instance, self.current(instance).generation(), address)
+    }
+
+    /// Takes one bounded step to remove learned addresses that are over. To be called every second.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn forget_expired(&mut self) -> Result<(), MapsError> {
+        let current = &self.current;
+        self.learned.sweep(|instance| {
+            let word = current.load(instance);
+            (word.slot() != 0).then(|| word.generation())
+        })
+    }
+
+    /// Whether the policy in force for an instance has name rules.
+    pub fn has_names(&self, instance: InstanceIndex) -> bool {
+        match self.current.load(instance).slot() {
+            0 => false,
+            slot => self.heads.get(&slot, 0).is_ok_and(|header| header.has_names()),
+        }
     }
 
     /// Sets how events are limited.

@@ -6,7 +6,7 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     io,
-    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    os::fd::{AsFd as _, OwnedFd},
 };
 
 use aya::{
@@ -19,13 +19,8 @@ use super::{
     MapsError,
     words::{TakenKind, TakenWords},
 };
-use crate::kernel::{
-    instance::InstanceIndex,
-    syscall::{BatchAttr, bpf},
-};
+use crate::kernel::{instance::InstanceIndex, syscall::read_batch};
 
-/// How many are read in one system call.
-const BATCH: usize = 4096;
 /// How many are looked at, and how many forgotten, in one step.
 const STEP: usize = 8192;
 /// An instance with so many has its oldest forgotten, until it has half its share.
@@ -70,7 +65,8 @@ impl Seen {
     ) -> Result<Vec<(DestinationKey, DestinationDenials)>, MapsError> {
         let (mut own, mut place) = (vec![], None);
         loop {
-            let batch = read(self.fd.as_fd(), place).map_err(read_error)?;
+            let batch = read_batch::<DestinationKey, DestinationDenials>(self.fd.as_fd(), place)
+                .map_err(read_error)?;
             own.extend(batch.entries.into_iter().filter(|(key, _)| key.instance == instance.number()));
             place = batch.next;
             if place.is_none() {
@@ -132,7 +128,8 @@ impl Seen {
         };
         let mut looked_at = 0;
         while looked_at < STEP {
-            let batch = read(self.fd.as_fd(), look.place).map_err(read_error)?;
+            let batch = read_batch::<DestinationKey, DestinationDenials>(self.fd.as_fd(), look.place)
+                .map_err(read_error)?;
             looked_at += batch.entries.len();
             for (key, denials) in batch.entries {
                 if let Some(found) = look.found.get_mut(&key.instance) {
@@ -167,38 +164,4 @@ fn oldest(found: BTreeMap<u32, Vec<(u64, DestinationKey)>>) -> impl Iterator<Ite
 
 fn read_error(source: io::Error) -> MapsError {
     MapsError::operation("read", "SEEN")(MapError::IoError(source))
-}
-
-/// Entries of the map, and where to go on; `None` at the end.
-struct Batch {
-    entries: Vec<(DestinationKey, DestinationDenials)>,
-    next: Option<u32>,
-}
-
-/// Reads some entries from a place on.
-fn read(map: BorrowedFd<'_>, place: Option<u32>) -> io::Result<Batch> {
-    const BPF_MAP_LOOKUP_BATCH: i32 = 24;
-    let mut keys: Vec<DestinationKey> = Vec::with_capacity(BATCH);
-    let mut values: Vec<DestinationDenials> = Vec::with_capacity(BATCH);
-    let mut next = 0_u32;
-    let (key, value) = (keys.as_mut_ptr().expose_provenance(), values.as_mut_ptr().expose_provenance());
-    let from = place.as_ref().map_or(0, |place| std::ptr::from_ref(place).expose_provenance());
-    #[expect(clippy::cast_possible_truncation, reason = "4096")]
-    let mut attr =
-        BatchAttr::of(map, key, value, BATCH as u32).between(from, (&raw mut next).expose_provenance());
-    // SAFETY: the layout of BPF_MAP_LOOKUP_BATCH; there is room for `count` keys and values of the map's sizes, and the place
-    // of a hash map is a bucket's number.
-    let next = match unsafe { bpf(BPF_MAP_LOOKUP_BATCH, &mut attr) } {
-        Ok(_) => Some(next),
-        // The end.
-        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => None,
-        Err(error) => return Err(error),
-    };
-    let count = (attr.count as usize).min(BATCH);
-    // SAFETY: the kernel wrote that many, and every bit pattern is a value of either type.
-    unsafe {
-        keys.set_len(count);
-        values.set_len(count);
-    }
-    Ok(Batch { entries: keys.into_iter().zip(values).collect(), next })
 }

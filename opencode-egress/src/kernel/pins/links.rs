@@ -151,9 +151,19 @@ impl LinkDirectory {
     ///
     /// When the kernel refuses.
     pub fn pin(&self, hook: Hook, link: &CgroupLink) -> Result<(), PinError> {
+        self.unpin(hook)?;
         let path = self.path.join(hook.name());
-        gone(fs::remove_file(&path)).map_err(io_error("remove", &path))?;
         link.pin(&path).map_err(io_error("make", &path))
+    }
+
+    /// Removes the link of one hook, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be removed.
+    pub fn unpin(&self, hook: Hook) -> Result<(), PinError> {
+        let path = self.path.join(hook.name());
+        gone(fs::remove_file(&path)).map_err(io_error("remove", &path))
     }
 
     /// Removes the links, the last one first, which detaches them. The unit's directory goes with its last
@@ -164,8 +174,7 @@ impl LinkDirectory {
     /// When one cannot be removed.
     pub fn remove(&self) -> Result<(), PinError> {
         for hook in ATTACH_ORDER.iter().rev() {
-            let path = self.path.join(hook.name());
-            gone(fs::remove_file(&path)).map_err(io_error("remove", &path))?;
+            self.unpin(*hook)?;
         }
         [LATE, OTHER_NETWORK].iter().try_for_each(|mark| self.unmark(mark))?;
         fs::remove_dir(&self.path).map_err(io_error("remove", &self.path))?;

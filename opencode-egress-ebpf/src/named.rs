@@ -1,0 +1,300 @@
+//! Flows that pass because an answer for a listed name brought their address.
+//!
+//! The address is good for new flows until its time is over; a flow that began goes on for as long as it lives. So the socket remembers
+//! the last flows of its own that began, with the rule that let each begin: under another policy a flow goes on when that has
+//! the rule still, whatever has become of the address.
+
+use aya_ebpf::{
+    bindings::bpf_sock,
+    helpers::{bpf_get_prandom_u32, bpf_ktime_get_boot_ns, bpf_setsockopt, bpf_sk_storage_get},
+    programs::SockAddrContext,
+};
+use opencode_egress_common::{
+    abi::{Learned, LearnedKey, NameRuleId, TrieKey},
+    decide::Verdict,
+    flow::{Address, Flow},
+    names::{ByName as Said, LearnedAddresses, NamedFlow, by_name, covers, may_be_allowed_by_name},
+    reason::DropReason,
+};
+
+use crate::{
+    judge::Instance,
+    maps,
+    sk::Sk,
+    uapi::{BPF_SK_STORAGE_GET_F_CREATE, SO_MARK, SOL_SOCKET},
+};
+
+/// Flows of one socket that are remembered. A TCP socket has one; a datagram socket without a peer may have any number, of which
+/// these are the last.
+const FLOWS: usize = 4;
+
+/// A flow that began.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct BegunFlow {
+    rule: u64,
+    /// Network byte order.
+    address: [u32; 4],
+    /// The generation that judged it last; 0 for no flow.
+    generation: u32,
+    /// Family, protocol and port in one word.
+    shape: u32,
+}
+
+/// The flows of one socket.
+#[repr(C)]
+pub(crate) struct BegunFlows {
+    flows: [BegunFlow; FLOWS],
+    /// Where the next one goes, before it is reduced to the number of places.
+    next: u64,
+}
+
+#[inline(always)]
+fn shape(flow: &Flow) -> u32 {
+    (flow.address.family() as u32) << 24 | u32::from(flow.protocol.0) << 16 | u32::from(flow.port)
+}
+
+#[inline(always)]
+fn flows_of(sk: *mut bpf_sock, flags: u64) -> *mut BegunFlows {
+    // SAFETY: the map is a socket storage of `BegunFlows`, the socket a full one. Null where there is none, or no memory for one.
+    unsafe {
+        bpf_sk_storage_get(
+            (&raw const maps::NAMED_FLOWS).cast_mut().cast(),
+            sk.cast(),
+            core::ptr::null_mut(),
+            flags,
+        )
+        .cast()
+    }
+}
+
+/// How two words differ; 0 for not at all. The compiler does not see what this does, or it would make a branch of each comparison, and
+/// the verifier follows every combination of branches.
+#[inline(always)]
+fn difference(one: u32, other: u32) -> u64 {
+    let mut difference = u64::from(one);
+    // SAFETY: one instruction on the named registers.
+    unsafe {
+        core::arch::asm!("{one} ^= {other}", one = inout(reg) difference, other = in(reg) u64::from(other));
+    }
+    difference
+}
+
+/// The same number, of which the verifier does not know that it is one of a few.
+#[inline(always)]
+pub(crate) fn opaque(number: u32) -> u32 {
+    // SAFETY: the helper has no arguments and cannot fail.
+    let random = unsafe { bpf_get_prandom_u32() };
+    difference(difference(number, random) as u32, random) as u32
+}
+
+/// How a place differs from a flow.
+#[inline(always)]
+fn differs(place: *const BegunFlow, flow: &Flow) -> u64 {
+    let words = flow.address.words();
+    // SAFETY: the caller's place is one of the socket's storage, which lives as long as the program runs. What two processors write
+    // at once mixes two flows of the same socket, each of which may pass.
+    unsafe {
+        let word = |index: usize| (&raw const (*place).address).cast::<u32>().add(index).read_volatile();
+        difference((&raw const (*place).shape).read_volatile(), shape(flow))
+            | difference(word(0), words[0])
+            | difference(word(1), words[1])
+            | difference(word(2), words[2])
+            | difference(word(3), words[3])
+    }
+}
+
+/// A place among a socket's flows, by a number that is reduced to how many there are.
+#[inline(always)]
+fn place(flows: *mut BegunFlows, number: u64) -> *mut BegunFlow {
+    // SAFETY: the index is below the length, by a mask that the verifier sees too.
+    unsafe { (&raw mut (*flows).flows).cast::<BegunFlow>().add(number as usize & (FLOWS - 1)) }
+}
+
+/// The number of the place that has a flow; [`FLOWS`] where none has.
+#[inline(always)]
+fn find(flows: *mut BegunFlows, flow: &Flow) -> u64 {
+    let mut index = 0;
+    while index < FLOWS as u64 && differs(place(flows, index), flow) != 0 {
+        index += 1;
+    }
+    index
+}
+
+/// Whether a flow of this full socket was allowed by name under the policy in force.
+#[inline(never)]
+pub(crate) fn goes_on(sk: *mut bpf_sock, instance: &Instance, flow: &Flow) -> bool {
+    let flows = flows_of(sk, 0);
+    if flows.is_null() {
+        return false;
+    }
+    let mut index = 0;
+    while index < FLOWS as u64 {
+        let place = place(flows, index);
+        // SAFETY: as in `differs`.
+        let generation = unsafe { (&raw const (*place).generation).read_volatile() };
+        if differs(place, flow) | difference(generation, instance.current.generation()) == 0 {
+            return true;
+        }
+        index += 1;
+    }
+    false
+}
+
+/// Remembers that a flow of this full socket began. Where there is no memory for it, it goes on for as long as the address is good.
+#[inline(never)]
+fn remember(sk: *mut bpf_sock, generation: u32, flow: &Flow, rule: u64) {
+    let flows = flows_of(sk, BPF_SK_STORAGE_GET_F_CREATE);
+    if flows.is_null() {
+        return;
+    }
+    // The place that has it, or the next one.
+    let number = match find(flows, flow) {
+        known if known < FLOWS as u64 => known,
+        // SAFETY: the storage is the socket's for as long as the program runs.
+        _ => unsafe {
+            let next = (&raw const (*flows).next).read_volatile();
+            (&raw mut (*flows).next).write_volatile(next.wrapping_add(1));
+            next
+        },
+    };
+    let place = place(flows, number);
+    let words = flow.address.words();
+    // SAFETY: as above.
+    unsafe {
+        (&raw mut (*place).rule).write_volatile(rule);
+        let address = (&raw mut (*place).address).cast::<u32>();
+        address.write_volatile(words[0]);
+        address.add(1).write_volatile(words[1]);
+        address.add(2).write_volatile(words[2]);
+        address.add(3).write_volatile(words[3]);
+        (&raw mut (*place).shape).write_volatile(shape(flow));
+        (&raw mut (*place).generation).write_volatile(generation);
+    }
+}
+
+/// What was learned for a policy, in the kernel's map.
+struct OfPolicy<'a>(&'a Instance);
+
+impl LearnedAddresses for OfPolicy<'_> {
+    #[inline(always)]
+    fn learned(&self, grant: u32, address: &Address) -> Option<Learned> {
+        let key = LearnedKey::new(self.0.index, self.0.current.generation(), grant, address);
+        // SAFETY: a value that was found is whole and aligned, and lives as long as the program runs (RCU). One that user space
+        // prolongs meanwhile has the old time or the new one.
+        unsafe { maps::LEARNED.get(&key) }.copied()
+    }
+}
+
+/// What the name rules in force say of a new flow: 0 for nothing, 1 for a time that is over, otherwise the rule. (A function of its own,
+/// which takes stack, returns one word.)
+#[inline(never)]
+fn rule_for(instance: &Instance, flow: &Flow) -> u64 {
+    let (Some(header), Some(trie)) = (instance.head(), maps::trie(instance.current.slot())) else { return 0 };
+    // SAFETY: the helper has no arguments and cannot fail.
+    let now = unsafe { bpf_ktime_get_boot_ns() } / 1_000_000_000;
+    let Some(flow) = NamedFlow::of(flow) else { return 0 };
+    let flow = NamedFlow { class: opaque(flow.class), ..flow };
+    match by_name(&trie, &OfPolicy(instance), header.name_grants, &flow, now) {
+        Said::Unknown => 0,
+        Said::Expired => 1,
+        Said::Allowed(rule) => rule.0,
+    }
+}
+
+/// Whether a flow of this full socket began before, and the policy in force still has the rule that let it.
+#[inline(never)]
+fn began(sk: *mut bpf_sock, instance: &Instance, flow: &Flow) -> bool {
+    let flows = flows_of(sk, 0);
+    if flows.is_null() {
+        return false;
+    }
+    let number = find(flows, flow);
+    if number >= FLOWS as u64 {
+        return false;
+    }
+    let place = place(flows, number);
+    // SAFETY: the storage is the socket's for as long as the program runs.
+    let rule = NameRuleId(unsafe { (&raw const (*place).rule).read_volatile() });
+    let (Some(trie), Some(flow)) = (maps::trie(instance.current.slot()), NamedFlow::of(flow)) else {
+        return false;
+    };
+    let still = covers(&trie, &TrieKey::name_rule(rule), &flow);
+    if still {
+        // SAFETY: as above.
+        unsafe { (&raw mut (*place).generation).write_volatile(instance.current.generation()) };
+    }
+    still
+}
+
+/// What names say of a flow that the network rules deny.
+#[derive(Clone, Copy)]
+#[repr(u32)]
+pub(crate) enum ByName {
+    /// Nothing.
+    Unknown,
+    /// The time for new flows to the address is over.
+    Expired,
+    /// It passes.
+    Allowed,
+}
+
+/// Judges a flow that the network rules deny, for a reason that a name may turn. `new`: only a flow that may begin now passes, not
+/// one that began before. Without a socket nothing is remembered.
+#[inline(never)]
+pub(crate) fn judge(instance: &Instance, flow: &Flow, sk: *mut bpf_sock, new: bool) -> ByName {
+    if !instance.head().is_some_and(|header| header.has_names()) {
+        return ByName::Unknown;
+    }
+    let rule = rule_for(instance, flow);
+    if rule > 1 {
+        if !sk.is_null() {
+            remember(sk, instance.current.generation(), flow, rule);
+        }
+        return ByName::Allowed;
+    }
+    if !new && !sk.is_null() && began(sk, instance, flow) {
+        return ByName::Allowed;
+    }
+    if rule == 1 { ByName::Expired } else { ByName::Unknown }
+}
+
+/// The verdict on a call, of which the network rules have said this, and whether it passes by name.
+#[inline(always)]
+pub(crate) fn settle(
+    instance: &Instance,
+    flow: &Flow,
+    verdict: Verdict,
+    sk: *mut bpf_sock,
+    new: bool,
+) -> (Verdict, bool) {
+    match verdict {
+        Verdict::Deny(reason) if may_be_allowed_by_name(reason) => match judge(instance, flow, sk, new) {
+            ByName::Allowed => (Verdict::Allow, true),
+            ByName::Expired => (Verdict::Deny(DropReason::NameExpired), false),
+            ByName::Unknown => (verdict, false),
+        },
+        _ => (verdict, false),
+    }
+}
+
+/// Sets the bit of the socket's mark by which the second lock lets flows by name pass, or takes it away from a socket that goes elsewhere.
+/// Where the kernel refuses, the flow meets that lock without.
+#[inline(always)]
+pub(crate) fn mark(ctx: *mut core::ffi::c_void, sk: Sk, bit: u32, named: bool) {
+    let before = sk.mark();
+    let mut mark = if named { before | bit } else { before & !bit };
+    if mark == before {
+        return;
+    }
+    // SAFETY: the helper takes the context of these programs, and a value of the length that it is told.
+    unsafe { bpf_setsockopt(ctx, SOL_SOCKET, SO_MARK, (&raw mut mark).cast(), size_of::<u32>() as i32) };
+}
+
+/// The same in a program that may do so: before Linux 5.12 the programs of sendmsg may not.
+#[inline(always)]
+pub(crate) fn mark_if_possible(ctx: &SockAddrContext, sk: Sk, bit: u32, named: bool) {
+    if maps::sendmsg_may_mark() {
+        mark(ctx.sock_addr.cast(), sk, bit, named);
+    }
+}

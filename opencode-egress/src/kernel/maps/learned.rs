@@ -1,0 +1,105 @@
+//! The map LEARNED: addresses that answers brought, each until its time is over.
+//!
+//! A key has the generation of the policy that it belongs to. So a policy's addresses are written before it is in force, and those of one
+//! that is out of force are nobody's at once; they are removed some at a time.
+
+use std::{
+    net::IpAddr,
+    os::fd::{AsFd as _, OwnedFd},
+};
+
+use aya::{
+    Ebpf,
+    maps::{HashMap, Map, MapData, MapError},
+};
+use opencode_egress_common::abi::{Learned, LearnedKey};
+use rustix::time::{ClockId, clock_gettime};
+
+use super::MapsError;
+use crate::kernel::{instance::InstanceIndex, syscall::read_batch};
+
+/// How many are looked at in one step.
+const STEP: usize = 8192;
+/// For how long after its time an address is kept, in seconds: a flow to it is denied for that and not as if nobody had ever told it.
+const KEPT: u64 = 600;
+
+/// An address that a policy's names brought, as the map is to have it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LearnedAddress {
+    /// The address.
+    pub address: IpAddr,
+    /// The number of the grant of the rule's protocol and ports.
+    pub grant: u32,
+    /// Until when, and by which rule.
+    pub learned: Learned,
+}
+
+/// Seconds since boot, with the time that the machine was suspended: the clock of [`Learned::until`].
+pub fn boottime() -> u64 {
+    u64::try_from(clock_gettime(ClockId::Boottime).tv_sec).unwrap_or(0)
+}
+
+/// The addresses of all policies.
+pub(super) struct LearnedMap {
+    map: HashMap<MapData, LearnedKey, Learned>,
+    /// The same map, for calls that aya has not.
+    fd: OwnedFd,
+    /// Where the next step of removing what is over goes on.
+    place: Option<u32>,
+}
+
+impl LearnedMap {
+    pub(super) fn open(ebpf: &mut Ebpf) -> Result<Self, MapsError> {
+        let map = ebpf.take_map("LEARNED").ok_or(MapsError::Missing("LEARNED"))?;
+        let Map::HashMap(data) = &map else { return Err(MapsError::Missing("LEARNED")) };
+        let fd = data.fd().as_fd().try_clone_to_owned();
+        let fd = fd.map_err(|error| MapsError::operation("open", "LEARNED")(MapError::IoError(error)))?;
+        let map = HashMap::try_from(map)
+            .map_err(|source| MapsError::Other { name: "LEARNED", source: Box::new(source) })?;
+        Ok(Self { map, fd, place: None })
+    }
+
+    /// Writes an address for a policy. One that is there already keeps the later time.
+    pub(super) fn write(
+        &mut self,
+        instance: InstanceIndex,
+        generation: u32,
+        address: &LearnedAddress,
+    ) -> Result<(), MapsError> {
+        let LearnedAddress { address, grant, mut learned } = *address;
+        let key = LearnedKey::new(instance.number(), generation, grant, &address.into());
+        if let Ok(before) = self.map.get(&key, 0) {
+            learned.until = learned.until.max(before.until);
+        }
+        self.map.insert(key, learned, 0).map_err(MapsError::operation("write to", "LEARNED"))
+    }
+
+    /// Looks at some, and removes those whose time is long over and those that are of no policy in force. `generation` is that in force for
+    /// an instance.
+    pub(super) fn sweep(
+        &mut self,
+        generation: impl Fn(InstanceIndex) -> Option<u32>,
+    ) -> Result<(), MapsError> {
+        let now = boottime();
+        let mut looked_at = 0;
+        while looked_at < STEP {
+            let batch = read_batch::<LearnedKey, Learned>(self.fd.as_fd(), self.place)
+                .map_err(|error| MapsError::operation("read", "LEARNED")(MapError::IoError(error)))?;
+            looked_at += batch.entries.len();
+            for (key, learned) in batch.entries {
+                let in_force = InstanceIndex::new(key.instance()).and_then(&generation);
+                if in_force != Some(key.generation) || learned.until.saturating_add(KEPT) <= now {
+                    match self.map.remove(&key) {
+                        Ok(()) | Err(MapError::KeyNotFound) => {}
+                        Err(error) => return Err(MapsError::operation("remove from", "LEARNED")(error)),
+                    }
+                }
+            }
+            self.place = batch.next;
+            if self.place.is_none() {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
