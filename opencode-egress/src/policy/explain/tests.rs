@@ -49,7 +49,7 @@ fn the_file_is_compared_with_what_is_in_force() {
         let allow = allow.iter().map(|text| rule(text)).collect();
         Policy { allow, mode, ..Policy::default() }
     };
-    let in_force = policy(&["10.10.0.0/16 tcp 443"], Mode::Enforce);
+    let in_force = policy(&["10.10.0.0/16:443/tcp"], Mode::Enforce);
     let check = |file: Option<&Policy>, expect: &str| {
         let judgement = judge(&in_force, destination);
         let compiled = file.map(|policy| (policy, compile(policy).expect("it fits")));
@@ -64,7 +64,7 @@ fn the_file_is_compared_with_what_is_in_force() {
             rewritten: None,
         };
         let shown = shown.to_string();
-        let Some(shown) = shown.strip_prefix("10.10.0.1:443/tcp: allowed\n  allow 10.10.0.0/16 tcp 443")
+        let Some(shown) = shown.strip_prefix("10.10.0.1:443/tcp: allowed\n  allow 10.10.0.0/16:443/tcp")
         else {
             panic!("what is in force comes first: {shown}")
         };
@@ -74,7 +74,7 @@ fn the_file_is_compared_with_what_is_in_force() {
     check(Some(&policy(&["10.10.0.0/16"], Mode::Enforce)), "\n! FILE has another policy, with the same");
     check(Some(&policy(&["10.10.0.0/16"], Mode::Audit)), "\n! FILE has another policy, with the same");
     check(
-        Some(&policy(&["10.10.0.0/16 udp"], Mode::Enforce)),
+        Some(&policy(&["10.10.0.0/16/udp"], Mode::Enforce)),
         "\n! FILE says otherwise; `opencode-egress reload` puts it in force:\n  denied (protocol-not-allowed)\n    the address is covered",
     );
     check(
@@ -84,7 +84,7 @@ fn the_file_is_compared_with_what_is_in_force() {
     check(None, "\n! FILE does not have this instance any more");
     // The same denial, but it would pass.
     let refused: Destination = "10.10.0.1:80".parse().expect("a destination");
-    let audited = policy(&["10.10.0.0/16 tcp 443"], Mode::Audit);
+    let audited = policy(&["10.10.0.0/16:443/tcp"], Mode::Audit);
     let compiled = compile(&audited).expect("it fits");
     let judgement = judge(&in_force, refused);
     let file = PolicyFile::compare(Some((&audited, &compiled)), &in_force, refused, &judgement);
