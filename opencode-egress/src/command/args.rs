@@ -192,9 +192,9 @@ pub struct TopArgs {
 pub struct ExplainArgs {
     /// The instance
     pub name: InstanceName,
-    /// The destination, as in 10.10.0.1, 10.10.0.1:443, [2001:db8::1]:53/udp
+    /// The destination, as in 10.10.0.1, 10.10.0.1:443, [2001:db8::1]:53/udp, api.example.org (which is TCP 443), github.com:22
     #[arg(value_name = "DEST[:PORT][/PROTO]")]
-    pub destination: crate::policy::destination::Destination,
+    pub destination: crate::policy::target::Target,
     /// What to print and whom to ask.
     #[command(flatten)]
     pub read: ReadArgs,

@@ -11,6 +11,7 @@ pub mod preset;
 mod resolver;
 mod rule;
 pub mod suggest;
+pub mod target;
 mod text;
 
 use std::{collections::BTreeMap, fmt, path::Path, str::FromStr, time::Duration};

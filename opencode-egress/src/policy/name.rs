@@ -1,5 +1,6 @@
 //! Names, as they stand in rules: one, or every name below one.
 
+mod learned;
 mod rule;
 
 use std::{fmt, net::IpAddr, str::FromStr};
@@ -7,6 +8,7 @@ use std::{fmt, net::IpAddr, str::FromStr};
 use idna::uts46::{AsciiDenyList, DnsLength, Hyphens, Uts46};
 use psl::Psl as _;
 
+pub use learned::LearnedName;
 pub use rule::NameRule;
 pub(super) use rule::PRIVATE;
 
