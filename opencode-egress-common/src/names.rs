@@ -182,8 +182,10 @@ mod tests {
 
     #[test]
     fn a_flow_is_allowed_for_the_ports_of_the_rule_and_until_its_time() {
-        let judge =
-            |address, protocol, port, now| by_name(&Fixed, &Known, 2, &flow(address, protocol, port), now);
+        let judge = |address, protocol, port, now| {
+            let flow = NamedFlow::of(&flow(address, protocol, port)).expect("a flow of TCP or UDP");
+            by_name(&Fixed, &Known, 2, &flow, now)
+        };
         assert_eq!(judge("192.0.2.1", Protocol::TCP, 443, 99), ByName::Allowed(NameRuleId(0)));
         assert_eq!(judge("192.0.2.1", Protocol::TCP, 443, 100), ByName::Expired);
         assert_eq!(judge("192.0.2.1", Protocol::TCP, 80, 0), ByName::Unknown);

@@ -152,7 +152,6 @@ pub fn load(lifetime: &Lifetime<'_>) -> Result<Loaded, LoadError> {
         let program = ebpf.program_mut(hook.name()).ok_or(LoadError::MissingProgram(hook))?;
         let refused = |error| LoadError::Program { hook, source: Box::new(error) };
         load_program(program).map_err(refused)?;
-        eprintln!(hook.name(), program.info().ok().and_then(|i| i.verified_instruction_count()));
         ids.insert(hook, program.info().map_err(refused)?.id());
     }
     let maps = Maps::open(&mut ebpf)?;
