@@ -72,7 +72,7 @@ impl NameRule {
     }
 
     /// Whether it speaks of a class of packets.
-    pub(in crate::policy) fn speaks_of_class(&self, class: Class) -> bool {
+    pub fn speaks_of_class(&self, class: Class) -> bool {
         self.protocol.speaks_of(class, false)
     }
 
