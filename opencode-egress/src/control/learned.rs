@@ -30,7 +30,7 @@ pub enum ToResolver {
     /// Its sockets come with the line (unix(7), `SCM_RIGHTS`), at the first time and whenever they are others: UDP and TCP at an IPv4
     /// address, and then, maybe, at an IPv6 one; those for TCP listen.
     Instance {
-        /// Its number, for as long as the connection lasts.
+        /// Its number, the same on a later connection.
         number: u32,
         /// Names and patterns that may be asked for, as text.
         names: Vec<String>,
@@ -42,6 +42,8 @@ pub enum ToResolver {
         /// Its number.
         number: u32,
     },
+    /// Every instance was told since the connection began. One that is known from an earlier connection alone is there no more.
+    AllTold,
     /// The answer to [`FromResolver::Learn`], once the kernel lets flows to these addresses pass.
     Learned {
         /// That of the question.

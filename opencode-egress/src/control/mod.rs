@@ -3,4 +3,5 @@
 pub mod caller;
 pub mod client;
 pub mod learned;
+pub mod lines;
 pub mod request;
