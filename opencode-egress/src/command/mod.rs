@@ -8,7 +8,7 @@ mod client;
 mod exec;
 mod metrics;
 mod print;
-mod resolve;
+pub mod resolve;
 mod run;
 mod suggest;
 mod top;

@@ -1,9 +1,17 @@
 //! `resolve`: the resolver.
 
-use std::os::fd::{FromRawFd as _, OwnedFd, RawFd};
+use std::{
+    io,
+    os::{
+        fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
+        unix::{net::UnixStream, process::CommandExt as _},
+    },
+    path::Path,
+    process::{Child, Command, Stdio},
+};
 
 use anyhow::{Context as _, Result, bail};
-use rustix::io::fcntl_getfd;
+use rustix::io::{FdFlags, fcntl_getfd, fcntl_setfd};
 use tracing_subscriber::EnvFilter;
 
 use crate::{
@@ -25,11 +33,13 @@ pub(super) fn resolve(args: &ResolveArgs) -> Result<()> {
     let level = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_env_filter(level)
-        .with_writer(std::io::stderr)
+        .with_writer(io::stderr)
         .without_time()
         .with_target(false)
         .init();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    // What it takes to run is there.
+    privileges::keep_to_questions().context("cannot give up system calls")?;
     let local = tokio::task::LocalSet::new();
     local.block_on(&runtime, serve(connection, args.resolv_conf.clone())).context("the resolver ends")
 }
@@ -47,4 +57,29 @@ fn inherited(number: RawFd) -> Result<OwnedFd> {
         return Err(errno).with_context(|| format!("--fd {number} is not open"));
     }
     Ok(descriptor)
+}
+
+/// Starts a resolver as a child, of the program at this path, and returns the daemon's end of its connection. The child ends with that.
+///
+/// # Errors
+///
+/// When the system refuses.
+pub fn start(program: &Path) -> io::Result<(Child, UnixStream)> {
+    let (ours, theirs) = UnixStream::pair()?;
+    let mut command = Command::new(program);
+    command
+        .args(["resolve", "--fd", &theirs.as_raw_fd().to_string()])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null());
+    // It reads none of them but RUST_LOG, and they may have secrets.
+    command.env_clear();
+    if let Some(level) = std::env::var_os("RUST_LOG") {
+        command.env("RUST_LOG", level);
+    }
+    // Signals of the terminal are for the command, which may still ask while it ends.
+    command.process_group(0);
+    // SAFETY: between fork and exec it makes one system call, on a descriptor that is open for as long as `command` is.
+    unsafe { command.pre_exec(move || Ok(fcntl_setfd(&theirs, FdFlags::empty())?)) };
+    let child = command.spawn()?;
+    Ok((child, ours))
 }
