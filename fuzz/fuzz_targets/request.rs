@@ -4,7 +4,7 @@
 
 use opencode_egress::{
     control::request::{Reply, Request},
-    policy::destination::Destination,
+    policy::target::Target,
     report::human::error_chain,
 };
 
@@ -15,12 +15,13 @@ libfuzzer_sys::fuzz_target!(|line: &[u8]| {
             let read = Request::parse(&written).expect("what is written can be read");
             assert_eq!(read, request);
             // `icmp` is read as the one of the address' family.
-            let foreign = |to: &Destination| to.protocol == 1 && to.address.is_ipv6();
+            let foreign =
+                |to: &Target| matches!(to, Target::Address(to) if to.protocol == 1 && to.address.is_ipv6());
             if let Request::Explain { destination, .. } = request
                 && !foreign(&destination)
             {
                 let shown = destination.to_string();
-                assert_eq!(shown.parse::<Destination>(), Ok(destination), "{shown}");
+                assert_eq!(shown.parse::<Target>(), Ok(destination), "{shown}");
             }
         }
         Err(error) => {

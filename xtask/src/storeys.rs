@@ -123,7 +123,8 @@ impl Sources {
         let mut paths = vec![];
         render::collect(&root().join(directory), &mut paths)?;
         let is_test = |path: &PathBuf| path.iter().any(|part| part == "tests" || part == "tests.rs");
-        let files = paths.into_iter().filter(|path| !is_test(path)).map(|path| {
+        let is_source = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "rs");
+        let files = paths.into_iter().filter(|path| is_source(path) && !is_test(path)).map(|path| {
             let text =
                 fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
             Ok((path.strip_prefix(root())?.to_owned(), text))

@@ -7,7 +7,10 @@ use clap_complete::Shell;
 
 use crate::{
     daemon::serve::exposition,
-    policy::{Cidr, InstanceName},
+    policy::{
+        AnyRule, InstanceName, Rule,
+        preset::{Preset, preset},
+    },
 };
 
 /// Where the daemon answers.
@@ -150,12 +153,16 @@ pub struct AttachArgs {
 /// Arguments of `exec`.
 #[derive(Debug, Args)]
 pub struct ExecArgs {
-    /// Let a network pass, as in 10.10.0.0/16; repeatable
-    #[arg(long, value_name = "CIDR", conflicts_with = "policy")]
-    pub allow: Vec<Cidr>,
-    /// Deny a network, whatever is allowed; repeatable
-    #[arg(long, value_name = "CIDR", conflicts_with = "policy")]
-    pub deny: Vec<Cidr>,
+    /// Let a network or a name pass, as in 10.10.0.0/16, 203.0.113.0/24:443,8000-8100/tcp, [2001:db8::/32]:443, api.example.org
+    /// (which is TCP 443), github.com:22,443 or *.example.net; repeatable
+    #[arg(long, value_name = "RULE", conflicts_with = "policy")]
+    pub allow: Vec<AnyRule>,
+    /// Deny a network, whatever is allowed, as in 10.10.9.0/24 or 10.10.9.0/24:25/tcp; repeatable
+    #[arg(long, value_name = "RULE", conflicts_with = "policy")]
+    pub deny: Vec<Rule>,
+    /// Let pass what a service or tool needs, as in npm; `opencode-egress presets` has them all; repeatable
+    #[arg(long, value_name = "PRESET", conflicts_with = "policy", value_parser = preset)]
+    pub preset: Vec<&'static Preset>,
     /// Take the policy of an instance from this file
     #[arg(long, value_name = "FILE", requires = "instance")]
     pub policy: Option<PathBuf>,
@@ -208,9 +215,9 @@ pub struct TopArgs {
 pub struct ExplainArgs {
     /// The instance
     pub name: InstanceName,
-    /// The destination, as in 10.10.0.1, 10.10.0.1:443, [2001:db8::1]:53/udp
+    /// The destination, as in 10.10.0.1, 10.10.0.1:443, [2001:db8::1]:53/udp, api.example.org (which is TCP 443), github.com:22
     #[arg(value_name = "DEST[:PORT][/PROTO]")]
-    pub destination: crate::policy::destination::Destination,
+    pub destination: crate::policy::target::Target,
     /// What to print and whom to ask.
     #[command(flatten)]
     pub read: ReadArgs,

@@ -46,7 +46,7 @@ pub(super) fn status(args: &ReadArgs) -> Result<()> {
 
 /// Prints the verdict on a flow, and why.
 pub(super) fn explain(args: &ExplainArgs) -> Result<()> {
-    let request = Request::Explain { instance: args.name.to_string(), destination: args.destination };
+    let request = Request::Explain { instance: args.name.to_string(), destination: args.destination.clone() };
     match ask(&args.read.control, &request)? {
         Reply::Explained(explanation) if args.read.json => {
             print_line(serde_json::to_string_pretty(&explanation)?)

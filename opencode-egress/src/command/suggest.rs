@@ -216,7 +216,7 @@ mod tests {
     };
 
     fn rules() -> Vec<SuggestedRule> {
-        let rules = ["192.0.2.0/24", "203.0.113.9/32 tcp 443,8000-8100", "2001:db8::/64 icmp"];
+        let rules = ["192.0.2.0/24", "203.0.113.9/32:443,8000-8100/tcp", "2001:db8::/64/icmp"];
         rules.iter().map(|text| SuggestedRule { rule: rule(text), attempts: 12 }).collect()
     }
 

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    policy::{destination::Destination, explain::Explanation, suggest::DeniedDestination},
+    policy::{explain::Explanation, suggest::DeniedDestination, target::Target},
     report::{denial::LoggedDenial, status::Status},
 };
 
@@ -30,7 +30,7 @@ pub enum Request {
         /// The instance.
         instance: String,
         /// The flow.
-        destination: Destination,
+        destination: Target,
     },
     /// The last denials, and with `follow` those to come.
     Events {
@@ -92,7 +92,7 @@ pub enum Reply {
     /// The answer to [`Request::Status`].
     Status(Box<Status>),
     /// The answer to [`Request::Explain`].
-    Explained(Explanation),
+    Explained(Box<Explanation>),
     /// One denial; an answer to [`Request::Events`] has one for each.
     Event(LoggedDenial),
     /// The end of an answer to [`Request::Events`] without `follow`; also the answer where there is nothing to tell.

@@ -1,9 +1,15 @@
 //! What becomes of a flow, and which rule or reason is behind it.
 
+mod judgement;
+mod named;
+
 use std::{
     fmt,
     net::{IpAddr, SocketAddr},
 };
+
+pub use judgement::{BindJudgement, Judgement, KnownAddress, NAME_EXPIRED, NAME_NOT_ALLOWED, NameJudgement};
+use named::{by_name, explain_name};
 
 use opencode_egress_common::{
     abi::{Mode, PolicyHeader},
@@ -12,37 +18,30 @@ use opencode_egress_common::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::policy::{Policy, Rule, compile::CompiledPolicy, destination::Destination};
+use crate::policy::{
+    Policy, Rule, compile::CompiledPolicy, destination::Destination, name::LearnedName, target::Target,
+};
 
-/// A verdict and what is behind it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Judgement {
-    /// Whether the rules let it pass.
-    pub allowed: bool,
-    /// The drop reason's name, when they do not.
-    pub reason: Option<String>,
-    /// The rules behind the verdict, as text; for a denial without a deny rule, those that cover the
-    /// address but not the flow.
-    pub rules: Vec<String>,
-    /// The mode; in audit mode a denied flow passes all the same.
-    pub audit: bool,
-    /// What becomes of a bind to the address and port, where the instance might try one.
-    pub bind: Option<BindJudgement>,
-}
-
-/// The verdict on a bind.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BindJudgement {
-    /// Whether the policy lists it.
-    pub allowed: bool,
-    /// The drop reason's name, when it does not.
-    pub reason: Option<String>,
-    /// What to bind instead, when it does not.
-    pub instead: Option<String>,
-}
-
-/// Judges a flow by compiled rules, and finds the rules of the policy behind that.
+/// Judges a flow by compiled rules, and finds the rules of the policy behind that. `learned` has the addresses that names
+/// brought to the policy: of the name, where one is asked about, or of the address.
 pub fn explain(
+    target: &Target,
+    header: &PolicyHeader,
+    rules: &impl Rules,
+    policy: &Policy,
+    learned: &[LearnedName],
+) -> Judgement {
+    let audit = header.mode == Mode::Audit as u32;
+    match target {
+        Target::Name(named) => explain_name(named, audit, policy, learned),
+        Target::Address(destination) => {
+            let judgement = explain_address(*destination, header, rules, policy);
+            by_name(judgement, *destination, policy, learned)
+        }
+    }
+}
+
+fn explain_address(
     destination: Destination,
     header: &PolicyHeader,
     rules: &impl Rules,
@@ -87,7 +86,7 @@ pub fn explain(
         }
     };
     let audit = header.mode == Mode::Audit as u32;
-    Judgement { allowed, reason, rules, audit, bind: explain_bind(destination, header, policy) }
+    Judgement { allowed, reason, rules, audit, bind: explain_bind(destination, header, policy), name: None }
 }
 
 /// `None` where nobody binds: at other machines' addresses, as far as the policy knows them, and without a port.
@@ -105,65 +104,6 @@ fn explain_bind(destination: Destination, header: &PolicyHeader, policy: &Policy
             instead: Some(policy.instead_of_bind(port)),
         },
     })
-}
-
-impl Judgement {
-    /// The verdict on everything where no policy is in force.
-    pub fn without_policy() -> Self {
-        let reason = Some(DropReason::NoPolicy.name().to_owned());
-        Self { allowed: false, reason, rules: vec![], audit: false, bind: None }
-    }
-
-    /// Whether another judgement means the same for the flow.
-    fn agrees(&self, other: &Self) -> bool {
-        let all_pass =
-            |judgement: &Self| judgement.allowed && judgement.bind.as_ref().is_none_or(|bind| bind.allowed);
-        (self.allowed, &self.reason, &self.bind) == (other.allowed, &other.reason, &other.bind)
-            && (all_pass(self) || self.audit == other.audit)
-    }
-
-    fn fmt_flow(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { allowed, reason, rules, audit, .. } = self;
-        match (allowed, audit) {
-            (true, false) => write!(f, "allowed")?,
-            (true, true) => write!(f, "allowed, and mode audit lets everything else pass, too")?,
-            (false, false) => write!(f, "denied")?,
-            (false, true) => write!(f, "denied, but mode audit lets it pass")?,
-        }
-        if let Some(reason) = reason {
-            write!(f, " ({reason})")?;
-        }
-        match (rules.is_empty(), allowed, reason.as_deref()) {
-            (true, false, Some("no-policy")) => write!(f, "\n  no policy is in force")?,
-            (true, false, _) => write!(f, "\n  no rule covers the address")?,
-            (false, false, Some("deny-rule")) | (_, true, _) => {}
-            _ => write!(f, "\n  the address is covered, but not this flow, by")?,
-        }
-        rules.iter().try_for_each(|rule| write!(f, "\n  {rule}"))
-    }
-
-    fn fmt_bind(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Some(BindJudgement { allowed, reason, instead }) = &self.bind else { return Ok(()) };
-        f.write_str(match (allowed, self.audit) {
-            (true, _) => "to bind there: allowed, it is listed under `listen`",
-            (false, false) => "to bind there: denied",
-            (false, true) => "to bind there: denied, but mode audit lets it pass",
-        })?;
-        if let Some(reason) = reason {
-            write!(f, " ({reason})")?;
-        }
-        instead.iter().try_for_each(|instead| write!(f, "\n  {instead}"))
-    }
-}
-
-impl fmt::Display for Judgement {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.fmt_flow(f)?;
-        if self.bind.is_some() {
-            f.write_str("\n")?;
-        }
-        self.fmt_bind(f)
-    }
 }
 
 /// What the policy file says, beside what is in force.
@@ -190,14 +130,14 @@ impl PolicyFile {
     pub fn compare(
         file: Option<(&Policy, &CompiledPolicy)>,
         in_force: &Policy,
-        destination: Destination,
+        target: &Target,
         judgement: &Judgement,
     ) -> Self {
         match file {
             None => Self::NoInstance,
             Some((policy, _)) if policy == in_force => Self::Same,
             Some((policy, compiled)) => {
-                let other = explain(destination, &compiled.header, &compiled.rules(), policy);
+                let other = explain(target, &compiled.header, &compiled.rules(), policy, &[]);
                 if other.agrees(judgement) { Self::OtherPolicy } else { Self::OtherVerdict(other) }
             }
         }
@@ -208,7 +148,7 @@ impl PolicyFile {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Explanation {
     /// The flow that was asked about.
-    pub destination: Destination,
+    pub destination: Target,
     /// The verdict of the policy in force.
     #[serde(flatten)]
     pub judgement: Judgement,
@@ -235,7 +175,11 @@ pub struct Rewritten {
 impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { destination, judgement, detached, config, file, rewritten } = self;
-        match Destination::of(&destination.flow()) {
+        let reached = match destination {
+            Target::Address(destination) => Destination::of(&destination.flow()).map(Target::Address),
+            Target::Name(_) => None,
+        };
+        match reached {
             // Nobody is at a wildcard: it is there to be bound.
             Some(reached) if reached != *destination && judgement.bind.is_some() => {
                 write!(f, "{destination}: ")?;

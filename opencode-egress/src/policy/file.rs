@@ -14,11 +14,14 @@ use std::{
     time::Duration,
 };
 
-use document::{File, Instance};
+use document::{File, Instance, ResolverForm};
 use form::{ListenForm, Misplaced, Text};
 use opencode_egress_common::abi::{MAX_INSTANCES, MAX_LISTENERS};
+use rules::Listed;
 
-use crate::policy::{InstanceName, Listen, LogLimits, Mode, Policy, PolicySet, UnitName};
+use crate::policy::{
+    InstanceName, Listen, LogLimits, Mode, Policy, PolicySet, Resolver, UnitName, resolver::MAX_UPSTREAM,
+};
 
 pub use document::FILE_VERSION;
 
@@ -126,7 +129,18 @@ fn build(file: File) -> Result<PolicySet, Misplaced> {
         burst: file.log.burst.map_or(default.burst, |n| n.0),
         per_sec: file.log.per_sec.map_or(default.per_sec, |n| n.0),
     };
-    Ok(PolicySet { log, instances })
+    Ok(PolicySet { log, resolver: resolver(&file.resolver)?, instances })
+}
+
+fn resolver(form: &ResolverForm) -> Result<Resolver, Misplaced> {
+    if let Some(text) = form.upstream.get(MAX_UPSTREAM) {
+        return Err(text.wrong(format!(
+            "`{}` is one upstream server too many; at most {MAX_UPSTREAM} are asked",
+            text.value
+        )));
+    }
+    let server = |text: &Text| Resolver::parse_upstream(&text.value).map_err(|invalid| text.wrong(invalid));
+    Ok(Resolver { upstream: form.upstream.iter().map(server).collect::<Result<_, _>>()? })
 }
 
 /// What only one instance can have.
@@ -186,7 +200,12 @@ fn instance(name: &InstanceName, form: Instance, key: &Text, taken: &mut Taken) 
         )));
     }
     let listen = form.listen.iter().map(|form| taken.listener(name, form)).collect::<Result<_, _>>()?;
-    Ok(Policy { units, mode, allow: form.allow.0?, deny: form.deny.0?, listen })
+    let Listed { networks: allow, names, .. } = form.allow.0?;
+    let deny = form.deny.0?;
+    match deny.first_name {
+        Some(misplaced) => Err(misplaced),
+        None => Ok(Policy { units, mode, allow, names, deny: deny.networks, listen }),
+    }
 }
 
 fn listener(form: &ListenForm) -> Result<Listen, Misplaced> {

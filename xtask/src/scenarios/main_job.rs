@@ -146,7 +146,7 @@ fn reload(machine: &mut Machine, tell: Tell<'_>) -> Result<()> {
     let explained = machine.succeed(&["opencode-egress", "explain", "a", "192.0.2.10:80"])?;
     ensure!(explained.contains("says otherwise; `opencode-egress reload`"), "before the reload: {explained}");
     let changes = machine.succeed(&["opencode-egress", "reload"])?;
-    ensure!(changes.contains("+ a: allow 192.0.2.30/32 tcp 80"), "reload said: {changes}");
+    ensure!(changes.contains("+ a: allow 192.0.2.30/32:80/tcp"), "reload said: {changes}");
     tell(&format!("$ opencode-egress reload\n{changes}"));
     let (now, before) = (get(machine, A, "192.0.2.30/from-a")?, get(machine, A, "192.0.2.10/from-a")?);
     ensure!(now.contains("upstream 192.0.2.30"), "allowed now, yet: {now}");

@@ -34,7 +34,7 @@ use crate::{
         instance::InstanceIndex,
         loader::{Lifetime, Loaded, load},
     },
-    policy::{LogLimits, Mode, Policy, Rule, compile::compile, file},
+    policy::{LogLimits, Mode, Policy, compile::compile, file},
     report::denial::DenialLine,
 };
 
@@ -86,16 +86,20 @@ pub(super) fn exec(args: &ExecArgs) -> Result<ExitCode> {
 fn policy(args: &ExecArgs) -> Result<Policy> {
     let mut policy = match (&args.policy, &args.instance) {
         (Some(file), Some(name)) => file::load(file)?.instance(name, file)?.clone(),
-        _ => Policy {
-            allow: args.allow.iter().copied().map(Rule::any).collect(),
-            deny: args.deny.iter().copied().map(Rule::any).collect(),
-            ..Policy::default()
-        },
+        _ => listed(args),
     };
     if args.audit {
         policy.mode = Mode::Audit;
     }
     Ok(policy)
+}
+
+/// The policy that the arguments list.
+fn listed(args: &ExecArgs) -> Policy {
+    let mut policy = Policy { deny: args.deny.clone(), ..Policy::default() };
+    let of_presets = args.preset.iter().flat_map(|preset| &preset.allow);
+    args.allow.iter().chain(of_presets).for_each(|rule| policy.allow(rule.clone()));
+    policy
 }
 
 /// Starts the command, from a thread that has left this process' mount namespace for a sealed one.

@@ -125,7 +125,7 @@ mod tests {
             "+ log: interval_secs 10, burst 7, per_sec 5",
             "- a: allow 10.0.0.0/8",
             "- a: mode enforce",
-            "+ a: allow 10.0.0.0/8 tcp",
+            "+ a: allow 10.0.0.0/8/tcp",
             "+ a: mode audit",
             "+ a: unit a2.service",
             "+ b: listen 127.0.0.1:80",

@@ -13,8 +13,9 @@ use crate::{
     kernel::maps::KernelRules,
     policy::{
         InstanceName, Policy,
-        destination::{Destination, protocol_name},
+        destination::protocol_name,
         explain::{Explanation, Judgement, PolicyFile, Rewritten, explain},
+        target::Target,
     },
     report::human::error_chain,
 };
@@ -22,7 +23,7 @@ use crate::{
 /// What an explanation takes of the daemon: to be made elsewhere, while the daemon answers.
 pub(in crate::daemon) struct ExplainTask {
     name: String,
-    destination: Destination,
+    destination: Target,
     config: PathBuf,
     in_force: InstancePolicies,
     instance: Result<InForce, DaemonError>,
@@ -39,15 +40,18 @@ struct InForce {
 
 impl Daemon {
     /// Begins to explain the verdict on a flow.
-    pub(in crate::daemon) fn begin_explain(&self, name: &str, destination: Destination) -> ExplainTask {
+    pub(in crate::daemon) fn begin_explain(&self, name: &str, destination: Target) -> ExplainTask {
         let instance = self.known(name).and_then(|name| {
             let instance = self.instance(&name)?;
             let policy = instance.policy.clone().unwrap_or_default();
             let judged_by = self.loaded.maps.policy(instance.index)?;
-            let asked = SocketAddr::new(destination.address, destination.port);
             let mut lately = instance.recent.iter().rev().map(|denial| &denial.line);
-            let rewritten = lately.find(|line| {
-                line.asked == Some(asked) && line.proto == protocol_name(Protocol(destination.protocol))
+            let rewritten = lately.find(|line| match &destination {
+                Target::Address(destination) => {
+                    line.asked == Some(SocketAddr::new(destination.address, destination.port))
+                        && line.proto == protocol_name(Protocol(destination.protocol))
+                }
+                Target::Name(_) => false,
             });
             let rewritten = rewritten.map(|line| Rewritten {
                 to: SocketAddr::new(line.dst, line.dport),
@@ -84,7 +88,7 @@ impl ExplainTask {
                 (_, error) => error,
             })?;
         let judgement = match judged_by {
-            Some((header, rules)) => explain(destination, &header, &rules, &policy),
+            Some((header, rules)) => explain(&destination, &header, &rules, &policy, &[]),
             None => Judgement::without_policy(),
         };
         let file = match &file {
@@ -92,7 +96,7 @@ impl ExplainTask {
                 (Some(_), None) => PolicyFile::Same,
                 (file, compiled) => {
                     let file = file.map(|policy| &**policy).zip(compiled);
-                    PolicyFile::compare(file, &policy, destination, &judgement)
+                    PolicyFile::compare(file, &policy, &destination, &judgement)
                 }
             },
             Err(error) => PolicyFile::Unusable { error: error_chain(error) },

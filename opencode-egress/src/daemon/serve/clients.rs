@@ -167,7 +167,7 @@ impl Server {
                 let _one = self.file.acquire().await;
                 let task = self.daemon.borrow().begin_explain(&instance, destination);
                 match spawn_blocking(move || task.run()).await {
-                    Ok(explained) => explained.map(Reply::Explained),
+                    Ok(explained) => explained.map(|explanation| Reply::Explained(Box::new(explanation))),
                     Err(error) => return Reply::Error(format!("the explanation broke off: {error}")),
                 }
             }

@@ -5,6 +5,7 @@
 //! what its covering prefixes say, merged here. An entry that would say the same as the one above it
 //! is left out.
 
+mod names;
 mod ports;
 mod prefix;
 mod rules;
@@ -13,10 +14,11 @@ use std::{collections::HashMap, sync::Arc};
 
 use ipnet::IpNet;
 use opencode_egress_common::{
-    abi::{Entry, Grant, Listener, MAX_LISTENERS, PolicyHeader, TrieKey},
+    abi::{Entry, Grant, Listener, MAX_LISTENERS, MAX_NAME_GRANTS, PolicyHeader, TrieKey},
     flow::{Address, Class},
 };
 
+pub use names::CompiledName;
 use ports::{PortSpan, Ports, Said, prefixes_of};
 pub(crate) use prefix::Prefix;
 pub use rules::CompiledRules;
@@ -34,6 +36,11 @@ pub enum CompileError {
     /// Too many listeners.
     #[error("the policy has {0} listeners; at most {MAX_LISTENERS} are possible")]
     Listeners(usize),
+    /// Too many different combinations in rules for names.
+    #[error(
+        "the policy's rules for names have more than {MAX_NAME_GRANTS} different combinations of protocol and ports; let names share them, as in `github.com:22,443` and `gitlab.com:22,443`"
+    )]
+    NameGrants,
 }
 
 /// How many different port lists one policy can have.
@@ -48,6 +55,8 @@ pub struct CompiledPolicy {
     pub entries: Vec<(TrieKey, Entry)>,
     /// How many different port lists are among them.
     pub port_sets: usize,
+    /// The rules for names.
+    pub names: Vec<CompiledName>,
 }
 
 /// Compiles a policy.
@@ -80,16 +89,18 @@ pub fn compile(policy: &Policy) -> Result<CompiledPolicy, CompileError> {
         }
         covering.push((prefix, effect));
     }
+    let (names, name_grants) = compiler.names(&policy.names, &mut entries)?;
     let port_sets = compiler.sets.len();
     entries.extend(compiler.port_entries());
-    Ok(CompiledPolicy { header: header(policy)?, entries, port_sets })
+    let header = PolicyHeader { name_grants, ..header(policy)? };
+    Ok(CompiledPolicy { header, entries, port_sets, names })
 }
 
 /// What a listener says of the instance's own connections to it.
 fn own_rules(listen: &Listen) -> impl Iterator<Item = Rule> {
     let ports: Arc<[_]> = [PortRange::one(listen.port)].into();
     let own =
-        move |net| Rule { cidr: Cidr::from(net), protocol: RuleProtocol::Tcp, ports: Arc::clone(&ports) };
+        move |net| Rule::new(Cidr::from(net), RuleProtocol::Tcp, Arc::clone(&ports)).expect("TCP has ports");
     listen.own_networks().map(own)
 }
 
@@ -164,14 +175,19 @@ impl Compiler {
             });
             ports::merge(inherited.chain(own))
         });
-        let mut entry = Entry::default();
-        for class in Class::ALL {
-            entry.grants[class as usize] = self.grant(&classes[class as usize])?;
-        }
+        let entry = self.entry(&classes)?;
         let effect = self.effects.len();
         self.effects.push(Effect { classes, entry });
         self.known.insert(key, effect);
         Ok(effect)
+    }
+
+    fn entry(&mut self, classes: &[Ports; 4]) -> Result<Entry, CompileError> {
+        let mut entry = Entry::default();
+        for class in Class::ALL {
+            entry.grants[class as usize] = self.grant(&classes[class as usize])?;
+        }
+        Ok(entry)
     }
 
     fn grant(&mut self, ports: &Ports) -> Result<Grant, CompileError> {

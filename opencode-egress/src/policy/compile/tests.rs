@@ -1,3 +1,4 @@
+pub(crate) mod names;
 mod reference;
 pub(crate) mod strategies;
 
@@ -8,7 +9,7 @@ use std::{
 };
 
 use opencode_egress_common::{
-    decide::{Verdict, decide},
+    decide::{Rules as _, Verdict, decide},
     flow::{Family, Flow, Protocol},
     reason::DropReason,
 };
@@ -18,7 +19,8 @@ use super::*;
 use crate::policy::{
     Cidr,
     compile::tests::{
-        reference::judge,
+        names::name_rules,
+        reference::{judge, passes_by_name},
         strategies::{flows, policies},
     },
 };
@@ -34,8 +36,41 @@ proptest! {
         }
     }
 
+    /// Under its grant, which rules with the same ports share, and under its own number.
     #[test]
-    fn no_key_comes_twice(policy in policies()) {
+    fn what_a_name_rule_lets_pass_is_in_two_entries(
+        names in prop::collection::vec(name_rules(), 0..12), flows in prop::collection::vec(flows(), 32),
+    ) {
+        let policy = Policy { names: names.clone(), ..Policy::default() };
+        let Ok(compiled) = compile(&policy) else {
+            let different: BTreeSet<_> = names.iter().map(|rule| (rule.protocol(), rule.ports())).collect();
+            prop_assert!(different.len() > MAX_NAME_GRANTS as usize);
+            return Ok(());
+        };
+        prop_assert_eq!(compiled.names.iter().map(|name| &name.rule).collect::<BTreeSet<_>>(), names.iter().collect());
+        let rules = compiled.rules();
+        for CompiledName { rule, id, grant } in &compiled.names {
+            prop_assert_eq!(*id, rule.id());
+            prop_assert!(*grant < compiled.header.name_grants);
+            for flow in &flows {
+                for key in [TrieKey::name_grant(*grant), TrieKey::name_rule(*id)] {
+                    let entry = rules.entry(&key).expect("an entry");
+                    let passes = match entry.grant(flow.class()) {
+                        Grant::ALLOW => true,
+                        Grant::NONE => false,
+                        set => rules.entry(&TrieKey::port(set, flow.port)).is_some_and(|port| port.grants[0] == Grant::ALLOW),
+                    };
+                    prop_assert_eq!(passes, passes_by_name(rule, flow), "{} {:?}", rule, flow);
+                    prop_assert_eq!(passes, rule.speaks_of(flow), "{} {:?}", rule, flow);
+                }
+            }
+        }
+        prop_assert_eq!(rules.entry(&TrieKey::name_grant(compiled.header.name_grants)), None);
+    }
+
+    #[test]
+    fn no_key_comes_twice(policy in policies(), names in prop::collection::vec(name_rules(), 0..6)) {
+        let policy = Policy { names, ..policy };
         let entries = compile(&policy).expect("it fits").entries;
         let keys: std::collections::HashSet<_> = entries.iter().map(|(key, _)| *key).collect();
         prop_assert_eq!(keys.len(), entries.len());
@@ -108,12 +143,7 @@ fn many_separate_ports_are_compiled_at_once() {
 }
 
 pub(crate) fn rule(text: &str) -> Rule {
-    let mut words = text.split(' ');
-    let cidr = words.next().expect("a network").parse().expect("a network");
-    let protocol = words.next().map_or(RuleProtocol::Any, |word| word.parse().expect("a protocol"));
-    let ports =
-        words.next().map_or(vec![], |word| word.split(',').map(|p| p.parse().expect("a port")).collect());
-    Rule::new(cidr, protocol, ports).expect("a rule")
+    text.parse().expect("a rule")
 }
 
 fn verdict(allow: &[&str], deny: &[&str], flow: (&str, Protocol, u16)) -> Verdict {
@@ -131,8 +161,8 @@ fn verdict(allow: &[&str], deny: &[&str], flow: (&str, Protocol, u16)) -> Verdic
 #[test]
 fn denials_have_their_reasons() {
     use DropReason as R;
-    let allow = &["10.0.0.0/8 tcp 443", "10.1.0.0/16 udp", "192.0.2.0/24 icmp"];
-    let deny = &["10.9.0.0/16", "10.8.0.0/16 tcp 440-450"];
+    let allow = &["10.0.0.0/8:443/tcp", "10.1.0.0/16/udp", "192.0.2.0/24/icmp"];
+    let deny = &["10.9.0.0/16", "10.8.0.0/16:440-450/tcp"];
     let check = |dst, protocol, port, expect| {
         assert_eq!(verdict(allow, deny, (dst, protocol, port)), expect, "{dst} {protocol:?} {port}");
     };
@@ -160,7 +190,7 @@ fn all_of_ipv6_is_not_ipv4() {
 #[test]
 fn entries_that_add_nothing_are_left_out() {
     let policy = Policy {
-        allow: vec![rule("10.0.0.0/8"), rule("10.1.0.0/16"), rule("10.1.2.0/24 tcp 443")],
+        allow: vec![rule("10.0.0.0/8"), rule("10.1.0.0/16"), rule("10.1.2.0/24:443/tcp")],
         ..Policy::default()
     };
     assert_eq!(compile(&policy).expect("it fits").entries.len(), 1);
@@ -173,10 +203,33 @@ fn sockets_that_could_never_speak_are_known() {
         let header = compile(&Policy { allow, ..Policy::default() }).expect("it fits").header;
         (header.icmpv6_can_speak, header.other_can_speak)
     };
-    assert_eq!(flags(&["10.0.0.0/8 tcp", "2001:db8::/32 tcp 443", "10.0.0.0/8 icmp"]), (0, 0));
-    assert_eq!(flags(&["2001:db8::/32 icmp"]), (1, 0));
+    assert_eq!(flags(&["10.0.0.0/8/tcp", "[2001:db8::/32]:443/tcp", "10.0.0.0/8/icmp"]), (0, 0));
+    assert_eq!(flags(&["2001:db8::/32/icmp"]), (1, 0));
     assert_eq!(flags(&["10.0.0.0/8"]), (0, 1));
     assert_eq!(flags(&["2001:db8::/32"]), (1, 1));
+}
+
+#[test]
+fn name_rules_share_their_grants_and_have_few() {
+    let compiled = |texts: &[String]| {
+        let mut policy = Policy::default();
+        texts.iter().for_each(|text| policy.allow(text.parse().expect("a rule")));
+        compile(&policy)
+    };
+    let texts = [
+        "a.example.org",
+        "b.example.org",
+        "c.example.org:22,443",
+        "d.example.org:443,22",
+        "a.example.org/udp",
+    ];
+    let of_few = compiled(&texts.map(str::to_owned)).expect("it fits");
+    let grants: Vec<_> = of_few.names.iter().map(|name| name.grant).collect();
+    assert_eq!((grants, of_few.header.name_grants), (vec![0, 0, 1, 1, 2], 3));
+    let ports: Vec<_> = (1..=9).map(|port| format!("a.example.org:{port}")).collect();
+    assert!(compiled(&ports[..8]).is_ok());
+    assert_eq!(compiled(&ports), Err(CompileError::NameGrants));
+    assert_eq!(compiled(&[]).expect("it fits").header.name_grants, 0);
 }
 
 #[test]

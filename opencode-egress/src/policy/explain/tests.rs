@@ -37,26 +37,30 @@ fn a_request_has_no_other_destinations() {
     assert!(read(r#"{"address":"10.10.0.1","port":0,"protocol":6}"#).is_err());
 }
 
-fn judge(policy: &Policy, destination: Destination) -> Judgement {
+fn judge(policy: &Policy, target: &Target) -> Judgement {
+    judge_with(policy, target, &[])
+}
+
+fn judge_with(policy: &Policy, target: &Target, learned: &[LearnedName]) -> Judgement {
     let compiled = compile(policy).expect("it fits");
-    explain(destination, &compiled.header, &compiled.rules(), policy)
+    explain(target, &compiled.header, &compiled.rules(), policy, learned)
 }
 
 #[test]
 fn the_file_is_compared_with_what_is_in_force() {
-    let destination: Destination = "10.10.0.1:443".parse().expect("a destination");
+    let destination: Target = "10.10.0.1:443".parse().expect("a destination");
     let policy = |allow: &[&str], mode| {
         let allow = allow.iter().map(|text| rule(text)).collect();
         Policy { allow, mode, ..Policy::default() }
     };
-    let in_force = policy(&["10.10.0.0/16 tcp 443"], Mode::Enforce);
+    let in_force = policy(&["10.10.0.0/16:443/tcp"], Mode::Enforce);
     let check = |file: Option<&Policy>, expect: &str| {
-        let judgement = judge(&in_force, destination);
+        let judgement = judge(&in_force, &destination);
         let compiled = file.map(|policy| (policy, compile(policy).expect("it fits")));
         let file = compiled.as_ref().map(|(policy, compiled)| (*policy, compiled));
-        let file = PolicyFile::compare(file, &in_force, destination, &judgement);
+        let file = PolicyFile::compare(file, &in_force, &destination, &judgement);
         let shown = Explanation {
-            destination,
+            destination: destination.clone(),
             judgement,
             detached: false,
             config: "FILE".into(),
@@ -64,7 +68,7 @@ fn the_file_is_compared_with_what_is_in_force() {
             rewritten: None,
         };
         let shown = shown.to_string();
-        let Some(shown) = shown.strip_prefix("10.10.0.1:443/tcp: allowed\n  allow 10.10.0.0/16 tcp 443")
+        let Some(shown) = shown.strip_prefix("10.10.0.1:443/tcp: allowed\n  allow 10.10.0.0/16:443/tcp")
         else {
             panic!("what is in force comes first: {shown}")
         };
@@ -74,7 +78,7 @@ fn the_file_is_compared_with_what_is_in_force() {
     check(Some(&policy(&["10.10.0.0/16"], Mode::Enforce)), "\n! FILE has another policy, with the same");
     check(Some(&policy(&["10.10.0.0/16"], Mode::Audit)), "\n! FILE has another policy, with the same");
     check(
-        Some(&policy(&["10.10.0.0/16 udp"], Mode::Enforce)),
+        Some(&policy(&["10.10.0.0/16/udp"], Mode::Enforce)),
         "\n! FILE says otherwise; `opencode-egress reload` puts it in force:\n  denied (protocol-not-allowed)\n    the address is covered",
     );
     check(
@@ -83,17 +87,21 @@ fn the_file_is_compared_with_what_is_in_force() {
     );
     check(None, "\n! FILE does not have this instance any more");
     // The same denial, but it would pass.
-    let refused: Destination = "10.10.0.1:80".parse().expect("a destination");
-    let audited = policy(&["10.10.0.0/16 tcp 443"], Mode::Audit);
+    let refused: Target = "10.10.0.1:80".parse().expect("a destination");
+    let audited = policy(&["10.10.0.0/16:443/tcp"], Mode::Audit);
     let compiled = compile(&audited).expect("it fits");
-    let judgement = judge(&in_force, refused);
-    let file = PolicyFile::compare(Some((&audited, &compiled)), &in_force, refused, &judgement);
+    let judgement = judge(&in_force, &refused);
+    let file = PolicyFile::compare(Some((&audited, &compiled)), &in_force, &refused, &judgement);
     assert_eq!(file, PolicyFile::OtherVerdict(Judgement { audit: true, ..judgement }));
 }
 
 fn shown(policy: &Policy, destination: &str) -> String {
-    let destination = destination.parse().expect("a destination");
-    let judgement = judge(policy, destination);
+    shown_with(policy, destination, &[])
+}
+
+fn shown_with(policy: &Policy, target: &str, learned: &[LearnedName]) -> String {
+    let destination = target.parse().expect("a destination");
+    let judgement = judge_with(policy, &destination, learned);
     let (config, file) = ("FILE".into(), PolicyFile::Same);
     Explanation { destination, judgement, detached: false, config, file, rewritten: None }.to_string()
 }
@@ -142,8 +150,8 @@ fn a_listener_beyond_loopback_allows_nothing() {
 /// What scripts read: the verdict in force at the top, the file's below `file`.
 #[test]
 fn json_has_both_verdicts() {
-    let destination: Destination = "10.10.0.1:443".parse().expect("a destination");
-    let (judgement, other) = (Judgement::without_policy(), judge(&Policy::default(), destination));
+    let destination: Target = "10.10.0.1:443".parse().expect("a destination");
+    let (judgement, other) = (Judgement::without_policy(), judge(&Policy::default(), &destination));
     let explanation = Explanation {
         destination,
         judgement,
@@ -163,4 +171,106 @@ fn json_has_both_verdicts() {
     let shown = explanation.to_string();
     assert!(shown.contains("\n! the instance was detached"), "{shown}");
     assert!(shown.contains("\n! the host sent such a flow to 198.51.100.2:80 instead"), "{shown}");
+}
+
+fn with_names(rules: &[&str]) -> Policy {
+    let mut policy = Policy::default();
+    rules.iter().for_each(|text| policy.allow(text.parse().expect("a rule")));
+    policy
+}
+
+fn learned(name: &str, address: &str, seconds: u64) -> LearnedName {
+    let (name, address) = (name.parse().expect("a name"), address.parse().expect("an address"));
+    LearnedName { name, address, seconds }
+}
+
+#[test]
+fn a_name_is_explained_by_the_rules_that_list_it() {
+    let policy = with_names(&["*.example.org", "api.example.org:22,443", "dns.example.net:853/udp"]);
+    let known = [
+        learned("api.example.org", "203.0.113.9", 312),
+        learned("api.example.org", "2001:db8::9", 12),
+        learned("api.example.org", "203.0.113.8", 0),
+        learned("a.example.org", "203.0.113.7", 60),
+    ];
+    assert_eq!(
+        shown_with(&policy, "API.example.org", &known),
+        "api.example.org:443/tcp: allowed
+  allow *.example.org
+  allow api.example.org:22,443
+  its addresses: 203.0.113.9 (for 312 s), 2001:db8::9 (for 12 s)"
+    );
+    assert_eq!(
+        shown(&policy, "b.example.org"),
+        "b.example.org:443/tcp: allowed
+  allow *.example.org
+  no addresses are known: nothing asked for it yet, or what it was told is over"
+    );
+    assert_eq!(
+        shown(&policy, "example.org"),
+        "example.org:443/tcp: denied (name-not-allowed)
+  no rule lists the name
+  to allow it, add `example.org` to `allow`"
+    );
+    assert_eq!(
+        shown(&policy, "a.example.org:8443"),
+        "a.example.org:8443/tcp: denied (port-not-allowed)
+  the name is listed, but not this flow, by
+  allow *.example.org
+  to allow it, add `a.example.org:8443` to `allow`"
+    );
+    let other_protocol = shown(&policy, "dns.example.net:853");
+    assert!(
+        other_protocol.starts_with("dns.example.net:853/tcp: denied (protocol-not-allowed)"),
+        "{other_protocol}"
+    );
+    let single = shown(&policy, "localhost:80");
+    assert!(
+        single.ends_with(
+            "is this machine, which no name may bring; write `127.0.0.1/32:PORT` or `[::1/128]:PORT`"
+        ),
+        "{single}"
+    );
+    let audit = Policy { mode: Mode::Audit, ..policy };
+    let audited = shown(&audit, "example.org");
+    assert!(
+        audited.starts_with("example.org:443/tcp: denied, but mode audit lets it pass (name-not-allowed)"),
+        "{audited}"
+    );
+    let networks = shown(&Policy { allow: vec![rule("10.0.0.0/8")], ..Policy::default() }, "example.org");
+    assert!(
+        networks.contains(
+            "\n  nor is any rule of the policy for a name, so questions go where its networks allow"
+        ),
+        "{networks}"
+    );
+}
+
+#[test]
+fn an_address_that_a_name_brought_is_allowed_by_the_name() {
+    let policy = Policy { deny: vec![rule("203.0.113.66/32")], ..with_names(&["api.example.org"]) };
+    let known = [
+        learned("api.example.org", "203.0.113.9", 312),
+        learned("api.example.org", "203.0.113.8", 0),
+        learned("api.example.org", "203.0.113.66", 312),
+        learned("elsewhere.example.net", "203.0.113.7", 312),
+    ];
+    assert_eq!(
+        shown_with(&policy, "203.0.113.9:443", &known),
+        "203.0.113.9:443/tcp: allowed\n  allow api.example.org: api.example.org has this address (for 312 s)"
+    );
+    assert_eq!(
+        shown_with(&policy, "203.0.113.8:443", &known),
+        "203.0.113.8:443/tcp: denied (name-expired)
+  allow api.example.org: api.example.org had this address, and the time for which that was told is over; who asks for the name again gets what it has now"
+    );
+    for (target, reason) in [
+        ("203.0.113.9:80", "not-allowed"),
+        ("203.0.113.66:443", "deny-rule"),
+        ("203.0.113.7:443", "not-allowed"),
+        ("203.0.113.9", "not-allowed"),
+    ] {
+        let shown = shown_with(&policy, target, &known);
+        assert!(shown.contains(&format!(": denied ({reason})\n")), "{shown}");
+    }
 }

@@ -18,6 +18,8 @@ pub(super) struct File {
     pub(super) version: u32,
     #[serde(default)]
     pub(super) log: Log,
+    #[serde(default)]
+    pub(super) resolver: ResolverForm,
     pub(super) instances: Pairs<Instance>,
 }
 
@@ -36,6 +38,13 @@ pub(super) struct Log {
     pub(super) interval_secs: Option<Count>,
     pub(super) burst: Option<Count>,
     pub(super) per_sec: Option<Count>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ResolverForm {
+    #[serde(default)]
+    pub(super) upstream: Vec<Text>,
 }
 
 #[derive(Deserialize)]

@@ -14,13 +14,49 @@ pub(super) enum RuleForm {
     Detailed(DetailedRule),
 }
 
+/// A rule as an object.
+#[derive(Deserialize)]
+#[serde(try_from = "RuleObject")]
+pub(super) struct DetailedRule {
+    pub(super) place: PlaceForm,
+    pub(super) protocol: Option<Text>,
+    pub(super) ports: Vec<PortForm>,
+    pub(super) private: Option<bool>,
+}
+
+/// Where a rule leads.
+pub(super) enum PlaceForm {
+    Cidr(Text),
+    Name(Text),
+    Preset(Text),
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct DetailedRule {
-    pub(super) cidr: Text,
-    pub(super) protocol: Option<Text>,
+struct RuleObject {
+    cidr: Option<Text>,
+    name: Option<Text>,
+    preset: Option<Text>,
+    protocol: Option<Text>,
     #[serde(default)]
-    pub(super) ports: Vec<PortForm>,
+    ports: Vec<PortForm>,
+    private: Option<bool>,
+}
+
+impl TryFrom<RuleObject> for DetailedRule {
+    type Error = &'static str;
+
+    fn try_from(object: RuleObject) -> Result<Self, &'static str> {
+        let RuleObject { cidr, name, preset, protocol, ports, private } = object;
+        let place = match (cidr, name, preset) {
+            (Some(cidr), None, None) => PlaceForm::Cidr(cidr),
+            (None, Some(name), None) => PlaceForm::Name(name),
+            (None, None, Some(preset)) => PlaceForm::Preset(preset),
+            (None, None, None) => return Err("a rule needs a `cidr`, a `name` or a `preset`"),
+            _ => return Err("a rule has one of `cidr`, `name` and `preset`; write a rule for each"),
+        };
+        Ok(Self { place, protocol, ports, private })
+    }
 }
 
 #[derive(Deserialize)]
@@ -89,7 +125,7 @@ impl<'de> Deserialize<'de> for RuleForm {
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str(
-                    "a network such as \"10.10.0.0/16\", or {\"cidr\": …, \"protocol\": …, \"ports\": […]}",
+                    "a rule such as \"10.10.0.0/16\" or \"api.example.org\", or {\"cidr\": …, \"protocol\": …, \"ports\": […]}, or one with \"name\" instead of \"cidr\", or {\"preset\": …}",
                 )
             }
 

@@ -23,7 +23,7 @@ fn the_documented_file_is_taken() {
     let policy = &set.instances[&"my-project".parse().expect("a name")];
     assert_eq!(policy.units.len(), 2);
     assert_eq!(policy.allow[0].to_string(), "10.10.0.0/16");
-    assert_eq!(policy.allow[1].to_string(), "203.0.113.0/24 tcp 443,8000-8100");
+    assert_eq!(policy.allow[1].to_string(), "203.0.113.0/24:443,8000-8100/tcp");
     assert_eq!(policy.listen[0].to_string(), "127.0.0.1:8787");
 }
 
@@ -73,9 +73,9 @@ fn ports_are_numbers_or_text() {
         let set = parse(Path::new("p.json"), &text).expect("a good file");
         set.instances.values().next().expect("an instance").allow[1].to_string()
     };
-    assert_eq!(with("[443]"), "203.0.113.0/24 tcp 443");
-    assert_eq!(with("[443, \"8000-8100\", 22, \"53\"]"), "203.0.113.0/24 tcp 443,8000-8100,22,53");
-    assert_eq!(with("[1, 65535]"), "203.0.113.0/24 tcp 1,65535");
+    assert_eq!(with("[443]"), "203.0.113.0/24:443/tcp");
+    assert_eq!(with("[443, \"8000-8100\", 22, \"53\"]"), "203.0.113.0/24:443,8000-8100,22,53/tcp");
+    assert_eq!(with("[1, 65535]"), "203.0.113.0/24:1,65535/tcp");
     let icmp = GOOD.replacen("\"tcp\", \"ports\": [\"443\"", "\"icmp\", \"ports\": [443", 1);
     assert!(shown(&icmp).starts_with("p.json:7:43: ICMP has no ports"), "{}", shown(&icmp));
 }
@@ -141,4 +141,94 @@ fn a_message_is_one_line_with_a_place_in_the_file() {
     assert!(shown("{\n").starts_with("p.json:2:1: EOF"), "{}", shown("{\n"));
     let escapes = shown(r#"{"version":1,"a\u001b[2K\nb":1}"#);
     assert!(escapes.contains(r"unknown field `a\u{1b}[2K\nb`"), "{escapes}");
+}
+
+/// A file with these rules in `allow` and in `deny`, and something at the top.
+fn with_rules(allow: &str, deny: &str, top: &str) -> String {
+    format!(
+        r#"{{"version":1,{top}"instances":{{"a":{{"units":["a.service"],
+"allow":[{allow}],
+"deny":[{deny}]}}}}}}"#
+    )
+}
+
+#[test]
+fn rules_for_names_and_presets_are_taken() {
+    let names = |allow: &str| {
+        let set = parse(Path::new("p.json"), &with_rules(allow, "", "")).expect("a good file");
+        let policy = set.instances.values().next().expect("an instance");
+        policy.names.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(names(r#""api.example.org", {"name": "API.example.org."}"#), ["api.example.org"]);
+    assert_eq!(names(r#"{"name": "*.example.net", "ports": ["22", 443]}"#), ["*.example.net:22,443"]);
+    assert_eq!(names(r#"{"name": "a.example.org", "protocol": "udp"}"#), ["a.example.org/udp"]);
+    assert_eq!(
+        names(r#"{"name": "a.example.org", "protocol": "any", "ports": [443]}"#),
+        ["a.example.org:443/any"]
+    );
+    assert_eq!(names(r#"{"name": "git.corp.example", "private": true}"#), ["git.corp.example/private"]);
+    assert_eq!(names(r#"{"name": "a.example.org", "private": false}"#), ["a.example.org"]);
+    assert_eq!(
+        names(r#"{"preset": "npm"}, "registry.npmjs.org", "10.0.0.0/8:22/tcp""#),
+        ["registry.npmjs.org"]
+    );
+}
+
+#[test]
+fn rules_for_names_have_a_place_and_a_remedy() {
+    let check = |allow: &str, expect: &str| {
+        let text = shown(&with_rules(allow, "", ""));
+        assert!(text.starts_with(&format!("p.json:2:{expect}")), "{allow}: {text}");
+    };
+    check(r#""*.com""#, "10: `*.com` is every name that anybody registers below `com`");
+    check(r#"{"name": "*.co.uk"}"#, "19: `*.co.uk` is every name");
+    check(r#"{"name": "192.0.2.1"}"#, "19: `192.0.2.1` has no prefix length; write `192.0.2.1/32`");
+    check(
+        r#"{"name": "192.0.2.0/24"}"#,
+        "19: `192.0.2.0/24` is a network; write `\"cidr\": \"192.0.2.0/24\"`",
+    );
+    check(
+        r#"{"name": "example.org:443"}"#,
+        "19: `example.org:443` has more than a name; write `\"name\": \"example.org\"`, and the rest as `ports` and `protocol`",
+    );
+    check(r#"{"name": "https://api.example.org/v1"}"#, "19: `https://api.example.org/v1` is a URL");
+    check(r#"{"name": "api.*.org"}"#, "19: `api.*.org` is no name: `*` can only be");
+    check(r#"{"name": "a.example.org", "protocol": "icmp"}"#, "48: a rule for a name is for TCP and UDP");
+    check(r#"{"name": "a.example.org", "ports": [0]}"#, "46: 0 is no port");
+    check(r#"{"cidr": "10.0.0.0/8", "private": true}"#, "19: `private` is for rules with a `name`");
+    check(
+        r#"{"cidr": "10.0.0.0/8", "name": "a.example.org"}"#,
+        "56: a rule has one of `cidr`, `name` and `preset`",
+    );
+    check(r#"{"ports": [443]}"#, "25: a rule needs a `cidr`, a `name` or a `preset`");
+    check(r#"{"nmae": "a.example.org"}"#, "16: unknown field `nmae`, expected one of `cidr`, `name`");
+    check(r#"{"preset": "nmp"}"#, "21: `nmp` is no preset; there are: anthropic, ");
+    check(r#"{"preset": "npm", "ports": [80]}"#, "21: a preset has protocols and ports of its own");
+}
+
+#[test]
+fn names_are_not_denied() {
+    for deny in [r#""evil.example.org""#, r#"{"name": "evil.example.org"}"#] {
+        let text = shown(&with_rules("", deny, ""));
+        let at = if deny.starts_with('{') { 18 } else { 9 };
+        let expect = format!("p.json:3:{at}: `evil.example.org` is a name, and only networks can be denied");
+        assert!(text.starts_with(&expect), "{text}");
+    }
+    let text = shown(&with_rules("", r#"{"preset": "npm"}"#, ""));
+    assert!(text.starts_with("p.json:3:20: `registry.npmjs.org` is a name, and only"), "{text}");
+}
+
+#[test]
+fn upstream_servers_are_addresses() {
+    let with = |upstream: &str| with_rules("", "", &format!(r#""resolver":{{"upstream":[{upstream}]}},"#));
+    let set =
+        parse(Path::new("p.json"), &with(r#""192.0.2.53", "[2001:db8::53]:5353""#)).expect("a good file");
+    let shown_upstream: Vec<_> = set.resolver.upstream.iter().map(ToString::to_string).collect();
+    assert_eq!(shown_upstream, ["192.0.2.53:53", "[2001:db8::53]:5353"]);
+    assert_eq!(parse(Path::new("p.json"), &with("")).expect("a good file").resolver, Resolver::default());
+    let text = shown(&with(r#""dns.example.org""#));
+    assert!(text.starts_with("p.json:1:38: `dns.example.org` is no server's address"), "{text}");
+    let many = [r#""192.0.2.53""#; 9].join(",");
+    let text = shown(&with(&many));
+    assert!(text.contains("`192.0.2.53` is one upstream server too many; at most 8"), "{text}");
 }

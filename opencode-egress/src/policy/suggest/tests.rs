@@ -117,23 +117,23 @@ fn check(allow: &[&str], deny: &[&str], denied_to: &[&str], expect: &[&str]) {
 
 #[test]
 fn hosts_of_a_network_are_one_tight_prefix() {
-    check(&[], &[], &["192.0.2.9:443"], &["192.0.2.9/32 tcp 443"]);
-    check(&[], &[], &["192.0.2.9:443", "192.0.2.10:443"], &["192.0.2.8/30 tcp 443"]);
-    check(&[], &[], &["192.0.2.1:443", "192.0.2.200:443"], &["192.0.2.0/24 tcp 443"]);
+    check(&[], &[], &["192.0.2.9:443"], &["192.0.2.9/32:443/tcp"]);
+    check(&[], &[], &["192.0.2.9:443", "192.0.2.10:443"], &["192.0.2.8/30:443/tcp"]);
+    check(&[], &[], &["192.0.2.1:443", "192.0.2.200:443"], &["192.0.2.0/24:443/tcp"]);
     let far = ["192.0.2.1:443", "192.0.3.1:443"];
-    check(&[], &[], &far, &["192.0.2.1/32 tcp 443", "192.0.3.1/32 tcp 443"]);
-    check(&[], &[], &["[2001:db8::1]:53/udp", "[2001:db8::2]:53/udp"], &["2001:db8::/126 udp 53"]);
+    check(&[], &[], &far, &["192.0.2.1/32:443/tcp", "192.0.3.1/32:443/tcp"]);
+    check(&[], &[], &["[2001:db8::1]:53/udp", "[2001:db8::2]:53/udp"], &["[2001:db8::/126]:53/udp"]);
 }
 
 #[test]
 fn ports_and_protocols_are_those_that_were_tried() {
     let ports = ["192.0.2.9:80", "192.0.2.9:443", "192.0.2.9:81", "192.0.2.9:82"];
-    check(&[], &[], &ports, &["192.0.2.9/32 tcp 80-82,443"]);
-    check(&[], &[], &["192.0.2.9:53", "192.0.2.9:53/udp"], &["192.0.2.9/32 tcp 53", "192.0.2.9/32 udp 53"]);
+    check(&[], &[], &ports, &["192.0.2.9/32:80-82,443/tcp"]);
+    check(&[], &[], &["192.0.2.9:53", "192.0.2.9:53/udp"], &["192.0.2.9/32:53/tcp", "192.0.2.9/32:53/udp"]);
     // A port that only one of two hosts was asked for opens only that one.
     let uneven = ["192.0.2.8:443", "192.0.2.9:443", "192.0.2.9:80"];
-    check(&[], &[], &uneven, &["192.0.2.8/31 tcp 443", "192.0.2.9/32 tcp 80"]);
-    check(&[], &[], &["192.0.2.9", "2001:db8::9"], &["192.0.2.9/32 icmp", "2001:db8::9/128 icmp"]);
+    check(&[], &[], &uneven, &["192.0.2.8/31:443/tcp", "192.0.2.9/32:80/tcp"]);
+    check(&[], &[], &["192.0.2.9", "2001:db8::9"], &["192.0.2.9/32/icmp", "2001:db8::9/128/icmp"]);
 }
 
 /// Rules have no name for SCTP, so only one for everything allows it, and that one takes the others along.
@@ -143,16 +143,16 @@ fn a_protocol_without_a_name_takes_a_rule_for_everything() {
         &[],
         &[],
         &["192.0.2.9/132", "192.0.2.9:443", "192.0.2.1:80"],
-        &["192.0.2.1/32 tcp 80", "192.0.2.9/32"],
+        &["192.0.2.1/32:80/tcp", "192.0.2.9/32"],
     );
 }
 
 #[test]
 fn deny_rules_stay_outside() {
     let hosts = ["192.0.2.1:443", "192.0.2.200:443"];
-    check(&[], &["192.0.2.64/26"], &hosts, &["192.0.2.1/32 tcp 443", "192.0.2.200/32 tcp 443"]);
+    check(&[], &["192.0.2.64/26"], &hosts, &["192.0.2.1/32:443/tcp", "192.0.2.200/32:443/tcp"]);
     // Of another port or protocol it does not matter.
-    check(&[], &["192.0.2.64/26 tcp 80", "192.0.2.64/26 udp"], &hosts, &["192.0.2.0/24 tcp 443"]);
+    check(&[], &["192.0.2.64/26:80/tcp", "192.0.2.64/26/udp"], &hosts, &["192.0.2.0/24:443/tcp"]);
     let policy = Policy { deny: vec![rule("192.0.2.64/26")], ..Policy::default() };
     let destination = destination("192.0.2.65:443");
     let denied = [denied(&destination.flow(), DropReason::DenyRule)];
@@ -162,7 +162,7 @@ fn deny_rules_stay_outside() {
 
 #[test]
 fn what_is_allowed_by_now_and_what_no_rule_allows_is_left_out() {
-    check(&["192.0.2.0/24 tcp 443"], &[], &["192.0.2.9:443", "192.0.2.9:80"], &["192.0.2.9/32 tcp 80"]);
+    check(&["192.0.2.0/24:443/tcp"], &[], &["192.0.2.9:443", "192.0.2.9:80"], &["192.0.2.9/32:80/tcp"]);
     let widest = Widest { v4: 24, v6: 64 };
     let headers = denied(&destination("192.0.2.9:80").flow(), DropReason::Fragment);
     let suggestion = suggest(&Policy::default(), &[headers], widest).expect("it fits");
@@ -185,7 +185,7 @@ fn a_bind_takes_no_rule() {
     let both = [bind(one), denied(&one.flow(), DropReason::NotAllowed)];
     let suggestion = suggest(&Policy::default(), &both, widest).expect("it fits");
     assert_eq!(suggestion.binds, [(one, 1)]);
-    assert_eq!(suggestion.rules, [SuggestedRule { rule: rule("127.0.0.1/32 tcp 19876"), attempts: 1 }]);
+    assert_eq!(suggestion.rules, [SuggestedRule { rule: rule("127.0.0.1/32:19876/tcp"), attempts: 1 }]);
     // Listed by now.
     let listen = vec![crate::policy::Listen { address: one.address, port: one.port, open: false }];
     let suggestion = suggest(&Policy { listen, ..Policy::default() }, &both, widest).expect("it fits");

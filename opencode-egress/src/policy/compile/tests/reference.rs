@@ -11,7 +11,7 @@ use opencode_egress_common::{
     reason::DropReason,
 };
 
-use crate::policy::{Listen, Policy, Rule, RuleProtocol};
+use crate::policy::{Listen, NameRule, Policy, Rule, RuleProtocol};
 
 /// The verdict of the rules, and of the instance's own listeners, on a flow.
 pub(crate) fn judge(policy: &Policy, flow: &Flow) -> Decision {
@@ -39,6 +39,20 @@ pub(crate) fn judge(policy: &Policy, flow: &Flow) -> Decision {
     } else {
         DropReason::ProtocolNotAllowed
     }))
+}
+
+/// Whether a rule for a name lets a flow pass to an address that the name has.
+#[allow(dead_code, reason = "the hook tests have networks alone")]
+pub(crate) fn passes_by_name(rule: &NameRule, flow: &Flow) -> bool {
+    let protocol = match flow.class() {
+        Class::Tcp => matches!(rule.protocol(), RuleProtocol::Tcp | RuleProtocol::Any),
+        Class::Udp => matches!(rule.protocol(), RuleProtocol::Udp | RuleProtocol::Any),
+        Class::Icmp | Class::Other => false,
+    };
+    let mut ranges = rule.ports().iter();
+    protocol
+        && (rule.ports().is_empty()
+            || ranges.any(|range| range.first() <= flow.port && flow.port <= range.last()))
 }
 
 /// Whether a connection to this address can be one to the instance's own listener.

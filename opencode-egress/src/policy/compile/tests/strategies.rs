@@ -24,16 +24,22 @@ fn cidrs() -> impl Strategy<Value = Cidr> {
     prop_oneof![4 => v4, 2 => v6, 1 => wide].prop_map(|net| net.to_string().parse().expect("a network"))
 }
 
-fn rules() -> impl Strategy<Value = Rule> {
+/// A few ranges of low ports.
+pub(crate) fn ports() -> impl Strategy<Value = Vec<PortRange>> {
     let port = (1..12_u16, 0..6_u16)
         .prop_map(|(first, more)| format!("{first}-{}", first + more).parse::<PortRange>().expect("a range"));
+    prop::collection::vec(port, 0..3)
+}
+
+/// Rules for networks.
+pub(crate) fn rules() -> impl Strategy<Value = Rule> {
     let protocol = prop_oneof![
         Just(RuleProtocol::Any),
         Just(RuleProtocol::Tcp),
         Just(RuleProtocol::Udp),
         Just(RuleProtocol::Icmp)
     ];
-    (cidrs(), protocol, prop::collection::vec(port, 0..3)).prop_map(|(cidr, protocol, ports)| {
+    (cidrs(), protocol, ports()).prop_map(|(cidr, protocol, ports)| {
         let ports = if protocol == RuleProtocol::Icmp { vec![] } else { ports };
         Rule::new(cidr, protocol, ports).expect("a rule")
     })
@@ -60,7 +66,13 @@ pub(crate) fn policies() -> impl Strategy<Value = Policy> {
         prop::collection::vec(listen, 0..3),
         prop_oneof![4 => Just(Mode::Enforce), 1 => Just(Mode::Audit)],
     )
-        .prop_map(|(allow, deny, listen, mode)| Policy { allow, deny, listen, mode, units: vec![] })
+        .prop_map(|(allow, deny, listen, mode)| Policy {
+            allow,
+            deny,
+            listen,
+            mode,
+            ..Policy::default()
+        })
 }
 
 /// Flows that such policies speak of.

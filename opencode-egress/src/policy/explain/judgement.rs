@@ -1,0 +1,138 @@
+//! A verdict and what is behind it, for machines and for people.
+
+use std::{fmt, net::IpAddr};
+
+use opencode_egress_common::reason::DropReason;
+use serde::{Deserialize, Serialize};
+
+/// The reason of a question for a name that no rule lists.
+pub const NAME_NOT_ALLOWED: &str = "name-not-allowed";
+
+/// The reason of a denied flow to an address whose time is over.
+pub const NAME_EXPIRED: &str = "name-expired";
+
+/// A verdict and what is behind it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Judgement {
+    /// Whether the rules let it pass.
+    pub allowed: bool,
+    /// The drop reason's name, when they do not.
+    pub reason: Option<String>,
+    /// The rules behind the verdict, as text; for a denial without a deny rule, those that cover the
+    /// address but not the flow.
+    pub rules: Vec<String>,
+    /// The mode; in audit mode a denied flow passes all the same.
+    pub audit: bool,
+    /// What becomes of a bind to the address and port, where the instance might try one.
+    pub bind: Option<BindJudgement>,
+    /// What is known of a name, where one was asked about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<NameJudgement>,
+}
+
+/// The verdict on a bind.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BindJudgement {
+    /// Whether the policy lists it.
+    pub allowed: bool,
+    /// The drop reason's name, when it does not.
+    pub reason: Option<String>,
+    /// What to bind instead, when it does not.
+    pub instead: Option<String>,
+}
+
+/// What is known of a name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NameJudgement {
+    /// The addresses that answers brought and that new flows may go to.
+    pub addresses: Vec<KnownAddress>,
+    /// What to do to have it allowed, where it is not.
+    pub instead: Option<String>,
+}
+
+/// An address that an answer brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KnownAddress {
+    /// The address.
+    pub address: IpAddr,
+    /// How many seconds new flows may go to it.
+    pub seconds: u64,
+}
+
+impl Judgement {
+    /// The verdict on everything where no policy is in force.
+    pub fn without_policy() -> Self {
+        let reason = Some(DropReason::NoPolicy.name().to_owned());
+        Self { allowed: false, reason, rules: vec![], audit: false, bind: None, name: None }
+    }
+
+    /// Whether another judgement means the same for the flow.
+    pub(super) fn agrees(&self, other: &Self) -> bool {
+        let all_pass =
+            |judgement: &Self| judgement.allowed && judgement.bind.as_ref().is_none_or(|bind| bind.allowed);
+        (self.allowed, &self.reason, &self.bind) == (other.allowed, &other.reason, &other.bind)
+            && (all_pass(self) || self.audit == other.audit)
+    }
+
+    pub(super) fn fmt_flow(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { allowed, reason, rules, audit, name, .. } = self;
+        match (allowed, audit) {
+            (true, false) => write!(f, "allowed")?,
+            (true, true) => write!(f, "allowed, and mode audit lets everything else pass, too")?,
+            (false, false) => write!(f, "denied")?,
+            (false, true) => write!(f, "denied, but mode audit lets it pass")?,
+        }
+        if let Some(reason) = reason {
+            write!(f, " ({reason})")?;
+        }
+        match (rules.is_empty(), allowed, reason.as_deref()) {
+            (true, false, Some("no-policy")) => write!(f, "\n  no policy is in force")?,
+            (true, false, _) if name.is_some() => write!(f, "\n  no rule lists the name")?,
+            (false, false, _) if name.is_some() => {
+                write!(f, "\n  the name is listed, but not this flow, by")?
+            }
+            (true, false, _) => write!(f, "\n  no rule covers the address")?,
+            (false, false, Some("deny-rule" | NAME_EXPIRED)) | (_, true, _) => {}
+            _ => write!(f, "\n  the address is covered, but not this flow, by")?,
+        }
+        rules.iter().try_for_each(|rule| write!(f, "\n  {rule}"))?;
+        name.iter().try_for_each(|name| name.fmt(f, *allowed))
+    }
+
+    pub(super) fn fmt_bind(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(BindJudgement { allowed, reason, instead }) = &self.bind else { return Ok(()) };
+        f.write_str(match (allowed, self.audit) {
+            (true, _) => "to bind there: allowed, it is listed under `listen`",
+            (false, false) => "to bind there: denied",
+            (false, true) => "to bind there: denied, but mode audit lets it pass",
+        })?;
+        if let Some(reason) = reason {
+            write!(f, " ({reason})")?;
+        }
+        instead.iter().try_for_each(|instead| write!(f, "\n  {instead}"))
+    }
+}
+
+impl fmt::Display for Judgement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.fmt_flow(f)?;
+        if self.bind.is_some() {
+            f.write_str("\n")?;
+        }
+        self.fmt_bind(f)
+    }
+}
+
+impl NameJudgement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>, allowed: bool) -> fmt::Result {
+        let Self { addresses, instead } = self;
+        for (index, KnownAddress { address, seconds }) in addresses.iter().enumerate() {
+            let before = if index == 0 { "\n  its addresses: " } else { ", " };
+            write!(f, "{before}{address} (for {seconds} s)")?;
+        }
+        if addresses.is_empty() && allowed {
+            write!(f, "\n  no addresses are known: nothing asked for it yet, or what it was told is over")?;
+        }
+        instead.iter().try_for_each(|instead| write!(f, "\n  {instead}"))
+    }
+}
