@@ -127,7 +127,7 @@ mod tests {
     #[tokio::test(flavor = "current_thread")]
     async fn descriptors_come_with_their_line() {
         let (ours, theirs) = UnixStream::pair().expect("a pair");
-        let pipe = std::io::pipe().expect("a pipe");
+        let pipe = io::pipe().expect("a pipe");
         let two = [pipe.0.as_fd(), pipe.1.as_fd()];
         let long = vec![b'x'; 100_000];
         let sending = async {

@@ -202,7 +202,7 @@ impl Instance {
             _ => {}
         }
         let key = Key { name: name_text, qtype };
-        if let Some((known, ttl)) = self.cache.borrow_mut().get(&key) {
+        if let Some((known, ttl)) = self.cache.borrow_mut().get(&key, Instant::now()) {
             self.tally.count(|counts| counts.cached += 1);
             return written(&known.answer(ttl), &client, most);
         }

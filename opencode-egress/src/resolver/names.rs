@@ -2,6 +2,10 @@
 
 use std::collections::HashSet;
 
+use tracing::error;
+
+use crate::policy::name::NamePattern;
+
 /// A list of names and patterns.
 #[derive(Debug, Default)]
 pub(super) struct Names {
@@ -19,14 +23,15 @@ pub(super) enum Listed {
 }
 
 impl Names {
-    /// Of patterns as text, in lower case.
+    /// Of patterns as text. What is none, which no daemon says, is left out.
     pub(super) fn new(patterns: &[String]) -> Self {
         let mut names = Self::default();
         for pattern in patterns {
-            match pattern.strip_prefix("*.") {
-                Some(zone) => names.below.insert(zone.to_owned()),
-                None => names.exact.insert(pattern.clone()),
-            };
+            match pattern.parse() {
+                Ok(NamePattern::Exact(name)) => drop(names.exact.insert(name.to_string())),
+                Ok(NamePattern::Below(name)) => drop(names.below.insert(name.to_string())),
+                Err(error) => error!("not listing `{pattern}`: {error}"),
+            }
         }
         names
     }
@@ -47,7 +52,7 @@ mod tests {
 
     #[test]
     fn a_wildcard_is_every_name_below_and_not_itself() {
-        let names = Names::new(&["api.example.org".into(), "*.example.net".into()]);
+        let names = Names::new(&["api.example.org".into(), "*.example.net".into(), "not.*.one".into()]);
         for (name, expected) in [
             ("api.example.org", Some(Listed::Itself)),
             ("a.api.example.org", None),
