@@ -1,6 +1,6 @@
 //! Egress control for headless opencode servers. ARCHITECTURE.md has the way of a packet and of a policy.
 //!
-//! A storey for each module; each uses only those below it: [`command`]; [`daemon`]; [`kernel`] and [`control`];
+//! A storey for each module; each uses only those below it: [`command`]; [`daemon`] and [`resolver`]; [`kernel`] and [`control`];
 //! [`cgroups`] and [`report`]; [`policy`].
 
 pub mod cgroups;
@@ -10,3 +10,4 @@ pub mod daemon;
 pub mod kernel;
 pub mod policy;
 pub mod report;
+pub mod resolver;

@@ -1,6 +1,6 @@
 //! The command line. Every reading command has `--json`; errors go to stderr and say what to do.
 
-use std::{ffi::OsString, path::PathBuf};
+use std::{ffi::OsString, os::fd::RawFd, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
@@ -15,6 +15,10 @@ use crate::{
 
 /// Where the daemon answers.
 pub const CONTROL_SOCKET: &str = "/run/opencode-egress/control.sock";
+/// Where the daemon listens for the resolver.
+pub const RESOLVER_SOCKET: &str = "/run/opencode-egress/resolver.sock";
+/// Which servers the host asks.
+pub const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// Where links and maps are pinned.
 pub const PIN_DIRECTORY: &str = "/sys/fs/bpf/opencode-egress";
 /// Where the policy is.
@@ -34,6 +38,11 @@ pub struct Cli {
 pub enum Command {
     /// Run the daemon: confine every listed unit, log what is denied
     Run(RunArgs),
+    /// Answer the instances' DNS questions; in a unit of its own
+    ///
+    /// Asks for listed names only, has the daemon learn each answer's addresses, and then tells them. Its sockets come from the
+    /// daemon. It gives up every privilege that it is started with; root becomes nobody.
+    Resolve(ResolveArgs),
     /// Confine the calling unit; its first ExecStartPre=+
     ///
     /// Returns once every hook is attached to the unit's cgroup. Fails, so that the unit does not start, when systemd
@@ -112,6 +121,20 @@ pub struct RunArgs {
     /// Where to reach the daemon.
     #[command(flatten)]
     pub control: ControlArgs,
+}
+
+/// Arguments of `resolve`.
+#[derive(Debug, Args)]
+pub struct ResolveArgs {
+    /// Where the daemon listens for it
+    #[arg(long, value_name = "PATH", default_value = RESOLVER_SOCKET)]
+    pub control: PathBuf,
+    /// A socket that is connected to the daemon, as the number of an open descriptor; the resolver ends with it
+    #[arg(long, value_name = "N", conflicts_with = "control")]
+    pub fd: Option<RawFd>,
+    /// Whose servers to ask, unless the policy file names some
+    #[arg(long, value_name = "FILE", default_value = RESOLV_CONF)]
+    pub resolv_conf: PathBuf,
 }
 
 /// Arguments of `attach`.

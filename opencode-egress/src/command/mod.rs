@@ -8,6 +8,7 @@ mod client;
 mod exec;
 mod metrics;
 mod print;
+pub mod resolve;
 mod run;
 mod suggest;
 mod top;
@@ -27,6 +28,7 @@ pub fn run(command: &Command) -> Result<ExitCode> {
     match command {
         Command::Exec(args) => return exec::exec(args),
         Command::Run(args) => run::run(args)?,
+        Command::Resolve(args) => resolve::resolve(args)?,
         Command::Attach(args) => attach::attach(args)?,
         Command::Check(args) => check::check(args)?,
         Command::Status(args) => client::status(args)?,

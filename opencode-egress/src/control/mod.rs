@@ -1,5 +1,7 @@
-//! The control socket: one JSON request a connection, one JSON reply a line.
+//! The control socket: one JSON request a connection, one JSON reply a line. And what crosses the resolver's socket: `learned`.
 
 pub mod caller;
 pub mod client;
+pub mod learned;
+pub mod lines;
 pub mod request;

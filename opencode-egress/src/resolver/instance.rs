@@ -1,0 +1,373 @@
+//! An instance's questions, from the list to the answer.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::{BTreeSet, HashMap},
+    net::{IpAddr, SocketAddr},
+    rc::Rc,
+};
+
+use hickory_proto::{
+    op::ResponseCode,
+    rr::{Name, Record, RecordType},
+};
+use tokio::{
+    sync::watch,
+    task::spawn_local,
+    time::{Duration, Instant},
+};
+use tracing::debug;
+
+use crate::{
+    control::learned::{FromResolver, QueryReason},
+    report::human::error_chain,
+    resolver::{
+        answer::{Answer, Client, Reason},
+        cache::{Cache, Key, Known},
+        names::{Listed, Names},
+        outbox::{Outbox, Tally},
+        question::{Question, escaped},
+        reply::Reply,
+        upstream::Upstream,
+    },
+};
+
+/// How many questions of an instance wait for an answer, and how many different ones are asked at a time.
+const MOST_WAITING: usize = 1024;
+const MOST_ASKED: usize = 256;
+
+/// What all instances share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    /// Whom to ask.
+    pub(super) upstream: Upstream,
+    /// Whom to tell.
+    pub(super) outbox: Outbox,
+}
+
+/// An instance.
+pub(super) struct Instance {
+    number: u32,
+    shared: Rc<Shared>,
+    names: RefCell<Names>,
+    audit: Cell<bool>,
+    cache: RefCell<Cache>,
+    /// What is being asked.
+    asked: RefCell<HashMap<Key, watch::Receiver<Option<Outcome>>>>,
+    waiting: Cell<usize>,
+    tally: Rc<Tally>,
+}
+
+/// What became of a question that was asked.
+#[derive(Clone, Debug)]
+enum Outcome {
+    Known {
+        known: Known,
+        ttl: u32,
+    },
+    /// As it came: in audit mode, for what is not asked otherwise.
+    Records {
+        code: ResponseCode,
+        records: Rc<[Record]>,
+    },
+    /// The daemon may tell none of the addresses.
+    Forbidden,
+    /// It is on the list no more.
+    NotListed,
+    Failed(ResponseCode, Reason),
+}
+
+/// What is to be done about a question.
+pub(super) enum Step {
+    /// Answer this.
+    Answer(Vec<u8>),
+    /// Wait for [`Instance::wait`].
+    Wait(Waiting),
+    /// Nothing.
+    Nothing,
+}
+
+/// A question that waits for its answer.
+pub(super) struct Waiting {
+    instance: Rc<Instance>,
+    client: Client,
+    most: u16,
+    outcome: watch::Receiver<Option<Outcome>>,
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.instance.waiting.set(self.instance.waiting.get() - 1);
+    }
+}
+
+/// Where a question came from, which says how long its answer may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Transport {
+    /// UDP.
+    Udp,
+    /// TCP.
+    Tcp,
+}
+
+impl Instance {
+    /// One whose names are yet to be told.
+    pub(super) fn new(number: u32, shared: Rc<Shared>) -> Rc<Self> {
+        Rc::new(Self {
+            number,
+            shared,
+            names: RefCell::default(),
+            audit: Cell::new(false),
+            cache: RefCell::new(Cache::new()),
+            asked: RefCell::default(),
+            waiting: Cell::new(0),
+            tally: Rc::default(),
+        })
+    }
+
+    /// What is to be told of it.
+    pub(super) fn tally(&self) -> &Tally {
+        &self.tally
+    }
+
+    /// How many questions wait for an answer.
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting.get()
+    }
+
+    /// Has it have these names. What is remembered stays where it was listed, so learned, and is.
+    pub(super) fn set_names(&self, names: &[String], audit: bool) {
+        let names = Names::new(names);
+        let before = self.names.replace(names);
+        let names = self.names.borrow();
+        let stays = |name: &str| before.find(name).is_some() && names.find(name).is_some();
+        self.cache.borrow_mut().retain(stays);
+        self.audit.set(audit);
+    }
+
+    /// Forgets all answers: another daemon may not have learned them.
+    pub(super) fn forget_answers(&self) {
+        self.cache.borrow_mut().retain(|_| false);
+    }
+
+    /// Answers what can be answered at once.
+    pub(super) fn take(self: &Rc<Self>, bytes: &[u8], source: SocketAddr, transport: Transport) -> Step {
+        let question = Question::read(bytes);
+        let unreadable = match question {
+            Ok(question) => return self.judge(question, source, transport),
+            Err(unreadable) => unreadable,
+        };
+        let Some((client, answer)) = unreadable.answer() else { return Step::Nothing };
+        self.tally.count(|counts| {
+            counts.questions += 1;
+            counts.refused += 1;
+        });
+        let (name, qtype) = client
+            .query
+            .as_ref()
+            .map_or_else(Default::default, |query| (escaped(&query.name), query.query_type.to_string()));
+        self.tell(name, qtype, QueryReason::Unreadable, source);
+        written(&answer, client, most(client, transport))
+    }
+
+    fn judge(self: &Rc<Self>, question: Question, source: SocketAddr, transport: Transport) -> Step {
+        let Question { client, name, qtype, text } = question;
+        let listed = text.as_deref().and_then(|text| self.names.borrow().find(text));
+        let of_addresses = matches!(qtype, RecordType::A | RecordType::AAAA);
+        let refusal = match (listed, qtype) {
+            (None, _) => Some(QueryReason::NameNotAllowed),
+            (Some(_), RecordType::A | RecordType::AAAA | RecordType::HTTPS | RecordType::SVCB) => None,
+            (Some(_), _) => Some(QueryReason::TypeNotAllowed),
+        };
+        let name_text = text.unwrap_or_else(|| escaped(&name));
+        if let Some(reason) = refusal {
+            self.tell(name_text.clone(), qtype.to_string(), reason, source);
+        }
+        self.tally.count(|counts| counts.questions += 1);
+        let most = most(&client, transport);
+        let refused = |answer: Answer<'_>| {
+            self.tally.count(|counts| counts.refused += 1);
+            written(&answer, &client, most)
+        };
+        match refusal {
+            Some(QueryReason::NameNotAllowed) if !self.audit.get() => {
+                return refused(Answer::no_such_name(Reason::NotListed));
+            }
+            Some(_) if !self.audit.get() => return refused(Answer::nothing(Some(Reason::OnlyAddresses))),
+            // An address besides would come without having been learned, and a key would hide the server's name.
+            None if !of_addresses => {
+                self.tally.count(|counts| counts.answered += 1);
+                return written(&Answer::nothing(None), &client, most);
+            }
+            _ => {}
+        }
+        let key = Key { name: name_text, qtype };
+        if let Some((known, ttl)) = self.cache.borrow_mut().get(&key, Instant::now()) {
+            self.tally.count(|counts| counts.cached += 1);
+            return written(&known.answer(ttl), &client, most);
+        }
+        match self.ask(key, name, listed) {
+            Ok(outcome) => {
+                self.waiting.set(self.waiting.get() + 1);
+                Step::Wait(Waiting { instance: Rc::clone(self), client, most, outcome })
+            }
+            Err(reason) => {
+                self.tally.count(|counts| counts.failed += 1);
+                written(&failed(reason), &client, most)
+            }
+        }
+    }
+
+    fn tell(&self, name: String, qtype: String, reason: QueryReason, source: SocketAddr) {
+        let instance = self.number;
+        let refused = || FromResolver::Refused { instance, name, qtype, reason, source };
+        self.shared.outbox.refused(&self.tally, refused);
+    }
+
+    /// Asks, or joins those who wait for the same.
+    fn ask(
+        self: &Rc<Self>,
+        key: Key,
+        name: Name,
+        listed: Option<Listed>,
+    ) -> Result<watch::Receiver<Option<Outcome>>, Reason> {
+        // What nobody could learn need not be asked.
+        if listed.is_some() && !self.shared.outbox.is_connected() {
+            return Err(Reason::NoDaemon);
+        }
+        if self.waiting.get() >= MOST_WAITING {
+            return Err(Reason::Busy);
+        }
+        let mut asked = self.asked.borrow_mut();
+        if let Some(outcome) = asked.get(&key) {
+            return Ok(outcome.clone());
+        }
+        if asked.len() >= MOST_ASKED {
+            return Err(Reason::Busy);
+        }
+        let (sender, receiver) = watch::channel(None);
+        asked.insert(key.clone(), receiver.clone());
+        let instance = Rc::clone(self);
+        // Not of those who wait: one of them may go away.
+        spawn_local(async move {
+            let outcome = instance.find_out(&key, &name).await;
+            instance.asked.borrow_mut().remove(&key);
+            // Those who waited may all be gone.
+            let _ = sender.send(Some(outcome));
+        });
+        Ok(receiver)
+    }
+
+    async fn find_out(&self, key: &Key, name: &Name) -> Outcome {
+        let no_server = |error| {
+            debug!("no answer for {}: {}", key.name, error_chain(&error));
+            Outcome::Failed(ResponseCode::ServFail, Reason::NoServer)
+        };
+        if !matches!(key.qtype, RecordType::A | RecordType::AAAA) {
+            return match self.shared.upstream.ask(name, key.qtype).await {
+                Ok(message) => {
+                    Outcome::Records { code: message.metadata.response_code, records: message.answers.into() }
+                }
+                Err(error) => no_server(error),
+            };
+        }
+        let reply = self.shared.upstream.addresses(name, key.qtype).await;
+        let begin = Instant::now();
+        // The list may be another one by now.
+        let is_listed = || self.names.borrow().find(&key.name).is_some();
+        let (known, ttl) = match reply {
+            Err(error) => return no_server(error),
+            Ok(_) if !is_listed() && !self.audit.get() => return Outcome::NotListed,
+            Ok(Reply::Addresses { addresses, ttl }) if is_listed() => {
+                let learned = self.learn(key, addresses, ttl).await;
+                match learned {
+                    Ok(addresses) if !is_listed() && !self.audit.get() => {
+                        drop(addresses);
+                        return Outcome::NotListed;
+                    }
+                    Ok(addresses) if addresses.is_empty() => return Outcome::Forbidden,
+                    Ok(addresses) => (Known::Addresses(addresses.into()), ttl),
+                    Err(reason) => return Outcome::Failed(ResponseCode::NXDomain, reason),
+                }
+            }
+            Ok(Reply::Addresses { addresses, ttl }) => (Known::Addresses(addresses.into()), ttl),
+            Ok(Reply::Nothing { exists, ttl }) => (Known::Nothing { exists }, ttl),
+            // The aliases were followed.
+            Ok(Reply::Alias { .. }) => return Outcome::Failed(ResponseCode::ServFail, Reason::NoServer),
+        };
+        if ttl > 0 {
+            let until = begin + Duration::from_secs(ttl.into());
+            self.cache.borrow_mut().put(key.clone(), known.clone(), until);
+        }
+        Outcome::Known { known, ttl }
+    }
+
+    /// Has them learned, and keeps those that may be told.
+    async fn learn(&self, key: &Key, mut addresses: Vec<IpAddr>, ttl: u32) -> Result<Vec<IpAddr>, Reason> {
+        let learn = self.shared.outbox.learn(self.number, key.name.clone(), addresses.clone(), ttl);
+        let told: BTreeSet<_> = learn.await.map_err(|_| Reason::NoDaemon)?.into_iter().collect();
+        addresses.retain(|address| told.contains(address));
+        Ok(addresses)
+    }
+}
+
+impl Waiting {
+    /// The answer, when it is there.
+    pub(super) async fn wait(mut self) -> Option<Vec<u8>> {
+        let outcome = match self.outcome.wait_for(Option::is_some).await {
+            Ok(outcome) => outcome.clone(),
+            Err(_) => None,
+        };
+        let tally = &self.instance.tally;
+        let outcome = outcome.unwrap_or(Outcome::Failed(ResponseCode::ServFail, Reason::NoServer));
+        tally.count(|counts| match &outcome {
+            Outcome::Known { .. } | Outcome::Records { .. } => counts.answered += 1,
+            Outcome::Forbidden | Outcome::NotListed => counts.refused += 1,
+            Outcome::Failed(..) => counts.failed += 1,
+        });
+        let answer = match &outcome {
+            Outcome::Known { known, ttl } => known.answer(*ttl),
+            Outcome::Records { code, records } => Answer { code: *code, records, ..Answer::default() },
+            // Not that there is no such name: musl takes that for its addresses of the other family as well.
+            Outcome::Forbidden => Answer::nothing(Some(Reason::ForbiddenAddress)),
+            Outcome::NotListed => Answer::no_such_name(Reason::NotListed),
+            Outcome::Failed(code, reason) => Answer::error(*code, *reason),
+        };
+        match written(&answer, &self.client, self.most) {
+            Step::Answer(bytes) => Some(bytes),
+            _ => None,
+        }
+    }
+}
+
+impl Known {
+    fn answer(&self, ttl: u32) -> Answer<'_> {
+        match self {
+            Self::Addresses(addresses) => Answer { addresses, ttl, ..Answer::default() },
+            Self::Nothing { exists } => {
+                let code = if *exists { ResponseCode::NoError } else { ResponseCode::NXDomain };
+                Answer { code, none_ttl: Some(ttl), ..Answer::default() }
+            }
+        }
+    }
+}
+
+/// A client without a daemon is told that there is no such name, which none asks again; one that may ask again soon, that this failed.
+fn failed(reason: Reason) -> Answer<'static> {
+    let code = if reason == Reason::NoDaemon { ResponseCode::NXDomain } else { ResponseCode::ServFail };
+    Answer::error(code, reason)
+}
+
+fn most(client: &Client, transport: Transport) -> u16 {
+    if transport == Transport::Udp { client.most_udp } else { u16::MAX }
+}
+
+fn written(answer: &Answer<'_>, client: &Client, most: u16) -> Step {
+    match answer.write(client, most) {
+        Ok(bytes) => Step::Answer(bytes),
+        Err(error) => {
+            debug!("an answer cannot be written: {error}");
+            Step::Nothing
+        }
+    }
+}
