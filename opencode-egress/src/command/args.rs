@@ -69,6 +69,8 @@ pub enum Command {
     ///
     /// Of an address and port at which the instance itself might listen, also what becomes of a bind.
     Explain(ExplainArgs),
+    /// Print the names that answers are known of, their addresses, and for how long new flows may go there
+    Names(NamesArgs),
     /// Print the last denials, and with --follow those to come
     Events(EventsArgs),
     /// Print what the daemon counts, for Prometheus
@@ -218,6 +220,16 @@ pub struct ExplainArgs {
     /// The destination, as in 10.10.0.1, 10.10.0.1:443, [2001:db8::1]:53/udp, api.example.org (which is TCP 443), github.com:22
     #[arg(value_name = "DEST[:PORT][/PROTO]")]
     pub destination: crate::policy::target::Target,
+    /// What to print and whom to ask.
+    #[command(flatten)]
+    pub read: ReadArgs,
+}
+
+/// Arguments of `names`.
+#[derive(Debug, Args)]
+pub struct NamesArgs {
+    /// The instance
+    pub name: InstanceName,
     /// What to print and whom to ask.
     #[command(flatten)]
     pub read: ReadArgs,

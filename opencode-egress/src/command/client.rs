@@ -6,12 +6,12 @@ use anyhow::{Result, bail};
 
 use crate::{
     command::{
-        args::{ControlArgs, DetachArgs, EventsArgs, ExplainArgs, ReadArgs},
+        args::{ControlArgs, DetachArgs, EventsArgs, ExplainArgs, NamesArgs, ReadArgs},
         print::print_line,
     },
     control::{
         client::Client,
-        request::{Reply, Request},
+        request::{AddressTime, NameAddresses, Reply, Request},
     },
     report::{human::now, status::Status, view},
 };
@@ -54,6 +54,32 @@ pub(super) fn explain(args: &ExplainArgs) -> Result<()> {
         Reply::Explained(explanation) => print_line(explanation),
         other => Err(unexpected(&other)),
     }
+}
+
+/// Prints the names that are known to an instance.
+pub(super) fn names(args: &NamesArgs) -> Result<()> {
+    let names = match ask(&args.read.control, &Request::Names { instance: args.name.to_string() })? {
+        Reply::Names(names) => names,
+        other => return Err(unexpected(&other)),
+    };
+    if args.read.json {
+        return print_line(serde_json::to_string_pretty(&names)?);
+    }
+    if names.is_empty() {
+        eprintln!(
+            "opencode-egress: no listed name was asked for yet, or the time of what answers brought is long over"
+        );
+    }
+    for NameAddresses { name, addresses } in names {
+        print_line(name)?;
+        for AddressTime { address, seconds } in addresses {
+            match seconds {
+                0 => print_line(format_args!("  {address}  over, new flows are denied"))?,
+                _ => print_line(format_args!("  {address}  {seconds} s left"))?,
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Prints denials.

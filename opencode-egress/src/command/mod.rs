@@ -34,6 +34,7 @@ pub fn run(command: &Command) -> Result<ExitCode> {
         Command::Status(args) => client::status(args)?,
         Command::Top(args) => top::top(args)?,
         Command::Explain(args) => client::explain(args)?,
+        Command::Names(args) => client::names(args)?,
         Command::Events(args) => client::events(args)?,
         Command::Metrics(args) => metrics::metrics(args)?,
         Command::Suggest(args) => suggest::suggest(args)?,

@@ -1,5 +1,7 @@
 //! The requests and replies that cross the control socket, and how they are written.
 
+use std::net::IpAddr;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -41,6 +43,11 @@ pub enum Request {
     },
     /// Every destination that was denied to an instance, as far as the kernel remembers.
     RememberedDenials {
+        /// The instance.
+        instance: String,
+    },
+    /// The names that are known to an instance, and their addresses.
+    Names {
         /// The instance.
         instance: String,
     },
@@ -99,6 +106,8 @@ pub enum Reply {
     End,
     /// Every destination that was denied, as far as the kernel remembers.
     RememberedDenials(RememberedDenials),
+    /// The answer to [`Request::Names`].
+    Names(Vec<NameAddresses>),
     /// The file was applied: what changed, a line each.
     Reloaded {
         /// `+` and `-` lines.
@@ -113,6 +122,24 @@ pub enum Reply {
     },
     /// The daemon did not do what was asked: why, and what to do.
     Error(String),
+}
+
+/// A name that answers are known of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NameAddresses {
+    /// The name.
+    pub name: String,
+    /// The addresses that they brought.
+    pub addresses: Vec<AddressTime>,
+}
+
+/// An address that a name brought.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AddressTime {
+    /// The address.
+    pub address: IpAddr,
+    /// For how many seconds new flows may begin; 0: none may any more.
+    pub seconds: u64,
 }
 
 /// What the kernel remembers of an instance's denials.

@@ -56,6 +56,31 @@ pub enum DaemonError {
         "cannot watch for units and links that come and go; see fs.inotify.max_user_watches and max_user_instances in sysctl"
     )]
     Watch(#[source] std::io::Error),
+    /// There are no sockets for the questions of an instance whose policy has rules for names.
+    #[error("there can be no resolver for instance `{name}`, whose policy lists names")]
+    ResolverSockets {
+        /// The instance.
+        name: InstanceName,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// An instance's names were asked for, and it lists none.
+    #[error("the policy of instance `{name}` that is in force lists no names")]
+    NoNames {
+        /// The instance.
+        name: InstanceName,
+    },
+    /// A unit in a network namespace of its own has names listed.
+    #[error(
+        "{unit} has a network namespace of its own, where no resolver answers, and instance `{name}` lists names: leave out PrivateNetwork=, NetworkNamespacePath= and JoinsNamespaceOf=, or list networks"
+    )]
+    OtherNetwork {
+        /// The unit.
+        unit: UnitName,
+        /// The instance.
+        name: InstanceName,
+    },
     /// A client named an instance that no policy is for.
     #[error("no instance `{name}` in {}; it has: {known}", config.display())]
     UnknownInstance {

@@ -8,6 +8,7 @@ mod denials;
 mod error;
 mod fold;
 mod last_applied;
+pub(crate) mod names;
 mod policies;
 mod predecessor;
 pub mod serve;

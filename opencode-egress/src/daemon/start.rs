@@ -10,7 +10,9 @@ use tracing::error;
 use super::{
     DaemonError,
     connections::places::Connections,
-    fold, last_applied, policies, predecessor,
+    fold, last_applied,
+    names::Names,
+    policies, predecessor,
     state::{Confinement, Daemon, Denials, Policies},
 };
 use crate::{
@@ -84,8 +86,11 @@ impl Daemon {
             Denials { journal, folds: fold::Folds::default(), unpublished: vec![], own_lost_told: 0 };
         let instances = BTreeMap::new();
         let connections = Connections::new().map_err(DaemonError::Connections)?;
-        let mut daemon = Self { loaded, numbers, instances, confinement, policies, denials, connections };
+        let names = Names::open(&last_applied.with_extension("names"));
+        let mut daemon =
+            Self { loaded, numbers, instances, confinement, policies, denials, connections, names };
         daemon.apply(read.prepare(&last_applied)?)?;
+        daemon.names.all_in_force();
         if !daemon.confinement.predecessors.is_empty() {
             let before = |name: &InstanceName| before.as_ref().and_then(|set| set.instances.get(name));
             let now = |name: &InstanceName| daemon.instances.get(name)?.policy.as_deref();

@@ -7,7 +7,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{DaemonError, confinement::gone::Outlived, connections::places::Connections, fold, predecessor};
+use super::{
+    DaemonError, confinement::gone::Outlived, connections::places::Connections, fold, names::Names,
+    predecessor,
+};
 use crate::{
     cgroups::{Hierarchy, watch},
     kernel::{
@@ -93,6 +96,7 @@ pub struct Daemon {
     pub(super) policies: Policies,
     pub(super) denials: Denials,
     pub(super) connections: Connections,
+    pub(super) names: Names,
 }
 
 /// What is pinned and which cgroups are confined by it.

@@ -8,7 +8,7 @@
 
 use std::{
     io,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd},
     sync::atomic::{AtomicU32, Ordering},
 };
@@ -18,7 +18,7 @@ use netlink_packet_core::{
     Nla as _,
 };
 use netlink_packet_sock_diag::{
-    AF_INET, AF_INET6, IPPROTO_TCP, SockDiagDestroy, SockDiagMessage, TCP_SYN_SENT,
+    AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP, SockDiagDestroy, SockDiagMessage, TCP_SYN_SENT,
     inet::{ExtensionFlags, InetRequest, InetResponse, SocketId, StateFlags},
 };
 use opencode_egress_common::{
@@ -180,6 +180,32 @@ impl SocketDiagnosis {
         }
     }
 
+    /// The user of the socket that has its own end at `source` and its other one, if it has one, at `destination`: one for datagrams or of a
+    /// connection. `None`: there is none.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn user_of(&self, source: SocketAddr, destination: SocketAddr) -> io::Result<Option<u32>> {
+        let family = if source.is_ipv4() { AF_INET } else { AF_INET6 };
+        let id = SocketId {
+            source_port: source.port(),
+            destination_port: destination.port(),
+            source_address: source.ip(),
+            destination_address: destination.ip(),
+            interface_id: 0,
+            cookie: ANY,
+        };
+        for protocol in [IPPROTO_UDP, IPPROTO_TCP] {
+            match self.ask(0, request_of(protocol, family, StateFlags::all(), id.clone())) {
+                Ok(found) if !found.is_empty() => return Ok(found.first().map(|found| found.header.uid)),
+                Err(error) if error.raw_os_error() != Some(libc::ENOENT) => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(None)
+    }
+
     fn destroy(&self, family: u8, id: SocketId) -> io::Result<bool> {
         let request = SockDiagDestroy::new(request(family, StateFlags::all(), id));
         match self.converse(NLM_F_ACK, request) {
@@ -240,10 +266,17 @@ impl SocketDiagnosis {
     }
 }
 
+/// `INET_DIAG_NOCOOKIE`: any socket in that place.
+const ANY: [u8; 8] = [0xff; 8];
+
 fn request(family: u8, states: StateFlags, socket_id: SocketId) -> SockDiagMessage {
+    request_of(IPPROTO_TCP, family, states, socket_id)
+}
+
+fn request_of(protocol: u8, family: u8, states: StateFlags, socket_id: SocketId) -> SockDiagMessage {
     // With it the kernel also says what is above TCP (`inet_sk_diag_fill`, INET_DIAG_ULP_INFO).
     let extensions = ExtensionFlags::INFO;
-    SockDiagMessage::InetRequest(InetRequest { family, protocol: IPPROTO_TCP, extensions, states, socket_id })
+    SockDiagMessage::InetRequest(InetRequest { family, protocol, extensions, states, socket_id })
 }
 
 /// The socket of a request, as the diagnosis names it.
@@ -257,8 +290,6 @@ fn named(reset: &Reset) -> (u8, SocketId) {
             .into(),
         }
     };
-    /// `INET_DIAG_NOCOOKIE`: any socket in that place.
-    const ANY: [u8; 8] = [0xff; 8];
     let id = SocketId {
         source_port: reset.source_port,
         destination_port: reset.destination_port,

@@ -1,5 +1,6 @@
 //! What talks to the kernel: programs, links, maps, the ring buffer, open connections.
 
+pub mod addresses;
 pub mod confine;
 pub mod connections;
 pub mod features;

@@ -20,7 +20,8 @@ use opencode_egress_common::abi::{MAX_INSTANCES, MAX_LISTENERS};
 use rules::Listed;
 
 use crate::policy::{
-    InstanceName, Listen, LogLimits, Mode, Policy, PolicySet, Resolver, UnitName, resolver::MAX_UPSTREAM,
+    InstanceName, Listen, LogLimits, Mode, Policy, PolicySet, Resolver, UnitName,
+    resolver::{DEFAULT_MARK, MAX_UPSTREAM},
 };
 
 pub use document::FILE_VERSION;
@@ -140,7 +141,9 @@ fn resolver(form: &ResolverForm) -> Result<Resolver, Misplaced> {
         )));
     }
     let server = |text: &Text| Resolver::parse_upstream(&text.value).map_err(|invalid| text.wrong(invalid));
-    Ok(Resolver { upstream: form.upstream.iter().map(server).collect::<Result<_, _>>()? })
+    let upstream = form.upstream.iter().map(server).collect::<Result<_, _>>()?;
+    let mark = form.mark.as_ref().map_or(DEFAULT_MARK, |mark| mark.0);
+    Ok(Resolver { upstream, mark })
 }
 
 /// What only one instance can have.

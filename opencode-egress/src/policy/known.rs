@@ -32,19 +32,20 @@ impl KnownName {
 pub struct KnownNames(BTreeMap<DnsName, KnownName>);
 
 impl KnownNames {
-    /// Takes note of an answer. Where there is no room, what is over first goes; flows to its addresses pass as long as before.
-    pub fn learn(&mut self, name: &DnsName, addresses: &[IpAddr], until: u64, now: u64) {
+    /// Takes note of an answer, and forgets what was over at a second. Where there is no room, what is over first goes; flows to its
+    /// addresses pass as long as before.
+    pub fn learn(&mut self, name: &DnsName, addresses: &[IpAddr], until: u64, over: u64) {
         if !self.0.contains_key(name) && self.0.len() >= MAX_NAMES {
             let first = self.0.iter().min_by_key(|(_, known)| known.until()).map(|(name, _)| name.clone());
             first.map(|name| self.0.remove(&name));
         }
         let known = &mut self.0.entry(name.clone()).or_default().addresses;
-        known.retain(|(_, over)| *over > now);
+        known.retain(|(_, until)| *until > over);
         for address in addresses {
-            match known.iter_mut().find(|(known, _)| known == address) {
-                Some((_, over)) => *over = until.max(*over),
-                None if known.len() < MAX_ADDRESSES => known.push((*address, until)),
-                None => {}
+            if let Some((_, over)) = known.iter_mut().find(|(known, _)| known == address) {
+                *over = until.max(*over);
+            } else if known.len() < MAX_ADDRESSES {
+                known.push((*address, until));
             }
         }
     }
@@ -74,7 +75,8 @@ impl KnownNames {
 
     /// The name that brought an address, the one whose time for it is over last.
     pub fn name_of(&self, address: IpAddr) -> Option<&DnsName> {
-        let until = |known: &KnownName| known.addresses().find(|(of, _)| *of == address).map(|(_, over)| over);
+        let until =
+            |known: &KnownName| known.addresses().find(|(of, _)| *of == address).map(|(_, over)| over);
         let named = self.0.iter().filter_map(|(name, known)| Some((until(known)?, name)));
         named.max_by_key(|(over, _)| *over).map(|(_, name)| name)
     }
@@ -135,7 +137,8 @@ mod tests {
         }
         assert_eq!(known.count(), (MAX_NAMES, MAX_NAMES));
         assert!(known.get(&name("n0.example")).is_none(), "the first that is over");
-        let many: Vec<_> = (0..2000_u32).map(|number| IpAddr::from((0x2000_0000 + number).to_be_bytes())).collect();
+        let many: Vec<_> =
+            (0..2000_u32).map(|number| IpAddr::from((0x2000_0000 + number).to_be_bytes())).collect();
         known.learn(&name("many.example"), &many, 9000, 0);
         assert_eq!(known.get(&name("many.example")).expect("it").addresses().count(), MAX_ADDRESSES);
     }

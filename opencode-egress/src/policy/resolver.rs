@@ -4,11 +4,22 @@ use std::net::{IpAddr, SocketAddr};
 
 use crate::policy::Invalid;
 
-/// Which servers answer for listed names, the same for every instance.
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
+/// Which servers answer for listed names, and how flows to these are known, the same for every instance.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resolver {
     /// In the order in which they are asked; none: those of the host's `resolv.conf`.
     pub upstream: Vec<SocketAddr>,
+    /// The bit of a socket's mark (`SO_MARK`) by which a second lock, as the NixOS module's nftables table is one, knows flows by name.
+    pub mark: u32,
+}
+
+/// [`Resolver::mark`] where the policy file has none.
+pub(super) const DEFAULT_MARK: u32 = 1 << 25;
+
+impl Default for Resolver {
+    fn default() -> Self {
+        Self { upstream: vec![], mark: DEFAULT_MARK }
+    }
 }
 
 /// How many upstream servers there can be.

@@ -48,6 +48,78 @@ pub struct DenialLine {
     /// What to do instead, where the policy has that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
+    /// The listed name that an answer brought the address for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+}
+
+/// What the log says of a question for a name that was refused. In audit mode it was answered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QuestionLine {
+    /// The name that was asked for.
+    pub query: String,
+    /// The type, as in `AAAA`.
+    #[serde(rename = "type")]
+    pub qtype: String,
+    /// Why.
+    pub reason: String,
+    /// The id of the user that asked, where it was still there to be looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<u32>,
+    /// Earlier ones that were folded into this line.
+    pub suppressed: u64,
+    /// Whether it was answered, because the instance is in audit mode.
+    pub audit: bool,
+}
+
+impl fmt::Display for QuestionLine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { query, qtype, reason, uid, suppressed, audit } = self;
+        write!(f, "query={query} type={qtype} reason={reason} ")?;
+        match uid {
+            Some(uid) => write!(f, "uid={uid} ")?,
+            None => f.write_str("uid=- ")?,
+        }
+        write!(f, "suppressed={suppressed}")?;
+        if *audit { f.write_str(" mode=audit") } else { Ok(()) }
+    }
+}
+
+/// The line of a denied flow, or of a refused question.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Line {
+    /// A flow.
+    Flow(DenialLine),
+    /// A question.
+    Question(QuestionLine),
+}
+
+impl Line {
+    /// The flow, if it is of one.
+    pub fn flow(&self) -> Option<&DenialLine> {
+        match self {
+            Self::Flow(line) => Some(line),
+            Self::Question(_) => None,
+        }
+    }
+
+    /// Earlier ones that were folded into this line.
+    pub fn suppressed(&self) -> u64 {
+        match self {
+            Self::Flow(line) => line.suppressed,
+            Self::Question(line) => line.suppressed,
+        }
+    }
+}
+
+impl fmt::Display for Line {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Flow(line) => line.fmt(f),
+            Self::Question(line) => line.fmt(f),
+        }
+    }
 }
 
 impl DenialLine {
@@ -71,6 +143,7 @@ impl DenialLine {
             generation: record.event.generation,
             audit: record.event.audit != 0,
             hint: None,
+            name: None,
         }
     }
 
@@ -97,6 +170,9 @@ impl fmt::Display for DenialLine {
         if let Some(lport) = lport {
             write!(f, "lport={lport} ")?;
         }
+        if let Some(name) = &self.name {
+            write!(f, "name={name} ")?;
+        }
         write!(f, "hook={hook} reason={reason} ")?;
         write!(f, "pid={pid} comm={comm} uid={uid} suppressed={suppressed}")?;
         if let Some(hint) = &self.hint {
@@ -115,7 +191,7 @@ pub struct LoggedDenial {
     pub instance: String,
     /// What the log says of it.
     #[serde(flatten)]
-    pub line: DenialLine,
+    pub line: Line,
 }
 
 impl fmt::Display for LoggedDenial {

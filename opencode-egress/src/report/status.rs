@@ -57,8 +57,49 @@ pub struct InstanceStatus {
     pub failed_attach: Option<FailedAttach>,
     /// What passed and what did not.
     pub counters: CountersStatus,
-    /// The last denied flow.
+    /// Its names; `None`: its policy has no rules for names.
+    #[serde(default)]
+    pub names: Option<NamesStatus>,
+    /// The last denied flow, or refused question.
     pub last_denial: Option<LoggedDenial>,
+}
+
+/// What the daemon says of an instance's names.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NamesStatus {
+    /// How many rules for names its policy has.
+    pub rules: usize,
+    /// Names that answers are known of.
+    pub known: usize,
+    /// Their addresses.
+    pub addresses: usize,
+    /// The port of its resolver on loopback.
+    pub port: u16,
+    /// Its questions.
+    pub questions: QuestionsStatus,
+}
+
+/// Questions of an instance, since the daemon knows of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QuestionsStatus {
+    /// All that came to the resolver.
+    pub questions: u64,
+    /// Answered from memory.
+    pub cached: u64,
+    /// Answered after a server was asked.
+    pub answered: u64,
+    /// Refused.
+    pub refused: u64,
+    /// Neither: no server answered, or too many waited.
+    pub failed: u64,
+    /// Refused ones that the resolver did not tell of, for want of room.
+    pub lost: u64,
+    /// Refused ones that the rate limit left out of the log.
+    pub limited: u64,
+    /// Refused ones that it told of, by reason.
+    pub refused_by_reason: BTreeMap<String, u64>,
+    /// Names that brought addresses which no name may bring, with these.
+    pub forbidden: Vec<String>,
 }
 
 /// A start that `attach` did not let go on.

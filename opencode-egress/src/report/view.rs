@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use anstyle::{AnsiColor, Style};
 
 use crate::report::{
-    denial::DenialLine,
+    denial::{DenialLine, Line, QuestionLine},
     human::{ago, bytes, count, local_time},
     status::{FailedAttach, InstanceStatus, Status, UnitStatus},
 };
@@ -137,13 +137,24 @@ impl InstanceStatus {
 }
 
 /// A denial in the fewest words: `tcp 192.0.2.30:80 not-allowed`, and whether the mode let it pass.
-pub fn denial(line: &DenialLine) -> String {
+pub fn denial(line: &Line) -> String {
+    match line {
+        Line::Flow(line) => denied_flow(line),
+        Line::Question(QuestionLine { query, qtype, reason, audit, .. }) => {
+            let audit = if *audit { " (audit: it was answered)" } else { "" };
+            format!("{qtype} {query} {reason}{audit}")
+        }
+    }
+}
+
+fn denied_flow(line: &DenialLine) -> String {
     let place = match line.dport {
         0 => line.dst.to_string(),
         port => std::net::SocketAddr::new(line.dst, port).to_string(),
     };
     let audit = if line.audit { " (audit: it passed)" } else { "" };
-    format!("{} {place} {}{audit}", line.proto, line.reason)
+    let name = line.name.as_ref().map(|name| format!(" ({name})")).unwrap_or_default();
+    format!("{} {place}{name} {}{audit}", line.proto, line.reason)
 }
 
 /// The whole status as text, with colours; `now` is seconds since 1970.

@@ -1,5 +1,6 @@
 //! `exec`: one command in a fresh cgroup under a policy, without daemon and systemd.
 
+mod names;
 mod output;
 mod scratch;
 mod seal;
@@ -25,7 +26,7 @@ use rustix::{
 };
 use seccompiler::apply_filter;
 
-use self::{output::Output, scratch::Scratch, signals::Signals};
+use self::{names::Names, output::Output, scratch::Scratch, signals::Signals};
 use crate::{
     cgroups::Cgroup,
     command::args::ExecArgs,
@@ -33,8 +34,9 @@ use crate::{
         connections::SocketDiagnosis,
         instance::InstanceIndex,
         loader::{Lifetime, Loaded, load},
+        maps::LoadedPolicy,
     },
-    policy::{LogLimits, Mode, Policy, compile::compile, file},
+    policy::{LogLimits, Mode, Policy, Resolver, compile::compile, file},
     report::denial::DenialLine,
 };
 
@@ -61,22 +63,26 @@ const DROPPED: CapabilitySet = CapabilitySet::NET_RAW
 ///
 /// When it could not be confined or started; nothing ran then.
 pub(super) fn exec(args: &ExecArgs) -> Result<ExitCode> {
-    let policy = policy(args)?;
+    let (policy, resolver) = policy(args)?;
     let compiled = compile(&policy)?;
     let mut loaded = load(&Lifetime::Process)?;
     loaded.maps.set_limits(&LogLimits::default())?;
-    loaded.maps.install(InstanceIndex::FIRST, &compiled)?;
+    let mut loaded_policy = LoadedPolicy::load(&compiled)?;
+    let mut names = match compiled.names.is_empty() {
+        true => None,
+        false => Some(Names::start(compiled.names, policy.mode, &resolver, &mut loaded_policy)?),
+    };
+    loaded.maps.put_in_force(vec![(InstanceIndex::FIRST, loaded_policy)])?;
     let diagnosis = SocketDiagnosis::open().context("cannot look at open connections")?;
     let signals = Signals::take()?;
     let cgroup = Scratch::create()?;
-    let names = loaded.maps.has_names(InstanceIndex::FIRST);
-    loaded.confine(&cgroup.0, InstanceIndex::FIRST, names, |loaded, hook, cgroup| {
+    loaded.confine(&cgroup.0, InstanceIndex::FIRST, names.is_some(), |loaded, hook, cgroup| {
         loaded.programs.attach_for_good(hook, cgroup)
     })?;
     let (child, mut output) = spawn(args, &cgroup.0, signals.release())?;
-    let status = watch(&mut loaded, child, &diagnosis, &signals, &policy, &mut output)?;
+    let status = watch(&mut loaded, child, &diagnosis, &signals, (&policy, &mut names), &mut output)?;
     let left = cgroup.kill();
-    while report(&mut loaded, &policy, &mut output) {}
+    while report(&mut loaded, (&policy, &names), &mut output) {}
     conclude(&loaded, status, &left, &cgroup.0, &mut output)?;
     // There is no command to pass signals on to.
     signals.release()();
@@ -84,15 +90,18 @@ pub(super) fn exec(args: &ExecArgs) -> Result<ExitCode> {
     Ok(exit_code(status))
 }
 
-fn policy(args: &ExecArgs) -> Result<Policy> {
-    let mut policy = match (&args.policy, &args.instance) {
-        (Some(file), Some(name)) => file::load(file)?.instance(name, file)?.clone(),
-        _ => listed(args),
+fn policy(args: &ExecArgs) -> Result<(Policy, Resolver)> {
+    let (mut policy, resolver) = match (&args.policy, &args.instance) {
+        (Some(file), Some(name)) => {
+            let set = file::load(file)?;
+            (set.instance(name, file)?.clone(), set.resolver)
+        }
+        _ => (listed(args), Resolver::default()),
     };
     if args.audit {
         policy.mode = Mode::Audit;
     }
-    Ok(policy)
+    Ok((policy, resolver))
 }
 
 /// The policy that the arguments list.
@@ -173,7 +182,7 @@ fn watch(
     mut child: Child,
     diagnosis: &SocketDiagnosis,
     signals: &Signals,
-    policy: &Policy,
+    (policy, names): (&Policy, &mut Option<Names>),
     output: &mut Output,
 ) -> Result<ExitStatus> {
     let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).context("no process id")?;
@@ -183,6 +192,8 @@ fn watch(
         let watched = [ended.as_fd(), loaded.events.as_fd(), loaded.resets.as_fd(), signals.as_fd()];
         let mut fds = watched.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).to_vec();
         fds.extend(output.waits_for(&stderr));
+        let resolver = names.as_ref().and_then(Names::as_fd);
+        fds.extend(resolver.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
         let patience = output.patience().map(Timespec::try_from).transpose()?;
         match poll(&mut fds, patience.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
@@ -190,8 +201,11 @@ fn watch(
         }
         let over = !fds[0].revents().is_empty();
         signals.pass_on(&ended);
+        if let Some(names) = names {
+            names.take(loaded, output);
+        }
         reset(loaded, diagnosis, output);
-        report(loaded, policy, output);
+        report(loaded, (policy, names), output);
         output.go_on();
         if over {
             return child.wait().context("cannot wait for the command");
@@ -209,10 +223,12 @@ fn reset(loaded: &mut Loaded, diagnosis: &SocketDiagnosis, output: &mut Output) 
 }
 
 /// Prints some of what was refused. Returns whether there may be more.
-fn report(loaded: &mut Loaded, policy: &Policy, output: &mut Output) -> bool {
+fn report(loaded: &mut Loaded, (policy, names): (&Policy, &Option<Names>), output: &mut Output) -> bool {
     loaded.events.take(TURN, |denial| match denial {
         Ok(denial) => {
             let line = DenialLine::of(&denial, denial.event.suppressed).with_hint(policy);
+            let name = names.as_ref().and_then(|names| names.name_of(line.dst));
+            let line = DenialLine { name, ..line };
             output.say(&format!("denied: {line}"));
         }
         Err(error) => output.say(&error.to_string()),

@@ -180,12 +180,16 @@ impl Top {
         let mut lines = vec![Line::from(title).bold()];
         lines.extend(self.denials.iter().rev().take(room).map(|event| {
             let LoggedDenial { time, instance, line } = event;
-            let comm = if line.comm.is_empty() { "-" } else { &line.comm };
-            let repeats = match line.suppressed {
+            let by = match line.flow().map(|line| line.comm.as_str()) {
+                Some("") => " by -".to_owned(),
+                Some(comm) => format!(" by {comm}"),
+                None => String::new(),
+            };
+            let repeats = match line.suppressed() {
                 0 => String::new(),
                 n => format!(", and {n} before"),
             };
-            Line::from(format!("{} {instance}: {} by {comm}{repeats}", local_time(*time), denial(line)))
+            Line::from(format!("{} {instance}: {}{by}{repeats}", local_time(*time), denial(line)))
         }));
         draw_lines(frame, area, lines);
     }

@@ -223,6 +223,9 @@ impl Daemon {
         if let Some(diagnosis) = diagnosis {
             self.keep_diagnosis(index, &links, diagnosis);
         }
+        if links.is_in_other_network() && self.loaded.maps.has_names(index) {
+            return Err(DaemonError::OtherNetwork { unit, name });
+        }
         self.confinement.let_go.remove(&cgroup.id());
         let generation = self.loaded.maps.current(index).generation();
         if let Some(instance) = self.instances.get_mut(&name) {

@@ -7,6 +7,7 @@ use crate::{
     control::caller::Caller,
     daemon::{
         error::DaemonError,
+        names::InstanceNames,
         state::{Daemon, InstanceState, NEWS},
     },
     kernel::{instance::InstanceIndex, pins::LinkDirectory},
@@ -45,6 +46,7 @@ impl Daemon {
                 outlived_denials: self.outlived_denials(name),
                 failed_attach: failed_attach.clone(),
                 counters: self.counters(*index)?,
+                names: self.names.of.get(index).map(InstanceNames::status),
                 last_denial: recent.back().cloned(),
             };
             instances.insert(name.to_string(), status);
@@ -65,7 +67,7 @@ impl Daemon {
         let watch = self.confinement.watch_trouble.as_ref();
         let watch =
             watch.map(|why| format!("what comes and goes is found within seconds, not at once: {why}"));
-        watch.into_iter().chain(self.denials.trouble()).collect()
+        watch.into_iter().chain(self.denials.trouble()).chain(self.names.troubles()).collect()
     }
 
     fn unit_status(

@@ -2,11 +2,17 @@
 
 pub(super) mod places;
 
-use std::{collections::HashMap, os::fd::OwnedFd, rc::Rc};
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::IpAddr,
+    os::fd::OwnedFd,
+    rc::Rc,
+};
 
 use opencode_egress_common::{
     abi::PolicyHeader,
     decide::{Verdict, decide},
+    names::may_be_allowed_by_name,
 };
 use tracing::{info, warn};
 
@@ -157,7 +163,7 @@ impl Daemon {
                 continue;
             }
             let policy = match self.loaded.maps.policy(instance.index) {
-                Ok(policy) => Rc::new(Judge(policy)),
+                Ok(policy) => Rc::new(Judge { policy, dropped: self.names.dropped(instance.index) }),
                 Err(error) => {
                     not_reset.push(format!("{name}: its policy cannot be read: {}", error_chain(&error)));
                     continue;
@@ -171,7 +177,7 @@ impl Daemon {
             match (self.all_outlived(name), self.retired_cgroups(name)) {
                 (Ok(outlived), Ok(retired)) => {
                     ids.extend(outlived.iter().filter(|cgroup| !retired.contains(cgroup)));
-                    let all_denied = Rc::new(Judge(None));
+                    let all_denied = Rc::new(Judge { policy: None, dropped: BTreeSet::new() });
                     judged.extend(retired.into_iter().map(|cgroup| (cgroup, Rc::clone(&all_denied))));
                 }
                 (Err(error), _) | (_, Err(error)) => {
@@ -202,16 +208,26 @@ impl Daemon {
 }
 
 /// The policy by which a cgroup's connections are judged; without one, all are denied.
-struct Judge(Option<(PolicyHeader, KernelRules)>);
+struct Judge {
+    policy: Option<(PolicyHeader, KernelRules)>,
+    /// Addresses that only names brought which are not listed any more.
+    dropped: BTreeSet<IpAddr>,
+}
 
 impl Judge {
-    fn denies(&self, connection: &Connection) -> bool {
-        match &self.0 {
-            Some((header, rules)) => {
-                !header.listens_on(connection.local_port)
-                    && decide(rules, &connection.flow).settle(|| true) != Verdict::Allow
+    fn denies(&self, Connection { flow, local_port, .. }: &Connection) -> bool {
+        let Some((header, rules)) = &self.policy else { return true };
+        if header.listens_on(*local_port) {
+            return false;
+        }
+        let verdict = header.judge_resolver(flow).unwrap_or_else(|| decide(rules, flow).settle(|| true));
+        match verdict {
+            Verdict::Allow => false,
+            // Which name a connection began by, only its socket knows: its next packet is judged, and ends it where it is denied.
+            Verdict::Deny(reason) if header.has_names() && may_be_allowed_by_name(reason) => {
+                self.dropped.contains(&IpAddr::from(flow.address))
             }
-            None => true,
+            Verdict::Deny(_) => true,
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
 use crate::kernel::{connections::SocketDiagnosis, instance::InstanceIndex};
@@ -40,6 +41,11 @@ impl Connections {
         let namespace = own.namespace()?;
         let (others, children) = (BTreeMap::new(), HashMap::new());
         Ok(Self { own, namespace, others, children, order: VecDeque::new(), not_reset: vec![] })
+    }
+
+    /// The user of the socket that asked an instance's resolver at this port of loopback; `None`: it is gone, or the kernel does not say.
+    pub(in crate::daemon) fn user_of(&self, source: SocketAddr, port: u16) -> Option<u32> {
+        self.own.user_of(source, SocketAddr::new(loopback(source.ip()), port)).ok().flatten()
     }
 
     /// The diagnoses of every namespace.
@@ -99,5 +105,13 @@ impl Connections {
                 self.children.remove(&oldest);
             }
         }
+    }
+}
+
+/// The loopback address at which one of this family is reached.
+fn loopback(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
     }
 }

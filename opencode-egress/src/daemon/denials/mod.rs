@@ -4,6 +4,7 @@ mod seen;
 
 use std::{
     collections::BTreeMap,
+    net::SocketAddr,
     time::{Duration, Instant},
 };
 
@@ -14,15 +15,17 @@ use opencode_egress_common::{
 use tracing::{error, warn};
 
 use crate::{
+    control::learned::{Counts, QueryReason},
     daemon::{
         error::DaemonError,
+        names::Names,
         predecessor::Predecessor,
         state::{Daemon, Denials, InstanceState, RECENT_EVENTS},
     },
     kernel::{instance::InstanceIndex, registry::InstanceNumbers},
     policy::InstanceName,
     report::{
-        denial::{DenialLine, LoggedDenial},
+        denial::{DenialLine, Line, LoggedDenial, QuestionLine},
         human::{error_chain, now},
         journal::JournalState,
         status::CountersStatus,
@@ -61,7 +64,7 @@ impl Daemon {
     /// Takes events that are there, and logs and returns them; also those for which the daemons of other versions left no
     /// reader. The second value says whether it left some.
     pub fn take_events(&mut self) -> (Vec<LoggedDenial>, bool) {
-        let Self { loaded, numbers, instances, confinement, policies, denials, .. } = self;
+        let Self { loaded, numbers, instances, confinement, policies, denials, names, .. } = self;
         let Denials { folds, journal, .. } = denials;
         let predecessors = &mut confinement.predecessors;
         let interval = policies.log.interval;
@@ -69,8 +72,9 @@ impl Daemon {
         let mut take = |denial: Result<Denial, DecodeError>| match denial {
             Ok(denial) => {
                 let suppressed = folds.event(&denial, Instant::now(), interval);
-                if let Some((name, event)) = line(numbers, instances, &denial, suppressed) {
-                    journal.log_denial(denial.event.instance, &event);
+                if let Some((name, line)) = line(numbers, instances, names, &denial, suppressed) {
+                    let event = logged_now(name, Line::Flow(line.clone()));
+                    journal.log_denial(denial.event.instance, &event, &line);
                     remember(instances, name, &event);
                     logged.push(event);
                 }
@@ -93,6 +97,7 @@ impl Daemon {
     /// Logs what was folded and has no event of its own.
     pub fn take_folded(&mut self) -> Vec<LoggedDenial> {
         self.log_folded(None);
+        self.log_folded_questions();
         std::mem::take(&mut self.denials.unpublished)
     }
 
@@ -103,13 +108,14 @@ impl Daemon {
 
     /// Logs what was folded: of an instance, or of all of them what is due.
     fn log_folded(&mut self, of: Option<InstanceIndex>) {
-        let Self { loaded, numbers, instances, denials, .. } = self;
+        let Self { loaded, numbers, instances, denials, names, .. } = self;
         let Denials { folds, journal, unpublished, .. } = denials;
         let attempts = |key: &DestinationKey| loaded.maps.attempts(key);
         let tell = |denial: &Denial, folded: u64| {
             // The line itself stands for one of them.
-            let Some((name, event)) = line(numbers, instances, denial, folded - 1) else { return true };
-            let told = journal.log_folded(denial.event.instance, &event);
+            let Some((name, line)) = line(numbers, instances, names, denial, folded - 1) else { return true };
+            let event = logged_now(name, Line::Flow(line.clone()));
+            let told = journal.log_folded(denial.event.instance, &event, &line);
             if told {
                 remember(instances, name, &event);
                 unpublished.push(event);
@@ -119,6 +125,60 @@ impl Daemon {
         match of {
             Some(index) => folds.of(index, attempts, tell),
             None => folds.due(Instant::now(), attempts, tell),
+        }
+    }
+
+    /// Takes note of a question that the resolver refused to an instance, and logs it where it is to have a line. The resolver is not
+    /// believed to be brief, or to keep to what is printed.
+    pub(in crate::daemon) fn refuse_question(
+        &mut self,
+        number: u32,
+        (name, qtype, reason): (&str, &str, QueryReason),
+        source: SocketAddr,
+        now: Instant,
+    ) -> Option<LoggedDenial> {
+        let index = InstanceIndex::new(number)?;
+        let Self { names, policies, connections, .. } = self;
+        let instance = names.of.get_mut(&index)?;
+        let port = instance.sockets.port();
+        let uid = || connections.user_of(source, port);
+        let (name, qtype) = (shown(name, LONGEST_NAME), shown(qtype, LONGEST_TYPE));
+        let limits = (&policies.log, instance.mode, now);
+        let line = instance.questions.refuse(&name, &qtype, reason, uid, limits)?;
+        self.log_question(index, line)
+    }
+
+    fn log_question(&mut self, index: InstanceIndex, line: QuestionLine) -> Option<LoggedDenial> {
+        let name = &self.names.of.get(&index)?.name;
+        let event = logged_now(name, Line::Question(line.clone()));
+        if self.denials.journal.log_question(index.number(), &event, &line) {
+            remember(&mut self.instances, name, &event);
+        } else if let Some(instance) = self.names.of.get_mut(&index) {
+            instance.questions.lose();
+        }
+        Some(event)
+    }
+
+    fn log_folded_questions(&mut self) {
+        let (log, now) = (self.policies.log, Instant::now());
+        let of = self.names.of.iter_mut();
+        let due: Vec<_> = of
+            .flat_map(|(index, instance)| {
+                let lines = instance.questions.due(&log, instance.mode, now);
+                lines.into_iter().map(|line| (*index, line))
+            })
+            .collect();
+        for (index, line) in due {
+            let event = self.log_question(index, line);
+            self.denials.unpublished.extend(event);
+        }
+    }
+
+    /// Adds questions that the resolver counted.
+    pub(in crate::daemon) fn count_questions(&mut self, counts: &Counts) {
+        let index = InstanceIndex::new(counts.instance);
+        if let Some(instance) = index.and_then(|index| self.names.of.get_mut(&index)) {
+            instance.questions.add(counts);
         }
     }
 
@@ -164,13 +224,14 @@ impl Daemon {
 fn line<'a>(
     numbers: &'a InstanceNumbers,
     instances: &BTreeMap<InstanceName, InstanceState>,
+    names: &Names,
     denial: &Denial,
     suppressed: u64,
-) -> Option<(&'a InstanceName, LoggedDenial)> {
+) -> Option<(&'a InstanceName, DenialLine)> {
     let line = DenialLine::of(denial, suppressed);
     // Also one that the policy file does not have any more.
-    let Some(name) = InstanceIndex::new(denial.event.instance).and_then(|index| numbers.name_of(index))
-    else {
+    let index = InstanceIndex::new(denial.event.instance);
+    let Some(name) = index.and_then(|index| numbers.name_of(index)) else {
         warn!("denied to a cgroup of nobody: {line}");
         return None;
     };
@@ -178,7 +239,24 @@ fn line<'a>(
         Some(policy) => line.with_hint(policy),
         None => line,
     };
-    Some((name, LoggedDenial { time: now(), instance: name.to_string(), line }))
+    let by_name = index.and_then(|index| names.name_of(index, line.dst)).map(ToString::to_string);
+    Some((name, DenialLine { name: by_name, ..line }))
+}
+
+/// A line with its instance, and the time that it is.
+fn logged_now(instance: &InstanceName, line: Line) -> LoggedDenial {
+    LoggedDenial { time: now(), instance: instance.to_string(), line }
+}
+
+/// The longest name of a refused question that is remembered: every byte of the longest name there is, escaped.
+const LONGEST_NAME: usize = 4 * 255;
+/// The longest of a type's.
+const LONGEST_TYPE: usize = 16;
+
+/// A text of whoever asked, as it may be printed: it cannot end its line, nor look like another field.
+fn shown(text: &str, longest: usize) -> String {
+    let printable = |c: char| if c.is_ascii_graphic() && c != '=' { c } else { '?' };
+    text.chars().take(longest).map(printable).collect()
 }
 
 /// Keeps it for `events`.

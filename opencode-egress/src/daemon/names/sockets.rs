@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
 };
 
@@ -60,11 +60,7 @@ impl ResolverSockets {
         match open(v6, SocketType::DGRAM) {
             Ok(udp) => sockets.extend([udp, open(v6, SocketType::STREAM)?]),
             // A machine without IPv6 has no such address, or no such sockets.
-            Err(error)
-                if matches!(
-                    error.raw_os_error(),
-                    Some(libc::EADDRNOTAVAIL | libc::EAFNOSUPPORT)
-                ) => {}
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EADDRNOTAVAIL | libc::EAFNOSUPPORT)) => {}
             Err(error) => return Err(error),
         }
         Ok(Self { port, sockets })
@@ -164,6 +160,8 @@ fn passed_descriptors() -> Vec<(OwnedFd, String)> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::{TcpListener, UdpSocket};
+
     use super::*;
 
     #[test]

@@ -158,6 +158,10 @@ mod tests {
         fs::create_dir(&path).expect("a directory in its place");
         let (mut store, _) = NameStore::open(&path);
         store.rewrite([record("one.example")].into_iter());
-        assert!(store.trouble.as_ref().is_some_and(|trouble| trouble.contains("taken")), "{:?}", store.trouble);
+        assert!(
+            store.trouble.as_ref().is_some_and(|trouble| trouble.contains("taken")),
+            "{:?}",
+            store.trouble
+        );
     }
 }

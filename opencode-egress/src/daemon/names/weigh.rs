@@ -19,24 +19,24 @@ const AT_LEAST: u64 = 60;
 const GRACE: u64 = 60;
 
 /// Until when new flows to the addresses of an answer may begin, that its client is told to keep for `ttl` seconds.
-pub(super) fn until(now: u64, ttl: u32, longest: u32) -> u64 {
+pub(crate) fn until(now: u64, ttl: u32, longest: u32) -> u64 {
     now + u64::from(ttl.min(longest)).max(AT_LEAST) + GRACE
 }
 
 /// What becomes of an answer.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Weighed {
+pub(crate) struct Weighed {
     /// Addresses that the client may be told.
-    pub told: Vec<IpAddr>,
+    pub(crate) told: Vec<IpAddr>,
     /// Those of them that flows by name may go to.
-    pub learned: Vec<LearnedAddress>,
+    pub(crate) learned: Vec<LearnedAddress>,
     /// Addresses that no name may bring, or that are denied.
-    pub forbidden: Vec<IpAddr>,
+    pub(crate) forbidden: Vec<IpAddr>,
 }
 
 /// Weighs an answer for a name by a policy's rules for names, which are not believed of addresses that no name may bring: `own` are the machine's. A
 /// network that the operator listed brings its addresses itself, and a deny rule is above all.
-pub fn weigh(
+pub(crate) fn weigh(
     name: &DnsName,
     addresses: &[IpAddr],
     until: u64,
@@ -108,7 +108,10 @@ mod tests {
         let own = [parse(&"198.51.100.7")];
         let name = asked.parse().expect("a name");
         let weighed = weigh(&name, &addresses, 100, &compiled.names, &compiled.rules(), &own);
-        assert_eq!(weighed.told.len() + weighed.forbidden.len(), if weighed == Weighed::default() { 0 } else { addresses.len() });
+        assert_eq!(
+            weighed.told.len() + weighed.forbidden.len(),
+            if weighed == Weighed::default() { 0 } else { addresses.len() }
+        );
         let learned = weighed.learned.iter().map(|learned| format!("{} {}", learned.address, learned.grant));
         (weighed.told.iter().map(ToString::to_string).collect(), learned.collect())
     }
@@ -116,7 +119,10 @@ mod tests {
     #[test]
     fn only_listed_names_bring_addresses() {
         let allow = r#""api.example.org", "*.example.net:22""#;
-        assert_eq!(weighed(allow, "", "api.example.org", &["192.0.2.1"]), (vec!["192.0.2.1".into()], vec!["192.0.2.1 0".into()]));
+        assert_eq!(
+            weighed(allow, "", "api.example.org", &["192.0.2.1"]),
+            (vec!["192.0.2.1".into()], vec!["192.0.2.1 0".into()])
+        );
         assert_eq!(weighed(allow, "", "a.b.example.net", &["::ffff:192.0.2.1"]).1, ["192.0.2.1 1"]);
         for other in ["example.org", "b.api.example.org", "example.net"] {
             assert_eq!(weighed(allow, "", other, &["192.0.2.1"]), (vec![], vec![]), "{other}");
@@ -126,21 +132,36 @@ mod tests {
     #[test]
     fn what_no_name_may_bring_is_not_told() {
         let allow = r#""api.example.org""#;
-        for forbidden in
-            ["127.0.0.1", "::1", "0.0.0.0", "169.254.169.254", "fe80::1", "224.0.0.1", "10.0.0.1", "fd00::1", "198.51.100.7"]
-        {
+        for forbidden in [
+            "127.0.0.1",
+            "::1",
+            "0.0.0.0",
+            "169.254.169.254",
+            "fe80::1",
+            "224.0.0.1",
+            "10.0.0.1",
+            "fd00::1",
+            "198.51.100.7",
+        ] {
             assert_eq!(weighed(allow, "", "api.example.org", &[forbidden]), (vec![], vec![]), "{forbidden}");
         }
         let private = r#"{"name": "api.example.org", "private": true}"#;
         assert_eq!(weighed(private, "", "api.example.org", &["10.0.0.1"]).1, ["10.0.0.1 0"]);
-        assert_eq!(weighed(private, "", "api.example.org", &["127.0.0.1", "169.254.169.254"]), (vec![], vec![]));
+        assert_eq!(
+            weighed(private, "", "api.example.org", &["127.0.0.1", "169.254.169.254"]),
+            (vec![], vec![])
+        );
     }
 
     #[test]
     fn a_deny_rule_is_above_and_a_listed_network_beside_it() {
         let allow = r#""api.example.org", "10.0.0.0/8:5432/tcp""#;
-        let (told, learned) = weighed(allow, r#""192.0.2.0/24""#, "api.example.org", &["192.0.2.1", "203.0.113.1", "10.0.0.1"]);
-        assert_eq!((told, learned), (vec!["203.0.113.1".into(), "10.0.0.1".into()], vec!["203.0.113.1 0".into()]));
+        let (told, learned) =
+            weighed(allow, r#""192.0.2.0/24""#, "api.example.org", &["192.0.2.1", "203.0.113.1", "10.0.0.1"]);
+        assert_eq!(
+            (told, learned),
+            (vec!["203.0.113.1".into(), "10.0.0.1".into()], vec!["203.0.113.1 0".into()])
+        );
         // Another protocol or port is denied there, and not what the name is listed for.
         let (told, _) = weighed(allow, r#""192.0.2.0/24:80/tcp""#, "api.example.org", &["192.0.2.1"]);
         assert_eq!(told, ["192.0.2.1"]);

@@ -15,6 +15,7 @@ use crate::{
         InstanceName, Policy,
         destination::protocol_name,
         explain::{Explanation, Judgement, PolicyFile, Rewritten, explain},
+        name::LearnedName,
         target::Target,
     },
     report::human::error_chain,
@@ -25,6 +26,7 @@ pub(in crate::daemon) struct ExplainTask {
     name: String,
     destination: Target,
     config: PathBuf,
+    mark: u32,
     in_force: InstancePolicies,
     instance: Result<InForce, DaemonError>,
 }
@@ -35,6 +37,7 @@ struct InForce {
     policy: Arc<Policy>,
     judged_by: Option<(PolicyHeader, KernelRules)>,
     detached: bool,
+    learned: Vec<LearnedName>,
     rewritten: Option<Rewritten>,
 }
 
@@ -45,7 +48,7 @@ impl Daemon {
             let instance = self.instance(&name)?;
             let policy = instance.policy.clone().unwrap_or_default();
             let judged_by = self.loaded.maps.policy(instance.index)?;
-            let mut lately = instance.recent.iter().rev().map(|denial| &denial.line);
+            let mut lately = instance.recent.iter().rev().filter_map(|denial| denial.line.flow());
             let rewritten = lately.find(|line| match &destination {
                 Target::Address(destination) => {
                     line.asked == Some(SocketAddr::new(destination.address, destination.port))
@@ -57,12 +60,22 @@ impl Daemon {
                 to: SocketAddr::new(line.dst, line.dport),
                 reason: line.reason.clone(),
             });
-            Ok(InForce { name, policy, judged_by, detached: instance.detached, rewritten })
+            let names = self.names.of.get(&instance.index);
+            let learned = match (&destination, names) {
+                (_, None) => vec![],
+                (Target::Name(named), Some(names)) => names.learned(Some(&named.name)),
+                (Target::Address(destination), Some(names)) => {
+                    let address = destination.address.to_canonical();
+                    names.learned(None).into_iter().filter(|learned| learned.address == address).collect()
+                }
+            };
+            Ok(InForce { name, policy, judged_by, detached: instance.detached, learned, rewritten })
         });
         ExplainTask {
             name: name.to_owned(),
             destination,
             config: self.policies.config.clone(),
+            mark: self.names.settings.mark,
             in_force: self.in_force(),
             instance,
         }
@@ -76,9 +89,9 @@ impl ExplainTask {
     ///
     /// When there is no such instance, or the kernel refuses.
     pub(in crate::daemon) fn run(self) -> Result<Explanation, DaemonError> {
-        let Self { name, destination, config, in_force, instance } = self;
-        let file = read(&config, &in_force).map(|Read { policies, compiled, .. }| (policies, compiled));
-        let InForce { name, policy, judged_by, detached, rewritten } =
+        let Self { name, destination, config, mark, in_force, instance } = self;
+        let file = read(&config, mark, &in_force).map(|Read { policies, compiled, .. }| (policies, compiled));
+        let InForce { name, policy, judged_by, detached, learned, rewritten } =
             instance.map_err(|error| match (&file, error) {
                 (Ok((policies, _)), DaemonError::UnknownInstance { .. })
                     if policies.keys().any(|known| known.as_str() == name) =>
@@ -88,7 +101,7 @@ impl ExplainTask {
                 (_, error) => error,
             })?;
         let judgement = match judged_by {
-            Some((header, rules)) => explain(&destination, &header, &rules, &policy, &[]),
+            Some((header, rules)) => explain(&destination, &header, &rules, &policy, &learned),
             None => Judgement::without_policy(),
         };
         let file = match &file {

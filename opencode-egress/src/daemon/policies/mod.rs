@@ -18,7 +18,8 @@ use crate::{
         policies::read::ChangedPolicy,
         state::{Daemon, InstanceState},
     },
-    policy::InstanceName,
+    kernel::instance::InstanceIndex,
+    policy::{InstanceName, Mode, Resolver, compile::CompiledName},
     report::{
         human::{error_chain, now},
         journal::RELOAD_REFUSED_ID,
@@ -42,6 +43,7 @@ impl Daemon {
             config: self.policies.config.clone(),
             last_applied: self.policies.last_applied.clone(),
             log: self.policies.log,
+            resolver: self.names.settings.clone(),
             in_force: self.in_force(),
         }
     }
@@ -80,13 +82,20 @@ impl Daemon {
 
     /// Puts what was prepared in force. Returns what is open and denied now, and was not reset, a line each.
     pub(in crate::daemon) fn apply(&mut self, prepared: Prepared) -> Result<Vec<String>, DaemonError> {
-        let Prepared { log, policies, changed, copy } = prepared;
+        let Prepared { log, resolver, policies, changed, copy } = prepared;
         let first = self.policies.applied == 0;
         let (mut put_in_force, mut judged, mut other_mode, mut new) = (vec![], vec![], vec![], vec![]);
         let mut entries = HashMap::new();
         self.claim_numbers(&policies)?;
-        for (name, ChangedPolicy { loaded, entries: count }) in changed {
+        let mut with_names = vec![];
+        for (name, ChangedPolicy { mut loaded, entries: count, names }) in changed {
             let Some(index) = self.numbers.known().get(&name).copied() else { continue };
+            if !names.is_empty() {
+                let (port, learned) = self.names.prepare(index, &name, &names)?;
+                loaded.with_names(port, resolver.mark, learned);
+                self.confinement.soon_with_names.insert(index);
+            }
+            with_names.push((index, names, policies[&name].mode));
             match self.instances.get(&name) {
                 Some(instance) if instance.mode() != policies[&name].mode => other_mode.push(index),
                 Some(_) => {}
@@ -99,15 +108,20 @@ impl Daemon {
             entries.insert(name.clone(), count);
             judged.push(name);
         }
+        // Before the policies: a question that is not sent to the resolver is denied.
+        let confined = self.confine_for_names();
         self.loaded.maps.set_limits(&log)?;
         // What was folded until now was judged in another mode.
         other_mode.iter().for_each(|index| self.end_folds(*index));
-        if let Err(error) = self.loaded.maps.put_in_force(put_in_force) {
+        let in_force = confined.and_then(|()| Ok(self.loaded.maps.put_in_force(put_in_force)?));
+        self.confinement.soon_with_names.clear();
+        if let Err(error) = in_force {
             let _ = self.loaded.maps.set_limits(&self.policies.log);
             // Those that were new with this file; the next look tries again.
             let _ = self.free_numbers();
-            return Err(error.into());
+            return Err(error);
         }
+        self.names_in_force(resolver, with_names);
         // They are in force. Nothing from here on makes that untrue.
         for index in other_mode {
             if let Err(error) = self.loaded.maps.report_repeats_at_once(index) {
@@ -139,6 +153,42 @@ impl Daemon {
         Ok(self.reset_denied(&judged.iter().collect::<Vec<_>>()))
     }
 
+    /// Takes note of what is in force of names now, and has the resolver told.
+    fn names_in_force(
+        &mut self,
+        resolver: Resolver,
+        with_names: Vec<(InstanceIndex, Vec<CompiledName>, Mode)>,
+    ) {
+        if self.names.settings.upstream != resolver.upstream {
+            self.names.resolvers.tell_upstream(&resolver.upstream);
+        }
+        self.names.settings = resolver;
+        for (index, names, mode) in with_names {
+            match names.is_empty() {
+                true => self.names.gone(index),
+                false => self.names.in_force(index, names, mode),
+            }
+        }
+    }
+
+    /// Makes the links that name rules take, for the units of instances that are about to have some.
+    fn confine_for_names(&mut self) -> Result<(), DaemonError> {
+        let soon = &self.confinement.soon_with_names;
+        let new = soon.iter().copied().filter(|index| !self.loaded.maps.has_names(*index));
+        let new: Vec<_> = new.collect();
+        if new.is_empty() {
+            return Ok(());
+        }
+        let services = self.confinement.hierarchy.services()?;
+        let units: Vec<_> = self
+            .instances
+            .iter()
+            .filter(|(_, instance)| new.contains(&instance.index) && !instance.detached)
+            .flat_map(|(name, instance)| instance.units().map(|unit| (name.clone(), unit.clone())))
+            .collect();
+        units.iter().try_for_each(|(name, unit)| self.confine_unasked(name, unit, &services))
+    }
+
     /// Keeps a copy of what was applied, for a start with a file that has an error.
     fn keep(&self, copy: io::Result<PathBuf>) {
         if let Err(error) = copy.and_then(|copy| fs::rename(copy, &self.policies.last_applied)) {
@@ -163,6 +213,10 @@ impl Daemon {
             instance.policy = None;
             instance.entries = 0;
         });
+        let gone: Vec<_> =
+            self.names.of.iter().filter(|(_, names)| !policies.contains_key(&names.name)).collect();
+        let gone: Vec<_> = gone.into_iter().map(|(index, _)| *index).collect();
+        gone.into_iter().for_each(|index| self.names.gone(index));
         if let Err(error) = self.find_unlisted() {
             warn!("cannot find units that no instance lists any more: {}", error_chain(&error));
         }

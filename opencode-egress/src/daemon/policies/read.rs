@@ -16,8 +16,8 @@ use crate::{
     daemon::{error::DaemonError, last_applied::is_own},
     kernel::maps::LoadedPolicy,
     policy::{
-        InstanceName, LogLimits,
-        compile::{CompiledPolicy, compile},
+        InstanceName, LogLimits, Resolver,
+        compile::{CompiledName, CompiledPolicy, compile},
         file,
     },
     report::human::error_chain,
@@ -27,19 +27,26 @@ use crate::{
 pub(in crate::daemon) struct Read {
     text: String,
     pub(in crate::daemon) log: LogLimits,
+    pub(in crate::daemon) resolver: Resolver,
     /// Its policies. Those that are in force already are the same in memory, too.
     pub(in crate::daemon) policies: InstancePolicies,
     /// What the others compile to.
     pub(in crate::daemon) compiled: BTreeMap<InstanceName, CompiledPolicy>,
 }
 
-/// Reads a file, and compiles the policies in it that are not in force.
-pub(in crate::daemon) fn read(config: &Path, in_force: &InstancePolicies) -> Result<Read, DaemonError> {
+/// Reads a file, and compiles the policies in it that are not in force, or with another mark.
+pub(in crate::daemon) fn read(
+    config: &Path,
+    mark: u32,
+    in_force: &InstancePolicies,
+) -> Result<Read, DaemonError> {
     let text = file::read(config)?;
     let set = file::parse(config, &text)?;
     let (mut policies, mut compiled) = (BTreeMap::new(), BTreeMap::new());
     for (name, policy) in set.instances {
-        if let Some(same) = in_force.get(&name).filter(|in_force| ***in_force == policy) {
+        // Sockets of flows by name are marked as the policy says.
+        let marked = policy.names.is_empty() || mark == set.resolver.mark;
+        if let Some(same) = in_force.get(&name).filter(|in_force| marked && ***in_force == policy) {
             policies.insert(name, Arc::clone(same));
             continue;
         }
@@ -48,7 +55,7 @@ pub(in crate::daemon) fn read(config: &Path, in_force: &InstancePolicies) -> Res
         compiled.insert(name.clone(), entries);
         policies.insert(name, Arc::new(policy));
     }
-    Ok(Read { text, log: set.log, policies, compiled })
+    Ok(Read { text, log: set.log, resolver: set.resolver, policies, compiled })
 }
 
 /// The policy file; or, when that has an error, what was last applied, and the error.
@@ -57,7 +64,7 @@ pub(in crate::daemon) fn read_or_last(
     last_applied: &Path,
 ) -> Result<(Read, Option<String>), DaemonError> {
     let nothing = InstancePolicies::new();
-    let error = match read(config, &nothing) {
+    let error = match read(config, 0, &nothing) {
         Ok(read) => return Ok((read, None)),
         Err(error) => error,
     };
@@ -65,13 +72,14 @@ pub(in crate::daemon) fn read_or_last(
         return Err(error);
     }
     // The error to tell is the file's.
-    let Ok(last) = read(last_applied, &nothing) else { return Err(error) };
+    let Ok(last) = read(last_applied, 0, &nothing) else { return Err(error) };
     Ok((last, Some(error_chain(&error))))
 }
 
 /// A policy file that is ready to be put in force.
 pub(in crate::daemon) struct Prepared {
     pub(in crate::daemon) log: LogLimits,
+    pub(in crate::daemon) resolver: Resolver,
     pub(in crate::daemon) policies: InstancePolicies,
     /// Those that are not in force.
     pub(in crate::daemon) changed: BTreeMap<InstanceName, ChangedPolicy>,
@@ -83,23 +91,23 @@ pub(in crate::daemon) struct Prepared {
 pub(in crate::daemon) struct ChangedPolicy {
     pub(in crate::daemon) loaded: LoadedPolicy,
     pub(in crate::daemon) entries: usize,
+    pub(in crate::daemon) names: Vec<CompiledName>,
 }
 
 impl Read {
     /// Brings what changes into the kernel, and writes a copy of the file beside what was applied last. One such copy at a
     /// time.
     pub(in crate::daemon) fn prepare(self, last_applied: &Path) -> Result<Prepared, DaemonError> {
-        let Self { text, log, policies, compiled } = self;
+        let Self { text, log, resolver, policies, compiled } = self;
         let copy = copy(&text, last_applied);
         drop(text);
         let load = |(name, compiled): (InstanceName, CompiledPolicy)| {
-            Ok((
-                name,
-                ChangedPolicy { loaded: LoadedPolicy::load(&compiled)?, entries: compiled.entries.len() },
-            ))
+            let loaded = LoadedPolicy::load(&compiled)?;
+            let CompiledPolicy { entries, names, .. } = compiled;
+            Ok((name, ChangedPolicy { loaded, entries: entries.len(), names }))
         };
         let changed = compiled.into_iter().map(load).collect::<Result<_, DaemonError>>()?;
-        Ok(Prepared { log, policies, changed, copy })
+        Ok(Prepared { log, resolver, policies, changed, copy })
     }
 }
 
@@ -118,14 +126,15 @@ pub(in crate::daemon) struct ReloadTask {
     pub(in crate::daemon) config: PathBuf,
     pub(in crate::daemon) last_applied: PathBuf,
     pub(in crate::daemon) log: LogLimits,
+    pub(in crate::daemon) resolver: Resolver,
     pub(in crate::daemon) in_force: InstancePolicies,
 }
 
 impl ReloadTask {
     /// Prepares the policy file, and says what it changes, a line each.
     pub(in crate::daemon) fn run(self) -> Result<(Prepared, Vec<String>), DaemonError> {
-        let Self { config, last_applied, log, in_force } = self;
-        let prepared = read(&config, &in_force)?.prepare(&last_applied)?;
+        let Self { config, last_applied, log, resolver, in_force } = self;
+        let prepared = read(&config, resolver.mark, &in_force)?.prepare(&last_applied)?;
         let changes = changes((&log, &in_force), (&prepared.log, &prepared.policies));
         Ok((prepared, changes))
     }

@@ -72,7 +72,7 @@ impl Server {
         self.publish(events);
     }
 
-    fn publish(&self, events: Vec<LoggedDenial>) {
+    pub(super) fn publish(&self, events: Vec<LoggedDenial>) {
         for event in events {
             // Nobody follows: nobody is told.
             let _ = self.events.send(event);
@@ -171,6 +171,7 @@ impl Server {
                     Err(error) => return Reply::Error(format!("the explanation broke off: {error}")),
                 }
             }
+            Request::Names { instance } => self.daemon.borrow().known_names(&instance).map(Reply::Names),
             Request::RememberedDenials { instance } => {
                 self.daemon.borrow().seen(&instance).map(Reply::RememberedDenials)
             }

@@ -4,6 +4,7 @@ mod clients;
 pub mod exposition;
 mod receive;
 mod reload;
+mod resolver;
 mod socket;
 
 use std::{
@@ -29,7 +30,7 @@ use tracing::{info, warn};
 use crate::{
     control::caller::Caller,
     daemon::{
-        serve::{clients::Server, exposition::MetricsAddress},
+        serve::{clients::Server, exposition::MetricsAddress, resolver::take_resolvers},
         state::Daemon,
     },
 };
@@ -41,6 +42,8 @@ const RECONCILE: Duration = Duration::from_secs(5);
 /// How long after one look the next one comes at the earliest, when inotify does: a look at a thousand units takes tens of
 /// milliseconds.
 const PAUSE: Duration = Duration::from_millis(100);
+/// The name of the socket for the resolver.
+const RESOLVER_SOCKET: &str = "resolver.sock";
 /// How long the last lines may take to be written.
 const LAST_LINES: Duration = Duration::from_secs(2);
 
@@ -78,6 +81,8 @@ pub async fn serve(
     if let Some(address) = metrics {
         Rc::clone(&server).serve_metrics(address).await;
     }
+    let resolvers = listen_for_resolvers(socket)?;
+    drop(spawn_local(take_resolvers(Rc::clone(&server), resolvers)));
     // What an earlier daemon left in the ring.
     let mut more_events = server.take_events();
     let _ = notify(&[NotifyState::Ready]);
@@ -127,6 +132,7 @@ pub async fn serve(
                     left_out_told = Instant::now();
                 }
                 daemon.forget_oldest();
+                daemon.forget_names();
                 daemon.flush_debug_log();
             }
             _ = reconcile.tick() => {
@@ -149,6 +155,7 @@ pub async fn serve(
     server.daemon.borrow_mut().reconcile();
     info!("stopping; what is confined stays confined");
     server.daemon.borrow().denials.journal.flush(LAST_LINES);
+    let _ = fs::remove_file(socket.with_file_name(RESOLVER_SOCKET));
     fs::remove_file(socket)
 }
 
@@ -175,6 +182,12 @@ pub fn listen(path: &Path) -> io::Result<UnixListener> {
         fs::create_dir_all(directory)?;
     }
     socket::listen(path, 0o600)
+}
+
+/// The socket to which the resolver connects, beside the control socket. Whoever connects is asked for its unit, not for its user: that is
+/// one that systemd makes up.
+fn listen_for_resolvers(control: &Path) -> io::Result<UnixListener> {
+    socket::listen(&control.with_file_name(RESOLVER_SOCKET), 0o666)
 }
 
 /// Waits for room and then for a client.

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Deserializer, de};
 
 use crate::policy::file::{
-    form::{Count, ListenForm, Pairs, Text},
+    form::{Count, ListenForm, Mark, Pairs, Text},
     rules::Rules,
 };
 
@@ -45,6 +45,7 @@ pub(super) struct Log {
 pub(super) struct ResolverForm {
     #[serde(default)]
     pub(super) upstream: Vec<Text>,
+    pub(super) mark: Option<Mark>,
 }
 
 #[derive(Deserialize)]

@@ -7,7 +7,7 @@ use serde::{
     de::{self, MapAccess, Visitor},
 };
 
-use crate::policy::Invalid;
+use crate::policy::{Invalid, resolver::DEFAULT_MARK};
 
 pub(super) enum RuleForm {
     Plain(Text),
@@ -197,6 +197,21 @@ pub(super) struct Port(pub(super) u16);
 impl<'de> Deserialize<'de> for Port {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         port(i64::deserialize(deserializer)?).map(Self)
+    }
+}
+
+/// One bit of a socket's mark.
+pub(super) struct Mark(pub(super) u32);
+
+impl<'de> Deserialize<'de> for Mark {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let number = i64::deserialize(deserializer)?;
+        match u32::try_from(number) {
+            Ok(mark) if mark.is_power_of_two() => Ok(Self(mark)),
+            _ => Err(de::Error::custom(format!(
+                "{number} is not one bit of a mark; write a power of two, as in {DEFAULT_MARK}, which is {DEFAULT_MARK:#x}"
+            ))),
+        }
     }
 }
 

@@ -11,11 +11,13 @@ pub use writer::{Journal, JournalState, KeepCounts, LineCounts};
 
 use crate::{
     policy::{InstanceName, Mode, mode_name},
-    report::denial::LoggedDenial,
+    report::denial::{DenialLine, LoggedDenial, QuestionLine},
 };
 
 /// A flow was denied.
 pub const DENIED_ID: &str = "2da292e8965a49f690f448fafc95f50a";
+/// A question for a name was refused.
+pub const QUESTION_REFUSED_ID: &str = "8f2a6d0f4c5b4f1d9a3c77e0b1d2e6c4";
 /// A bind to what the policy does not list was denied.
 pub const BIND_DENIED_ID: &str = "4d2b720e6d544cc6194f0724d5b8ef66";
 /// Denials had no line of their own.
@@ -38,14 +40,27 @@ pub fn identifier(instance: &str) -> String {
 
 impl Journal {
     /// Logs a denied flow of the instance with this number.
-    pub fn log_denial(&self, instance: u32, event: &LoggedDenial) {
-        self.denial(instance, denial(event));
+    pub fn log_denial(&self, instance: u32, event: &LoggedDenial, line: &DenialLine) {
+        self.denial(instance, denial(&event.instance, line));
+    }
+
+    /// Logs a refused question. `false`: there is no room for it.
+    pub fn log_question(&self, instance: u32, event: &LoggedDenial, line: &QuestionLine) -> bool {
+        let mode = if line.audit { Mode::Audit } else { Mode::Enforce };
+        let mut fields = vec![
+            ("EGRESS_QUERY", line.query.clone()),
+            ("EGRESS_TYPE", line.qtype.clone()),
+            ("EGRESS_REASON", line.reason.clone()),
+            ("EGRESS_SUPPRESSED", line.suppressed.to_string()),
+        ];
+        fields.extend(line.uid.map(|uid| ("EGRESS_UID", uid.to_string())));
+        self.question(instance, entry(&event.instance, QUESTION_REFUSED_ID, mode, &line.to_string(), &fields))
     }
 
     /// Logs a denied flow that was folded into an earlier line. `false`: there is no room for it, and it counts as folded.
-    pub fn log_folded(&self, instance: u32, event: &LoggedDenial) -> bool {
+    pub fn log_folded(&self, instance: u32, event: &LoggedDenial, line: &DenialLine) -> bool {
         // Not made in vain where a noisy instance has many of them.
-        self.has_room(instance) && self.folded(instance, denial(event))
+        self.has_room(instance) && self.folded(instance, denial(&event.instance, line))
     }
 
     /// Logs how many denials were left out of an instance's lines. `false`: there is no room, and nobody was told.
@@ -63,8 +78,7 @@ impl Journal {
     }
 }
 
-fn denial(event: &LoggedDenial) -> Entry {
-    let line = &event.line;
+fn denial(instance: &str, line: &DenialLine) -> Entry {
     let mode = if line.audit { Mode::Audit } else { Mode::Enforce };
     let mut fields = vec![
         ("EGRESS_PROTO", line.proto.clone()),
@@ -80,9 +94,10 @@ fn denial(event: &LoggedDenial) -> Entry {
     ];
     fields.extend(line.asked.map(|asked| ("EGRESS_ASKED", asked.to_string())));
     fields.extend(line.lport.map(|port| ("EGRESS_LPORT", port.to_string())));
+    fields.extend(line.name.clone().map(|name| ("EGRESS_NAME", name)));
     fields.extend(line.hint.clone().map(|hint| ("EGRESS_HINT", hint)));
     let id = if line.is_of_bind() { BIND_DENIED_ID } else { DENIED_ID };
-    entry(&event.instance, id, mode, &line.to_string(), &fields)
+    entry(instance, id, mode, &line.to_string(), &fields)
 }
 
 /// The line of [`Journal::log_left_out`]; like a denial's it says so where the mode let them pass.
@@ -114,6 +129,7 @@ mod tests {
         let mut entries: Vec<_> = catalog.lines().filter_map(|line| line.strip_prefix("-- ")).collect();
         let mut ids = [
             DENIED_ID,
+            QUESTION_REFUSED_ID,
             BIND_DENIED_ID,
             LEFT_OUT_ID,
             NOT_CONFINED_ID,

@@ -92,6 +92,7 @@ struct Line {
 #[derive(Clone, Copy)]
 enum Kind {
     Denial,
+    Question,
     LeftOut { limited: u64, lost: u64 },
     Own,
 }
@@ -177,6 +178,11 @@ impl Journal {
                 counts.unfolded += 1;
             });
         })
+    }
+
+    /// Takes the line of a refused question; `false`: there is no room.
+    pub(super) fn question(&self, instance: u32, entry: Entry) -> bool {
+        self.push(Owner::Instance(instance), entry, Kind::Question, |_| {})
     }
 
     /// Takes a line that tells of so many denials without one; `false`: there is no room.

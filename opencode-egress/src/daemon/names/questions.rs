@@ -1,0 +1,245 @@
+//! Questions of one instance: how many there were, and those that were refused, which are told like denied flows: the first at once,
+//! repeats folded into a line an interval, and no more lines than the limits let through.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::IpAddr,
+    time::Instant,
+};
+
+use crate::{
+    control::learned::{Counts, QueryReason},
+    policy::{LogLimits, Mode, name::DnsName},
+    report::{denial::QuestionLine, status::QuestionsStatus},
+};
+
+/// How many different refused questions are remembered.
+const MOST: usize = 1024;
+
+/// What makes two refused questions the same.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Question {
+    name: String,
+    qtype: String,
+    reason: QueryReason,
+}
+
+/// How often one was refused.
+#[derive(Clone, Copy, Debug)]
+struct Repeats {
+    attempts: u64,
+    /// Those without a line yet.
+    suppressed: u64,
+    /// When there was a line last.
+    told: Instant,
+    uid: Option<u32>,
+}
+
+/// The questions of one instance.
+#[derive(Debug, Default)]
+pub(crate) struct Questions {
+    counts: Counts,
+    refused: HashMap<Question, Repeats>,
+    by_reason: BTreeMap<QueryReason, u64>,
+    /// Refused questions over the rate, which have no line.
+    limited: u64,
+    /// The time at which the rate's bucket is full again.
+    bucket: Option<Instant>,
+    /// Addresses that names may not bring, to be told.
+    forbidden: Vec<String>,
+}
+
+impl Questions {
+    /// Adds what happened since the last time.
+    pub(crate) fn add(&mut self, counts: &Counts) {
+        let sum = &mut self.counts;
+        for (sum, more) in [
+            (&mut sum.questions, counts.questions),
+            (&mut sum.cached, counts.cached),
+            (&mut sum.answered, counts.answered),
+            (&mut sum.refused, counts.refused),
+            (&mut sum.failed, counts.failed),
+            (&mut sum.lost, counts.lost),
+        ] {
+            *sum = sum.saturating_add(more);
+        }
+    }
+
+    /// Takes note of addresses that a listed name brought and that no name may bring.
+    pub(crate) fn forbidden(&mut self, name: &DnsName, addresses: &[IpAddr]) {
+        let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+        let told = format!("{name} {}", addresses.join(","));
+        if self.forbidden.len() < MOST && !self.forbidden.contains(&told) {
+            self.forbidden.push(told);
+        }
+    }
+
+    /// Takes note of a refused question. Returns its line, if it is to have one now.
+    pub(crate) fn refuse(
+        &mut self,
+        name: &str,
+        qtype: &str,
+        reason: QueryReason,
+        uid: impl FnOnce() -> Option<u32>,
+        (limits, mode, now): (&LogLimits, Mode, Instant),
+    ) -> Option<QuestionLine> {
+        *self.by_reason.entry(reason).or_default() += 1;
+        let question = Question { name: name.to_owned(), qtype: qtype.to_owned(), reason };
+        if let Some(repeats) = self.refused.get_mut(&question) {
+            repeats.attempts += 1;
+            if now.saturating_duration_since(repeats.told) < limits.interval {
+                repeats.suppressed += 1;
+                return None;
+            }
+        } else {
+            if self.refused.len() >= MOST {
+                let oldest = self.refused.iter().min_by_key(|(_, repeats)| repeats.told);
+                let oldest = oldest.map(|(question, _)| question.clone());
+                oldest.map(|question| self.refused.remove(&question));
+            }
+            let first = Repeats { attempts: 1, suppressed: 0, told: now, uid: None };
+            self.refused.insert(question.clone(), first);
+        }
+        if !self.within_rate(limits, now) {
+            self.limited += 1;
+            return None;
+        }
+        let repeats = self.refused.get_mut(&question)?;
+        repeats.uid = uid().or(repeats.uid);
+        let suppressed = std::mem::take(&mut repeats.suppressed);
+        repeats.told = now;
+        Some(line(&question, repeats.uid, suppressed, mode))
+    }
+
+    /// Takes note of a line that found no room in the log.
+    pub(crate) fn lose(&mut self) {
+        self.counts.lost = self.counts.lost.saturating_add(1);
+    }
+
+    /// The lines of repeats whose interval is over and that were followed by none.
+    pub(crate) fn due(&mut self, limits: &LogLimits, mode: Mode, now: Instant) -> Vec<QuestionLine> {
+        let due = self.refused.iter_mut().filter(|(_, repeats)| {
+            repeats.suppressed > 0 && now.saturating_duration_since(repeats.told) >= limits.interval
+        });
+        due.map(|(question, repeats)| {
+            repeats.told = now;
+            // The line itself stands for one of them.
+            let suppressed = std::mem::take(&mut repeats.suppressed) - 1;
+            line(question, repeats.uid, suppressed, mode)
+        })
+        .collect()
+    }
+
+    /// The token bucket, as the time at which it will be full again.
+    fn within_rate(&mut self, limits: &LogLimits, now: Instant) -> bool {
+        let each = std::time::Duration::from_secs(1) / limits.per_sec.max(1);
+        let full = self.bucket.filter(|full| *full > now).unwrap_or(now);
+        if full + each > now + each * limits.burst {
+            return false;
+        }
+        self.bucket = Some(full + each);
+        true
+    }
+
+    /// What `suggest` makes rules of: names that were refused because no rule lists them, and how often.
+    pub(crate) fn unlisted(&self) -> BTreeMap<String, u64> {
+        let mut names: BTreeMap<String, u64> = BTreeMap::new();
+        let unlisted =
+            self.refused.iter().filter(|(question, _)| question.reason == QueryReason::NameNotAllowed);
+        for (question, repeats) in unlisted {
+            *names.entry(question.name.clone()).or_default() += repeats.attempts;
+        }
+        names
+    }
+
+    /// What `status` and metrics show.
+    pub(crate) fn status(&self) -> QuestionsStatus {
+        let Counts { questions, cached, answered, refused, failed, lost, .. } = self.counts;
+        QuestionsStatus {
+            questions,
+            cached,
+            answered,
+            refused,
+            failed,
+            lost,
+            limited: self.limited,
+            refused_by_reason: self
+                .by_reason
+                .iter()
+                .map(|(reason, count)| (reason.as_str().to_owned(), *count))
+                .collect(),
+            forbidden: self.forbidden.clone(),
+        }
+    }
+}
+
+fn line(
+    Question { name, qtype, reason }: &Question,
+    uid: Option<u32>,
+    suppressed: u64,
+    mode: Mode,
+) -> QuestionLine {
+    QuestionLine {
+        query: name.clone(),
+        qtype: qtype.clone(),
+        reason: reason.as_str().to_owned(),
+        uid,
+        suppressed,
+        audit: mode == Mode::Audit,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    const LIMITS: LogLimits = LogLimits { interval: Duration::from_secs(10), burst: 3, per_sec: 1 };
+
+    fn refuse(questions: &mut Questions, name: &str, now: Instant) -> Option<String> {
+        let line = questions.refuse(
+            name,
+            "A",
+            QueryReason::NameNotAllowed,
+            || Some(987),
+            (&LIMITS, Mode::Enforce, now),
+        );
+        line.map(|line| line.to_string())
+    }
+
+    #[test]
+    fn the_first_is_told_at_once_and_repeats_with_the_next_line() {
+        let (mut questions, begin) = (Questions::default(), Instant::now());
+        let first = "query=evil.example type=A reason=name-not-allowed uid=987 suppressed=0";
+        assert_eq!(refuse(&mut questions, "evil.example", begin).as_deref(), Some(first));
+        for _ in 0..5 {
+            assert_eq!(refuse(&mut questions, "evil.example", begin), None);
+        }
+        let later = begin + Duration::from_secs(11);
+        assert_eq!(questions.due(&LIMITS, Mode::Enforce, begin), []);
+        let due = questions.due(&LIMITS, Mode::Audit, later);
+        assert_eq!(due.len(), 1);
+        assert!(due[0].to_string().ends_with("suppressed=4 mode=audit"), "{}", due[0]);
+        assert_eq!(questions.unlisted(), BTreeMap::from([("evil.example".to_owned(), 6)]));
+    }
+
+    #[test]
+    fn more_lines_than_the_limits_let_through_are_counted() {
+        let (mut questions, begin) = (Questions::default(), Instant::now());
+        let told =
+            (0..10).filter(|number| refuse(&mut questions, &format!("n{number}.example"), begin).is_some());
+        assert_eq!(told.count(), 3);
+        assert_eq!(questions.status().limited, 7);
+        assert!(refuse(&mut questions, "later.example", begin + Duration::from_secs(2)).is_some());
+    }
+
+    #[test]
+    fn there_is_an_end_to_what_is_remembered() {
+        let (mut questions, begin) = (Questions::default(), Instant::now());
+        for number in 0..2000 {
+            refuse(&mut questions, &format!("n{number}.example"), begin);
+        }
+        assert_eq!(questions.refused.len(), MOST);
+    }
+}
