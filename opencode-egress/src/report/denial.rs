@@ -63,6 +63,9 @@ pub struct QuestionLine {
     pub qtype: String,
     /// Why.
     pub reason: String,
+    /// The address that no name may bring, where that is why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<IpAddr>,
     /// The id of the user that asked, where it was still there to be looked at.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uid: Option<u32>,
@@ -74,8 +77,11 @@ pub struct QuestionLine {
 
 impl fmt::Display for QuestionLine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { query, qtype, reason, uid, suppressed, audit } = self;
+        let Self { query, qtype, reason, address, uid, suppressed, audit } = self;
         write!(f, "query={query} type={qtype} reason={reason} ")?;
+        if let Some(address) = address {
+            write!(f, "address={address} ")?;
+        }
         match uid {
             Some(uid) => write!(f, "uid={uid} ")?,
             None => f.write_str("uid=- ")?,

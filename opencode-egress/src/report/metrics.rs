@@ -188,6 +188,7 @@ mod tests {
                 folded: 4,
                 limited: 2,
             },
+            names: None,
             last_denial: None,
             removed: false,
             detached: false,

@@ -98,8 +98,6 @@ pub struct QuestionsStatus {
     pub limited: u64,
     /// Refused ones that it told of, by reason.
     pub refused_by_reason: BTreeMap<String, u64>,
-    /// Names that brought addresses which no name may bring, with these.
-    pub forbidden: Vec<String>,
 }
 
 /// A start that `attach` did not let go on.

@@ -257,6 +257,7 @@ pub(crate) mod tests {
             outlived_denials: 0,
             failed_attach: None,
             counters,
+            names: None,
             last_denial: None,
         }
     }
@@ -277,8 +278,9 @@ pub(crate) mod tests {
             generation: 2,
             audit: false,
             hint: None,
+            name: None,
         };
-        LoggedDenial { time, instance: "b".to_owned(), line }
+        LoggedDenial { time, instance: "b".to_owned(), line: Line::Flow(line) }
     }
 
     /// `a` is as it should be; everything that can be the matter is the matter with the others.
@@ -295,7 +297,7 @@ pub(crate) mod tests {
         let mut d = instance(vec![unit("d", true, 9), unit("d2", true, full)]);
         d.mode = "audit".to_owned();
         d.last_denial = Some(event(940));
-        if let Some(LoggedDenial { line, .. }) = &mut d.last_denial {
+        if let Some(LoggedDenial { line: Line::Flow(line), .. }) = &mut d.last_denial {
             line.audit = true;
         }
         let e = instance(vec![unit("e", false, 0)]);

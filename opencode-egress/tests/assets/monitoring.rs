@@ -42,6 +42,7 @@ fn everything() -> String {
             denied_bytes_by_reason: by_reason,
             ..CountersStatus::default()
         },
+        names: None,
         last_denial: None,
         removed: false,
         detached: false,

@@ -16,7 +16,7 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg}
 use crate::{
     command::{exec::output::Output, resolve},
     control::learned::{FromResolver, MAX_FROM_RESOLVER, MAX_TTL, ToResolver},
-    daemon::names::{Questions, ResolverSockets, until, weigh},
+    daemon::names::{Question, Questions, ResolverSockets, until, weigh},
     kernel::{
         addresses::own_addresses,
         instance::InstanceIndex,
@@ -107,14 +107,15 @@ impl Names {
             let line: Vec<_> = self.read.drain(..=end).collect();
             match serde_json::from_slice(&line)? {
                 FromResolver::Learn { id, name, addresses, ttl, .. } => {
-                    let told = self.learn(loaded, &name, &addresses, ttl).unwrap_or_default();
+                    let told = self.learn(loaded, &name, &addresses, ttl, output).unwrap_or_default();
                     send(stream, &ToResolver::Learned { id, addresses: told }, &[])?;
                 }
                 FromResolver::Refused { name, qtype, reason, .. } => {
                     let limits = (&LogLimits::default(), self.mode, Instant::now());
                     // Whoever it is, it is this command.
                     let uid = || None;
-                    if let Some(line) = self.questions.refuse(&name, &qtype, reason, uid, limits) {
+                    let question = Question { name, qtype, reason, address: None };
+                    if let Some(line) = self.questions.refuse(question, uid, limits) {
                         output.say(&format!("denied: {line}"));
                     }
                 }
@@ -134,6 +135,7 @@ impl Names {
         name: &str,
         addresses: &[std::net::IpAddr],
         ttl: u32,
+        output: &mut Output,
     ) -> Option<Vec<std::net::IpAddr>> {
         let name: DnsName = name.parse().ok()?;
         let own = own_addresses().ok()?;
@@ -148,6 +150,12 @@ impl Names {
         for learned in &weighed.learned {
             if loaded.maps.learn(InstanceIndex::FIRST, learned).is_err() {
                 weighed.told.retain(|told| *told != learned.address);
+            }
+        }
+        for address in weighed.forbidden {
+            let limits = (&LogLimits::default(), self.mode, Instant::now());
+            if let Some(line) = self.questions.refuse(Question::forbidden(&name, address), || None, limits) {
+                output.say(&format!("denied: {line}"));
             }
         }
         self.known.learn(&name, &weighed.told, until, now);

@@ -4,7 +4,7 @@ mod seen;
 
 use std::{
     collections::BTreeMap,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     time::{Duration, Instant},
 };
 
@@ -18,12 +18,12 @@ use crate::{
     control::learned::{Counts, QueryReason},
     daemon::{
         error::DaemonError,
-        names::Names,
+        names::{Names, Question},
         predecessor::Predecessor,
         state::{Daemon, Denials, InstanceState, RECENT_EVENTS},
     },
     kernel::{instance::InstanceIndex, registry::InstanceNumbers},
-    policy::InstanceName,
+    policy::{InstanceName, name::DnsName},
     report::{
         denial::{DenialLine, Line, LoggedDenial, QuestionLine},
         human::{error_chain, now},
@@ -143,9 +143,28 @@ impl Daemon {
         let port = instance.sockets.port();
         let uid = || connections.user_of(source, port);
         let (name, qtype) = (shown(name, LONGEST_NAME), shown(qtype, LONGEST_TYPE));
+        let question = Question { name, qtype, reason, address: None };
         let limits = (&policies.log, instance.mode, now);
-        let line = instance.questions.refuse(&name, &qtype, reason, uid, limits)?;
+        let line = instance.questions.refuse(question, uid, limits)?;
         self.log_question(index, line)
+    }
+
+    /// Takes note of addresses that an answer for a listed name brought to an instance and that no name may bring, and logs it.
+    pub(in crate::daemon) fn refuse_addresses(
+        &mut self,
+        index: InstanceIndex,
+        name: &DnsName,
+        addresses: &[IpAddr],
+    ) {
+        for address in addresses {
+            let Some(instance) = self.names.of.get_mut(&index) else { return };
+            let limits = (&self.policies.log, instance.mode, Instant::now());
+            let question = Question::forbidden(name, *address);
+            if let Some(line) = instance.questions.refuse(question, || None, limits) {
+                let event = self.log_question(index, line);
+                self.denials.unpublished.extend(event);
+            }
+        }
     }
 
     fn log_question(&mut self, index: InstanceIndex, line: QuestionLine) -> Option<LoggedDenial> {

@@ -22,7 +22,7 @@ use tracing::{error, warn};
 
 pub(in crate::daemon) use self::resolver::Told;
 pub(crate) use self::{
-    questions::Questions,
+    questions::{Question, Questions},
     sockets::ResolverSockets,
     weigh::{until, weigh},
 };
@@ -304,9 +304,6 @@ impl Daemon {
             // It would be refused; the line says so.
             return addresses.to_vec();
         }
-        if !weighed.forbidden.is_empty() {
-            instance.questions.forbidden(&name, &weighed.forbidden);
-        }
         if instance.known.count().1 + weighed.learned.len() > MAX_ADDRESSES {
             instance.known.forget(now);
             if instance.known.count().1 + weighed.learned.len() > MAX_ADDRESSES {
@@ -340,6 +337,7 @@ impl Daemon {
                 weighed.told.retain(|told| *told != address.address);
             }
         }
+        self.refuse_addresses(index, &name, &weighed.forbidden);
         weighed.told
     }
 

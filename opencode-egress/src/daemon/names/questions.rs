@@ -16,12 +16,30 @@ use crate::{
 /// How many different refused questions are remembered.
 const MOST: usize = 1024;
 
-/// What makes two refused questions the same.
+/// A refused question; what is the same in two of them is told once an interval.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Question {
-    name: String,
-    qtype: String,
-    reason: QueryReason,
+pub(crate) struct Question {
+    /// The name that was asked for.
+    pub(crate) name: String,
+    /// The type, as in `AAAA`.
+    pub(crate) qtype: String,
+    /// Why it was refused.
+    pub(crate) reason: QueryReason,
+    /// The address that no name may bring, where that is why.
+    pub(crate) address: Option<IpAddr>,
+}
+
+impl Question {
+    /// That for a listed name, whose answer had an address that no name may bring.
+    pub(crate) fn forbidden(name: &DnsName, address: IpAddr) -> Self {
+        let qtype = if address.is_ipv4() { "A" } else { "AAAA" };
+        Self {
+            name: name.to_string(),
+            qtype: qtype.to_owned(),
+            reason: QueryReason::ForbiddenAddress,
+            address: Some(address),
+        }
+    }
 }
 
 /// How often one was refused.
@@ -45,8 +63,6 @@ pub(crate) struct Questions {
     limited: u64,
     /// The time at which the rate's bucket is full again.
     bucket: Option<Instant>,
-    /// Addresses that names may not bring, to be told.
-    forbidden: Vec<String>,
 }
 
 impl Questions {
@@ -65,26 +81,14 @@ impl Questions {
         }
     }
 
-    /// Takes note of addresses that a listed name brought and that no name may bring.
-    pub(crate) fn forbidden(&mut self, name: &DnsName, addresses: &[IpAddr]) {
-        let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
-        let told = format!("{name} {}", addresses.join(","));
-        if self.forbidden.len() < MOST && !self.forbidden.contains(&told) {
-            self.forbidden.push(told);
-        }
-    }
-
     /// Takes note of a refused question. Returns its line, if it is to have one now.
     pub(crate) fn refuse(
         &mut self,
-        name: &str,
-        qtype: &str,
-        reason: QueryReason,
+        question: Question,
         uid: impl FnOnce() -> Option<u32>,
         (limits, mode, now): (&LogLimits, Mode, Instant),
     ) -> Option<QuestionLine> {
-        *self.by_reason.entry(reason).or_default() += 1;
-        let question = Question { name: name.to_owned(), qtype: qtype.to_owned(), reason };
+        *self.by_reason.entry(question.reason).or_default() += 1;
         if let Some(repeats) = self.refused.get_mut(&question) {
             repeats.attempts += 1;
             if now.saturating_duration_since(repeats.told) < limits.interval {
@@ -168,13 +172,12 @@ impl Questions {
                 .iter()
                 .map(|(reason, count)| (reason.as_str().to_owned(), *count))
                 .collect(),
-            forbidden: self.forbidden.clone(),
         }
     }
 }
 
 fn line(
-    Question { name, qtype, reason }: &Question,
+    Question { name, qtype, reason, address }: &Question,
     uid: Option<u32>,
     suppressed: u64,
     mode: Mode,
@@ -183,6 +186,7 @@ fn line(
         query: name.clone(),
         qtype: qtype.clone(),
         reason: reason.as_str().to_owned(),
+        address: *address,
         uid,
         suppressed,
         audit: mode == Mode::Audit,
@@ -198,13 +202,9 @@ mod tests {
     const LIMITS: LogLimits = LogLimits { interval: Duration::from_secs(10), burst: 3, per_sec: 1 };
 
     fn refuse(questions: &mut Questions, name: &str, now: Instant) -> Option<String> {
-        let line = questions.refuse(
-            name,
-            "A",
-            QueryReason::NameNotAllowed,
-            || Some(987),
-            (&LIMITS, Mode::Enforce, now),
-        );
+        let reason = QueryReason::NameNotAllowed;
+        let question = Question { name: name.to_owned(), qtype: "A".to_owned(), reason, address: None };
+        let line = questions.refuse(question, || Some(987), (&LIMITS, Mode::Enforce, now));
         line.map(|line| line.to_string())
     }
 

@@ -54,6 +54,7 @@ impl Journal {
             ("EGRESS_SUPPRESSED", line.suppressed.to_string()),
         ];
         fields.extend(line.uid.map(|uid| ("EGRESS_UID", uid.to_string())));
+        fields.extend(line.address.map(|address| ("EGRESS_ADDRESS", address.to_string())));
         self.question(instance, entry(&event.instance, QUESTION_REFUSED_ID, mode, &line.to_string(), &fields))
     }
 
