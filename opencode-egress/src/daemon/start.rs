@@ -76,6 +76,7 @@ impl Daemon {
             config: config.to_owned(),
             last_applied: last_applied.clone(),
             log: read.log,
+            resolver: read.resolver.clone(),
             reload_error: bad_file,
             applied: 0,
         };

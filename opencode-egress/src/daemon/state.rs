@@ -16,7 +16,7 @@ use crate::{
         pins::{MapPins, PinLock, Pins},
         registry::InstanceNumbers,
     },
-    policy::{InstanceName, LogLimits, Mode, Policy, UnitName},
+    policy::{InstanceName, LogLimits, Mode, Policy, Resolver, UnitName},
     report::{
         denial::LoggedDenial,
         journal::{Journal, LineCounts},
@@ -131,6 +131,8 @@ pub(super) struct Policies {
     pub(super) last_applied: PathBuf,
     /// How denials are logged.
     pub(super) log: LogLimits,
+    /// How listed names are looked up.
+    pub(super) resolver: Resolver,
     /// Why the file was not applied when that was last tried.
     pub(super) reload_error: Option<String>,
     /// When the file was last applied; seconds since 1970.

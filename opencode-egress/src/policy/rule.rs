@@ -218,8 +218,8 @@ impl FromStr for PortRange {
     }
 }
 
-/// A rule for a network.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+/// A rule for a network. Ordered by network, protocol and ports.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Rule {
     cidr: Cidr,
     protocol: RuleProtocol,

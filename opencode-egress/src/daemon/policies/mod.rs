@@ -42,6 +42,7 @@ impl Daemon {
             config: self.policies.config.clone(),
             last_applied: self.policies.last_applied.clone(),
             log: self.policies.log,
+            resolver: self.policies.resolver.clone(),
             in_force: self.in_force(),
         }
     }
@@ -80,7 +81,7 @@ impl Daemon {
 
     /// Puts what was prepared in force. Returns what is open and denied now, and was not reset, a line each.
     pub(in crate::daemon) fn apply(&mut self, prepared: Prepared) -> Result<Vec<String>, DaemonError> {
-        let Prepared { log, policies, changed, copy } = prepared;
+        let Prepared { log, resolver, policies, changed, copy } = prepared;
         let first = self.policies.applied == 0;
         let (mut put_in_force, mut judged, mut other_mode, mut new) = (vec![], vec![], vec![], vec![]);
         let mut entries = HashMap::new();
@@ -128,6 +129,7 @@ impl Daemon {
             }
         }
         self.policies.log = log;
+        self.policies.resolver = resolver;
         self.policies.applied = now();
         self.keep(copy);
         self.reconcile();

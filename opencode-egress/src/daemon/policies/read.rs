@@ -16,7 +16,7 @@ use crate::{
     daemon::{error::DaemonError, last_applied::is_own},
     kernel::maps::LoadedPolicy,
     policy::{
-        InstanceName, LogLimits,
+        InstanceName, LogLimits, Resolver,
         compile::{CompiledPolicy, compile},
         file,
     },
@@ -27,6 +27,7 @@ use crate::{
 pub(in crate::daemon) struct Read {
     text: String,
     pub(in crate::daemon) log: LogLimits,
+    pub(in crate::daemon) resolver: Resolver,
     /// Its policies. Those that are in force already are the same in memory, too.
     pub(in crate::daemon) policies: InstancePolicies,
     /// What the others compile to.
@@ -48,7 +49,7 @@ pub(in crate::daemon) fn read(config: &Path, in_force: &InstancePolicies) -> Res
         compiled.insert(name.clone(), entries);
         policies.insert(name, Arc::new(policy));
     }
-    Ok(Read { text, log: set.log, policies, compiled })
+    Ok(Read { text, log: set.log, resolver: set.resolver, policies, compiled })
 }
 
 /// The policy file; or, when that has an error, what was last applied, and the error.
@@ -72,6 +73,7 @@ pub(in crate::daemon) fn read_or_last(
 /// A policy file that is ready to be put in force.
 pub(in crate::daemon) struct Prepared {
     pub(in crate::daemon) log: LogLimits,
+    pub(in crate::daemon) resolver: Resolver,
     pub(in crate::daemon) policies: InstancePolicies,
     /// Those that are not in force.
     pub(in crate::daemon) changed: BTreeMap<InstanceName, ChangedPolicy>,
@@ -89,7 +91,7 @@ impl Read {
     /// Brings what changes into the kernel, and writes a copy of the file beside what was applied last. One such copy at a
     /// time.
     pub(in crate::daemon) fn prepare(self, last_applied: &Path) -> Result<Prepared, DaemonError> {
-        let Self { text, log, policies, compiled } = self;
+        let Self { text, log, resolver, policies, compiled } = self;
         let copy = copy(&text, last_applied);
         drop(text);
         let load = |(name, compiled): (InstanceName, CompiledPolicy)| {
@@ -99,7 +101,7 @@ impl Read {
             ))
         };
         let changed = compiled.into_iter().map(load).collect::<Result<_, DaemonError>>()?;
-        Ok(Prepared { log, policies, changed, copy })
+        Ok(Prepared { log, resolver, policies, changed, copy })
     }
 }
 
@@ -118,15 +120,17 @@ pub(in crate::daemon) struct ReloadTask {
     pub(in crate::daemon) config: PathBuf,
     pub(in crate::daemon) last_applied: PathBuf,
     pub(in crate::daemon) log: LogLimits,
+    pub(in crate::daemon) resolver: Resolver,
     pub(in crate::daemon) in_force: InstancePolicies,
 }
 
 impl ReloadTask {
     /// Prepares the policy file, and says what it changes, a line each.
     pub(in crate::daemon) fn run(self) -> Result<(Prepared, Vec<String>), DaemonError> {
-        let Self { config, last_applied, log, in_force } = self;
+        let Self { config, last_applied, log, resolver, in_force } = self;
         let prepared = read(&config, &in_force)?.prepare(&last_applied)?;
-        let changes = changes((&log, &in_force), (&prepared.log, &prepared.policies));
+        let changes =
+            changes((&log, &resolver, &in_force), (&prepared.log, &prepared.resolver, &prepared.policies));
         Ok((prepared, changes))
     }
 }
