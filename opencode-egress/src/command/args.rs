@@ -73,6 +73,11 @@ pub enum Command {
     /// applied. What was asked for by name becomes a rule for the name. No network of several hosts covers any part of a
     /// deny rule. Judge each one before it is pasted into the policy: a denial may have had good reason.
     Suggest(SuggestArgs),
+    /// Print lists of names that go together, by the service or tool that needs them
+    ///
+    /// A policy takes one as {"preset": NAME} under `allow`, `exec` with --preset, an instance of the NixOS module under
+    /// `networkIsolation.presets`.
+    Presets(PresetsArgs),
     /// Apply the policy file again
     Reload(ControlArgs),
     /// Take an instance's links away, on purpose: its running units are no longer confined
@@ -160,6 +165,17 @@ pub struct CheckArgs {
     /// The policy file
     #[arg(default_value = POLICY_FILE)]
     pub file: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `presets`.
+#[derive(Debug, Args)]
+pub struct PresetsArgs {
+    /// Only this one
+    #[arg(value_parser = preset)]
+    pub name: Option<&'static Preset>,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
