@@ -1,8 +1,10 @@
+use opencode_egress_common::flow::Protocol;
 use proptest::prelude::*;
 
 use super::*;
 use crate::policy::{
     compile::tests::{
+        names::name_rules,
         rule,
         strategies::{flows, policies},
     },
@@ -211,7 +213,7 @@ fn bind(at: Destination) -> DeniedDestination {
     }
 }
 
-fn asked(name: &str, ports: &[u16], attempts: u64) -> DeniedName {
+fn asked_at(name: &str, ports: &[u16], attempts: u64) -> DeniedName {
     DeniedName { name: name.to_owned(), ports: ports.to_vec(), attempts }
 }
 
@@ -231,13 +233,47 @@ fn check_names(
     suggestion
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(150))]
+
+    /// With the rules, the policy lists every name that was asked for, with every port that was tried; and without one of
+    /// them it does not.
+    #[test]
+    fn what_was_asked_for_is_listed_then(
+        listed in prop::collection::vec(name_rules(), 0..3),
+        asked in prop::collection::btree_map("(a|b|a\\.c)\\.example\\.(org|net)|example\\.org", prop::collection::vec(1..8_u16, 0..3), 0..8),
+        wildcards: bool,
+    ) {
+        let policy = Policy { names: listed, ..Policy::default() };
+        let denied: Vec<_> = asked.iter().map(|(name, ports)| asked_at(name, ports, 1)).collect();
+        let widest = Widest { wildcards, ..WIDEST };
+        let Suggestion { rules, no_names, .. } = suggest(&policy, &[], &denied, widest).expect("few combinations");
+        prop_assert!(no_names.is_empty());
+        let missing = |policy: &Policy| {
+            denied.iter().any(|DeniedName { name, ports, .. }| {
+                let name = name.parse().expect("a name");
+                let ports = if ports.is_empty() { &[443][..] } else { ports };
+                ports.iter().any(|port| {
+                    let flow = Flow { address: std::net::IpAddr::from([0, 0, 0, 0]).into(), protocol: Protocol::TCP, port: *port };
+                    !policy.names.iter().any(|rule| rule.pattern().matches(&name) && rule.speaks_of(&flow))
+                })
+            })
+        };
+        prop_assert!(!missing(&with(&policy, &rules)), "{:?}", rules);
+        for left_out in &rules {
+            let fewer = with(&policy, rules.iter().filter(|suggested| *suggested != left_out));
+            prop_assert!(missing(&fewer), "{}", left_out.rule);
+        }
+    }
+}
+
 #[test]
 fn names_that_were_asked_for_become_rules() {
     let policy = &Policy::default();
     let names = [
-        asked("api.example.org", &[], 3),
-        asked("github.com", &[443, 22], 2),
-        asked("a.example.net", &[8080], 1),
+        asked_at("api.example.org", &[], 3),
+        asked_at("github.com", &[443, 22], 2),
+        asked_at("a.example.net", &[8080], 1),
     ];
     let expect = [("a.example.net:8080", 1), ("api.example.org", 3), ("github.com:22,443", 2)];
     check_names(policy, &[], &names, false, &expect);
@@ -254,13 +290,13 @@ fn names_that_were_asked_for_become_rules() {
 fn several_names_become_a_wildcard_only_when_that_is_asked_for() {
     let policy = &Policy::default();
     let names = [
-        asked("a.example.org", &[], 1),
-        asked("b.c.example.org", &[], 2),
-        asked("example.org", &[], 4),
-        asked("d.example.org", &[22], 8),
-        asked("one.example.net", &[], 16),
-        asked("a.github.io", &[], 1),
-        asked("b.github.io", &[], 1),
+        asked_at("a.example.org", &[], 1),
+        asked_at("b.c.example.org", &[], 2),
+        asked_at("example.org", &[], 4),
+        asked_at("d.example.org", &[22], 8),
+        asked_at("one.example.net", &[], 16),
+        asked_at("a.github.io", &[], 1),
+        asked_at("b.github.io", &[], 1),
     ];
     let exact = [
         ("a.example.org", 1),
@@ -302,7 +338,7 @@ fn an_address_that_a_name_brought_becomes_a_rule_for_the_name() {
     let suggestion = check_names(&policy, &denied, &[], false, &expect);
     assert_eq!(suggestion.by_deny_rule, [destination("203.0.113.9:443")]);
     // That the name was asked for adds no port, where some were tried.
-    let names = [asked("api.example.org", &[], 5)];
+    let names = [asked_at("api.example.org", &[], 5)];
     let expect = [("192.0.2.9/32/icmp", 1), ("api.example.org:8443", 7), ("api.example.org:443/udp", 1)];
     check_names(&policy, &denied, &names, false, &expect);
 }
@@ -311,7 +347,7 @@ fn an_address_that_a_name_brought_becomes_a_rule_for_the_name() {
 #[test]
 fn what_is_no_name_for_a_rule_is_left_out() {
     let names = ["wpad", "a b.example.org", "192.0.2.1", "*.com", "localhost", "\u{1b}[2K.example.org"];
-    let asked = names.map(|name| asked(name, &[], 1));
+    let asked = names.map(|name| asked_at(name, &[], 1));
     let suggestion = check_names(&Policy::default(), &[], &asked, true, &[]);
     assert_eq!(suggestion.no_names, names.map(str::to_owned).into());
 }
