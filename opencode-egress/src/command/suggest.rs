@@ -94,10 +94,8 @@ fn notes(args: &SuggestArgs, policy: &Policy, denied: usize, suggestion: &Sugges
         (rules, ..) => format!("{name}: rules: {rules}, for denials: {attempts}; add those that should be"),
     }];
     if !no_names.is_empty() {
-        let shown = |name: &String| format!("`{}`", name.escape_debug());
-        let names: Vec<_> = no_names.iter().collect();
-        notes
-            .push(format!("left out, there is no rule for such names: {}", list(&names, |name| shown(name))));
+        let names: Vec<_> = no_names.iter().map(|name| format!("`{}`", name.escape_debug())).collect();
+        notes.push(format!("left out, there is no rule for such names: {}", list(&names, Clone::clone)));
     }
     if !by_deny_rule.is_empty() {
         notes.push(format!("left out, a deny rule covers them: {}", list(by_deny_rule, ToString::to_string)));
