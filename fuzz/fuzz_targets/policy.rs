@@ -1,5 +1,5 @@
 //! What becomes of a policy file: it is refused with a place in it and a line that says why, or it is a policy that
-//! compiles to what its rules say, and that is the same when it is written out and read again.
+//! compiles to what its rules say, and that is the same when it is written out and read again. So is each of its rules.
 
 #![no_main]
 
@@ -11,14 +11,15 @@ use std::{collections::HashSet, net::IpAddr, path::Path};
 // `reference` finds it in its crate.
 use opencode_egress::policy;
 use opencode_egress::policy::{
-    compile::compile,
+    compile::{CompileError, CompiledName, compile},
     file::{ConfigError, parse},
 };
 use opencode_egress_common::{
-    decide::decide,
+    abi::{Grant, TrieKey},
+    decide::{Rules as _, decide},
     flow::{Flow, Protocol},
 };
-use policy::{Listen, Policy, PolicySet, Rule, mode_name};
+use policy::{AnyRule, Listen, NameRule, Policy, PolicySet, Rule, mode_name};
 use serde_json::{Value, json};
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
@@ -27,6 +28,7 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
         Ok(set) => {
             let again = written(&set).to_string();
             assert_eq!(parse(Path::new("again.json"), &again).expect("what is written can be read"), set);
+            set.instances.values().for_each(check_text);
             set.instances.values().for_each(check_compiled);
         }
         Err(ConfigError::Invalid { line, column, message, .. }) => {
@@ -44,7 +46,7 @@ fn written(set: &PolicySet) -> Value {
         let policy = json!({
             "units": policy.units.iter().map(|unit| unit.as_str()).collect::<Vec<_>>(),
             "mode": mode_name(policy.mode),
-            "allow": policy.allow.iter().map(rule).collect::<Vec<_>>(),
+            "allow": policy.allow.iter().map(rule).chain(policy.names.iter().map(name_rule)).collect::<Vec<_>>(),
             "deny": policy.deny.iter().map(rule).collect::<Vec<_>>(),
             "listen": policy.listen.iter().map(listen).collect::<Vec<_>>(),
         });
@@ -53,12 +55,31 @@ fn written(set: &PolicySet) -> Value {
     let instances: serde_json::Map<_, _> = instances.collect();
     let (interval, burst, per_sec) = (set.log.interval.as_secs(), set.log.burst, set.log.per_sec);
     let log = json!({ "interval_secs": interval, "burst": burst, "per_sec": per_sec });
-    json!({ "version": 1, "log": log, "instances": instances })
+    let upstream: Vec<_> = set.resolver.upstream.iter().map(ToString::to_string).collect();
+    json!({ "version": 1, "log": log, "resolver": { "upstream": upstream }, "instances": instances })
 }
 
 fn rule(rule: &Rule) -> Value {
     let ports: Vec<_> = rule.ports().iter().map(ToString::to_string).collect();
     json!({ "cidr": rule.cidr().to_string(), "protocol": rule.protocol().name(), "ports": ports })
+}
+
+fn name_rule(rule: &NameRule) -> Value {
+    let ports: Vec<_> = rule.ports().iter().map(ToString::to_string).collect();
+    let (name, protocol) = (rule.pattern().to_string(), rule.protocol().name());
+    json!({ "name": name, "protocol": protocol, "ports": ports, "private": rule.private() })
+}
+
+/// A rule's text means the rule, and a rule for a name is none for `deny`.
+fn check_text(policy: &Policy) {
+    for rule in policy.allow.iter().chain(&policy.deny).take(64) {
+        assert_eq!(rule.to_string().parse(), Ok(rule.clone()), "{rule}");
+        assert_eq!(rule.to_string().parse(), Ok(AnyRule::Network(rule.clone())), "{rule}");
+    }
+    for rule in policy.names.iter().take(64) {
+        assert_eq!(rule.to_string().parse(), Ok(AnyRule::Name(rule.clone())), "{rule}");
+        assert!(rule.to_string().parse::<Rule>().is_err(), "{rule}");
+    }
 }
 
 fn listen(listen: &Listen) -> Value {
@@ -67,10 +88,36 @@ fn listen(listen: &Listen) -> Value {
 
 /// No key comes twice, and the verdicts at the edges of what is said are those of the rules.
 fn check_compiled(policy: &Policy) {
-    let compiled = compile(policy).expect("such a short one fits the maps");
+    let compiled = match compile(policy) {
+        Err(CompileError::NameGrants) => return,
+        compiled => compiled.expect("such a short one fits the maps"),
+    };
     let keys: HashSet<_> = compiled.entries.iter().map(|(key, _)| *key).collect();
     assert_eq!(keys.len(), compiled.entries.len());
+    let names = compiled.names.clone();
     let compiled = compiled.rules();
+    for CompiledName { rule, id, grant } in names.iter().take(8) {
+        let ports =
+            rule.ports().iter().take(4).flat_map(|range| {
+                [range.first() - 1, range.first(), range.last(), range.last().wrapping_add(1)]
+            });
+        for port in ports.chain([0]) {
+            for protocol in [Protocol::TCP, Protocol::UDP, Protocol::ICMP, Protocol(132)] {
+                let flow = Flow { address: IpAddr::from([0, 0, 0, 0]).into(), protocol, port };
+                for key in [TrieKey::name_rule(*id), TrieKey::name_grant(*grant)] {
+                    let passes = match compiled.entry(&key).expect("an entry").grant(flow.class()) {
+                        Grant::ALLOW => true,
+                        Grant::NONE => false,
+                        set => {
+                            let port = compiled.entry(&TrieKey::port(set, port));
+                            port.is_some_and(|port| port.grants[0] == Grant::ALLOW)
+                        }
+                    };
+                    assert_eq!(passes, reference::passes_by_name(rule, &flow), "{flow:?} by {rule}");
+                }
+            }
+        }
+    }
     let rules = || policy.allow.iter().chain(&policy.deny).take(8);
     let mut addresses: Vec<IpAddr> = policy.listen.iter().map(|listen| listen.address).collect();
     let mut ports: Vec<u16> = policy.listen.iter().map(|listen| listen.port).collect();

@@ -81,9 +81,14 @@ pub enum Command {
     ///
     /// From everything that was denied since the kernel began to count, also what the log's limits left out; with
     /// --since from the journal. What the policy file allows by now is left out, so an edit counts before it is
-    /// applied. No network of several hosts covers any part of a deny rule. Judge each one before it is pasted into
-    /// the policy: a denial may have had good reason.
+    /// applied. What was asked for by name becomes a rule for the name. No network of several hosts covers any part of a
+    /// deny rule. Judge each one before it is pasted into the policy: a denial may have had good reason.
     Suggest(SuggestArgs),
+    /// Print lists of names that go together, by the service or tool that needs them
+    ///
+    /// A policy takes one as {"preset": NAME} under `allow`, `exec` with --preset, an instance of the NixOS module under
+    /// `networkIsolation.presets`.
+    Presets(PresetsArgs),
     /// Apply the policy file again
     Reload(ControlArgs),
     /// Take an instance's links away, on purpose: its running units are no longer confined
@@ -190,6 +195,17 @@ pub struct CheckArgs {
     pub json: bool,
 }
 
+/// Arguments of `presets`.
+#[derive(Debug, Args)]
+pub struct PresetsArgs {
+    /// Only this one
+    #[arg(value_parser = preset)]
+    pub name: Option<&'static Preset>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// Arguments of a command that reads from the daemon.
 #[derive(Debug, Args)]
 pub struct ReadArgs {
@@ -276,6 +292,10 @@ pub struct SuggestArgs {
     /// The widest IPv6 network to suggest, as a prefix length from 32 to 128; 128 for single addresses
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u8).range(32..=128))]
     pub max_prefix_v6: u8,
+    /// Of several names below a registered one, as of a.example.org and b.example.org, suggest every name below that, as
+    /// in *.example.org
+    #[arg(long)]
+    pub wildcards: bool,
     /// The policy file that the rules are for
     #[arg(long, value_name = "FILE", default_value = POLICY_FILE)]
     pub config: PathBuf,

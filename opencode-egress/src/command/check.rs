@@ -6,11 +6,16 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use ipnet::IpNet;
+use opencode_egress_common::{
+    abi::MAX_NAME_GRANTS,
+    flow::{Flow, Protocol},
+};
 use serde::Serialize;
 
 use crate::{
     command::{args::CheckArgs, print::print_line},
-    policy::{PolicySet, compile::compile, file, mode_name},
+    policy::{Policy, PolicySet, Rule, compile::compile, file, mode_name},
 };
 
 #[derive(Serialize)]
@@ -19,10 +24,15 @@ struct Checked {
     units: Vec<String>,
     mode: &'static str,
     allow: Vec<String>,
+    names: Vec<String>,
     deny: Vec<String>,
     listen: Vec<String>,
     entries: usize,
     port_sets: usize,
+    /// Combinations of protocol and ports that rules for names have.
+    name_grants: u32,
+    /// Who is asked for names; nobody here: the servers of the host's `resolv.conf`.
+    upstream: Vec<String>,
 }
 
 /// Prints what each policy compiles to.
@@ -40,10 +50,13 @@ pub(super) fn check(args: &CheckArgs) -> Result<()> {
             units: policy.units.iter().map(ToString::to_string).collect(),
             mode: mode_name(policy.mode),
             allow: policy.allow.iter().map(ToString::to_string).collect(),
+            names: policy.names.iter().map(ToString::to_string).collect(),
             deny: policy.deny.iter().map(ToString::to_string).collect(),
             listen: policy.listen.iter().map(ToString::to_string).collect(),
             entries: compiled.entries.len(),
             port_sets: compiled.port_sets,
+            name_grants: compiled.header.name_grants,
+            upstream: set.resolver.upstream.iter().map(ToString::to_string).collect(),
         });
     }
     for warning in warnings(&set, is_address_of_this_machine) {
@@ -52,9 +65,18 @@ pub(super) fn check(args: &CheckArgs) -> Result<()> {
     if args.json {
         return print_line(serde_json::to_string_pretty(&instances)?);
     }
-    for Checked { instance, units, mode, allow, deny, listen, entries, port_sets } in &instances {
-        print_line(format_args!("{instance}  mode {mode}; {entries} map entries, {port_sets} port sets"))?;
-        for (label, lines) in [("units", units), ("allow", allow), ("deny", deny), ("listen", listen)] {
+    for checked in &instances {
+        let Checked { instance, units, mode, allow, names, deny, listen, entries, port_sets, .. } = checked;
+        let grants = match checked.name_grants {
+            0 => String::new(),
+            grants => format!(", {grants} of {MAX_NAME_GRANTS} combinations of protocol and ports for names"),
+        };
+        print_line(format_args!(
+            "{instance}  mode {mode}; {entries} map entries, {port_sets} port sets{grants}"
+        ))?;
+        let lists =
+            [("units", units), ("allow", allow), ("names", names), ("deny", deny), ("listen", listen)];
+        for (label, lines) in lists {
             let shown: Vec<_> = lines.iter().take(SHOWN).map(String::as_str).collect();
             let more = lines.len().saturating_sub(SHOWN);
             match (lines.is_empty(), more) {
@@ -63,6 +85,9 @@ pub(super) fn check(args: &CheckArgs) -> Result<()> {
                 _ => print_line(format_args!("  {label:6} {}; and {more} more", shown.join("; ")))?,
             }
         }
+    }
+    if instances.iter().any(|checked| checked.name_grants > 0) {
+        print_line(format_args!("resolver  {}", set.resolver))?;
     }
     print_line(format_args!("{}: good; {} instances", args.file.display(), instances.len()))
 }
@@ -74,14 +99,49 @@ fn warnings(set: &PolicySet, is_local: impl Fn(IpAddr) -> bool) -> Vec<String> {
         .iter()
         .flat_map(|(name, policy)| policy.listen.iter().map(move |listen| (name, listen.socket_address())));
     let elsewhere = listeners.filter(|(_, at)| !is_local(at.ip()));
-    elsewhere
-        .map(|(name, at)| {
+    let elsewhere = elsewhere.map(|(name, at)| {
             format!(
                 "instance `{name}` listens at {at}, and {} is no address that this machine has here; its server cannot listen there, unless the address is its unit's own or comes later. To reach that address takes a rule under `allow`",
                 at.ip()
             )
+        });
+    let questions = set.instances.iter().filter_map(|(name, policy)| {
+        let open = open_to_questions(policy);
+        let first = open.first()?;
+        let more = match open.len() - 1 {
+            0 => String::new(),
+            more => format!(" (and {more} more)"),
+        };
+        Some(format!(
+            "instance `{name}` has rules for names, and its rule {first}{more} lets questions (port 53) pass to any resolver there: they pass round the names, and data leaves in them. List that network's ports without 53, or add `\"{}:53\"` to `deny`",
+            written(first)
+        ))
+    });
+    elsewhere.chain(questions).collect()
+}
+
+/// The rules for networks by which an instance with rules for names may ask somebody else for names.
+fn open_to_questions(policy: &Policy) -> Vec<&Rule> {
+    if policy.names.is_empty() {
+        return vec![];
+    }
+    let is_open = |rule: &&Rule| {
+        let network = rule.cidr().net();
+        [Protocol::UDP, Protocol::TCP].into_iter().any(|protocol| {
+            let question = Flow { address: network.addr().into(), protocol, port: 53 };
+            let denied = |deny: &Rule| deny.cidr().net().contains(&network) && deny.speaks_of(&question);
+            rule.speaks_of(&question) && !policy.deny.iter().any(denied)
         })
-        .collect()
+    };
+    policy.allow.iter().filter(is_open).collect()
+}
+
+/// A rule's network as it stands before ports.
+fn written(rule: &Rule) -> String {
+    match rule.cidr().net() {
+        IpNet::V4(network) => network.to_string(),
+        IpNet::V6(network) => format!("[{network}]"),
+    }
 }
 
 /// Whether sockets of this network namespace can have this address.
@@ -109,5 +169,31 @@ mod tests {
         let warnings = warnings(&set, is_address_of_this_machine);
         assert_eq!(warnings.len(), 1, "{warnings:?}");
         assert!(warnings[0].starts_with("instance `a` listens at 203.0.113.2:80, and"), "{warnings:?}");
+    }
+
+    #[test]
+    fn a_network_with_a_resolver_beside_names_is_doubted() {
+        let warned = |allow: &str, deny: &str| {
+            let file = format!(
+                r#"{{ "version": 1, "instances": {{ "a": {{ "units": ["a.service"], "allow": [{allow}], "deny": [{deny}] }} }} }}"#
+            );
+            let set = file::parse(Path::new("policy.json"), &file).expect("a policy file");
+            warnings(&set, |_| true)
+        };
+        let name = r#""api.example.org", "#;
+        let warnings =
+            warned(&format!(r#"{name} "10.0.0.0/8", "[2001:db8::/32]:53/udp", "192.0.2.0/24:443""#), "");
+        assert_eq!(warnings.len(), 1, "{warnings:?}");
+        let expect = "instance `a` has rules for names, and its rule 10.0.0.0/8 (and 1 more) lets questions (port 53) pass";
+        assert!(warnings[0].starts_with(expect), "{warnings:?}");
+        assert!(warnings[0].ends_with(r#"add `"10.0.0.0/8:53"` to `deny`"#), "{warnings:?}");
+        assert_eq!(warned(r#""10.0.0.0/8""#, ""), [""; 0]);
+        assert_eq!(warned(&format!(r#"{name} "10.0.0.0/8""#), r#""10.0.0.0/8:53""#), [""; 0]);
+        assert_eq!(warned(&format!(r#"{name} "10.0.0.0/8:443", "10.0.0.0/8/icmp""#), ""), [""; 0]);
+        assert_eq!(
+            warned(&format!(r#"{name} "10.0.0.0/8""#), r#""10.0.0.0/8:53/udp""#).len(),
+            1,
+            "TCP is open"
+        );
     }
 }

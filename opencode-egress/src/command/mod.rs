@@ -7,6 +7,7 @@ mod check;
 mod client;
 mod exec;
 mod metrics;
+mod presets;
 mod print;
 pub mod resolve;
 mod run;
@@ -38,6 +39,7 @@ pub fn run(command: &Command) -> Result<ExitCode> {
         Command::Events(args) => client::events(args)?,
         Command::Metrics(args) => metrics::metrics(args)?,
         Command::Suggest(args) => suggest::suggest(args)?,
+        Command::Presets(args) => presets::presets(args)?,
         Command::Reload(args) => client::reload(args)?,
         Command::Detach(args) => client::detach(args)?,
         Command::Completions { shell } => assets::completions(*shell)?,

@@ -13,10 +13,10 @@ use crate::{
     },
     control::request::{RememberedDenials, Reply, Request},
     policy::{
-        InstanceName, Policy, Rule, RuleProtocol,
+        AnyRule, InstanceName, Policy, PortRange, RuleProtocol,
         destination::Destination,
         file,
-        suggest::{self, DeniedDestination, SuggestedRule, Suggestion, Widest},
+        suggest::{self, DeniedDestination, DeniedName, SuggestedRule, Suggestion, Widest},
     },
     report::history::{self, History},
 };
@@ -29,12 +29,12 @@ use crate::{
 pub(super) fn suggest(args: &SuggestArgs) -> Result<()> {
     let set = file::load(&args.config)?;
     let policy = set.instance(&args.name, &args.config)?;
-    let denied = match &args.since {
+    let (denied, names) = match &args.since {
         Some(since) => from_journal(&args.name, since)?,
         None => from_daemon(args)?,
     };
-    let widest = Widest { v4: args.max_prefix_v4, v6: args.max_prefix_v6 };
-    let suggestion = suggest::suggest(policy, &denied, widest)
+    let widest = Widest { v4: args.max_prefix_v4, v6: args.max_prefix_v6, wildcards: args.wildcards };
+    let suggestion = suggest::suggest(policy, &denied, &names, widest)
         .with_context(|| format!("instance `{}` of {}", args.name, args.config.display()))?;
     let text = if args.nix {
         nix(&args.name, &suggestion.rules)
@@ -44,25 +44,28 @@ pub(super) fn suggest(args: &SuggestArgs) -> Result<()> {
         lines(&suggestion.rules)?
     };
     std::io::stdout().write_all(text.as_bytes())?;
-    for note in notes(args, policy, denied.len(), &suggestion) {
+    for note in notes(args, policy, denied.len() + names.len(), &suggestion) {
         eprintln!("opencode-egress: {note}");
     }
     Ok(())
 }
 
-fn from_journal(name: &InstanceName, since: &str) -> Result<Vec<DeniedDestination>> {
-    let History { destinations, left_out } = history::read(name, since)?;
+/// Destinations that were denied, and names.
+type Denied = (Vec<DeniedDestination>, Vec<DeniedName>);
+
+fn from_journal(name: &InstanceName, since: &str) -> Result<Denied> {
+    let History { destinations, names, left_out } = history::read(name, since)?;
     if left_out > 0 {
         eprintln!(
             "opencode-egress: {left_out} denials since then are not in the journal, for its limits; without --since, all that the kernel remembers counts"
         );
     }
-    Ok(destinations)
+    Ok((destinations, names))
 }
 
-fn from_daemon(args: &SuggestArgs) -> Result<Vec<DeniedDestination>> {
+fn from_daemon(args: &SuggestArgs) -> Result<Denied> {
     match ask(&args.read.control, &Request::RememberedDenials { instance: args.name.to_string() })? {
-        Reply::RememberedDenials(RememberedDenials { destinations, remembered }) => {
+        Reply::RememberedDenials(RememberedDenials { destinations, names, remembered }) => {
             // The oldest are forgotten until there are half as many.
             if remembered as u64 >= DESTINATIONS_SHARE / 2 {
                 eprintln!(
@@ -70,7 +73,7 @@ fn from_daemon(args: &SuggestArgs) -> Result<Vec<DeniedDestination>> {
                     args.name
                 );
             }
-            Ok(destinations)
+            Ok((destinations, names))
         }
         other => Err(unexpected(&other)),
     }
@@ -78,7 +81,7 @@ fn from_daemon(args: &SuggestArgs) -> Result<Vec<DeniedDestination>> {
 
 /// What to know beside the rules, a line each.
 fn notes(args: &SuggestArgs, policy: &Policy, denied: usize, suggestion: &Suggestion) -> Vec<String> {
-    let Suggestion { rules, by_deny_rule, binds, beyond_rules, allowed_by_now } = suggestion;
+    let Suggestion { rules, no_names, by_deny_rule, binds, beyond_rules, allowed_by_now } = suggestion;
     let name = &args.name;
     let attempts: u64 = rules.iter().map(|suggested| suggested.attempts).sum();
     let mut notes = vec![match (rules.len(), denied, &args.since) {
@@ -90,6 +93,10 @@ fn notes(args: &SuggestArgs, policy: &Policy, denied: usize, suggestion: &Sugges
         (0, ..) => format!("{name}: no rule to add"),
         (rules, ..) => format!("{name}: rules: {rules}, for denials: {attempts}; add those that should be"),
     }];
+    if !no_names.is_empty() {
+        let names: Vec<_> = no_names.iter().map(|name| format!("`{}`", name.escape_debug())).collect();
+        notes.push(format!("left out, there is no rule for such names: {}", list(&names, Clone::clone)));
+    }
     if !by_deny_rule.is_empty() {
         notes.push(format!("left out, a deny rule covers them: {}", list(by_deny_rule, ToString::to_string)));
     }
@@ -118,66 +125,41 @@ fn list<T>(items: &[T], shown: impl Fn(&T) -> String) -> String {
 /// Destinations named in a note.
 const SHOWN: usize = 8;
 
-/// A rule as the policy file has it.
-#[derive(Serialize)]
-#[serde(untagged)]
-enum RuleForm {
-    Plain(String),
-    Detailed {
-        cidr: String,
-        protocol: &'static str,
-        #[serde(skip_serializing_if = "Vec::is_empty")]
-        ports: Vec<String>,
-    },
-}
-
-impl From<&Rule> for RuleForm {
-    fn from(rule: &Rule) -> Self {
-        let cidr = rule.cidr().to_string();
-        match (rule.protocol(), rule.ports()) {
-            (RuleProtocol::Any, []) => Self::Plain(cidr),
-            (protocol, ports) => Self::Detailed {
-                cidr,
-                protocol: protocol.name(),
-                ports: ports.iter().map(ToString::to_string).collect(),
-            },
-        }
-    }
-}
-
-/// A rule a line, with the commas of a list.
+/// A rule a line, as the policy file has them, with the commas of a list.
 fn lines(rules: &[SuggestedRule]) -> Result<String> {
-    let rules: Vec<_> = rules
-        .iter()
-        .map(|suggested| serde_json::to_string(&RuleForm::from(&suggested.rule)))
-        .collect::<Result<_, _>>()?;
+    let quoted = |suggested: &SuggestedRule| serde_json::to_string(&suggested.rule.to_string());
+    let rules: Vec<_> = rules.iter().map(quoted).collect::<Result<_, _>>()?;
     Ok(if rules.is_empty() { String::new() } else { rules.join(",\n") + "\n" })
 }
 
 fn json(rules: &[SuggestedRule]) -> Result<String> {
     #[derive(Serialize)]
     struct Form {
-        rule: RuleForm,
+        rule: String,
         attempts: u64,
     }
-    let form = |suggested: &SuggestedRule| Form {
-        rule: RuleForm::from(&suggested.rule),
-        attempts: suggested.attempts,
-    };
+    let form =
+        |suggested: &SuggestedRule| Form { rule: suggested.rule.to_string(), attempts: suggested.attempts };
     Ok(serde_json::to_string_pretty(&rules.iter().map(form).collect::<Vec<_>>())? + "\n")
 }
 
 /// The NixOS module's options.
 fn nix(name: &InstanceName, rules: &[SuggestedRule]) -> String {
-    let (mut cidrs, mut detailed) = (String::new(), String::new());
+    let (mut cidrs, mut names, mut detailed) = (String::new(), String::new(), String::new());
     for SuggestedRule { rule, attempts } in rules {
-        let (list, entry) = match RuleForm::from(rule) {
-            RuleForm::Plain(cidr) => (&mut cidrs, format!("\"{cidr}\"")),
-            RuleForm::Detailed { cidr, protocol, ports } => {
-                let ports: String = ports.iter().map(|port| format!(" \"{port}\"")).collect();
-                let ports = if ports.is_empty() { ports } else { format!(" ports = [{ports} ];") };
-                (&mut detailed, format!("{{ cidr = \"{cidr}\"; protocol = \"{protocol}\";{ports} }}"))
+        let (list, entry) = match rule {
+            AnyRule::Network(rule) if rule.protocol() == RuleProtocol::Any && rule.ports().is_empty() => {
+                (&mut cidrs, format!("\"{rule}\""))
             }
+            AnyRule::Network(rule) => (
+                &mut detailed,
+                nix_rule(&format!("cidr = \"{}\"", rule.cidr()), rule.protocol(), rule.ports()),
+            ),
+            AnyRule::Name(rule) if rule.is_plain() => (&mut names, format!("\"{rule}\"")),
+            AnyRule::Name(rule) => (
+                &mut detailed,
+                nix_rule(&format!("name = \"{}\"", rule.pattern()), rule.protocol(), rule.ports()),
+            ),
         };
         // Writing to a string cannot fail.
         let _ = writeln!(list, "  {entry} # denials: {attempts}");
@@ -189,7 +171,16 @@ fn nix(name: &InstanceName, rules: &[SuggestedRule]) -> String {
             format!("services.opencode.instances.{name}.networkIsolation.{option} = [\n{list}];\n")
         }
     };
-    option("outboundAllow", detailed) + &option("outboundAllowCidrs", cidrs)
+    option("outboundAllowNames", names)
+        + &option("outboundAllow", detailed)
+        + &option("outboundAllowCidrs", cidrs)
+}
+
+/// A rule with its protocol and ports; `place` is its first attribute.
+fn nix_rule(place: &str, protocol: RuleProtocol, ports: &[PortRange]) -> String {
+    let ports: String = ports.iter().map(|port| format!(" \"{port}\"")).collect();
+    let ports = if ports.is_empty() { ports } else { format!(" ports = [{ports} ];") };
+    format!("{{ {place}; protocol = \"{}\";{ports} }}", protocol.name())
 }
 
 /// A name as an attribute, quoted unless it is an identifier.
@@ -212,24 +203,35 @@ mod tests {
     use super::*;
     use crate::{
         command::args::{Cli, Command},
-        policy::{Listen, compile::tests::rule},
+        policy::Listen,
     };
 
     fn rules() -> Vec<SuggestedRule> {
-        let rules = ["192.0.2.0/24", "203.0.113.9/32:443,8000-8100/tcp", "2001:db8::/64/icmp"];
-        rules.iter().map(|text| SuggestedRule { rule: rule(text), attempts: 12 }).collect()
+        let rules = [
+            "192.0.2.0/24",
+            "203.0.113.9/32:443,8000-8100/tcp",
+            "2001:db8::/64/icmp",
+            "api.example.org",
+            "github.com:22,443",
+            "*.example.net:443/udp",
+        ];
+        let suggested = |text: &str| SuggestedRule { rule: text.parse().expect("a rule"), attempts: 12 };
+        rules.map(suggested).into()
     }
 
     #[test]
     fn lines_are_what_the_policy_file_takes() {
         let text = lines(&rules()).expect("JSON");
-        assert_eq!(text.lines().count(), 3, "{text}");
+        assert_eq!(text.lines().count(), rules().len(), "{text}");
+        assert_eq!(text.lines().next(), Some(r#""192.0.2.0/24","#));
         let file = format!(
             r#"{{ "version": 1, "instances": {{ "a": {{ "units": ["a.service"], "allow": [{text}] }} }} }}"#
         );
         let set = file::parse(Path::new("policy.json"), &file).expect("a policy file");
-        let allow = &set.instances.values().next().expect("an instance").allow;
-        assert!(allow.iter().eq(rules().iter().map(|suggested| &suggested.rule)), "{allow:?}");
+        let read = set.instances.values().next().expect("an instance");
+        let mut policy = Policy { units: read.units.clone(), ..Policy::default() };
+        rules().into_iter().for_each(|suggested| policy.allow(suggested.rule));
+        assert_eq!(*read, policy);
         assert_eq!(lines(&[]).expect("JSON"), "");
         assert_eq!(json(&[]).expect("JSON"), "[]\n");
     }
@@ -237,9 +239,14 @@ mod tests {
     #[test]
     fn nix_options_say_what_they_stand_for() {
         let text = nix(&"my-project".parse().expect("a name"), &rules());
-        let expect = r#"services.opencode.instances.my-project.networkIsolation.outboundAllow = [
+        let expect = r#"services.opencode.instances.my-project.networkIsolation.outboundAllowNames = [
+  "api.example.org" # denials: 12
+];
+services.opencode.instances.my-project.networkIsolation.outboundAllow = [
   { cidr = "203.0.113.9/32"; protocol = "tcp"; ports = [ "443" "8000-8100" ]; } # denials: 12
   { cidr = "2001:db8::/64"; protocol = "icmp"; } # denials: 12
+  { name = "github.com"; protocol = "tcp"; ports = [ "22" "443" ]; } # denials: 12
+  { name = "*.example.net"; protocol = "udp"; ports = [ "443" ]; } # denials: 12
 ];
 services.opencode.instances.my-project.networkIsolation.outboundAllowCidrs = [
   "192.0.2.0/24" # denials: 12
@@ -265,6 +272,10 @@ services.opencode.instances.my-project.networkIsolation.outboundAllowCidrs = [
                 "left out, a bind takes a listener and no rule: 0.0.0.0:5173/tcp (3), 127.0.0.1:5173 is listed; bind that"
             ]
         );
+        let no_names = ["wpad", "\u{1b}[2K"].map(str::to_owned).into();
+        let suggestion = Suggestion { no_names, ..Suggestion::default() };
+        let left_out = r"left out, there is no rule for such names: `\u{1b}[2K`; `wpad`";
+        assert_eq!(notes(&args, &policy, 1, &suggestion), ["a: no rule to add", left_out]);
         let suggestion = Suggestion { allowed_by_now: 1, ..Suggestion::default() };
         let had = "a: nothing to add; /etc/opencode-egress/policy.json has every rule that was missing";
         assert_eq!(notes(&args, &policy, 1, &suggestion), [had]);

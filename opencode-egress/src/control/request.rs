@@ -5,7 +5,11 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    policy::{explain::Explanation, suggest::DeniedDestination, target::Target},
+    policy::{
+        explain::Explanation,
+        suggest::{DeniedDestination, DeniedName},
+        target::Target,
+    },
     report::{denial::LoggedDenial, status::Status},
 };
 
@@ -147,6 +151,8 @@ pub struct AddressTime {
 pub struct RememberedDenials {
     /// The instance's denied destinations, why and how often.
     pub destinations: Vec<DeniedDestination>,
+    /// The names that it asked for in vain.
+    pub names: Vec<DeniedName>,
     /// How many denials they are: a destination counts for each hook and reason.
     pub remembered: usize,
 }

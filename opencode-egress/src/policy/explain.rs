@@ -10,7 +10,6 @@ use std::{
 
 pub use judgement::{BindJudgement, Judgement, KnownAddress, NAME_EXPIRED, NAME_NOT_ALLOWED, NameJudgement};
 use named::{by_name, explain_name};
-
 use opencode_egress_common::{
     abi::{Mode, PolicyHeader},
     decide::{Decision, Rules, Verdict, decide},

@@ -1,6 +1,9 @@
 //! How listed names are looked up.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+};
 
 use crate::policy::Invalid;
 
@@ -51,6 +54,18 @@ impl Resolver {
             )));
         }
         Ok(SocketAddr::new(address, server.port()))
+    }
+}
+
+impl fmt::Display for Resolver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.upstream[..] {
+            [] => f.write_str("upstream from the host's resolv.conf"),
+            servers => {
+                let servers: Vec<_> = servers.iter().map(ToString::to_string).collect();
+                write!(f, "upstream {}", servers.join(", "))
+            }
+        }
     }
 }
 

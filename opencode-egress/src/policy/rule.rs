@@ -21,6 +21,12 @@ impl Cidr {
     pub fn net(&self) -> IpNet {
         self.0
     }
+
+    /// The network that a text is, without a word on why it is none.
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        let net = net(text)?;
+        (net.trunc() == net).then(|| Self(unmapped(net)))
+    }
 }
 
 impl fmt::Display for Cidr {
@@ -33,27 +39,26 @@ impl FromStr for Cidr {
     type Err = Invalid;
 
     fn from_str(text: &str) -> Result<Self, Invalid> {
-        // The address is std's to parse: it refuses leading zeros, which some read as octal.
-        let net = text.split_once('/').and_then(|(address, len)| {
-            let len = len.parse().ok().filter(|_| len.bytes().all(|byte| byte.is_ascii_digit()))?;
-            IpNet::new(address.parse().ok()?, len).ok()
-        });
-        let Some(net) = net else {
-            return Err(Invalid(match text.parse::<IpAddr>() {
-                Ok(address) => format!(
-                    "`{text}` has no prefix length; write `{}` for this one address",
-                    IpNet::from(address)
-                ),
-                Err(_) => format!(
+        Self::parse(text).ok_or_else(|| {
+            Invalid(match (text.parse::<IpAddr>(), net(text)) {
+                (Ok(address), _) => {
+                    let host = IpNet::from(address);
+                    format!("`{text}` has no prefix length; write `{host}` for this one address")
+                }
+                (_, Some(net)) => format!("`{text}` has host bits set; write `{}`", net.trunc()),
+                _ => format!(
                     "`{text}` is no network; write an address and a prefix length, as in `10.10.0.0/16` or `2001:db8::/32`"
                 ),
-            }));
-        };
-        if net.trunc() != net {
-            return Err(Invalid(format!("`{text}` has host bits set; write `{}`", net.trunc())));
-        }
-        Ok(Self(unmapped(net)))
+            })
+        })
     }
+}
+
+/// An address and a prefix length. The address is std's to parse: it refuses leading zeros, which some read as octal.
+fn net(text: &str) -> Option<IpNet> {
+    let (address, len) = text.split_once('/')?;
+    let len = len.parse().ok().filter(|_| len.bytes().all(|byte| byte.is_ascii_digit()))?;
+    IpNet::new(address.parse().ok()?, len).ok()
 }
 
 impl From<IpNet> for Cidr {
@@ -218,8 +223,8 @@ impl FromStr for PortRange {
     }
 }
 
-/// A rule for a network.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+/// A rule for a network. Ordered by network, protocol and ports.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Rule {
     cidr: Cidr,
     protocol: RuleProtocol,

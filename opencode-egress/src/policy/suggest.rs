@@ -1,8 +1,11 @@
 //! The fewest rules that would have let pass what was denied.
 //!
-//! For each protocol and port, the addresses are joined into the tightest prefixes that are no wider than
-//! allowed and touch no deny rule: a prefix that may not be is halved. Then the ports of one network and protocol
-//! become one rule.
+//! What was asked for by name becomes a rule for the name. Of the rest, for each protocol and port, the addresses are joined
+//! into the tightest prefixes that are no wider than allowed and touch no deny rule: a prefix that may not be is halved.
+//! Then the ports of one network and protocol become one rule.
+
+mod names;
+mod suggestion;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,59 +14,13 @@ use opencode_egress_common::{
     flow::{Class, Flow},
     reason::DropReason,
 };
-use serde::{Deserialize, Serialize};
+pub use suggestion::{DeniedDestination, DeniedName, SuggestedRule, Suggestion, Widest};
 
 use crate::policy::{
-    Cidr, Policy, PortRange, Rule, RuleProtocol,
+    AnyRule, Cidr, Policy, PortRange, Rule, RuleProtocol,
     compile::{CompileError, Prefix, compile},
-    destination::Destination,
+    suggest::names::WantedNames,
 };
-
-/// A destination that was denied to an instance for a reason.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DeniedDestination {
-    /// Where to; for a bind, where.
-    #[serde(flatten)]
-    pub destination: Destination,
-    /// Why: a drop reason's name.
-    pub reason: String,
-    /// How often.
-    pub attempts: u64,
-}
-
-/// The widest networks to suggest, as prefix lengths.
-#[derive(Clone, Copy, Debug)]
-pub struct Widest {
-    /// Of IPv4.
-    pub v4: u8,
-    /// Of IPv6.
-    pub v6: u8,
-}
-
-/// A rule, and what it stands for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SuggestedRule {
-    /// The rule to add to `allow`.
-    pub rule: Rule,
-    /// Denials that it would have let pass.
-    pub attempts: u64,
-}
-
-/// What to add to a policy, and what no rule changes.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Suggestion {
-    /// The rules.
-    pub rules: Vec<SuggestedRule>,
-    /// Destinations that a deny rule of the policy covers.
-    pub by_deny_rule: Vec<Destination>,
-    /// Binds that the policy does not list, and how often they were denied.
-    pub binds: Vec<(Destination, u64)>,
-    /// How often something else was denied that no rule for a destination lets pass, by drop reason: inbound
-    /// connections, datagrams from strangers, sockets, headers.
-    pub beyond_rules: BTreeMap<String, u64>,
-    /// How many of what was denied the policy lets pass by now.
-    pub allowed_by_now: usize,
-}
 
 /// The reasons for which the rules deny a destination. Only what an instance sends is judged by the rules, so
 /// these tell it from what it binds to and from what comes in.
@@ -121,12 +78,14 @@ impl Requirement {
 pub fn suggest(
     policy: &Policy,
     denied: &[DeniedDestination],
+    names: &[DeniedName],
     widest: Widest,
 ) -> Result<Suggestion, CompileError> {
     let rules = compile(policy)?.rules();
     let mut suggestion = Suggestion::default();
     let mut wanted: BTreeMap<Requirement, Vec<(Flow, u64)>> = BTreeMap::new();
-    for DeniedDestination { destination, reason, attempts } in denied {
+    let mut wanted_names = WantedNames::default();
+    for DeniedDestination { destination, reason, attempts, name } in denied {
         if reason == DropReason::BindNotListed.name() {
             let at = (destination.address, destination.port);
             match policy.listen.iter().any(|listen| (listen.address, listen.port) == at) {
@@ -145,11 +104,15 @@ pub fn suggest(
             (Verdict::Allow, _) => suggestion.allowed_by_now += 1,
             (_, None) => {}
             (Verdict::Deny(DropReason::DenyRule), _) => suggestion.by_deny_rule.push(*destination),
-            (Verdict::Deny(_), Some(requirement)) => {
-                wanted.entry(requirement).or_default().push((flow, *attempts))
-            }
+            (Verdict::Deny(_), Some(requirement)) => match name {
+                Some(name) if matches!(requirement, Requirement::Tcp(_) | Requirement::Udp(_)) => {
+                    wanted_names.add_flow(name, &flow, *attempts);
+                }
+                _ => wanted.entry(requirement).or_default().push((flow, *attempts)),
+            },
         }
     }
+    names.iter().for_each(|denied| wanted_names.add_question(denied));
     let mut networks: BTreeMap<(Prefix, RuleProtocol), (BTreeSet<u16>, u64)> = BTreeMap::new();
     // Networks that are open to everything come first, so that no narrower rule is made below them.
     let mut open: Vec<(Prefix, u64)> = vec![];
@@ -192,11 +155,13 @@ pub fn suggest(
     suggestion.rules = networks
         .into_iter()
         .map(|((prefix, protocol), (ports, attempts))| SuggestedRule {
-            rule: Rule::new(prefix.net().into(), protocol, PortRange::runs(ports))
-                .expect("ICMP needs no port"),
+            rule: AnyRule::Network(
+                Rule::new(prefix.net().into(), protocol, PortRange::runs(ports)).expect("ICMP needs no port"),
+            ),
             attempts,
         })
         .collect();
+    wanted_names.suggest(policy, widest.wildcards, &mut suggestion);
     Ok(suggestion)
 }
 

@@ -30,6 +30,10 @@ impl FromStr for AnyRule {
     type Err = Invalid;
 
     fn from_str(text: &str) -> Result<Self, Invalid> {
+        // What a list of a million has.
+        if let Some(network) = Cidr::parse(text) {
+            return Ok(Self::Network(Rule::any(network)));
+        }
         let (place, rest) = split_place(text)?;
         let Rest { ports, protocol, private } = Rest::parse(text, rest, matches!(place, Place::Name(_)))?;
         match place {

@@ -12,7 +12,8 @@ use serde::Deserialize;
 use crate::policy::{
     InstanceName,
     destination::{Destination, protocol_named},
-    suggest::DeniedDestination,
+    explain::NAME_NOT_ALLOWED,
+    suggest::{DeniedDestination, DeniedName},
 };
 
 /// What the journal has of an instance's denials.
@@ -20,6 +21,8 @@ use crate::policy::{
 pub struct History {
     /// Every destination that was denied, why and how often.
     pub destinations: Vec<DeniedDestination>,
+    /// Every name that was asked for in vain, and how often.
+    pub names: Vec<DeniedName>,
     /// Denials that the log's limits, or a full ring buffer, kept out of the journal.
     pub left_out: u64,
 }
@@ -43,13 +46,14 @@ struct Entry {
     egress_dst: Option<IpAddr>,
     egress_dport: Option<String>,
     egress_reason: Option<String>,
+    egress_name: Option<String>,
+    egress_query: Option<String>,
     egress_suppressed: Option<String>,
     egress_limited: Option<String>,
     egress_lost: Option<String>,
 }
 
-const FIELDS: &str =
-    "EGRESS_PROTO,EGRESS_DST,EGRESS_DPORT,EGRESS_REASON,EGRESS_SUPPRESSED,EGRESS_LIMITED,EGRESS_LOST";
+const FIELDS: &str = "EGRESS_PROTO,EGRESS_DST,EGRESS_DPORT,EGRESS_REASON,EGRESS_NAME,EGRESS_QUERY,EGRESS_SUPPRESSED,EGRESS_LIMITED,EGRESS_LOST";
 
 /// Reads an instance's denials; `since` is anything that `journalctl --since` takes.
 ///
@@ -85,8 +89,9 @@ pub fn read(instance: &InstanceName, since: &str) -> Result<History, HistoryErro
 
 #[derive(Default)]
 struct Collected {
-    /// Another reason is another denial.
-    destinations: BTreeMap<(Destination, String), u64>,
+    /// Another reason is another denial, and so is another name that brought the address.
+    destinations: BTreeMap<(Destination, String, Option<String>), u64>,
+    names: BTreeMap<String, u64>,
     left_out: u64,
 }
 
@@ -96,6 +101,14 @@ impl Collected {
         let Ok(entry) = serde_json::from_str::<Entry>(line) else { return };
         let number = |text: Option<String>| text.and_then(|text| text.parse().ok()).unwrap_or(0_u64);
         self.left_out += number(entry.egress_limited) + number(entry.egress_lost);
+        // The line itself stands for one.
+        let denials = 1 + number(entry.egress_suppressed);
+        if let Some(name) = entry.egress_query {
+            if entry.egress_reason.as_deref() == Some(NAME_NOT_ALLOWED) {
+                *self.names.entry(name).or_default() += denials;
+            }
+            return;
+        }
         let protocol = entry.egress_proto.as_deref().and_then(protocol_named);
         let port = entry.egress_dport.and_then(|port| port.parse().ok());
         let (Some(protocol), Some(address), Some(port), Some(reason)) =
@@ -104,18 +117,23 @@ impl Collected {
             return;
         };
         let destination = Destination { address, port, protocol: protocol.0 };
-        let attempts = self.destinations.entry((destination, reason)).or_default();
-        // The line itself stands for one.
-        *attempts += 1 + number(entry.egress_suppressed);
+        *self.destinations.entry((destination, reason, entry.egress_name)).or_default() += denials;
     }
 
     fn history(self) -> History {
         let destinations = self
             .destinations
             .into_iter()
-            .map(|((destination, reason), attempts)| DeniedDestination { destination, reason, attempts })
+            .map(|((destination, reason, name), attempts)| DeniedDestination {
+                destination,
+                reason,
+                attempts,
+                name,
+            })
             .collect();
-        History { destinations, left_out: self.left_out }
+        let names = self.names.into_iter();
+        let names = names.map(|(name, attempts)| DeniedName { name, ports: vec![], attempts }).collect();
+        History { destinations, names, left_out: self.left_out }
     }
 }
 
@@ -136,10 +154,26 @@ mod tests {
         ] {
             collected.add(line);
         }
+        for line in [
+            r#"{"EGRESS_QUERY":"api.example.org","EGRESS_REASON":"name-not-allowed","EGRESS_SUPPRESSED":"3"}"#,
+            r#"{"EGRESS_QUERY":"api.example.org","EGRESS_REASON":"type-not-allowed"}"#,
+            r#"{"EGRESS_PROTO":"tcp","EGRESS_DST":"203.0.113.9","EGRESS_DPORT":"443","EGRESS_REASON":"not-allowed","EGRESS_NAME":"a.example.org"}"#,
+        ] {
+            collected.add(line);
+        }
         let destination = "203.0.113.9:443".parse().expect("a destination");
-        let denied =
-            |reason: &str, attempts| DeniedDestination { destination, reason: reason.to_owned(), attempts };
-        let destinations = vec![denied("bind-not-listed", 1), denied("not-allowed", 9)];
-        assert_eq!(collected.history(), History { destinations, left_out: 6 });
+        let denied = |reason: &str, attempts, name: Option<&str>| DeniedDestination {
+            destination,
+            reason: reason.to_owned(),
+            attempts,
+            name: name.map(str::to_owned),
+        };
+        let destinations = vec![
+            denied("bind-not-listed", 1, None),
+            denied("not-allowed", 9, None),
+            denied("not-allowed", 1, Some("a.example.org")),
+        ];
+        let names = vec![DeniedName { name: "api.example.org".to_owned(), ports: vec![], attempts: 4 }];
+        assert_eq!(collected.history(), History { destinations, names, left_out: 6 });
     }
 }

@@ -133,7 +133,7 @@ fn status_explain_suggest(machine: &mut Machine, tell: Tell<'_>) -> Result<()> {
         [&["opencode-egress", "suggest", "a"][..], &["opencode-egress", "suggest", "a", "--since=-1h"]]
     {
         let suggested = machine.succeed(suggest)?;
-        let expect = r#"{"cidr":"192.0.2.10/32","protocol":"tcp","ports":["81"]}"#;
+        let expect = r#""192.0.2.10/32:81/tcp""#;
         ensure!(suggested.contains(expect), "{}: {suggested}", suggest.join(" "));
         tell(&format!("$ {}\n{suggested}", suggest.join(" ")));
     }

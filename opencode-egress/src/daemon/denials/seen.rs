@@ -28,8 +28,8 @@ impl Daemon {
         }
         let destinations = destinations.into_iter().filter_map(|((destination, reason), attempts)| {
             let reason = DropReason::from_number(reason)?.name().to_owned();
-            Some(DeniedDestination { destination, reason, attempts })
+            Some(DeniedDestination { destination, reason, attempts, name: None })
         });
-        Ok(RememberedDenials { destinations: destinations.collect(), remembered })
+        Ok(RememberedDenials { destinations: destinations.collect(), names: vec![], remembered })
     }
 }

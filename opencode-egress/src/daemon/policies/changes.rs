@@ -2,10 +2,11 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt::Display,
     sync::Arc,
 };
 
-use crate::policy::{InstanceName, LogLimits, Policy, Rule, mode_name};
+use crate::policy::{InstanceName, LogLimits, Policy, Resolver, mode_name};
 
 /// Instances and their policies.
 pub(in crate::daemon) type InstancePolicies = BTreeMap<InstanceName, Arc<Policy>>;
@@ -15,13 +16,19 @@ const MOST: usize = 200;
 
 /// What differs, a line each.
 pub(super) fn changes(
-    (old_log, old): (&LogLimits, &InstancePolicies),
-    (new_log, new): (&LogLimits, &InstancePolicies),
+    (old_log, old_resolver, old): (&LogLimits, &Resolver, &InstancePolicies),
+    (new_log, new_resolver, new): (&LogLimits, &Resolver, &InstancePolicies),
 ) -> Vec<String> {
     let mut changes = vec![];
     if old_log != new_log {
         changes.extend(
             [('-', old_log), ('+', new_log)].map(|(sign, log)| format!("{sign} log: {}", limits(log))),
+        );
+    }
+    if old_resolver != new_resolver {
+        changes.extend(
+            [('-', old_resolver), ('+', new_resolver)]
+                .map(|(sign, resolver)| format!("{sign} resolver: {resolver}")),
         );
     }
     let nothing = Policy { units: vec![], ..Policy::default() };
@@ -34,18 +41,12 @@ pub(super) fn changes(
             let Some(policy) = of else { return };
             let without = other.is_none();
             let other = other.map_or(&nothing, |other| other);
-            let mut add = |kind: &str, text: &dyn std::fmt::Display| {
+            let mut add = |kind: &str, text: &dyn Display| {
                 changes.push(format!("{sign} {name}: {kind} {text}"));
             };
-            for (kind, rules, others) in
-                [("allow", &policy.allow, &other.allow), ("deny", &policy.deny, &other.deny)]
-            {
-                let (some, more) = missing(rules, others);
-                some.iter().for_each(|rule| add(kind, rule));
-                if more > 0 {
-                    add(kind, &format_args!("… and {more} more rules"));
-                }
-            }
+            add_missing(&mut add, "allow", &policy.allow, &other.allow);
+            add_missing(&mut add, "allow", &policy.names, &other.names);
+            add_missing(&mut add, "deny", &policy.deny, &other.deny);
             policy
                 .listen
                 .iter()
@@ -62,18 +63,32 @@ pub(super) fn changes(
     changes
 }
 
-/// The first rules that others do not have, in the order of their networks, and how many more there are.
-fn missing<'a>(rules: &'a [Rule], others: &[Rule]) -> (Vec<&'a Rule>, usize) {
-    fn sorted(rules: &[Rule]) -> Vec<&Rule> {
+/// Adds the rules that others do not have: the first of them, and how many more there are.
+fn add_missing<T: Ord + Display>(
+    add: &mut impl FnMut(&str, &dyn Display),
+    kind: &str,
+    rules: &[T],
+    others: &[T],
+) {
+    let (some, more) = missing(rules, others);
+    some.iter().for_each(|rule| add(kind, rule));
+    if more > 0 {
+        add(kind, &format_args!("… and {more} more rules"));
+    }
+}
+
+/// The first rules that others do not have, in their order, and how many more there are.
+fn missing<'a, T: Ord>(rules: &'a [T], others: &[T]) -> (Vec<&'a T>, usize) {
+    fn sorted<T: Ord>(rules: &[T]) -> Vec<&T> {
         let mut sorted: Vec<_> = rules.iter().collect();
-        sorted.sort_unstable_by(|a, b| key(a).cmp(&key(b)));
+        sorted.sort_unstable();
         sorted.dedup();
         sorted
     }
     let others = sorted(others);
     let (mut some, mut more, mut next) = (vec![], 0, 0);
     for rule in sorted(rules) {
-        while others.get(next).is_some_and(|other| key(other) < key(rule)) {
+        while others.get(next).is_some_and(|other| *other < rule) {
             next += 1;
         }
         match others.get(next) {
@@ -83,10 +98,6 @@ fn missing<'a>(rules: &'a [Rule], others: &[Rule]) -> (Vec<&'a Rule>, usize) {
         }
     }
     (some, more)
-}
-
-fn key(rule: &Rule) -> impl Ord + '_ {
-    (rule.cidr(), rule.protocol(), rule.ports())
 }
 
 /// Limits of the log as the policy file has them.
@@ -101,31 +112,35 @@ mod tests {
 
     use super::*;
 
-    fn policies(text: &str) -> (LogLimits, InstancePolicies) {
+    fn policies(text: &str) -> (LogLimits, Resolver, InstancePolicies) {
         let set = file::parse("policy.json".as_ref(), text).expect("a policy file");
         let instances = set.instances.into_iter().map(|(name, policy)| (name, Arc::new(policy)));
-        (set.log, instances.collect())
+        (set.log, set.resolver, instances.collect())
     }
 
     #[test]
     fn each_difference_is_a_line() {
         let old = policies(
             r#"{"version": 1, "instances": {
-                "a": {"units": ["a.service"], "allow": ["10.0.0.0/8", "10.0.0.0/8", "192.0.2.0/24"]},
+                "a": {"units": ["a.service"], "allow": ["10.0.0.0/8", "10.0.0.0/8", "192.0.2.0/24", "api.example.org", "b.example.org"]},
                 "b": {"units": ["b.service"]}, "c": {"units": ["c.service"]}}}"#,
         );
         let new = policies(
-            r#"{"version": 1, "log": {"burst": 7}, "instances": {
-                "a": {"units": ["a.service", "a2.service"], "mode": "audit", "allow": ["192.0.2.0/24", {"cidr": "10.0.0.0/8", "protocol": "tcp"}]},
+            r#"{"version": 1, "log": {"burst": 7}, "resolver": {"upstream": ["192.0.2.53", "[2001:db8::53]:5353"]}, "instances": {
+                "a": {"units": ["a.service", "a2.service"], "mode": "audit", "allow": ["192.0.2.0/24", {"cidr": "10.0.0.0/8", "protocol": "tcp"}, {"name": "api.example.org", "ports": [22, 443]}, "b.example.org"]},
                 "b": {"units": ["b.service"], "listen": [{"address": "127.0.0.1", "port": 80}]},
                 "d": {"units": ["c.service"]}}}"#,
         );
         let expect = [
             "- log: interval_secs 10, burst 20, per_sec 5",
             "+ log: interval_secs 10, burst 7, per_sec 5",
+            "- resolver: upstream from the host's resolv.conf",
+            "+ resolver: upstream 192.0.2.53:53, [2001:db8::53]:5353",
             "- a: allow 10.0.0.0/8",
+            "- a: allow api.example.org",
             "- a: mode enforce",
             "+ a: allow 10.0.0.0/8/tcp",
+            "+ a: allow api.example.org:22,443",
             "+ a: mode audit",
             "+ a: unit a2.service",
             "+ b: listen 127.0.0.1:80",
@@ -134,8 +149,8 @@ mod tests {
             "+ d: mode enforce",
             "+ d: unit c.service",
         ];
-        assert_eq!(changes((&old.0, &old.1), (&new.0, &new.1)), expect);
-        assert_eq!(changes((&old.0, &old.1), (&old.0, &old.1)), [""; 0]);
+        assert_eq!(changes((&old.0, &old.1, &old.2), (&new.0, &new.1, &new.2)), expect);
+        assert_eq!(changes((&old.0, &old.1, &old.2), (&old.0, &old.1, &old.2)), [""; 0]);
     }
 
     #[test]

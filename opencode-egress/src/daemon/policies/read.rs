@@ -135,7 +135,8 @@ impl ReloadTask {
     pub(in crate::daemon) fn run(self) -> Result<(Prepared, Vec<String>), DaemonError> {
         let Self { config, last_applied, log, resolver, in_force } = self;
         let prepared = read(&config, resolver.mark, &in_force)?.prepare(&last_applied)?;
-        let changes = changes((&log, &in_force), (&prepared.log, &prepared.policies));
+        let changes =
+            changes((&log, &resolver, &in_force), (&prepared.log, &prepared.resolver, &prepared.policies));
         Ok((prepared, changes))
     }
 }

@@ -92,7 +92,9 @@ impl Listed {
     fn add_rule(&mut self, rule: AnyRule, at: &Text) {
         match rule {
             AnyRule::Network(mut rule) => {
-                rule.ports = self.pool.one_for_all(&rule.ports);
+                if !rule.ports.is_empty() {
+                    rule.ports = self.pool.one_for_all(&rule.ports);
+                }
                 self.networks.push(rule);
             }
             AnyRule::Name(rule) => {

@@ -25,7 +25,7 @@ impl NameRule {
     ///
     /// # Errors
     ///
-    /// For ICMP: sockets of which the kernel shows no connection cannot be told from others to the same address.
+    /// For ICMP: what passes by name is found out where a program connects or sends, and the hooks there see TCP and UDP alone.
     pub fn new(
         pattern: NamePattern,
         protocol: Option<RuleProtocol>,

@@ -1,16 +1,24 @@
+use opencode_egress_common::flow::Protocol;
 use proptest::prelude::*;
 
 use super::*;
-use crate::policy::compile::tests::{
-    rule,
-    strategies::{flows, policies},
+use crate::policy::{
+    compile::tests::{
+        names::name_rules,
+        rule,
+        strategies::{flows, policies},
+    },
+    destination::Destination,
 };
+
+const WIDEST: Widest = Widest { v4: 24, v6: 64, wildcards: false };
 
 fn denied(flow: &Flow, reason: DropReason) -> DeniedDestination {
     DeniedDestination {
         destination: Destination::of(flow).expect("`Requirement::of` and the strategies leave port 0 out"),
         reason: reason.name().to_owned(),
         attempts: 1,
+        name: None,
     }
 }
 
@@ -31,14 +39,14 @@ fn denials(policy: &Policy, flows: &[Flow]) -> Vec<(Flow, DeniedDestination)> {
 
 fn suggested(policy: &Policy, denials: &[(Flow, DeniedDestination)], widest: Widest) -> Vec<SuggestedRule> {
     let denied: Vec<_> = denials.iter().map(|(_, denied)| denied.clone()).collect();
-    let suggestion = suggest(policy, &denied, widest).expect("it fits");
+    let suggestion = suggest(policy, &denied, &[], widest).expect("it fits");
     assert_eq!((suggestion.by_deny_rule.len(), suggestion.beyond_rules.len()), (0, 0));
     suggestion.rules
 }
 
 fn with<'a>(policy: &Policy, rules: impl IntoIterator<Item = &'a SuggestedRule>) -> Policy {
     let mut policy = policy.clone();
-    policy.allow.extend(rules.into_iter().map(|suggested| suggested.rule.clone()));
+    rules.into_iter().for_each(|suggested| policy.allow(suggested.rule.clone()));
     policy
 }
 
@@ -64,7 +72,7 @@ proptest! {
         policy in policies(), flows in prop::collection::vec(flows(), 24), v4 in 8..=32_u8, v6 in 32..=128_u8,
     ) {
         let denials = denials(&policy, &flows);
-        let rules = suggested(&policy, &denials, Widest { v4, v6 });
+        let rules = suggested(&policy, &denials, Widest { v4, v6, wildcards: false });
         prop_assert_eq!(still_denied(&with(&policy, &rules), &denials), None, "{:?}", rules);
         let attempts: u64 = rules.iter().map(|suggested| suggested.attempts).sum();
         prop_assert_eq!(attempts, denials.len() as u64);
@@ -74,7 +82,8 @@ proptest! {
     fn no_network_is_too_wide_or_touches_a_deny_rule(
         policy in policies(), flows in prop::collection::vec(flows(), 24), v4 in 8..=32_u8, v6 in 32..=128_u8,
     ) {
-        for SuggestedRule { rule, .. } in suggested(&policy, &denials(&policy, &flows), Widest { v4, v6 }) {
+        for SuggestedRule { rule, .. } in suggested(&policy, &denials(&policy, &flows), Widest { v4, v6, wildcards: false }) {
+            let AnyRule::Network(rule) = rule else { panic!("{rule}") };
             let net = rule.cidr().net();
             prop_assert!(net.prefix_len() >= if net.addr().is_ipv4() { v4 } else { v6 }, "{rule}");
             for deny in &policy.deny {
@@ -93,7 +102,7 @@ proptest! {
     #[test]
     fn no_rule_is_idle(policy in policies(), flows in prop::collection::vec(flows(), 24)) {
         let denials = denials(&policy, &flows);
-        let rules = suggested(&policy, &denials, Widest { v4: 24, v6: 64 });
+        let rules = suggested(&policy, &denials, WIDEST);
         for left_out in &rules {
             let fewer = with(&policy, rules.iter().filter(|suggested| *suggested != left_out));
             prop_assert!(still_denied(&fewer, &denials).is_some(), "{}", left_out.rule);
@@ -110,7 +119,7 @@ fn check(allow: &[&str], deny: &[&str], denied_to: &[&str], expect: &[&str]) {
     };
     let denied: Vec<_> =
         denied_to.iter().map(|text| denied(&destination(text).flow(), DropReason::NotAllowed)).collect();
-    let rules = suggest(&policy, &denied, Widest { v4: 24, v6: 64 }).expect("it fits").rules;
+    let rules = suggest(&policy, &denied, &[], WIDEST).expect("it fits").rules;
     let shown: Vec<_> = rules.iter().map(|suggested| suggested.rule.to_string()).collect();
     assert_eq!(shown, expect);
 }
@@ -156,16 +165,16 @@ fn deny_rules_stay_outside() {
     let policy = Policy { deny: vec![rule("192.0.2.64/26")], ..Policy::default() };
     let destination = destination("192.0.2.65:443");
     let denied = [denied(&destination.flow(), DropReason::DenyRule)];
-    let suggestion = suggest(&policy, &denied, Widest { v4: 24, v6: 64 }).expect("it fits");
+    let suggestion = suggest(&policy, &denied, &[], WIDEST).expect("it fits");
     assert_eq!(suggestion, Suggestion { by_deny_rule: vec![destination], ..Suggestion::default() });
 }
 
 #[test]
 fn what_is_allowed_by_now_and_what_no_rule_allows_is_left_out() {
     check(&["192.0.2.0/24:443/tcp"], &[], &["192.0.2.9:443", "192.0.2.9:80"], &["192.0.2.9/32:80/tcp"]);
-    let widest = Widest { v4: 24, v6: 64 };
+    let widest = WIDEST;
     let headers = denied(&destination("192.0.2.9:80").flow(), DropReason::Fragment);
-    let suggestion = suggest(&Policy::default(), &[headers], widest).expect("it fits");
+    let suggestion = suggest(&Policy::default(), &[headers], &[], widest).expect("it fits");
     let beyond_rules = [("fragment".to_owned(), 1)].into();
     assert_eq!(suggestion, Suggestion { beyond_rules, ..Suggestion::default() });
 }
@@ -177,21 +186,168 @@ fn destination(text: &str) -> Destination {
 /// The port of a refused bind is no destination, also where a connection to the same place was refused.
 #[test]
 fn a_bind_takes_no_rule() {
-    let widest = Widest { v4: 24, v6: 64 };
+    let widest = WIDEST;
     let (one, all) = (destination("127.0.0.1:19876"), destination("0.0.0.0:5173"));
     let binds = [one, all].map(|at| DeniedDestination { attempts: 3, ..bind(at) });
-    let suggestion = suggest(&Policy::default(), &binds, widest).expect("it fits");
+    let suggestion = suggest(&Policy::default(), &binds, &[], widest).expect("it fits");
     assert_eq!(suggestion, Suggestion { binds: vec![(one, 3), (all, 3)], ..Suggestion::default() });
     let both = [bind(one), denied(&one.flow(), DropReason::NotAllowed)];
-    let suggestion = suggest(&Policy::default(), &both, widest).expect("it fits");
+    let suggestion = suggest(&Policy::default(), &both, &[], widest).expect("it fits");
     assert_eq!(suggestion.binds, [(one, 1)]);
-    assert_eq!(suggestion.rules, [SuggestedRule { rule: rule("127.0.0.1/32:19876/tcp"), attempts: 1 }]);
+    assert_eq!(
+        suggestion.rules,
+        [SuggestedRule { rule: AnyRule::Network(rule("127.0.0.1/32:19876/tcp")), attempts: 1 }]
+    );
     // Listed by now.
     let listen = vec![crate::policy::Listen { address: one.address, port: one.port, open: false }];
-    let suggestion = suggest(&Policy { listen, ..Policy::default() }, &both, widest).expect("it fits");
+    let suggestion = suggest(&Policy { listen, ..Policy::default() }, &both, &[], widest).expect("it fits");
     assert_eq!(suggestion, Suggestion { allowed_by_now: 2, ..Suggestion::default() });
 }
 
 fn bind(at: Destination) -> DeniedDestination {
-    DeniedDestination { destination: at, reason: DropReason::BindNotListed.name().to_owned(), attempts: 1 }
+    DeniedDestination {
+        destination: at,
+        reason: DropReason::BindNotListed.name().to_owned(),
+        attempts: 1,
+        name: None,
+    }
+}
+
+fn asked_at(name: &str, ports: &[u16], attempts: u64) -> DeniedName {
+    DeniedName { name: name.to_owned(), ports: ports.to_vec(), attempts }
+}
+
+#[track_caller]
+fn check_names(
+    policy: &Policy,
+    denied: &[DeniedDestination],
+    names: &[DeniedName],
+    wildcards: bool,
+    expect: &[(&str, u64)],
+) -> Suggestion {
+    let suggestion = suggest(policy, denied, names, Widest { wildcards, ..WIDEST }).expect("it fits");
+    let rules = suggestion.rules.iter();
+    let shown: Vec<_> = rules.map(|suggested| (suggested.rule.to_string(), suggested.attempts)).collect();
+    let shown: Vec<_> = shown.iter().map(|(rule, attempts)| (rule.as_str(), *attempts)).collect();
+    assert_eq!(shown, expect);
+    suggestion
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(150))]
+
+    /// With the rules, the policy lists every name that was asked for, with every port that was tried; and without one of
+    /// them it does not.
+    #[test]
+    fn what_was_asked_for_is_listed_then(
+        listed in prop::collection::vec(name_rules(), 0..3),
+        asked in prop::collection::btree_map("(a|b|a\\.c)\\.example\\.(org|net)|example\\.org", prop::collection::vec(1..8_u16, 0..3), 0..8),
+        wildcards: bool,
+    ) {
+        let policy = Policy { names: listed, ..Policy::default() };
+        let denied: Vec<_> = asked.iter().map(|(name, ports)| asked_at(name, ports, 1)).collect();
+        let widest = Widest { wildcards, ..WIDEST };
+        let Suggestion { rules, no_names, .. } = suggest(&policy, &[], &denied, widest).expect("few combinations");
+        prop_assert!(no_names.is_empty());
+        let missing = |policy: &Policy| {
+            denied.iter().any(|DeniedName { name, ports, .. }| {
+                let name = name.parse().expect("a name");
+                let ports = if ports.is_empty() { &[443][..] } else { ports };
+                ports.iter().any(|port| {
+                    let flow = Flow { address: std::net::IpAddr::from([0, 0, 0, 0]).into(), protocol: Protocol::TCP, port: *port };
+                    !policy.names.iter().any(|rule| rule.pattern().matches(&name) && rule.speaks_of(&flow))
+                })
+            })
+        };
+        prop_assert!(!missing(&with(&policy, &rules)), "{:?}", rules);
+        for left_out in &rules {
+            let fewer = with(&policy, rules.iter().filter(|suggested| *suggested != left_out));
+            prop_assert!(missing(&fewer), "{}", left_out.rule);
+        }
+    }
+}
+
+#[test]
+fn names_that_were_asked_for_become_rules() {
+    let policy = &Policy::default();
+    let names = [
+        asked_at("api.example.org", &[], 3),
+        asked_at("github.com", &[443, 22], 2),
+        asked_at("a.example.net", &[8080], 1),
+    ];
+    let expect = [("a.example.net:8080", 1), ("api.example.org", 3), ("github.com:22,443", 2)];
+    check_names(policy, &[], &names, false, &expect);
+    check_names(policy, &[], &names, true, &expect);
+    let listed = ["api.example.org", "github.com"].map(|text| text.parse().expect("a rule"));
+    let mut policy = Policy::default();
+    listed.into_iter().for_each(|rule| policy.allow(rule));
+    let suggestion =
+        check_names(&policy, &[], &names, false, &[("a.example.net:8080", 1), ("github.com:22", 2)]);
+    assert_eq!(suggestion.allowed_by_now, 1);
+}
+
+#[test]
+fn several_names_become_a_wildcard_only_when_that_is_asked_for() {
+    let policy = &Policy::default();
+    let names = [
+        asked_at("a.example.org", &[], 1),
+        asked_at("b.c.example.org", &[], 2),
+        asked_at("example.org", &[], 4),
+        asked_at("d.example.org", &[22], 8),
+        asked_at("one.example.net", &[], 16),
+        asked_at("a.github.io", &[], 1),
+        asked_at("b.github.io", &[], 1),
+    ];
+    let exact = [
+        ("a.example.org", 1),
+        ("a.github.io", 1),
+        ("b.c.example.org", 2),
+        ("b.github.io", 1),
+        ("d.example.org:22", 8),
+        ("example.org", 4),
+        ("one.example.net", 16),
+    ];
+    check_names(policy, &[], &names, false, &exact);
+    // Each name that somebody registered stays one's own, and so does a port that only one was asked at.
+    let wide = [
+        ("a.github.io", 1),
+        ("b.github.io", 1),
+        ("d.example.org:22", 8),
+        ("example.org", 4),
+        ("one.example.net", 16),
+        ("*.example.org", 3),
+    ];
+    check_names(policy, &[], &names, true, &wide);
+}
+
+#[test]
+fn an_address_that_a_name_brought_becomes_a_rule_for_the_name() {
+    let by_name = |text: &str, name: &str, reason| {
+        let name = Some(name.to_owned());
+        DeniedDestination { name, ..denied(&destination(text).flow(), reason) }
+    };
+    let policy = Policy { deny: vec![rule("203.0.113.0/24")], ..Policy::default() };
+    let denied = [
+        by_name("192.0.2.9:8443", "api.example.org", DropReason::NotAllowed),
+        by_name("192.0.2.10:8443", "api.example.org", DropReason::NotAllowed),
+        by_name("192.0.2.9:443/udp", "api.example.org", DropReason::NotAllowed),
+        by_name("192.0.2.9", "api.example.org", DropReason::NotAllowed),
+        by_name("203.0.113.9:443", "api.example.org", DropReason::DenyRule),
+    ];
+    let expect = [("192.0.2.9/32/icmp", 1), ("api.example.org:8443", 2), ("api.example.org:443/udp", 1)];
+    let suggestion = check_names(&policy, &denied, &[], false, &expect);
+    assert_eq!(suggestion.by_deny_rule, [destination("203.0.113.9:443")]);
+    // That the name was asked for adds no port, where some were tried.
+    let names = [asked_at("api.example.org", &[], 5)];
+    let expect = [("192.0.2.9/32/icmp", 1), ("api.example.org:8443", 7), ("api.example.org:443/udp", 1)];
+    check_names(&policy, &denied, &names, false, &expect);
+}
+
+/// What an agent asks for may be anything.
+#[test]
+fn what_is_no_name_for_a_rule_is_left_out() {
+    let names = ["wpad", "a b.example.org", "192.0.2.1", "*.com", "localhost", "\u{1b}[2K.example.org"];
+    let asked = names.map(|name| asked_at(name, &[], 1));
+    let suggestion = check_names(&Policy::default(), &[], &asked, true, &[]);
+    assert_eq!(suggestion.no_names, names.map(str::to_owned).into());
 }

@@ -1,0 +1,100 @@
+//! Rules for the names that were asked for.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use opencode_egress_common::flow::{Class, Flow, Protocol};
+
+use crate::policy::{
+    AnyRule, NameRule, Policy, PortRange, RuleProtocol,
+    name::{DnsName, NamePattern},
+    suggest::suggestion::{DeniedName, SuggestedRule, Suggestion},
+};
+
+/// What was tried by name.
+#[derive(Default)]
+pub(super) struct WantedNames(BTreeMap<String, Wanted>);
+
+#[derive(Default)]
+struct Wanted {
+    /// How often, by protocol and port.
+    flows: BTreeMap<(RuleProtocol, u16), u64>,
+    questions: u64,
+}
+
+impl WantedNames {
+    /// A flow, of TCP or UDP, to an address that the name brought.
+    pub(super) fn add_flow(&mut self, name: &str, flow: &Flow, attempts: u64) {
+        let protocol = if flow.class() == Class::Udp { RuleProtocol::Udp } else { RuleProtocol::Tcp };
+        let wanted = self.0.entry(name.to_owned()).or_default();
+        *wanted.flows.entry((protocol, flow.port)).or_default() += attempts;
+    }
+
+    pub(super) fn add_question(&mut self, DeniedName { name, ports, attempts }: &DeniedName) {
+        let wanted = self.0.entry(name.clone()).or_default();
+        wanted.questions += attempts;
+        for port in ports.iter().filter(|port| **port != 0) {
+            wanted.flows.entry((RuleProtocol::Tcp, *port)).or_default();
+        }
+    }
+
+    /// Adds the rules that the policy lacks: for each name with the ports that were tried, 443 where none was.
+    pub(super) fn suggest(self, policy: &Policy, wildcards: bool, suggestion: &mut Suggestion) {
+        let mut wanted: BTreeMap<(RuleProtocol, u16), BTreeMap<DnsName, u64>> = BTreeMap::new();
+        for (text, Wanted { mut flows, questions }) in self.0 {
+            let Ok(NamePattern::Exact(name)) = text.parse() else {
+                suggestion.no_names.insert(text);
+                continue;
+            };
+            if flows.is_empty() {
+                flows.insert((RuleProtocol::Tcp, 443), 0);
+            }
+            flows.retain(|(protocol, port), _| !is_allowed(policy, &name, *protocol, *port));
+            match flows.first_entry() {
+                Some(mut first) => *first.get_mut() += questions,
+                None => suggestion.allowed_by_now += 1,
+            }
+            for (to, attempts) in flows {
+                *wanted.entry(to).or_default().entry(name.clone()).or_default() += attempts;
+            }
+        }
+        let mut rules: BTreeMap<(NamePattern, RuleProtocol), (BTreeSet<u16>, u64)> = BTreeMap::new();
+        for ((protocol, port), names) in wanted {
+            let several = if wildcards { below_one(names.keys()) } else { BTreeSet::new() };
+            for (name, attempts) in names {
+                let pattern = match above(&name).filter(|above| several.contains(above)) {
+                    Some(above) => NamePattern::Below(above),
+                    None => NamePattern::Exact(name),
+                };
+                let (ports, total) = rules.entry((pattern, protocol)).or_default();
+                ports.insert(port);
+                *total += attempts;
+            }
+        }
+        suggestion.rules.extend(rules.into_iter().map(|((pattern, protocol), (ports, attempts))| {
+            let rule = NameRule::new(pattern, Some(protocol), PortRange::runs(ports), false);
+            SuggestedRule { rule: AnyRule::Name(rule.expect("it is no ICMP")), attempts }
+        }));
+    }
+}
+
+fn is_allowed(policy: &Policy, name: &DnsName, protocol: RuleProtocol, port: u16) -> bool {
+    let protocol = if protocol == RuleProtocol::Udp { Protocol::UDP } else { Protocol::TCP };
+    let flow = Flow { address: std::net::IpAddr::from([0, 0, 0, 0]).into(), protocol, port };
+    policy.names.iter().any(|rule| rule.pattern().matches(name) && rule.speaks_of(&flow))
+}
+
+/// The name that somebody registered and that this one is below.
+fn above(name: &DnsName) -> Option<DnsName> {
+    name.registrable().filter(|registrable| registrable != name)
+}
+
+/// The registered names that several of these are below.
+fn below_one<'a>(names: impl Iterator<Item = &'a DnsName>) -> BTreeSet<DnsName> {
+    let (mut once, mut several) = (BTreeSet::new(), BTreeSet::new());
+    for above in names.filter_map(above) {
+        if !once.insert(above.clone()) {
+            several.insert(above);
+        }
+    }
+    several
+}
