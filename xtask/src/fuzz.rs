@@ -36,14 +36,22 @@ enum Target {
     Policy,
     /// A request to the control socket
     Request,
+    /// A question to the resolver
+    Question,
+    /// A server's answer to the resolver
+    Reply,
 }
 
 impl Target {
+    const ALL: [Self; 5] = [Self::Event, Self::Policy, Self::Request, Self::Question, Self::Reply];
+
     fn name(self) -> &'static str {
         match self {
             Self::Event => "event",
             Self::Policy => "policy",
             Self::Request => "request",
+            Self::Question => "question",
+            Self::Reply => "reply",
         }
     }
 }
@@ -52,15 +60,14 @@ impl Target {
 pub(crate) fn run(args: &Args) -> Result<()> {
     build_ebpf::run(&build_ebpf::Args::default())?;
     build()?;
-    let all = [Target::Event, Target::Policy, Target::Request];
-    let targets = args.target.as_ref().map_or(&all[..], std::slice::from_ref);
+    let targets = args.target.as_ref().map_or(&Target::ALL[..], std::slice::from_ref);
     targets.iter().try_for_each(|target| fuzz(*target, args.seconds))
 }
 
 /// A short run of every target, with the object that is there.
 pub(crate) fn short() -> Result<()> {
     build()?;
-    [Target::Event, Target::Policy, Target::Request].into_iter().try_for_each(|target| fuzz(target, 3))
+    Target::ALL.into_iter().try_for_each(|target| fuzz(target, 3))
 }
 
 fn build() -> Result<()> {

@@ -47,6 +47,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if wanted(Tier::Host) {
         lints()?;
         cargo("tier 1, host", &["test", "--quiet", "--lib", "--bins"])?;
+        let resolver = ["test", "--quiet", "--package", "opencode-egress", "--test", "resolver"];
+        cargo("tier 1, host: the resolver", &resolver)?;
         fuzz::short()?;
         assets::test()?;
         module()?;

@@ -6,8 +6,9 @@ use std::{
         fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
         unix::{net::UnixStream, process::CommandExt as _},
     },
+    panic,
     path::Path,
-    process::{Child, Command, Stdio},
+    process::{self, Child, Command, Stdio},
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -37,6 +38,12 @@ pub(super) fn resolve(args: &ResolveArgs) -> Result<()> {
         .without_time()
         .with_target(false)
         .init();
+    // A task that ended alone would leave its socket unread.
+    let report = panic::take_hook();
+    panic::set_hook(Box::new(move |info| {
+        report(info);
+        process::abort();
+    }));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     // What it takes to run is there.
     privileges::keep_to_questions().context("cannot give up system calls")?;

@@ -7,8 +7,9 @@ use rustix::{
     io::Errno,
     process::{Gid, Uid, getuid},
     thread::{
-        CapabilitySet, CapabilitySets, clear_ambient_capability_set, remove_capability_from_bounding_set,
-        set_capabilities, set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid,
+        CapabilitySet, CapabilitySets, capabilities, clear_ambient_capability_set,
+        remove_capability_from_bounding_set, set_capabilities, set_no_new_privs, set_thread_groups,
+        set_thread_res_gid, set_thread_res_uid,
     },
 };
 use seccompiler::{
@@ -41,8 +42,16 @@ pub fn drop_all() -> io::Result<()> {
         set_thread_res_gid(group, group, group)?;
         set_thread_res_uid(user, user, user)?;
     }
-    let none = CapabilitySet::empty();
-    Ok(set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none })?)
+    let none = CapabilitySets {
+        effective: CapabilitySet::empty(),
+        permitted: CapabilitySet::empty(),
+        inheritable: CapabilitySet::empty(),
+    };
+    // A unit may have taken the call as well.
+    if capabilities(None)? != none {
+        set_capabilities(None, none)?;
+    }
+    Ok(())
 }
 
 /// What the resolver does once it runs, and what the C library does for it: read and write descriptors that it has, make sockets of
