@@ -49,18 +49,8 @@ in
       '';
       networkIsolation = {
         enable = true;
-        # The resolver, and the model's provider.
-        outboundAllow = [
-          {
-            cidr = "192.0.2.53/32";
-            ports = [ 53 ];
-          }
-          {
-            cidr = "160.79.104.0/23";
-            protocol = "tcp";
-            ports = [ 443 ];
-          }
-        ];
+        # The model's provider.
+        presets = [ "anthropic" ];
       };
     };
 
