@@ -4,7 +4,7 @@ let
   inherit (lib) concatMap mapAttrsToList optional;
   instances = import ./instances.nix { inherit config lib; };
   inherit (instances) enabled option;
-  inherit (import ./cidr.nix { inherit lib; }) contains parseAddress;
+  inherit (import ./cidr.nix { inherit lib; }) contains parseAddress parseCidr;
   inherit ((import ./opencode-json { inherit lib; }).permission) asked;
 
   # Where an instance's configuration asks, as in "`config.permission` (bash, edit)".
@@ -72,8 +72,8 @@ let
         ) ports;
       denied = resolver: lib.any (cidr: contains cidr resolver) outboundDenyCidrs;
       reached = cidr: lib.any (resolver: contains cidr resolver && !denied resolver) resolvers;
-      # One host, and its port 53 by name.
-      single = cidr: lib.elem (lib.last (lib.splitString "/" cidr)) [ "32" "128" ];
+      # One host of which port 53 is listed.
+      single = cidr: lib.hasSuffix (if (parseCidr cidr).value.family == 4 then "/32" else "/128") (parseCidr cidr).value.canonical;
       rules = lib.filter (
         rule:
         rule.cidr != null

@@ -52,11 +52,12 @@
       "AF_INET6"
     ];
     SystemCallArchitectures = "native";
-    # It gives up by itself what it may have.
+    # By the last two it gives up by itself what it has.
     SystemCallFilter = [
       "@system-service"
       "~@privileged @resources"
       "capset"
+      "seccomp"
     ];
     SystemCallErrorNumber = "EPERM";
   };
