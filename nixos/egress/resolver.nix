@@ -56,8 +56,7 @@
     SystemCallFilter = [
       "@system-service"
       "~@privileged @resources"
-      "capset"
-      "seccomp"
+      "capset seccomp"
     ];
     SystemCallErrorNumber = "EPERM";
   };

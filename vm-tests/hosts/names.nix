@@ -1,5 +1,4 @@
-# Two isolated servers with names, and a resolver at 192.0.2.20: `a` has names of its own, on two ports and below one; `b` has another name, and a network that
-# it may reach by any name.
+# Two isolated servers with names, and a resolver at 192.0.2.20: `a` has some, on several ports and below one, and denied networks; `b` has another name.
 {
   imports = [ ../common.nix ];
 

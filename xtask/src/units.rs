@@ -30,8 +30,14 @@ struct Unit {
     differences: &'static [Difference],
 }
 
-const UNITS: [Unit; 1] =
-    [Unit { name: "opencode-egress.service", nix: "nixos/egress/daemon.nix", differences: DAEMON }];
+const UNITS: [Unit; 2] = [
+    Unit { name: "opencode-egress.service", nix: "nixos/egress/daemon.nix", differences: DAEMON },
+    Unit {
+        name: "opencode-egress-resolver.service",
+        nix: "nixos/egress/resolver.nix",
+        differences: RESOLVER,
+    },
+];
 
 /// NixOS adds it to every unit.
 const ENVIRONMENT: Difference = Difference {
@@ -42,6 +48,16 @@ const ENVIRONMENT: Difference = Difference {
     ),
     because: "NixOS has every unit's programs, locales and time zones in its environment",
 };
+
+const RESOLVER: &[Difference] = &[
+    Difference {
+        setting: "Service.ExecStart",
+        dist: Some("/usr/bin/opencode-egress resolve"),
+        module: Some("/nix/store/opencode-egress/bin/opencode-egress resolve"),
+        because: "the program is in the store",
+    },
+    ENVIRONMENT,
+];
 
 const DAEMON: &[Difference] = &[
     Difference {
