@@ -60,7 +60,13 @@ in
         nameValuePair name {
           directory = "/srv/${name}";
           listen.port = 4100 + index;
-          networkIsolation.outboundAllowCidrs = [ "10.20.${toString index}.0/24" ];
+          networkIsolation.outboundAllow = [
+            {
+              cidr = "10.20.${toString index}.0/24";
+              protocol = "tcp";
+              ports = [ 443 ];
+            }
+          ];
         }
       ) projects
     );
