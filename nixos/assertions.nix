@@ -22,6 +22,7 @@ let
     overlap
     pairs
     policy
+    resolverPorts
     within
     ;
 
@@ -39,7 +40,9 @@ let
 
   inherit (import ./paths.nix { inherit config lib; }) writable;
 
-  unitNames = problem (enabled ? egress) "services.opencode.instances.egress: its unit would be opencode-egress.service, which is the daemon's. Call the instance something else.";
+  unitNames =
+    problem (enabled ? egress) "services.opencode.instances.egress: its unit would be opencode-egress.service, which is the daemon's. Call the instance something else."
+    ++ problem (enabled ? egress-resolver) "services.opencode.instances.egress-resolver: its unit would be opencode-egress-resolver.service, which is the resolver's. Call the instance something else.";
 
   ofInstance =
     name: instance:
@@ -49,10 +52,17 @@ let
         inherit (instance) agents commands skills;
       };
       lists = lib.filterAttrs (_: list: list != [ ]) {
-        inherit (isolation) outboundAllow outboundAllowCidrs outboundDenyCidrs;
+        inherit (isolation)
+          outboundAllow
+          outboundAllowCidrs
+          outboundAllowNames
+          outboundDenyCidrs
+          presets
+          ;
       };
       secrets = instances.environmentFiles instance;
       sockets = import ./sockets.nix { inherit lib; } instance.sandbox;
+      privateNetwork = instance.sandbox.extraConfig.PrivateNetwork or false;
       loading = filter (key: instance.environment ? ${key}) (import ./units/loader-variables.nix);
     in
     problem (instance.user == "root" || instance.user == "0")
@@ -103,9 +113,28 @@ let
       "${lib.concatMapStringsSep ", " (list: option name "networkIsolation.${list}") (attrNames lists)}: without ${option name "networkIsolation.enable"} a list confines nothing, and the instance reaches whatever this host reaches. Enable it, or remove the list."
     ++ concatMap (
       rule:
-      problem (rule.protocol == "icmp" && rule.ports != [ ])
-        "${option name "networkIsolation.outboundAllow"}: the rule for ${rule.cidr} has ports, and ICMP has none, so the policy file would be refused. Remove `ports`, or write `tcp` or `udp`."
+      let
+        place = option name "networkIsolation.outboundAllow";
+      in
+      if rule.cidr == null && rule.name == null then
+        problem true "${place}: a rule has neither `cidr` nor `name`, and allows nothing. Write `cidr` for a network, or `name` for a DNS name."
+      else if rule.cidr != null && rule.name != null then
+        problem true "${place}: a rule has both `cidr` (${rule.cidr}) and `name` (${rule.name}). Write a rule for each."
+      else
+        problem (rule.protocol == "icmp" && rule.cidr != null && rule.ports != [ ])
+          "${place}: the rule for ${rule.cidr} has ports, and ICMP has none, so the policy file would be refused. Remove `ports`, or write `tcp` or `udp`."
+        ++ problem (rule.protocol == "icmp" && rule.name != null)
+          "${place}: the rule for ${rule.name} is for ICMP, and names are reached by TCP and UDP alone. Write one of these, or the network as `cidr`."
+        ++ problem (rule.private && rule.cidr != null)
+          "${place}: the rule for ${rule.cidr} has `private`, which is for names: it says what their answers may bring. A listed network is allowed, private or not. Remove `private`."
     ) isolation.outboundAllow
+    ++ problem (instances.named ? ${name} && lib.elem privateNetwork [ true "true" "yes" "on" "1" ])
+      "${option name "sandbox.extraConfig"}.PrivateNetwork: in a network namespace of its own the instance has no resolver, and it has names in ${option name "networkIsolation"}, so it would not start. Remove one of them."
+    ++ concatMap (
+      { port, ... }:
+      problem (isolation.enable && instances.named != { } && port >= resolverPorts.from && port <= resolverPorts.to)
+        "${option name "listen"}: port ${toString port} is among those that the resolvers of instances with names have, ${toString resolverPorts.from} to ${toString resolverPorts.to}, so nobody under a policy could reach it. Choose another."
+    ) (lib.unique (map (listener: { inherit (listener) port; }) (listeners instance)))
     ++ problem (isolation.enable && length (listeners instance) > 16)
       "${option name "listen.extraPorts"}: a policy has room for 16 listeners: the server's, and two for each port, on 127.0.0.1 and on ::1. Keep at most 7."
     ++ problem (isolation.enable && instance.mdns)
@@ -204,12 +233,18 @@ let
 
   ofHost =
     let
+      mark = import ./egress/mark.nix { inherit config lib; };
       names = lib.concatMapStringsSep ", " (name: option name "networkIsolation.enable") (
         attrNames isolated
       );
       needed = isolated != { };
     in
-    problem (needed && !config.networking.nftables.enable)
+    concatMap (
+      { place, shown }:
+      problem (instances.named != { })
+        "services.opencode.egress.markBit is ${toString config.services.opencode.egress.markBit}, ${mark.hex}, and ${place} has that bit in its marks (${shown}): what it marks would pass the second lock, or flows to names would be taken for its own. Choose a bit that it leaves alone."
+    ) mark.collisions
+    ++ problem (needed && !config.networking.nftables.enable)
       "networking.nftables.enable is false, and ${names} needs it: the second lock, by user, is an nftables table, and would be missing. Set networking.nftables.enable = true."
     ++ problem (needed && config.networking.firewall.enable && !config.services.opencode.egress.besideFirewall)
       "networking.firewall.enable is true, and ${names} makes rules of its own: a packet would be judged by both, so a port opened there is not open here, and one closed here looks open there. If that is what you want, set services.opencode.egress.besideFirewall = true: what a policy opens is then opened in the firewall as well. Otherwise set networking.firewall.enable = false, and keep the host's own rules in networking.nftables.tables; without any, everything on this host can be reached, and with `policy drop` what is open today closes unless you name it there: ${opened}.";

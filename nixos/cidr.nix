@@ -122,7 +122,18 @@ let
 
   isNull = groups: groups == zeros (length groups);
 in
-{
+rec {
+  # Whether a network has an address in it. Both are well-formed.
+  contains =
+    cidr: text:
+    let
+      network = (parseCidr cidr).value;
+      parts = splitString "/" network.canonical;
+      found = unmap (address text);
+    in
+    network.family == (if isV4 found then 4 else 6)
+    && truncate found (number (last parts)) == address (lib.head parts);
+
   # { value } or { problem }, a sentence that says what to write instead.
   parseCidr =
     text:

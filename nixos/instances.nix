@@ -9,6 +9,19 @@ rec {
   # The instances that there are to be, and those of them with a policy.
   enabled = if cfg.enable then filterAttrs (_: instance: instance.enable) cfg.instances else { };
   isolated = filterAttrs (_: instance: instance.networkIsolation.enable) enabled;
+  # Those of them with names. They have a resolver.
+  named = filterAttrs (_: hasNames) isolated;
+  hasNames =
+    { networkIsolation, ... }:
+    networkIsolation.outboundAllowNames != [ ]
+    || networkIsolation.presets != [ ]
+    || lib.any (rule: rule.name != null) networkIsolation.outboundAllow;
+
+  # Where the daemon opens resolvers, on loopback, as opencode-egress-common/src/abi.rs has it.
+  resolverPorts = {
+    from = 22528;
+    to = 24575;
+  };
 
   names = attrNames enabled;
 
@@ -87,7 +100,9 @@ rec {
           mode
           outboundAllow
           outboundAllowCidrs
+          outboundAllowNames
           outboundDenyCidrs
+          presets
           ;
       };
 

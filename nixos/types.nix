@@ -3,6 +3,7 @@
 let
   inherit (lib) types;
   inherit (import ./cidr.nix { inherit lib; }) parseAddress parseCidr;
+  inherit (import ./dns-name.nix { inherit lib; }) looksLikeName parseName;
 
   # A string of which `parse` makes { value } or { problem }. The option keeps the string.
   parsed =
@@ -104,9 +105,58 @@ rec {
         { value = text; }
     );
 
-  cidr = parsed "cidr" "network in CIDR notation, IPv4 or IPv6, without host bits" parseCidr;
+  # What is a network, in each of the lists; `instead` says what to write for a name.
+  networks =
+    lib.mapAttrs
+      (
+        _: instead: text:
+        if looksLikeName text then { problem = "`${text}` is ${instead text}"; } else parseCidr text
+      )
+      {
+        allowed = _: "a name, and this takes networks; list it in `outboundAllowNames`";
+        denied =
+          _:
+          "a name, and only networks can be denied: the addresses of a name change, and other names share them, so it would still be reached, or others would not be. What no list allows is refused anyhow: allow the names that are wanted, or deny a network, as in `203.0.113.0/24`";
+        rule = text: "a name; write `name = \"${text}\"` instead of `cidr`";
+      };
+  cidr = lib.mapAttrs (_: parsed "cidr" "network in CIDR notation, IPv4 or IPv6, without host bits") networks;
+
+  # A name, or every name below one.
+  dnsName = parsed "dnsName" "DNS name, or `*.` and a name for every name below it" parseName;
+
+  presetName = parsed "presetName" "name of a preset" (
+    text:
+    if presets ? ${text} then
+      { value = text; }
+    else
+      {
+        problem = "`${text}` is no preset; there are ${lib.concatStringsSep ", " (lib.attrNames presets)}. List what it stands for in `outboundAllowNames`";
+      }
+  );
+  presets = lib.importJSON ../opencode-egress/src/policy/presets.json;
 
   address = parsed "address" "IPv4 or IPv6 address" parseAddress;
+
+  # Where a resolver answers: an address, maybe with a port.
+  upstream = parsed "upstream" "address of a resolver, maybe with a port, as in \"192.0.2.53:5353\" or \"[2001:db8::53]:5353\"" (
+    text:
+    let
+      bracketed = builtins.match "\\[(.*)]:([0-9]{1,5})" text;
+      plain = builtins.match "([^:]*):([0-9]{1,5})" text;
+      parts = if bracketed != null then bracketed else plain;
+      ip = parseAddress (if parts == null then text else lib.head parts);
+      number = lib.toIntBase10 (lib.last parts);
+      goodPort = parts == null || (number >= 1 && number <= 65535 && (ip.value.family == 6) == (bracketed != null));
+    in
+    if ip ? problem || !goodPort then
+      {
+        problem = "`${text}` is no address of a resolver; write one as in `192.0.2.53`, `192.0.2.53:5353`, `2001:db8::53` or `[2001:db8::53]:5353`";
+      }
+    else if ip.value.isWildcard then
+      { problem = "`${text}` is the address of no machine; write the resolver's own, `127.0.0.1` for one on this host"; }
+    else
+      { value = text; }
+  );
 
   # Not 0, which is any.
   port = types.ints.between 1 65535;

@@ -4,7 +4,7 @@ let
   inherit (lib) concatMap mapAttrsToList optional;
   instances = import ./instances.nix { inherit config lib; };
   inherit (instances) enabled option;
-  inherit (import ./cidr.nix { inherit lib; }) parseAddress;
+  inherit (import ./cidr.nix { inherit lib; }) contains parseAddress parseCidr;
   inherit ((import ./opencode-json { inherit lib; }).permission) asked;
 
   # Where an instance's configuration asks, as in "`config.permission` (bash, edit)".
@@ -29,6 +29,66 @@ let
 
   isPerson =
     name: lib.any (user: user.name == name && user.isNormalUser) (lib.attrValues config.users.users);
+
+  # Where questions are answered, as far as it is known: the host's resolvers, and those on loopback.
+  resolvers =
+    let
+      # A port, an interface and a name for TLS may be there as well.
+      bare =
+        text:
+        lib.head (
+          lib.filter (found: found != null) (
+            map (pattern: builtins.match pattern text) [
+              "([0-9.]+)([:%#].*)?"
+              "\\[([^]%]*).*"
+              "([^%#]*).*"
+            ]
+          )
+        );
+      addresses = map (text: lib.head (bare text)) (
+        config.networking.nameservers ++ config.services.opencode.egress.resolver.upstream
+      );
+    in
+    lib.filter (text: parseAddress text ? value) addresses
+    ++ [
+      "127.0.0.1"
+      "127.0.0.53"
+    ];
+
+  # Entries of the lists by which an instance can ask a resolver itself: { list, cidr }.
+  asksItself =
+    { networkIsolation, ... }:
+    let
+      inherit (networkIsolation) outboundAllow outboundAllowCidrs outboundDenyCidrs;
+      # Ports may be written as ranges.
+      has53 =
+        ports:
+        lib.any (
+          text:
+          let
+            ends = map lib.toIntBase10 (lib.splitString "-" text);
+          in
+          lib.head ends <= 53 && 53 <= lib.last ends
+        ) ports;
+      denied = resolver: lib.any (cidr: contains cidr resolver) outboundDenyCidrs;
+      reached = cidr: lib.any (resolver: contains cidr resolver && !denied resolver) resolvers;
+      # One host of which port 53 is listed.
+      single = cidr: lib.hasSuffix (if (parseCidr cidr).value.family == 4 then "/32" else "/128") (parseCidr cidr).value.canonical;
+      rules = lib.filter (
+        rule:
+        rule.cidr != null
+        && rule.protocol != "icmp"
+        && (if rule.ports == [ ] then reached rule.cidr else has53 rule.ports && (reached rule.cidr || single rule.cidr))
+      ) outboundAllow;
+    in
+    map (cidr: {
+      list = "outboundAllowCidrs";
+      inherit cidr;
+    }) (lib.filter reached outboundAllowCidrs)
+    ++ map (rule: {
+      list = "outboundAllow";
+      inherit (rule) cidr;
+    }) rules;
 
   ofInstance =
     name: instance:
@@ -56,6 +116,11 @@ let
       "${option name "user"}: `${instance.user}` is a person's account (isNormalUser), and the second lock goes by user: everything that this person runs on this host is held to the list of `${name}`. Leave the option out, or name a system user that does nothing else, and share files by ${option name "extraGroups"}."
     ++ optional (isolation.enable && isolation.mode == "audit")
       "${option name "networkIsolation.mode"} is `audit`: what the policy denies is reported, and let pass. Set `enforce` when the list is complete."
+    ++ concatMap (
+      { list, cidr }:
+      optional (instances.named ? ${name})
+        "${option name "networkIsolation.${list}"}: ${cidr} lets the instance ask a resolver itself, so its questions pass round its names: any name can be asked, which carries data out, and what is asked there opens no way to the names that are listed. Remove it, or give its other ports alone: names need no resolver in a list."
+    ) (asksItself instance)
     ++ optional (!instance.attended && asking instance != [ ])
       "services.opencode.instances.${name}: there is an `ask` in ${lib.concatStringsSep ", " (asking instance)}, and a session that nobody attends waits for the answer for ever. Write `deny`, or `allow`; or set ${option name "attended"}, if somebody answers in the web interface or by `opencode attach`."
     ++ concatMap (

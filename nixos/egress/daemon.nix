@@ -1,16 +1,15 @@
-# opencode-egress.service, as dist/opencode-egress.service has it, but for what xtask/src/daemon_unit.rs lists.
+# opencode-egress.service, as dist/opencode-egress.service has it, but for what xtask/src/units.rs lists.
 {
   lib,
   egress,
   policyFile,
 }:
 let
-  inherit (lib) optional optionals;
+  inherit (lib) optionals;
   exec = import ../units/exec.nix { inherit lib; };
   program = "${egress.package}/bin/opencode-egress";
   # A metrics address that is no path is a TCP port on loopback.
-  overTcp = egress.metrics != null && !lib.hasPrefix "/" egress.metrics;
-  socketDirectory = optional (egress.metrics != null && !overTcp) (dirOf egress.metrics);
+  socketDirectory = lib.optional (egress.metrics != null && lib.hasPrefix "/" egress.metrics) (dirOf egress.metrics);
 
   hardening = {
     # Load, attach and read maps; no more, above all not CAP_SYS_ADMIN.
@@ -49,17 +48,17 @@ let
     LockPersonality = true;
     MemoryDenyWriteExecute = true;
     UMask = "0077";
-    # No network but for metrics. It stays in the host's namespace to reset connections there, by netlink.
+    # No network but loopback: metrics, and the sockets that instances ask names at, which are the resolver's to read but stay in this cgroup. It is in the
+    # host's namespace to reset connections there, too, by netlink.
     # Not ProtectProc=: which unit a caller belongs to is read in /proc.
     RestrictAddressFamilies = [
       "AF_UNIX"
       "AF_NETLINK"
-    ]
-    ++ optionals overTcp [
       "AF_INET"
       "AF_INET6"
     ];
     IPAddressDeny = "any";
+    IPAddressAllow = "localhost";
     SystemCallArchitectures = "native";
     SystemCallFilter = [
       "@system-service"
@@ -67,12 +66,13 @@ let
       "bpf"
     ];
     SystemCallErrorNumber = "EPERM";
-  }
-  // lib.optionalAttrs overTcp { IPAddressAllow = "localhost"; };
+  };
 in
 {
   description = "Egress control for opencode servers";
   wantedBy = [ "multi-user.target" ];
+  # It starts without, and instances then resolve no name.
+  wants = [ "opencode-egress-resolver.service" ];
   # A changed policy is a reload: the servers go on, and so does the daemon.
   reloadTriggers = [ policyFile ];
   # An upgrade restarts it in one step; the servers stay confined by what is pinned.
@@ -109,11 +109,14 @@ in
     RestartMode = "direct";
     WatchdogSec = 30;
     RuntimeDirectory = "opencode-egress";
-    RuntimeDirectoryMode = "0700";
+    # The resolver, which is no user of the host's, reaches its socket there. The others are root's alone by themselves.
+    RuntimeDirectoryMode = "0711";
     RuntimeDirectoryPreserve = "yes";
     # Before Linux 5.11 maps count as locked memory. Each policy's rules are an open file.
     LimitMEMLOCK = "infinity";
     LimitNOFILE = 65536;
+    # Where instances ask names: four sockets for each, which keep what was asked while the daemon or the resolver is restarted.
+    FileDescriptorStoreMax = 8192;
     # Denials have limits of their own, for each instance, and what they leave out is counted; what journald drops is not.
     LogRateLimitIntervalSec = 0;
     # Under pressure the kernel should take an agent, not the one that watches it.

@@ -1,4 +1,4 @@
-# What holds instances to their policies: the policy file, the daemon that enforces it, and nftables as a second lock.
+# What holds instances to their policies: the policy file, the daemon that enforces it, the resolver of names, and nftables as a second lock.
 {
   config,
   lib,
@@ -36,6 +36,7 @@ in
       environment.etc.${instances.attachEtcName}.source = "${egress.package}/bin/opencode-egress";
       environment.systemPackages = [ egress.package ];
       systemd.services.opencode-egress = import ./daemon.nix { inherit lib egress policyFile; };
+      systemd.services.opencode-egress-resolver = import ./resolver.nix { inherit lib egress; };
       networking.nftables.tables.opencode-egress = {
         family = "inet";
         content = nftables.content;

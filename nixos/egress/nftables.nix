@@ -14,6 +14,7 @@ let
     optional
     ;
   inherit (import ../cidr.nix { inherit lib; }) parseAddress parseCidr;
+  inherit (import ./mark.nix { inherit config lib; }) hex;
 
   lines = concatStringsSep "\n";
   indent = text: lib.concatMapStringsSep "\n" (line: "  ${line}") (lib.splitString "\n" text);
@@ -52,7 +53,7 @@ let
           icmp = [ "meta l4proto ${if to.family == 4 then "icmp" else "ipv6-icmp"}" ];
           any = optional (ports != [ ]) "meta l4proto { tcp, udp }";
         }
-        .${rule.protocol};
+        .${lib.defaultTo "any" rule.protocol};
     in
     concatStringsSep " " ([ (daddr to) ] ++ protocol ++ ports ++ [ "accept" ]);
 
@@ -69,6 +70,16 @@ let
     in
     map (text: "${daddr (network text)} tcp dport ${toString listener.port} accept") networks;
 
+  # Questions go to the instance's resolver, whatever was asked for. Which of the ports that is only the daemon knows.
+  questions =
+    let
+      inherit (instances.resolverPorts) from to;
+    in
+    map (address: "${address} meta l4proto { tcp, udp } th dport ${toString from}-${toString to} accept") [
+      "ip daddr 127.0.0.1"
+      "ip6 daddr ::1"
+    ];
+
   # Instances that share a user share its chain; an assertion sees to it that their policies are the same.
   users = lib.groupBy ({ instance, ... }: instance.user) (
     mapAttrsToList (name: instance: { inherit name instance; }) instances.isolated
@@ -80,6 +91,7 @@ let
       inherit (lib.head members) name instance;
       isolation = instance.networkIsolation;
       listeners = concatMap ({ instance, ... }: instances.listeners instance) members;
+      hasNames = instances.hasNames instance;
     in
     [
       (networkSet "allow" name 4 isolation.outboundAllowCidrs)
@@ -89,13 +101,16 @@ let
       (block "chain judge-${name}" (
         [ "ct direction reply accept" ]
         ++ lib.unique (concatMap own listeners)
+        ++ lib.optionals hasNames questions
         ++ [
           "ip daddr @deny4-${name} goto refuse-${name}"
           "ip6 daddr @deny6-${name} goto refuse-${name}"
           "ip daddr @allow4-${name} accept"
           "ip6 daddr @allow6-${name} accept"
         ]
-        ++ map match isolation.outboundAllow
+        ++ map match (filter (rule: rule.cidr != null) isolation.outboundAllow)
+        # The addresses of names are known to the first lock alone, which marks what it lets go there.
+        ++ optional hasNames "meta mark & ${hex} == ${hex} accept"
         ++ [ "goto refuse-${name}" ]
       ))
       (block "chain refuse-${name}" [

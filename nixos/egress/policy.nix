@@ -8,13 +8,28 @@ let
   rule =
     {
       cidr,
+      name,
       protocol,
       ports,
+      private,
     }:
-    if protocol == "any" && ports == [ ] then
+    let
+      any = lib.elem protocol [ null "any" ];
+      some = optionalAttrs (ports != [ ]) { inherit ports; };
+    in
+    if name != null then
+      { inherit name; }
+      // optionalAttrs (protocol != null) { inherit protocol; }
+      // some
+      // optionalAttrs private { inherit private; }
+    else if any && ports == [ ] then
       cidr
     else
-      { inherit cidr protocol; } // optionalAttrs (ports != [ ]) { inherit ports; };
+      {
+        inherit cidr;
+        protocol = if any then "any" else protocol;
+      }
+      // some;
 
   policy =
     name: instance:
@@ -27,7 +42,11 @@ let
         (instances.setupUnit name)
       ];
       inherit (isolation) mode;
-      allow = isolation.outboundAllowCidrs ++ map rule isolation.outboundAllow;
+      allow =
+        isolation.outboundAllowCidrs
+        ++ map rule isolation.outboundAllow
+        ++ map (name: { inherit name; }) isolation.outboundAllowNames
+        ++ map (preset: { inherit preset; }) isolation.presets;
       deny = isolation.outboundDenyCidrs;
       listen = instances.listeners instance;
     };
@@ -40,4 +59,10 @@ in
     per_sec = egress.log.perSec;
   };
   instances = mapAttrs policy instances.isolated;
+}
+// optionalAttrs (instances.named != { }) {
+  resolver = {
+    mark = (import ./mark.nix { inherit config lib; }).value;
+  }
+  // optionalAttrs (egress.resolver.upstream != [ ]) { inherit (egress.resolver) upstream; };
 }

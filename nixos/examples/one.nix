@@ -1,4 +1,4 @@
-# One server, which reaches its model, its resolver and one host on the local network.
+# One server, which reaches its model, GitHub, the packages of npm, some names more, and a local network.
 { config, pkgs, ... }:
 {
   networking.nftables.enable = true;
@@ -13,15 +13,30 @@
       config.model = "anthropic/claude-sonnet-4-5";
       networkIsolation = {
         enable = true;
-        outboundAllowCidrs = [
-          "127.0.0.53/32"
-          "10.10.0.0/16"
+        presets = [
+          "anthropic"
+          "github"
+          "npm"
+        ];
+        outboundAllowNames = [
+          "docs.example.org"
+          "*.example.net"
         ];
         outboundAllow = [
           {
-            cidr = "160.79.104.0/23";
+            name = "git.example.org";
+            ports = [
+              22
+              443
+            ];
+          }
+          {
+            cidr = "10.10.0.0/16";
             protocol = "tcp";
-            ports = [ 443 ];
+            ports = [
+              443
+              5432
+            ];
           }
         ];
       };

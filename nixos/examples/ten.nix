@@ -49,18 +49,8 @@ in
       '';
       networkIsolation = {
         enable = true;
-        # The resolver, and the model's provider.
-        outboundAllow = [
-          {
-            cidr = "192.0.2.53/32";
-            ports = [ 53 ];
-          }
-          {
-            cidr = "160.79.104.0/23";
-            protocol = "tcp";
-            ports = [ 443 ];
-          }
-        ];
+        # The model's provider.
+        presets = [ "anthropic" ];
       };
     };
 
@@ -70,7 +60,13 @@ in
         nameValuePair name {
           directory = "/srv/${name}";
           listen.port = 4100 + index;
-          networkIsolation.outboundAllowCidrs = [ "10.20.${toString index}.0/24" ];
+          networkIsolation.outboundAllow = [
+            {
+              cidr = "10.20.${toString index}.0/24";
+              protocol = "tcp";
+              ports = [ 443 ];
+            }
+          ];
         }
       ) projects
     );

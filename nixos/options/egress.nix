@@ -2,7 +2,7 @@
 { lib, pkgs, ... }:
 let
   inherit (lib) mkOption types;
-  inherit (import ../types.nix { inherit lib; }) metricsAddress;
+  inherit (import ../types.nix { inherit lib; }) metricsAddress upstream;
   count = types.ints.between 1 1000000;
 in
 {
@@ -42,6 +42,31 @@ in
         default = 5;
         description = "Lines a second that it may log after that.";
       };
+    };
+
+    resolver.upstream = mkOption {
+      type = types.listOf upstream;
+      default = [ ];
+      example = [
+        "192.0.2.53"
+        "[2001:db8::53]:5353"
+      ];
+      description = ''
+        Resolvers that the listed names of instances are asked of, in this order, by UDP and TCP, on port 53 unless another is given. None means
+        those of this host's `/etc/resolv.conf`. One on loopback may be among them: it is this host that asks.
+      '';
+    };
+
+    markBit = mkOption {
+      type = types.ints.between 0 31;
+      default = 25;
+      description = ''
+        Bit of the packet mark by which the nftables table knows flows to learned addresses; 25 is `0x02000000`. It must mean nothing else on this host: what
+        sets it on packets of an instance's user opens the table to them, and a routing rule for it would route named flows another way. Evaluation
+        compares it with the marks of WireGuard interfaces, of {option}`systemd.network`, Tailscale, Mullvad and Kubernetes; those in rules of your own
+        ({option}`networking.nftables`, `ip rule`) it cannot know. The default is in no mark of these. Calico and Cilium take every high bit: beside
+        them choose one that they are configured to leave.
+      '';
     };
 
     metrics = mkOption {

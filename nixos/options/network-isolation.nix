@@ -2,24 +2,43 @@
 { lib, ... }:
 let
   inherit (lib) mkEnableOption mkOption types;
-  inherit (import ../types.nix { inherit lib; }) cidr portRange;
+  inherit (import ../types.nix { inherit lib; })
+    cidr
+    dnsName
+    portRange
+    presetName
+    presets
+    ;
 
   rule = types.submodule {
     options = {
       cidr = mkOption {
-        type = cidr;
+        type = types.nullOr cidr.rule;
+        default = null;
         example = "203.0.113.0/24";
-        description = "Network.";
+        description = "Network. A rule has this or {option}`name`.";
+      };
+      name = mkOption {
+        type = types.nullOr dnsName;
+        default = null;
+        example = "*.example.net";
+        description = "Name, or every name below one, as {option}`outboundAllowNames` has them.";
       };
       protocol = mkOption {
-        type = types.enum [
-          "tcp"
-          "udp"
-          "icmp"
-          "any"
-        ];
-        default = "any";
-        description = "Protocol. `any` with ports is TCP and UDP. `icmp` is ICMPv6 for IPv6 networks, and has no ports.";
+        type = types.nullOr (
+          types.enum [
+            "tcp"
+            "udp"
+            "icmp"
+            "any"
+          ]
+        );
+        default = null;
+        example = "tcp";
+        description = ''
+          Protocol; null is `any` for a network, and `tcp` for a name. `any` with ports is TCP and UDP. `icmp` is ICMPv6 for IPv6, and
+          has no ports.
+        '';
       };
       ports = mkOption {
         type = types.listOf portRange;
@@ -28,7 +47,15 @@ let
           443
           "8000-8100"
         ];
-        description = "Ports and ranges of ports; none means all.";
+        description = "Ports and ranges of ports; none means all, and 443 for a name without {option}`protocol`.";
+      };
+      private = mkOption {
+        type = types.bool;
+        default = false;
+        description = ''
+          Whether answers for {option}`name` may bring private addresses, such as `10.0.0.9`. Without this, whoever runs the name's zone could
+          have the agent reach this network's own machines. Loopback, link-local and this machine's own addresses no name may bring.
+        '';
       };
     };
   };
@@ -51,24 +78,53 @@ in
       description = "`audit` reports what would be denied and **lets it pass**: for finding out what a new instance needs.";
     };
 
+    outboundAllowNames = mkOption {
+      type = types.listOf dnsName;
+      default = [ ];
+      example = [
+        "api.anthropic.com"
+        "*.example.net"
+      ];
+      description = ''
+        Names that the instance may reach, by TCP on port 443; {option}`outboundAllow` takes other ports. `*.example.net` is every name below `example.net`,
+        at any depth, and not `example.net` itself. No resolver has to be listed: what the instance asks, of whatever resolver, is answered by one
+        on this host, for the names that are listed and for no others.
+      '';
+    };
+
+    presets = mkOption {
+      type = types.listOf presetName;
+      default = [ ];
+      example = [
+        "anthropic"
+        "npm"
+      ];
+      description = ''
+        Names that belong together, from a list that comes with opencode-egress: ${
+          lib.concatMapStringsSep ", " (name: "`${name}`") (lib.attrNames presets)
+        }. `opencode-egress presets` says what is in each.
+      '';
+    };
+
     outboundAllowCidrs = mkOption {
-      type = types.listOf cidr;
+      type = types.listOf cidr.allowed;
       default = [ ];
       example = [
         "10.10.0.0/16"
         "2001:db8::/32"
       ];
       description = ''
-        Networks that the instance may reach, by any protocol and port. Nothing is allowed by itself: list the resolver too, also one on
-        loopback such as `127.0.0.53/32`. `0.0.0.0/0` and `::/0` are everything there is of a family.
+        Networks that the instance may reach, by any protocol and port. Nothing is allowed by itself, loopback included. `0.0.0.0/0` and `::/0`
+        are everything there is of a family. A list without names that is to resolve some has the resolver here, such as `127.0.0.53/32`; with
+        names it must not, for questions would pass them by.
       '';
     };
 
     outboundDenyCidrs = mkOption {
-      type = types.listOf cidr;
+      type = types.listOf cidr.denied;
       default = [ ];
       example = [ "10.10.9.0/24" ];
-      description = "Networks that it may not reach, whatever else is allowed.";
+      description = "Networks that it may not reach, whatever else is allowed, names included.";
     };
 
     outboundAllow = mkOption {
@@ -80,8 +136,15 @@ in
           protocol = "tcp";
           ports = [ 443 ];
         }
+        {
+          name = "github.com";
+          ports = [
+            22
+            443
+          ];
+        }
       ];
-      description = "The same as {option}`outboundAllowCidrs`, for some protocols and ports.";
+      description = "Networks and names that it may reach by some protocols and ports.";
     };
   };
 }

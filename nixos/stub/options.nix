@@ -6,6 +6,14 @@ let
   option = default: type: mkOption { inherit default type; };
   strings = option [ ] (types.listOf types.str);
 
+  # With other options, too.
+  some =
+    options:
+    types.submodule {
+      freeformType = types.attrsOf types.raw;
+      inherit options;
+    };
+
   etc = types.submodule { options.source = mkOption { type = types.path; }; };
 
   # Users and groups have the names of their attributes, unless they are given others.
@@ -65,6 +73,15 @@ in
     assertions = option [ ] (types.listOf types.unspecified);
     warnings = strings;
     environment.etc = option { } (types.attrsOf etc);
+    networking.nameservers = strings;
+    # What takes packet marks.
+    networking.wireguard.interfaces = option { } (types.attrsOf (some { fwMark = option null (types.nullOr types.str); }));
+    networking.wg-quick.interfaces = option { } (types.attrsOf (some { extraOptions = option { } (types.attrsOf types.raw); }));
+    systemd.network.netdevs = option { } (types.attrsOf (some { }));
+    systemd.network.networks = option { } (types.attrsOf (some { }));
+    services.k3s.enable = option false types.bool;
+    services.mullvad-vpn.enable = option false types.bool;
+    services.tailscale.enable = option false types.bool;
     environment.systemPackages = option [ ] (types.listOf types.package);
     users.users = option { } (types.attrsOf (named user));
     users.groups = option { } (types.attrsOf (named { }));

@@ -21,6 +21,11 @@ in
   "the daemon's name" = fails (named "egress") [ "instances.egress" "Call the instance something else" ] (
     named "egress2"
   );
+  "the resolver's name" = fails (named "egress-resolver") [
+    "instances.egress-resolver"
+    "opencode-egress-resolver.service"
+    "Call the instance something else"
+  ] (named "resolver");
   "the name of another's setup unit" =
     let
       pair =

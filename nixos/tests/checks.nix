@@ -16,6 +16,7 @@ let
     "cidr"
     "cross"
     "defaults"
+    "dns-names"
     "egress"
     "examples"
     "options"

@@ -146,7 +146,7 @@ in
     in
     is
       {
-        inherit (service) wantedBy restartTriggers stopIfChanged;
+        inherit (service) wantedBy wants restartTriggers stopIfChanged;
         reloads = map (file: file.name) service.reloadTriggers;
         inherit (service.serviceConfig)
           ExecStart
@@ -155,12 +155,16 @@ in
           WatchdogSec
           Restart
           RestartMode
+          FileDescriptorStoreMax
           RestrictAddressFamilies
+          IPAddressDeny
+          IPAddressAllow
           ;
         inherit (service.unitConfig) JobRunningTimeoutSec;
       }
       {
         wantedBy = [ "multi-user.target" ];
+        wants = [ "opencode-egress-resolver.service" ];
         restartTriggers = [ ];
         stopIfChanged = false;
         reloads = [ "opencode-egress-policy.json" ];
@@ -171,29 +175,57 @@ in
         Restart = "always";
         RestartMode = "direct";
         JobRunningTimeoutSec = 60;
-        RestrictAddressFamilies = [
-          "AF_UNIX"
-          "AF_NETLINK"
-        ];
-      };
-  "metrics on a port" =
-    let
-      inherit ((daemon { metrics = "127.0.0.1:9642"; }).serviceConfig) ExecStart IPAddressAllow RestrictAddressFamilies;
-    in
-    is
-      {
-        end = lib.hasSuffix " --metrics 127.0.0.1:9642" ExecStart;
-        inherit IPAddressAllow RestrictAddressFamilies;
-      }
-      {
-        end = true;
-        IPAddressAllow = "localhost";
+        FileDescriptorStoreMax = 8192;
         RestrictAddressFamilies = [
           "AF_UNIX"
           "AF_NETLINK"
           "AF_INET"
           "AF_INET6"
         ];
+        IPAddressDeny = "any";
+        IPAddressAllow = "localhost";
+      };
+  "the resolver" =
+    let
+      service = (host.one (isolated { })).systemd.services.opencode-egress-resolver;
+      unit = service.serviceConfig;
+    in
+    is
+      {
+        inherit (service) after stopIfChanged wantedBy;
+        inherit (unit)
+          CapabilityBoundingSet
+          DynamicUser
+          ExecStart
+          NoNewPrivileges
+          Restart
+          ;
+        without = (host.one { }).systemd.services ? opencode-egress-resolver;
+      }
+      {
+        after = [ "opencode-egress.service" ];
+        stopIfChanged = false;
+        # The daemon wants it.
+        wantedBy = [ ];
+        CapabilityBoundingSet = "";
+        DynamicUser = true;
+        ExecStart = "/nix/store/opencode-egress/bin/opencode-egress resolve";
+        NoNewPrivileges = true;
+        Restart = "always";
+        without = false;
+      };
+  "metrics on a port" =
+    let
+      unit = (daemon { metrics = "127.0.0.1:9642"; }).serviceConfig;
+    in
+    is
+      {
+        end = lib.hasSuffix " --metrics 127.0.0.1:9642" unit.ExecStart;
+        inherit (unit) ReadWritePaths;
+      }
+      {
+        end = true;
+        ReadWritePaths = [ "/sys/fs/bpf" ];
       };
   "metrics on a socket" =
     let
@@ -202,12 +234,10 @@ in
     is
       {
         end = lib.hasSuffix " --metrics /run/metrics/egress.sock" unit.ExecStart;
-        network = unit ? IPAddressAllow;
         inherit (unit) ReadWritePaths;
       }
       {
         end = true;
-        network = false;
         ReadWritePaths = [
           "/sys/fs/bpf"
           "-/run/metrics"

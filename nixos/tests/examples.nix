@@ -38,6 +38,7 @@ in
       "/etc/systemd/system/multi-user.target.d/wants.conf"
       "/etc/systemd/system/nftables.service"
       "/etc/systemd/system/nftables.service.d/users.conf"
+      "/etc/systemd/system/opencode-egress-resolver.service"
       "/etc/systemd/system/opencode-egress.service"
       "/etc/systemd/system/opencode-my-project-backup.service"
       "/etc/systemd/system/opencode-my-project-paths.service"
@@ -61,8 +62,8 @@ in
     got = rendered.one."/etc/systemd/system/multi-user.target.d/wants.conf";
     expected = "[Unit]\nWants=nftables.service opencode-egress.service opencode-my-project.service\n";
   };
-  "ten has four units each, the daemon and nftables" = {
+  "ten has four units each, the daemon, the resolver and nftables" = {
     got = builtins.length (units "ten");
-    expected = 42;
+    expected = 43;
   };
 }

@@ -104,8 +104,10 @@ rows
       );
     expected = {
       cidr = "10.0.0.0/8";
-      protocol = "any";
+      name = null;
+      protocol = null;
       ports = [ "443" ];
+      private = false;
     };
   };
   "a path for a skill is one that units take" = {
@@ -130,7 +132,7 @@ rows
   };
   "the daemon's options have defaults" = {
     got = {
-      inherit (egress { }) log metrics;
+      inherit (egress { }) log metrics markBit resolver;
       package = toString (egress { }).package;
     };
     expected = {
@@ -140,6 +142,8 @@ rows
         perSec = 5;
       };
       metrics = null;
+      markBit = 25;
+      resolver.upstream = [ ];
       package = "/nix/store/opencode-egress";
     };
   };
@@ -199,6 +203,54 @@ rows
       true
       true
     ]);
+  };
+  "the mark is one bit of 32" = {
+    got = map (value: host.throws (egress { markBit = value; }).markBit) [
+      0
+      31
+      32
+      (-1)
+      "25"
+    ];
+    expected = [
+      false
+      false
+      true
+      true
+      true
+    ];
+  };
+  "resolvers are addresses" = {
+    got = map (value: host.throws (egress { resolver.upstream = [ value ]; }).resolver) [
+      "192.0.2.53"
+      "127.0.0.53"
+      "192.0.2.53:5353"
+      "2001:db8::53"
+      "[2001:db8::53]:5353"
+      "dns.example.org"
+      "192.0.2.53/32"
+      "192.0.2.53:0"
+      "192.0.2.53:65536"
+      "[2001:db8::53]"
+      "[192.0.2.53]:53"
+      "0.0.0.0"
+      "[::]:53"
+    ];
+    expected = [
+      false
+      false
+      false
+      false
+      false
+      true
+      true
+      true
+      true
+      true
+      true
+      true
+      true
+    ];
   };
   "metrics are on loopback or a socket" = {
     got = map (value: host.throws (metrics value)) [

@@ -382,18 +382,62 @@ in
   };
   "networkIsolation.outboundAllowCidrs" = networks;
   "networkIsolation.outboundDenyCidrs" = networks;
+  "networkIsolation.outboundAllowNames" = {
+    default = [ ];
+    first = [ "api.example.org" ];
+    second = [
+      "*.example.net"
+      "bücher.example"
+      "API.Example.ORG."
+      "_a.example.org"
+    ];
+    bad = [
+      "api.example.org"
+      [ "203.0.113.9" ]
+      [ "2001:db8::1" ]
+      [ "10.0.0.0/8" ]
+      [ "https://api.example.org/" ]
+      [ "github.com:22" ]
+      [ "*" ]
+      [ "api.*.org" ]
+      [ "a*.example.org" ]
+      [ "a..example.org" ]
+      [ "my api.example.org" ]
+      [ "1.2.3" ]
+      [ "localhost" ]
+      [ "api" ]
+      [ "" ]
+    ];
+  };
+  "networkIsolation.presets" = {
+    default = [ ];
+    first = [ "npm" ];
+    second = [
+      "anthropic"
+      "npm"
+    ];
+    bad = [
+      "npm"
+      [ "npn" ]
+      [ "" ]
+    ];
+  };
   "networkIsolation.outboundAllow" = {
     default = [ ];
     first = [
       {
-        cidr = "10.0.0.0/8";
+        cidr = null;
+        name = "*.example.org";
         protocol = "any";
         ports = [ ];
+        private = true;
       }
     ];
     second = [
       {
         cidr = "192.0.2.0/24";
+        name = null;
+        private = false;
         protocol = "tcp";
         ports = [
           "443"
@@ -403,8 +447,15 @@ in
     ];
     bad = [
       [ "10.0.0.0/8" ]
-      [ { protocol = "tcp"; } ]
       [ { cidr = "10.0.0.1/8"; } ]
+      [ { cidr = "example.org"; } ]
+      [ { name = "10.0.0.0/8"; } ]
+      [
+        {
+          name = "example.org";
+          private = "yes";
+        }
+      ]
       [
         {
           cidr = "10.0.0.0/8";

@@ -5,8 +5,6 @@ mod bench;
 mod build_ebpf;
 mod config_test;
 mod daemon;
-#[cfg(test)]
-mod daemon_unit;
 mod demo;
 mod endurance;
 mod fuzz;
@@ -22,6 +20,8 @@ mod soak;
 #[cfg(test)]
 mod storeys;
 mod test;
+#[cfg(test)]
+mod units;
 mod upstreams;
 mod vm_test;
 

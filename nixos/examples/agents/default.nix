@@ -27,25 +27,10 @@
       };
       networkIsolation = {
         enable = true;
-        outboundAllow = [
-          # The resolver.
-          {
-            cidr = "192.0.2.53/32";
-            ports = [ 53 ];
-          }
-          # The model's provider.
-          {
-            cidr = "160.79.104.0/23";
-            protocol = "tcp";
-            ports = [ 443 ];
-          }
-          # The remote MCP server.
-          {
-            cidr = "203.0.113.20/32";
-            protocol = "tcp";
-            ports = [ 443 ];
-          }
-        ];
+        # The model's provider.
+        presets = [ "anthropic" ];
+        # The remote MCP server.
+        outboundAllowNames = [ "search.example.org" ];
       };
 
       config = {

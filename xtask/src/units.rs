@@ -1,4 +1,4 @@
-//! The daemon's unit is written twice: `dist/opencode-egress.service` for packagers, and in Nix for the module. This compares
+//! The units of the daemon and of the resolver are written twice: in `dist` for packagers, and in Nix for the module. This compares
 //! the first with what the module renders, setting by setting.
 
 use std::{
@@ -22,7 +22,44 @@ struct Difference {
     because: &'static str,
 }
 
-const DIFFERENCES: &[Difference] = &[
+/// A unit that is written twice.
+struct Unit {
+    name: &'static str,
+    /// Where the module has it.
+    nix: &'static str,
+    differences: &'static [Difference],
+}
+
+const UNITS: [Unit; 2] = [
+    Unit { name: "opencode-egress.service", nix: "nixos/egress/daemon.nix", differences: DAEMON },
+    Unit {
+        name: "opencode-egress-resolver.service",
+        nix: "nixos/egress/resolver.nix",
+        differences: RESOLVER,
+    },
+];
+
+/// NixOS adds it to every unit.
+const ENVIRONMENT: Difference = Difference {
+    setting: "Service.Environment",
+    dist: None,
+    module: Some(
+        r#""LOCALE_ARCHIVE=/usr/lib/locale/locale-archive" "PATH=/usr/bin:/usr/sbin" "TZDIR=/usr/share/zoneinfo""#,
+    ),
+    because: "NixOS has every unit's programs, locales and time zones in its environment",
+};
+
+const RESOLVER: &[Difference] = &[
+    Difference {
+        setting: "Service.ExecStart",
+        dist: Some("/usr/bin/opencode-egress resolve"),
+        module: Some("/nix/store/opencode-egress/bin/opencode-egress resolve"),
+        because: "the program is in the store",
+    },
+    ENVIRONMENT,
+];
+
+const DAEMON: &[Difference] = &[
     Difference {
         setting: "Service.ExecStart",
         dist: Some("/usr/bin/opencode-egress run"),
@@ -37,14 +74,7 @@ const DIFFERENCES: &[Difference] = &[
         module: Some("/nix/store/opencode-egress/bin/opencode-egress reload"),
         because: "the program is in the store",
     },
-    Difference {
-        setting: "Service.Environment",
-        dist: None,
-        module: Some(
-            r#""LOCALE_ARCHIVE=/usr/lib/locale/locale-archive" "PATH=/usr/bin:/usr/sbin" "TZDIR=/usr/share/zoneinfo""#,
-        ),
-        because: "NixOS has every unit's programs, locales and time zones in its environment",
-    },
+    ENVIRONMENT,
     Difference {
         setting: "Service.RestartMode",
         dist: None,
@@ -86,20 +116,20 @@ fn settings(text: &str) -> Result<BTreeMap<String, String>> {
 }
 
 /// What the two differ in, but for what is listed; and what is listed and is not so.
-fn compare(dist: &str, module: &str) -> Result<Vec<String>> {
+fn compare(differences: &[Difference], dist: &str, module: &str) -> Result<Vec<String>> {
     let (dist, module) = (settings(dist)?, settings(module)?);
     let names: BTreeSet<_> = dist.keys().chain(module.keys()).map(String::as_str).collect();
     let mut wrong = vec![];
     for name in names {
         let found = (dist.get(name).map(String::as_str), module.get(name).map(String::as_str));
-        let listed = DIFFERENCES.iter().find(|difference| difference.setting == name);
+        let listed = differences.iter().find(|difference| difference.setting == name);
         let expected = listed.map(|difference| (difference.dist, difference.module));
         if expected.map_or(found.0 != found.1, |expected| expected != found) {
             let because = listed.map_or("a difference that is not listed", |listed| listed.because);
             wrong.push(format!("{name} is {:?} in dist and {:?} in the module: {because}", found.0, found.1));
         }
     }
-    let unknown = DIFFERENCES
+    let unknown = differences
         .iter()
         .filter(|listed| !dist.contains_key(listed.setting) && !module.contains_key(listed.setting));
     wrong.extend(unknown.map(|listed| format!("{} is listed, and neither has it", listed.setting)));
@@ -107,22 +137,24 @@ fn compare(dist: &str, module: &str) -> Result<Vec<String>> {
 }
 
 #[test]
-fn the_module_and_dist_have_the_same_daemon() -> Result<()> {
-    let dist = fs::read_to_string(root().join("dist/opencode-egress.service"))?;
-    let rendered: Vec<_> = fs::read_dir(render::directory())?
-        .flatten()
-        .map(|host| host.path().join("etc/systemd/system/opencode-egress.service"))
-        .filter(|unit| unit.exists())
-        .collect();
-    ensure!(!rendered.is_empty(), "no host in {} has the daemon", render::directory().display());
-    for unit in rendered {
-        let wrong = compare(&dist, &read(&unit)?)?;
-        ensure!(
-            wrong.is_empty(),
-            "{}, rendered from nixos/egress/daemon.nix:\n{}\nchange one of the two, or list the difference with its reason",
-            unit.display(),
-            wrong.join("\n")
-        );
+fn the_module_and_dist_have_the_same_units() -> Result<()> {
+    for Unit { name, nix, differences } in UNITS {
+        let dist = read(&root().join("dist").join(name))?;
+        let rendered: Vec<_> = fs::read_dir(render::directory())?
+            .flatten()
+            .map(|host| host.path().join("etc/systemd/system").join(name))
+            .filter(|unit| unit.exists())
+            .collect();
+        ensure!(!rendered.is_empty(), "no host in {} has {name}", render::directory().display());
+        for unit in rendered {
+            let wrong = compare(differences, &dist, &read(&unit)?)?;
+            ensure!(
+                wrong.is_empty(),
+                "{}, rendered from {nix}:\n{}\nchange one of the two, or list the difference with its reason",
+                unit.display(),
+                wrong.join("\n")
+            );
+        }
     }
     Ok(())
 }
@@ -135,10 +167,7 @@ fn read(path: &Path) -> Result<String> {
 fn a_difference_in_any_setting_is_found() -> Result<()> {
     let base = "[Service]\nExecStart=/usr/bin/opencode-egress run\nFilter=@a\nFilter=~@b @c\nPaths=/x /y\nPrivate=yes\n";
     let same = base.replace("/x /y\n", "/x\nPaths=/y\n").replace("yes", "true");
-    let found = |other: &str| {
-        compare(base, other)
-            .map(|wrong| wrong.into_iter().filter(|line| line.contains("not listed")).collect::<Vec<_>>())
-    };
+    let found = |other: &str| compare(&[], base, other);
     assert_eq!(found(&same)?, Vec::<String>::new());
     for (from, to, setting) in [
         ("~@b @c", "~@b\nFilter=@c", "Service.Filter"),
