@@ -12,7 +12,7 @@ use crate::flow::{Address, Class, Family};
 /// The version of everything in this module. A change of any layout, map or program name raises it, and gives the map
 /// that it is in another size or another name: of another version's pins, a daemon takes over what it finds under a name that
 /// it knows and in the shape that it knows.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// How many instances the maps can hold. Index 0 means "no instance".
 pub const MAX_INSTANCES: u32 = 2048;
@@ -35,6 +35,10 @@ pub const MAX_DESTINATIONS: u32 = 128 * MAX_INSTANCES;
 
 /// How many of them one instance may have.
 pub const DESTINATIONS_SHARE: u64 = 1024;
+
+/// Sockets that an instance may have open where nothing else is said: enough for a server with its language servers, and a small
+/// part of the 28,232 ephemeral ports that a host has by default (`ip_local_port_range`, ip(7)).
+pub const DEFAULT_MAX_SOCKETS: u32 = 4096;
 
 /// Size of the ring buffer of denied flows, in bytes.
 pub const RING_BYTES: u32 = 512 * 1024;
@@ -192,6 +196,8 @@ pub struct PolicyHeader {
     pub other_can_speak: u32,
     /// How many of `listeners` count.
     pub listener_count: u32,
+    /// How many sockets the instance may have open, of those that it made.
+    pub max_sockets: u32,
     /// The listeners.
     pub listeners: [Listener; MAX_LISTENERS],
 }
@@ -203,6 +209,7 @@ impl Default for PolicyHeader {
             icmpv6_can_speak: 0,
             other_can_speak: 0,
             listener_count: 0,
+            max_sockets: DEFAULT_MAX_SOCKETS,
             listeners: [Listener::default(); MAX_LISTENERS],
         }
     }
@@ -256,6 +263,31 @@ impl ConfinedCgroup {
     pub const fn new(instance: u32) -> Self {
         Self { instance, denials: 0, cache: [0; CACHE_SLOTS] }
     }
+}
+
+/// The sockets of an instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[repr(C)]
+pub struct SocketCount {
+    /// How many are open, of those that it made itself: accepted ones are not among them.
+    pub open: u32,
+    /// Of which count that is. User space raises it where it begins a new one: sockets of an earlier count are in none.
+    pub epoch: u32,
+}
+
+/// In which count a socket is. A new one is all zeros: in none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[repr(C)]
+pub struct CountedSocket {
+    /// The instance; 0 is none, and so is [`CountedSocket::DENIED`].
+    pub instance: u32,
+    /// [`SocketCount::epoch`] when it was counted.
+    pub epoch: u32,
+}
+
+impl CountedSocket {
+    /// In [`CountedSocket::instance`]: it was one too many. Where it passes all the same, in audit mode, it is in no count.
+    pub const DENIED: u32 = u32::MAX;
 }
 
 /// Packets (or refused operations) and bytes.
@@ -334,8 +366,10 @@ mod tests {
         assert_eq!(size_of::<TrieKey>(), 4 + 4 + 16);
         assert_eq!(size_of::<Entry>(), 8);
         assert_eq!(size_of::<Listener>(), 16 + 2 + 2 + 4);
-        assert_eq!(size_of::<PolicyHeader>(), 16 + MAX_LISTENERS * size_of::<Listener>());
+        assert_eq!(size_of::<PolicyHeader>(), 20 + MAX_LISTENERS * size_of::<Listener>());
         assert_eq!(size_of::<ConfinedCgroup>(), 8 + CACHE_SLOTS * 8);
+        assert_eq!(size_of::<SocketCount>(), 8);
+        assert_eq!(size_of::<CountedSocket>(), 8);
         assert_eq!(size_of::<Counter>(), 16);
         assert_eq!(size_of::<Denied>(), REASON_SLOTS * 16 + 7 * 8);
     }

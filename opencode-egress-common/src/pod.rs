@@ -2,7 +2,8 @@
 //! where the types are.
 
 use crate::abi::{
-    ConfinedCgroup, Counter, Denied, DestinationDenials, DestinationKey, Entry, Limits, PolicyHeader, Taken,
+    ConfinedCgroup, Counter, Denied, DestinationDenials, DestinationKey, Entry, Limits, PolicyHeader,
+    SocketCount, Taken,
 };
 
 macro_rules! plain_old_data {
@@ -24,5 +25,6 @@ plain_old_data!(
     ConfinedCgroup,
     DestinationDenials,
     DestinationKey,
+    SocketCount,
     Taken
 );

@@ -73,6 +73,8 @@ numbered! {
         /// A packet that was transformed on its way from its socket, as IPsec does, so that it does not say where it
         /// goes.
         Transformed = 19, "transformed";
+        /// A socket more than the instance may have open, or one that the kernel has no memory to count.
+        TooManySockets = 20, "too-many-sockets";
     }
 }
 
@@ -99,6 +101,8 @@ numbered! {
         SockCreate = 9, "sock_create";
         /// `cgroup/setsockopt`.
         Setsockopt = 10, "setsockopt";
+        /// `cgroup/sock_release`. It denies nothing.
+        SockRelease = 11, "sock_release";
     }
 }
 
@@ -145,6 +149,7 @@ mod tests {
         (17, "routing-option"),
         (18, "peer-not-allowed"),
         (19, "transformed"),
+        (20, "too-many-sockets"),
     ];
     const HOOKS: &[(u8, &str)] = &[
         (1, "connect4"),
@@ -157,6 +162,7 @@ mod tests {
         (8, "bind6"),
         (9, "sock_create"),
         (10, "setsockopt"),
+        (11, "sock_release"),
     ];
 
     /// Fails unless these are the ones that were given out, each under a name of its own.

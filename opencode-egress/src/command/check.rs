@@ -13,6 +13,12 @@ use crate::{
     policy::{PolicySet, compile::compile, file, mode_name},
 };
 
+/// As the policy file has them.
+#[derive(Serialize)]
+struct Limits {
+    sockets: u32,
+}
+
 #[derive(Serialize)]
 struct Checked {
     instance: String,
@@ -21,6 +27,7 @@ struct Checked {
     allow: Vec<String>,
     deny: Vec<String>,
     listen: Vec<String>,
+    limits: Limits,
     entries: usize,
     port_sets: usize,
 }
@@ -42,6 +49,7 @@ pub(super) fn check(args: &CheckArgs) -> Result<()> {
             allow: policy.allow.iter().map(ToString::to_string).collect(),
             deny: policy.deny.iter().map(ToString::to_string).collect(),
             listen: policy.listen.iter().map(ToString::to_string).collect(),
+            limits: Limits { sockets: policy.max_sockets },
             entries: compiled.entries.len(),
             port_sets: compiled.port_sets,
         });
@@ -52,8 +60,11 @@ pub(super) fn check(args: &CheckArgs) -> Result<()> {
     if args.json {
         return print_line(serde_json::to_string_pretty(&instances)?);
     }
-    for Checked { instance, units, mode, allow, deny, listen, entries, port_sets } in &instances {
-        print_line(format_args!("{instance}  mode {mode}; {entries} map entries, {port_sets} port sets"))?;
+    for Checked { instance, units, mode, allow, deny, listen, limits, entries, port_sets } in &instances {
+        print_line(format_args!(
+            "{instance}  mode {mode}; at most {} sockets; {entries} map entries, {port_sets} port sets",
+            limits.sockets
+        ))?;
         for (label, lines) in [("units", units), ("allow", allow), ("deny", deny), ("listen", listen)] {
             let shown: Vec<_> = lines.iter().take(SHOWN).map(String::as_str).collect();
             let more = lines.len().saturating_sub(SHOWN);

@@ -4,14 +4,15 @@ use std::path::Path;
 
 use aya::maps::{MapData, MapError, MapType};
 use opencode_egress_common::abi::{
-    ConfinedCgroup, Counter, Denied, DestinationDenials, DestinationKey, Limits, MAX_DESTINATIONS,
-    MAX_INSTANCES, MAX_POLICIES, PolicyHeader, RESET_RING_BYTES, RING_BYTES, Taken,
+    ConfinedCgroup, CountedSocket, Counter, Denied, DestinationDenials, DestinationKey, Limits,
+    MAX_DESTINATIONS, MAX_INSTANCES, MAX_POLICIES, PolicyHeader, RESET_RING_BYTES, RING_BYTES, SocketCount,
+    Taken,
 };
 
 /// The maps that outlive the daemon, with what a pin must be to be one of them. The others belong to one
 /// load of the programs.
 #[rustfmt::skip]
-pub(super) const PINNED_MAPS: [(&str, MapShape); 12] = [
+pub(super) const PINNED_MAPS: [(&str, MapShape); 14] = [
     ("CURRENT", MapShape::of::<u32, u64>(MapType::Array, MAX_INSTANCES)),
     ("HEADS", MapShape::of::<u32, PolicyHeader>(MapType::Array, MAX_POLICIES)),
     ("TRIES", MapShape::of::<u32, u32>(MapType::ArrayOfMaps, MAX_POLICIES)),
@@ -22,6 +23,8 @@ pub(super) const PINNED_MAPS: [(&str, MapShape); 12] = [
     ("LIMITS", MapShape::of::<u32, Limits>(MapType::Array, 1)),
     ("EVENTS", MapShape::of::<(), ()>(MapType::RingBuf, RING_BYTES)),
     ("RESETS", MapShape::of::<(), ()>(MapType::RingBuf, RESET_RING_BYTES)),
+    ("SOCKETS", MapShape::of::<u32, SocketCount>(MapType::Array, MAX_INSTANCES)),
+    ("COUNTED", MapShape::of::<u32, CountedSocket>(MapType::SkStorage, 0)),
     ("OWN_SOCKETS", MapShape::of::<u32, u32>(MapType::SkStorage, 0)),
     ("SCOPES", MapShape::of::<u64, ConfinedCgroup>(MapType::CgroupStorage, 0)),
 ];

@@ -18,7 +18,9 @@ use document::{File, Instance};
 use form::{ListenForm, Misplaced, Text};
 use opencode_egress_common::abi::{MAX_INSTANCES, MAX_LISTENERS};
 
-use crate::policy::{InstanceName, Listen, LogLimits, Mode, Policy, PolicySet, UnitName};
+use crate::policy::{
+    DEFAULT_MAX_SOCKETS, InstanceName, Listen, LogLimits, Mode, Policy, PolicySet, UnitName,
+};
 
 pub use document::FILE_VERSION;
 
@@ -186,7 +188,8 @@ fn instance(name: &InstanceName, form: Instance, key: &Text, taken: &mut Taken) 
         )));
     }
     let listen = form.listen.iter().map(|form| taken.listener(name, form)).collect::<Result<_, _>>()?;
-    Ok(Policy { units, mode, allow: form.allow.0?, deny: form.deny.0?, listen })
+    let max_sockets = form.limits.sockets.map_or(DEFAULT_MAX_SOCKETS, |count| count.0);
+    Ok(Policy { units, mode, allow: form.allow.0?, deny: form.deny.0?, listen, max_sockets })
 }
 
 fn listener(form: &ListenForm) -> Result<Listen, Misplaced> {

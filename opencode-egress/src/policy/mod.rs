@@ -12,7 +12,7 @@ use std::{collections::BTreeMap, fmt, net::IpAddr, path::Path, str::FromStr, syn
 
 use ipnet::{IpNet, Ipv4Net};
 pub use listen::Listen;
-pub use opencode_egress_common::abi::Mode;
+pub use opencode_egress_common::abi::{DEFAULT_MAX_SOCKETS, Mode};
 use opencode_egress_common::flow::{Class, Flow};
 
 /// The name of a mode in policies and reports.
@@ -81,11 +81,20 @@ pub struct Policy {
     pub deny: Vec<Rule>,
     /// Where the instance listens.
     pub listen: Vec<Listen>,
+    /// How many sockets it may have open, of those that it made.
+    pub max_sockets: u32,
 }
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { units: vec![], mode: Mode::Enforce, allow: vec![], deny: vec![], listen: vec![] }
+        Self {
+            units: vec![],
+            mode: Mode::Enforce,
+            allow: vec![],
+            deny: vec![],
+            listen: vec![],
+            max_sockets: DEFAULT_MAX_SOCKETS,
+        }
     }
 }
 

@@ -62,11 +62,11 @@ fn other_version(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     let reply = get(machine, A, "192.0.2.20:7779/from-a")?;
     ensure!(reply.contains("refused"), "no daemon runs and this passes: {reply}");
     // As if the daemon that pinned them had been of another version.
-    machine.succeed(&["mv", &format!("{PINS}/v2"), &format!("{PINS}/v0")])?;
+    machine.succeed(&["mv", &format!("{PINS}/v3"), &format!("{PINS}/v0")])?;
     ensure!(get(machine, A, "192.0.2.20/from-a")?.contains("refused"), "between versions this passes");
     machine.succeed(&["systemctl", "start", "opencode-egress"])?;
     let left = machine.succeed(&["ls", PINS])?;
-    ensure!(left.trim() == "v2", "pins of {left}");
+    ensure!(left.trim() == "v3", "pins of {left}");
     let line = ["journalctl", "-t", "opencode-a-blocked", "EGRESS_DPORT=7779", "--no-pager", "-o", "cat"];
     wait("the line that waited in the other version's ring", || {
         machine.run(&line).ok().filter(|lines| lines.contains("dst=192.0.2.20 dport=7779"))
@@ -85,7 +85,7 @@ fn other_version(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     // An instance that the file loses at the same time.
     let policy = machine.read(POLICY)?;
     machine.succeed(&["systemctl", "stop", "opencode-egress"])?;
-    machine.succeed(&["mv", &format!("{PINS}/v2"), &format!("{PINS}/v0")])?;
+    machine.succeed(&["mv", &format!("{PINS}/v3"), &format!("{PINS}/v0")])?;
     let mut without: serde_json::Value = serde_json::from_str(&policy)?;
     without["instances"].as_object_mut().map(|instances| instances.remove("b"));
     machine.write(POLICY, &without.to_string())?;
@@ -103,7 +103,7 @@ fn other_version(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
         "{status}"
     );
     ensure!(!answers.contains("healthy"), "b is not in the file, and answers");
-    ensure!(left.trim() == "v2", "pins of {left}");
+    ensure!(left.trim() == "v3", "pins of {left}");
     wait("b to answer", || healthy(machine.succeed(&health_request(B))))?;
     ensure!(get(machine, B, "192.0.2.20/from-b")?.contains("reached"), "b is back and this is refused");
     Ok(())
@@ -142,7 +142,7 @@ fn second_daemon(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
 
 fn removed_link(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     let cgroup = pinned(machine, "opencode-b.service")?.join("");
-    let link = format!("{PINS}/v2/links/opencode-b,service/{cgroup}/egress");
+    let link = format!("{PINS}/v3/links/opencode-b,service/{cgroup}/egress");
     let reports = || restored(machine, 1);
     let before = reports()?;
     machine.succeed(&["rm", &link])?;
@@ -182,7 +182,7 @@ fn removed_maps(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     let hooks = &serde_json::from_str::<serde_json::Value>(&status)?["instances"]["b"]["units"][0]["hooks"];
     let hooks = usize::try_from(hooks.as_u64().context("the number of hooks")?)?;
     machine.succeed(&["systemctl", "stop", "opencode-egress"])?;
-    machine.succeed(&["find", &format!("{PINS}/v2"), "-maxdepth", "1", "-type", "f", "-delete"])?;
+    machine.succeed(&["find", &format!("{PINS}/v3"), "-maxdepth", "1", "-type", "f", "-delete"])?;
     ensure!(get(machine, B, "192.0.2.10/from-b")?.contains("refused"), "without pinned maps this passes");
     // With another instance before them, so that theirs are other numbers.
     let policy = machine.read(POLICY)?;
@@ -226,6 +226,13 @@ fn cgroup_elsewhere(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
 }
 
 fn detach(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
+    let sockets = |machine: &Machine| -> Result<u64> {
+        status(machine)?["instances"]["a"]["sockets"]["open"].as_u64().context("no number of sockets")
+    };
+    // Its sockets are from before the maps in which they are counted.
+    machine.succeed(&["systemctl", "restart", "opencode-a"])?;
+    wait("a to answer", || healthy(machine.succeed(&health_request(A))))?;
+    ensure!(sockets(machine)? > 0, "a's server listens, and has no socket");
     let said = machine.succeed(&["opencode-egress", "detach", "a"])?;
     ensure!(said.contains("opencode-a.service is no longer confined"), "{said}");
     ensure!(
@@ -234,6 +241,8 @@ fn detach(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
             .all(|name| !name.starts_with(|c: char| c.is_ascii_digit())),
         "links are left"
     );
+    // Nobody sees them close now.
+    ensure!(sockets(machine)? == 0, "{} sockets are counted", sockets(machine)?);
     let explained = machine.succeed(&["opencode-egress", "explain", "a", "192.0.2.20:80"])?;
     ensure!(explained.contains("! the instance was detached on request"), "{explained}");
     let said = machine.fail(&["opencode-egress", "detach", "a"])?;
@@ -244,5 +253,6 @@ fn detach(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     confined(machine)?;
     let explained = machine.succeed(&["opencode-egress", "explain", "a", "192.0.2.20:80"])?;
     ensure!(!explained.contains("detached"), "{explained}");
+    ensure!(sockets(machine)? == 0, "{} sockets of before are counted", sockets(machine)?);
     Ok(())
 }

@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeMap, path::PathBuf};
 
+use opencode_egress_common::reason::DropReason;
+
 use crate::{
     cgroups::{Cgroup, unit_of},
     control::caller::Caller,
@@ -10,8 +12,8 @@ use crate::{
         state::{Daemon, InstanceState, NEWS},
     },
     kernel::pins::LinkDirectory,
-    policy::{UnitName, mode_name},
-    report::status::{InstanceStatus, Status, UnitStatus},
+    policy::{DEFAULT_MAX_SOCKETS, UnitName, mode_name},
+    report::status::{CountersStatus, InstanceStatus, SocketsStatus, Status, UnitStatus},
 };
 
 impl Daemon {
@@ -32,6 +34,7 @@ impl Daemon {
                 instance;
             let rules =
                 policy.as_ref().map(|policy| [policy.allow.len(), policy.deny.len(), policy.listen.len()]);
+            let counters = self.counters(*index)?;
             let status = InstanceStatus {
                 mode: mode_name(instance.mode()).to_owned(),
                 generation: self.loaded.maps.current(*index).generation(),
@@ -41,10 +44,11 @@ impl Daemon {
                 removed: policy.is_none(),
                 detached: *detached,
                 lost_lately: lost_at.is_some_and(|at| at.elapsed() < NEWS),
+                sockets: self.sockets_status(instance, &counters)?,
                 outlived: self.all_outlived(name)?.len(),
                 outlived_denials: self.outlived_denials(name),
                 failed_attach: failed_attach.clone(),
-                counters: self.counters(*index)?,
+                counters,
                 last_denial: recent.back().cloned(),
             };
             instances.insert(name.to_string(), status);
@@ -66,6 +70,20 @@ impl Daemon {
         let watch =
             watch.map(|why| format!("what comes and goes is found within seconds, not at once: {why}"));
         watch.into_iter().chain(self.denials.trouble()).collect()
+    }
+
+    fn sockets_status(
+        &self,
+        instance: &InstanceState,
+        counters: &CountersStatus,
+    ) -> Result<SocketsStatus, DaemonError> {
+        let (seen, at) = instance.sockets_denied;
+        Ok(SocketsStatus {
+            open: self.loaded.maps.open_sockets(instance.index)?,
+            limit: instance.policy.as_ref().map_or(DEFAULT_MAX_SOCKETS, |policy| policy.max_sockets),
+            denied_lately: counters.denied_for(DropReason::TooManySockets) > seen
+                || at.is_some_and(|at| at.elapsed() < NEWS),
+        })
     }
 
     fn unit_status(

@@ -54,6 +54,9 @@ pub(super) fn changes(
             if without || policy.mode != other.mode {
                 add("mode", &mode_name(policy.mode));
             }
+            if policy.max_sockets != other.max_sockets {
+                add("sockets at most", &policy.max_sockets);
+            }
             policy.units.iter().filter(|unit| !other.units.contains(unit)).for_each(|unit| add("unit", unit));
         };
         differ('-', before, after);
@@ -117,7 +120,7 @@ mod tests {
         let new = policies(
             r#"{"version": 1, "log": {"burst": 7}, "instances": {
                 "a": {"units": ["a.service", "a2.service"], "mode": "audit", "allow": ["192.0.2.0/24", {"cidr": "10.0.0.0/8", "protocol": "tcp"}]},
-                "b": {"units": ["b.service"], "listen": [{"address": "127.0.0.1", "port": 80}]},
+                "b": {"units": ["b.service"], "limits": {"sockets": 64}, "listen": [{"address": "127.0.0.1", "port": 80}]},
                 "d": {"units": ["c.service"]}}}"#,
         );
         let expect = [
@@ -128,7 +131,9 @@ mod tests {
             "+ a: allow 10.0.0.0/8 tcp",
             "+ a: mode audit",
             "+ a: unit a2.service",
+            "- b: sockets at most 4096",
             "+ b: listen 127.0.0.1:80",
+            "+ b: sockets at most 64",
             "- c: mode enforce",
             "- c: unit c.service",
             "+ d: mode enforce",

@@ -60,7 +60,13 @@ pub(crate) fn policies() -> impl Strategy<Value = Policy> {
         prop::collection::vec(listen, 0..3),
         prop_oneof![4 => Just(Mode::Enforce), 1 => Just(Mode::Audit)],
     )
-        .prop_map(|(allow, deny, listen, mode)| Policy { allow, deny, listen, mode, units: vec![] })
+        .prop_map(|(allow, deny, listen, mode)| Policy {
+            allow,
+            deny,
+            listen,
+            mode,
+            ..Policy::default()
+        })
 }
 
 /// Flows that such policies speak of.
