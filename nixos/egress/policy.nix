@@ -30,6 +30,7 @@ let
       allow = isolation.outboundAllowCidrs ++ map rule isolation.outboundAllow;
       deny = isolation.outboundDenyCidrs;
       listen = instances.listeners instance;
+      limits = { inherit (instance.resources) sockets; };
     };
 in
 {
