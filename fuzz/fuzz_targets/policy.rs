@@ -49,6 +49,7 @@ fn written(set: &PolicySet) -> Value {
             "allow": policy.allow.iter().map(rule).chain(policy.names.iter().map(name_rule)).collect::<Vec<_>>(),
             "deny": policy.deny.iter().map(rule).collect::<Vec<_>>(),
             "listen": policy.listen.iter().map(listen).collect::<Vec<_>>(),
+            "limits": { "sockets": policy.max_sockets },
         });
         (name.to_string(), policy)
     });

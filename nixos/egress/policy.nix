@@ -49,6 +49,7 @@ let
         ++ map (preset: { inherit preset; }) isolation.presets;
       deny = isolation.outboundDenyCidrs;
       listen = instances.listeners instance;
+      limits = { inherit (instance.resources) sockets; };
     };
 in
 {

@@ -126,6 +126,15 @@ in
         default = 65536;
         description = "Files, sockets among them, that each process may have open. They begin with 1024, and may have that raised so far. See `LimitNOFILE=`.";
       };
+      sockets = mkOption {
+        type = types.ints.between 1 1000000;
+        default = 4096;
+        example = 512;
+        description = ''
+          IP sockets that the server and everything it starts may have open together, where {option}`networkIsolation.enable` is on; accepted connections are not
+          counted. Each can take one of the host's ephemeral ports, of which there are 28,232 by default. One more fails with `EPERM`, and is in the journal.
+        '';
+      };
       sharedMemoryMax = mkOption {
         type = types.strMatching "[1-9][0-9]*([KMG]|%)";
         default = "1G";

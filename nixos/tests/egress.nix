@@ -78,6 +78,7 @@ in
           "2001:db8::/32"
         ];
         deny = [ "10.10.9.0/24" ];
+        limits.sockets = 4096;
         listen = [
           {
             address = "127.0.0.1";

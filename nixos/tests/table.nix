@@ -311,6 +311,17 @@ in
       "infinity"
     ];
   };
+  "resources.sockets" = {
+    default = 4096;
+    first = 1;
+    second = 1000000;
+    bad = [
+      0
+      1000001
+      "many"
+      null
+    ];
+  };
   "resources.sharedMemoryMax" = {
     default = "1G";
     first = "64M";

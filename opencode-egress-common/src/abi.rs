@@ -36,6 +36,10 @@ pub const MAX_DESTINATIONS: u32 = 128 * MAX_INSTANCES;
 /// How many of them one instance may have.
 pub const DESTINATIONS_SHARE: u64 = 1024;
 
+/// Sockets that an instance may have open where nothing else is said: enough for a server with its language servers, and a small
+/// part of the 28,232 ephemeral ports that a host has by default (`ip_local_port_range`, ip(7)).
+pub const DEFAULT_MAX_SOCKETS: u32 = 4096;
+
 /// Size of the ring buffer of denied flows, in bytes.
 pub const RING_BYTES: u32 = 512 * 1024;
 
@@ -275,6 +279,8 @@ pub struct PolicyHeader {
     pub mark: u32,
     /// How many of `listeners` count.
     pub listener_count: u32,
+    /// How many sockets the instance may have open, of those that it made.
+    pub max_sockets: u32,
     /// The listeners.
     pub listeners: [Listener; MAX_LISTENERS],
 }
@@ -289,6 +295,7 @@ impl Default for PolicyHeader {
             resolver_port: 0,
             mark: 0,
             listener_count: 0,
+            max_sockets: DEFAULT_MAX_SOCKETS,
             listeners: [Listener::default(); MAX_LISTENERS],
         }
     }
@@ -342,6 +349,31 @@ impl ConfinedCgroup {
     pub const fn new(instance: u32) -> Self {
         Self { instance, denials: 0, cache: [0; CACHE_SLOTS] }
     }
+}
+
+/// The sockets of an instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[repr(C)]
+pub struct SocketCount {
+    /// How many are open, of those that it made itself: accepted ones are not among them.
+    pub open: u32,
+    /// Of which count that is. User space raises it where it begins a new one: sockets of an earlier count are in none.
+    pub epoch: u32,
+}
+
+/// In which count a socket is. A new one is all zeros: in none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[repr(C)]
+pub struct CountedSocket {
+    /// The instance; 0 is none, and so is [`CountedSocket::DENIED`].
+    pub instance: u32,
+    /// [`SocketCount::epoch`] when it was counted.
+    pub epoch: u32,
+}
+
+impl CountedSocket {
+    /// In [`CountedSocket::instance`]: it was one too many. Where it passes all the same, in audit mode, it is in no count.
+    pub const DENIED: u32 = u32::MAX;
 }
 
 /// Packets (or refused operations) and bytes.
@@ -420,10 +452,12 @@ mod tests {
         assert_eq!(size_of::<TrieKey>(), 4 + 4 + 16);
         assert_eq!(size_of::<Entry>(), 8);
         assert_eq!(size_of::<Listener>(), 16 + 2 + 2 + 4);
-        assert_eq!(size_of::<PolicyHeader>(), 28 + MAX_LISTENERS * size_of::<Listener>());
+        assert_eq!(size_of::<PolicyHeader>(), 32 + MAX_LISTENERS * size_of::<Listener>());
         assert_eq!(size_of::<LearnedKey>(), 4 + 4 + 16);
         assert_eq!(size_of::<Learned>(), 8 + 8);
         assert_eq!(size_of::<ConfinedCgroup>(), 8 + CACHE_SLOTS * 8);
+        assert_eq!(size_of::<SocketCount>(), 8);
+        assert_eq!(size_of::<CountedSocket>(), 8);
         assert_eq!(size_of::<Counter>(), 16);
         assert_eq!(size_of::<Denied>(), REASON_SLOTS * 16 + 7 * 8);
     }

@@ -3,7 +3,7 @@
 
 use crate::abi::{
     ConfinedCgroup, Counter, Denied, DestinationDenials, DestinationKey, Entry, Learned, LearnedKey, Limits,
-    PolicyHeader, Taken,
+    PolicyHeader, SocketCount, Taken,
 };
 
 macro_rules! plain_old_data {
@@ -27,5 +27,6 @@ plain_old_data!(
     ConfinedCgroup,
     DestinationDenials,
     DestinationKey,
+    SocketCount,
     Taken
 );

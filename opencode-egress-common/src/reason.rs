@@ -73,6 +73,8 @@ numbered! {
         /// A packet that was transformed on its way from its socket, as IPsec does, so that it does not say where it
         /// goes.
         Transformed = 19, "transformed";
+        /// A socket more than the instance may have open, or one that the kernel has no memory to count.
+        TooManySockets = 20, "too-many-sockets";
         /// The address came with the answer for a listed name, and the time for new flows to it is over.
         NameExpired = 21, "name-expired";
         /// The resolver of another instance, whatever the rules say of loopback.
@@ -103,6 +105,8 @@ numbered! {
         SockCreate = 9, "sock_create";
         /// `cgroup/setsockopt`.
         Setsockopt = 10, "setsockopt";
+        /// `cgroup/sock_release`. It denies nothing.
+        SockRelease = 11, "sock_release";
         /// `cgroup/recvmsg4`, which judges nothing.
         Recvmsg4 = 12, "recvmsg4";
         /// `cgroup/recvmsg6`, which judges nothing.
@@ -157,6 +161,7 @@ mod tests {
         (17, "routing-option"),
         (18, "peer-not-allowed"),
         (19, "transformed"),
+        (20, "too-many-sockets"),
         (21, "name-expired"),
         (22, "other-resolver"),
     ];
@@ -171,6 +176,7 @@ mod tests {
         (8, "bind6"),
         (9, "sock_create"),
         (10, "setsockopt"),
+        (11, "sock_release"),
         (12, "recvmsg4"),
         (13, "recvmsg6"),
         (14, "getpeername4"),

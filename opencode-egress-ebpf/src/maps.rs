@@ -8,9 +8,9 @@ use aya_ebpf::{
 };
 use opencode_egress_common::{
     abi::{
-        ConfinedCgroup, Counter, Current, Denied, DestinationDenials, DestinationKey, Entry, Event, Learned,
-        LearnedKey, Limits, MAX_DESTINATIONS, MAX_INSTANCES, MAX_LEARNED, MAX_POLICIES, PolicyHeader,
-        RESET_RING_BYTES, RING_BYTES, Reset, Taken, TrieKey,
+        ConfinedCgroup, CountedSocket, Counter, Current, Denied, DestinationDenials, DestinationKey, Entry,
+        Event, Learned, LearnedKey, Limits, MAX_DESTINATIONS, MAX_INSTANCES, MAX_LEARNED, MAX_POLICIES,
+        PolicyHeader, RESET_RING_BYTES, RING_BYTES, Reset, SocketCount, Taken, TrieKey,
     },
     cache::TAG_KEYS,
     decide::Rules,
@@ -102,6 +102,14 @@ pub(crate) struct Asked {
 /// The instance whose socket this is: bound to one of its listeners, or connected to one.
 #[btf_map]
 pub(crate) static OWN_SOCKETS: SkStorage<u32> = SkStorage::new();
+
+/// The sockets that are open, by instance.
+#[btf_map]
+pub(crate) static SOCKETS: Array<SocketCount, { MAX_INSTANCES as usize }> = Array::new();
+
+/// In which count a socket is; one that is in none has no value, or one of zeros.
+#[btf_map]
+pub(crate) static COUNTED: SkStorage<CountedSocket> = SkStorage::new();
 
 /// What the last connect on this CPU asked for.
 #[btf_map]

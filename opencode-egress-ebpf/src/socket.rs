@@ -1,4 +1,4 @@
-//! `cgroup/sock_create` and `cgroup/setsockopt`: what no later hook could deny with an error.
+//! `cgroup/sock_create` and `cgroup/setsockopt`: what no later hook could deny with an error; and `cgroup/sock_release`.
 //!
 //! - A socket of a protocol that no rule lets speak. The kernel swallows the error of an ICMPv6 ping
 //!   socket's send, and SCTP retries in silence, so the caller would wait for nothing.
@@ -6,11 +6,12 @@
 //!   such a packet by another address than the one in its header, so the first hop may be anyone.
 //! - A source route or routing header on a socket. Its packets are denied at egress too, but a TCP connect
 //!   would hang there.
+//! - A socket beyond the instance's limit.
 //! - The join of a multicast group to which no rule lets UDP: the kernel itself tells the local network of it, in packets
 //!   of no socket.
 
 use aya_ebpf::{
-    bindings::bpf_sockopt,
+    bindings::{bpf_sock, bpf_sockopt},
     helpers::bpf_get_current_uid_gid,
     macros::{cgroup_sock, cgroup_sockopt},
     programs::{SockContext, SockoptContext},
@@ -27,6 +28,7 @@ use crate::{
     maps::setsockopt_knows_caller,
     report::{Call, Denial, Details, denied, tell_process},
     sk::FullSk,
+    sockets,
     uapi::{
         IP_ADD_MEMBERSHIP, IP_ADD_SOURCE_MEMBERSHIP, IP_BLOCK_SOURCE, IP_HDRINCL, IP_MSFILTER, IP_OPTIONS,
         IP_UNBLOCK_SOURCE, IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_MPTCP, IPPROTO_RAW, IPPROTO_TCP,
@@ -39,29 +41,47 @@ use crate::{
 #[cgroup_sock(sock_create)]
 pub(crate) fn sock_create(ctx: SockContext) -> i32 {
     let sk = ctx.sock;
+    let instance = Instance::get();
+    let passes = match mute(sk, &instance) {
+        Some(reason) => refuse_socket(&instance, reason, sk),
+        None => true,
+    };
+    i32::from(
+        passes && (sockets::open(sk, &instance) || refuse_socket(&instance, DropReason::TooManySockets, sk)),
+    )
+}
+
+/// Why a new socket could not say anything, or nothing that would be judged. `None`: it can.
+#[inline(always)]
+fn mute(sk: *mut bpf_sock, instance: &Instance) -> Option<DropReason> {
     // SAFETY: the kernel's context, valid while the program runs.
     let (kind, protocol) = unsafe { ((*sk).type_, (*sk).protocol) };
-    let reason = match (kind, protocol) {
-        (SOCK_RAW, IPPROTO_RAW) => DropReason::HeaderIncluded,
+    let can_speak = match (kind, protocol) {
+        (SOCK_RAW, IPPROTO_RAW) => return Some(DropReason::HeaderIncluded),
         // Their refused packets give the caller an error.
         (SOCK_RAW, _) | (_, IPPROTO_ICMP | IPPROTO_TCP | IPPROTO_UDP | IPPROTO_UDPLITE | IPPROTO_MPTCP) => {
-            return 1;
+            return None;
         }
-        _ => DropReason::SocketNotAllowed,
+        (SOCK_DGRAM, IPPROTO_ICMPV6) => instance.head().map(|head| head.icmpv6_can_speak),
+        _ => instance.head().map(|head| head.other_can_speak),
     };
-    let instance = Instance::get();
-    if let (DropReason::SocketNotAllowed, Some(head)) = (reason, instance.head()) {
-        let can_speak = match (kind, protocol) {
-            (SOCK_DGRAM, IPPROTO_ICMPV6) => head.icmpv6_can_speak,
-            _ => head.other_can_speak,
-        };
-        if can_speak != 0 {
-            return 1;
-        }
+    match can_speak {
+        Some(1..) => None,
+        _ => Some(DropReason::SocketNotAllowed),
     }
-    let Some(sk) = FullSk::new(sk) else { return 0 };
-    let denial = Denial { hook: Hook::SockCreate, reason, flow: &of_socket(sk), bytes: None };
-    i32::from(denied(&instance, &denial, &Call))
+}
+
+/// Denies a socket. Returns whether it passes all the same.
+#[inline(always)]
+fn refuse_socket(instance: &Instance, reason: DropReason, sk: *mut bpf_sock) -> bool {
+    let Some(sk) = FullSk::new(sk) else { return false };
+    denied(instance, &Denial { hook: Hook::SockCreate, reason, flow: &of_socket(sk), bytes: None }, &Call)
+}
+
+#[cgroup_sock(sock_release)]
+pub(crate) fn sock_release(ctx: SockContext) -> i32 {
+    sockets::close(ctx.sock);
+    1
 }
 
 #[cgroup_sockopt(setsockopt)]

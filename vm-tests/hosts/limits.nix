@@ -9,6 +9,7 @@
         memoryMax = "1G";
         tasksMax = 150;
         openFilesMax = 2048;
+        sockets = 64;
         sharedMemoryMax = "16M";
         terminalsMax = 8;
       };

@@ -1,6 +1,6 @@
 # host: limits
 """One agent takes no more of the host than its instance is given.
-Pseudo-terminals, shared memory, open files, processes and, where the state has a file system of its own as docs/nixos.md has it, disk: it gets as many as `resources` says and
+Pseudo-terminals, shared memory, open files, sockets and with them the host's ephemeral ports, processes and, where the state has a file system of its own as docs/nixos.md has it, disk: it gets as many as `resources` says and
 then an error, while the host and the other instance have theirs. A process that takes more memory than there is is killed, and the server goes on."""
 
 # Takes as many as there are of one thing, and tells how many, the error, and what the rest of the program then sees of it.
@@ -39,6 +39,35 @@ if what == "process":
 """
 
 
+# Takes every ephemeral port there is for one kind of socket, in processes enough for it, and keeps them. Tells how many, and the errors.
+PORTS = r"""
+import errno, os, resource, socket, sys, time
+
+soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+told, tell = os.pipe()
+for _ in range(20):
+    if os.fork() == 0:
+        taken = []
+        try:
+            while True:
+                taken.append(socket.socket(socket.AF_INET, getattr(socket, sys.argv[1])))
+                taken[-1].bind(("0.0.0.0", 0))
+        except OSError as error:
+            os.write(tell, f"{len(taken)} {errno.errorcode[error.errno]}\n".encode())
+        time.sleep(60)
+        os._exit(0)
+lines = b""
+while lines.count(b"\n") < 20:
+    lines += os.read(told, 4096)
+counts, errors = zip(*(line.split() for line in lines.decode().splitlines()))
+with open("ports.part", "w") as file:
+    print(sum(map(int, counts)), *sorted(set(errors)), file=file)
+os.rename("ports.part", "ports")
+time.sleep(60)
+"""
+
+
 def take(what, name="a"):
     count, error = agent(name, f"python3 take.py {what}").split()
     return int(count), error
@@ -47,6 +76,7 @@ def take(what, name="a"):
 prepare("a", "b")
 for name in "ab":
     machine.succeed(f"printf %s {shlex.quote(TAKE)} > /srv/{name}/take.py")
+    machine.succeed(f"printf %s {shlex.quote(PORTS)} > /srv/{name}/ports.py")
 # The state of `b` on a file system of its own.
 machine.succeed(
     "mount -t tmpfs -o size=96M,mode=0700,uid=$(id -u opencode-b),gid=$(id -g opencode-b) state /var/lib/opencode/instance-state/b",
@@ -71,6 +101,32 @@ with subtest("shared memory"):
 with subtest("open files"):
     count, error = take("file")
     assert error == "EMFILE" and 2000 < count < 2048, (count, error)
+
+def binds(kind):
+    """A command that has the kernel choose a port."""
+    return f"""python3 -c 'import socket; socket.socket(socket.AF_INET, socket.{kind}).bind(("0.0.0.0", 0))'"""
+
+
+for kind in ["SOCK_DGRAM", "SOCK_STREAM"]:
+    with subtest(f"ephemeral ports, by {kind}"):
+        can("a", f"rm -f ports; setsid -f python3 ports.py {kind} > /dev/null 2>&1; until [ -e ports ]; do sleep 0.05; done")
+        # While it has them.
+        machine.succeed(binds(kind), tcp(ALLOWED))
+        can("b", binds(kind))
+        cannot("a", binds(kind))
+        count, *errors = machine.succeed("cat /srv/a/ports").split()
+        assert errors == ["EPERM"] and 32 < int(count) <= 64, (count, errors)
+        assert status()["a"]["sockets"] == {"open": 64, "limit": 64, "denied_lately": True}, status()["a"]["sockets"]
+        said = machine.succeed("opencode-egress status")
+        assert "! a: it has 64 of 64 sockets, and was lately denied more" in said, said
+        # What others ask of it takes no port.
+        healthy("a")
+        machine.succeed("pkill -u opencode-a -f ports.py")
+        while status()["a"]["sockets"]["open"] == 64:
+            time.sleep(0.05)
+        can("a", binds(kind))
+machine.succeed("journalctl -t opencode-a-blocked --no-pager -o cat | grep 'hook=sock_create reason=too-many-sockets .*comm=python3'")
+assert not status()["b"]["sockets"]["denied_lately"], status()["b"]
 
 controllers = machine.succeed("cat /sys/fs/cgroup/cgroup.controllers").split()
 with subtest("processes"):

@@ -73,7 +73,7 @@ impl<'a> Probes<'a> {
         self.machine.succeed(&["systemctl", "start", "opencode-probe0", "opencode-probe1"])?;
         for _ in 0..count {
             self.machine.succeed(&["systemctl", "stop", "opencode-egress"])?;
-            self.machine.succeed(&["mv", &format!("{PINS}/v2"), &format!("{PINS}/v0")])?;
+            self.machine.succeed(&["mv", &format!("{PINS}/v3"), &format!("{PINS}/v0")])?;
             self.machine.succeed(&["systemctl", "start", "opencode-egress"])?;
             wait("the old pins to go", || self.machine.fail(&["test", "-e", &format!("{PINS}/v0")]).ok())?;
             self.witness()?;
@@ -88,7 +88,7 @@ impl<'a> Probes<'a> {
     pub(crate) fn starts(&mut self, count: usize) -> Result<()> {
         // The first start makes what stays.
         self.machine.succeed(&["systemctl", "start", "opencode-short"])?;
-        let links = "/sys/fs/bpf/opencode-egress/v2/links/opencode-short,service";
+        let links = "/sys/fs/bpf/opencode-egress/v3/links/opencode-short,service";
         wait("the first start's links to go", || self.machine.fail(&["test", "-e", links]).ok())?;
         let before = self.kept()?;
         // In the machine, a start takes a fraction of what a command from outside does.

@@ -47,7 +47,7 @@ fn load(hook: Hook) -> io::Result<OwnedFd> {
     const CODE: [u64; 2] = [0x0000_0001_0000_00b7, 0x95];
     let prog_type = match hook {
         Hook::Egress | Hook::Ingress => 8,
-        Hook::SockCreate => 9,
+        Hook::SockCreate | Hook::SockRelease => 9,
         Hook::Setsockopt => 25,
         _ => 18,
     };

@@ -19,7 +19,7 @@ use rustix::{
 
 use self::first::comes_first;
 use crate::{
-    cgroups::{Hierarchy, unit_of, users_unit_of},
+    cgroups::{CgroupError, Hierarchy, unit_of, users_unit_of},
     command::{args::AttachArgs, client::unexpected, print::print_line},
     control::{
         client::{Client, ControlError},
@@ -40,6 +40,10 @@ const SHORTEST: Duration = Duration::from_millis(100);
 pub(super) fn attach(args: &AttachArgs) -> Result<()> {
     let deadline = Instant::now() + Duration::from_secs(args.timeout);
     let left = || deadline.saturating_duration_since(Instant::now()).max(SHORTEST);
+    // First, as far as it can be seen from here: such a unit cannot have the privileges that the next line asks for.
+    if let Ok((_, cgroup)) = own_cgroup() {
+        refuse_users_unit(&cgroup)?;
+    }
     see_the_host().context(
         "cannot look at the host's own files, for what the unit runs before `attach`; that takes root's privileges: write the line as `ExecStartPre=+…`",
     )?;
@@ -105,15 +109,27 @@ fn confine(
     }
 }
 
-/// The system service that this process is of, and its cgroup.
-fn own_unit() -> Result<Option<(UnitName, PathBuf)>> {
+/// The cgroup of this process, in its hierarchy.
+fn own_cgroup() -> Result<(Hierarchy, PathBuf), CgroupError> {
     let hierarchy = Hierarchy::find()?;
     let cgroup = hierarchy.of_process(std::process::id())?;
-    if let Some((user, unit)) = users_unit_of(&cgroup) {
+    Ok((hierarchy, cgroup))
+}
+
+/// Fails for a cgroup of a unit of a user's own systemd.
+fn refuse_users_unit(cgroup: &Path) -> Result<()> {
+    if let Some((user, unit)) = users_unit_of(cgroup) {
         bail!(
             "{unit} is a unit of user {user}'s own systemd (systemctl --user), and only system units can be confined; make it one, in /etc/systemd/system, with User="
         );
     }
+    Ok(())
+}
+
+/// The system service that this process is of, and its cgroup.
+fn own_unit() -> Result<Option<(UnitName, PathBuf)>> {
+    let (hierarchy, cgroup) = own_cgroup()?;
+    refuse_users_unit(&cgroup)?;
     Ok(unit_of(&cgroup).map(|(unit, path)| (unit, hierarchy.mount().join(path))))
 }
 

@@ -18,6 +18,12 @@ use crate::{
     policy::{Policy, PolicySet, Rule, compile::compile, file, mode_name},
 };
 
+/// As the policy file has them.
+#[derive(Serialize)]
+struct Limits {
+    sockets: u32,
+}
+
 #[derive(Serialize)]
 struct Checked {
     instance: String,
@@ -27,6 +33,7 @@ struct Checked {
     names: Vec<String>,
     deny: Vec<String>,
     listen: Vec<String>,
+    limits: Limits,
     entries: usize,
     port_sets: usize,
     /// Combinations of protocol and ports that rules for names have.
@@ -53,6 +60,7 @@ pub(super) fn check(args: &CheckArgs) -> Result<()> {
             names: policy.names.iter().map(ToString::to_string).collect(),
             deny: policy.deny.iter().map(ToString::to_string).collect(),
             listen: policy.listen.iter().map(ToString::to_string).collect(),
+            limits: Limits { sockets: policy.max_sockets },
             entries: compiled.entries.len(),
             port_sets: compiled.port_sets,
             name_grants: compiled.header.name_grants,
@@ -66,13 +74,15 @@ pub(super) fn check(args: &CheckArgs) -> Result<()> {
         return print_line(serde_json::to_string_pretty(&instances)?);
     }
     for checked in &instances {
-        let Checked { instance, units, mode, allow, names, deny, listen, entries, port_sets, .. } = checked;
+        let Checked { instance, units, mode, allow, names, deny, listen, limits, entries, port_sets, .. } =
+            checked;
         let grants = match checked.name_grants {
             0 => String::new(),
             grants => format!(", {grants} of {MAX_NAME_GRANTS} combinations of protocol and ports for names"),
         };
         print_line(format_args!(
-            "{instance}  mode {mode}; {entries} map entries, {port_sets} port sets{grants}"
+            "{instance}  mode {mode}; at most {} sockets; {entries} map entries, {port_sets} port sets{grants}",
+            limits.sockets
         ))?;
         let lists =
             [("units", units), ("allow", allow), ("names", names), ("deny", deny), ("listen", listen)];

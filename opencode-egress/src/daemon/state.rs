@@ -7,6 +7,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use opencode_egress_common::reason::DropReason;
+
 use super::{
     DaemonError, confinement::gone::Outlived, connections::places::Connections, fold, names::Names,
     predecessor,
@@ -49,6 +51,9 @@ pub(super) struct InstanceState {
     pub(super) left_out: (u64, u64),
     /// When this daemon last saw `lost` grow. What was lost while no daemon ran may have been lost just before its start.
     pub(super) lost_at: Option<Instant>,
+    /// How many sockets were denied to it for it had too many, as this daemon last saw, and when it saw that grow; what was
+    /// before its start may have been just then.
+    pub(super) sockets_denied: (u64, Option<Instant>),
     /// The last start that was not let go on; `None` once one was.
     pub(super) failed_attach: Option<FailedAttach>,
 }
@@ -56,6 +61,7 @@ pub(super) struct InstanceState {
 impl InstanceState {
     /// An instance without a policy, of which this was counted and logged until now.
     pub(super) fn new(index: InstanceIndex, counters: &CountersStatus, lines: &LineCounts) -> Self {
+        let sockets_denied = counters.denied_for(DropReason::TooManySockets);
         Self {
             index,
             policy: None,
@@ -66,6 +72,7 @@ impl InstanceState {
             recent: VecDeque::new(),
             left_out: (lines.limited_told, lines.lost_told),
             lost_at: (counters.lost > 0).then(Instant::now),
+            sockets_denied: (sockets_denied, (sockets_denied > 0).then(Instant::now)),
             failed_attach: None,
         }
     }

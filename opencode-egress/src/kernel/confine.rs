@@ -22,7 +22,7 @@ impl Loaded {
     /// Confines a cgroup to an instance's policy, which must be in force already: `attach` makes the
     /// attachment of one hook. With `names` the hooks are those of a policy with name rules.
     ///
-    /// The first hook lets nearly everything pass whatever the policy is; attaching it makes the cgroup's
+    /// `sock_create` lets nearly everything pass whatever the policy is; attaching it makes the cgroup's
     /// storage, so that what says whose the cgroup is can be written before any hook that judges. Until all are attached the
     /// cgroup is half confined, so a unit's first process must wait for the end of this.
     ///
@@ -39,7 +39,7 @@ impl Loaded {
         let mut attached = vec![];
         for hook in self.programs.hooks(names) {
             attached.push((hook, attach(self, hook, cgroup)?));
-            if attached.len() == 1 && self.maps.instance_of(cgroup.id()) != Some(instance) {
+            if hook == Hook::SockCreate && self.maps.instance_of(cgroup.id()) != Some(instance) {
                 self.maps.set_instance_of(cgroup.id(), instance)?;
             }
         }

@@ -4,9 +4,11 @@ use opencode_egress_common::reason::Hook;
 
 use crate::kernel::features::Features;
 
-/// Every hook, in the order in which links are made. `sock_create` lets nearly everything pass whatever the policy is,
-/// so it can come before the scope is written, and its link makes the scope's storage.
-pub const ATTACH_ORDER: [Hook; 14] = [
+/// Every hook, in the order in which links are made. `sock_release` lets everything pass; it comes first, for a socket that
+/// `sock_create` counts must not close unseen. That lets nearly everything pass whatever the policy is, so it can come before the
+/// scope is written, and its link makes the scope's storage.
+pub const ATTACH_ORDER: [Hook; 15] = [
+    Hook::SockRelease,
     Hook::SockCreate,
     Hook::Egress,
     Hook::Ingress,
@@ -53,5 +55,6 @@ pub const fn attach_type(hook: Hook) -> u32 {
         Hook::Setsockopt => 22,
         Hook::Getpeername4 => 29,
         Hook::Getpeername6 => 30,
+        Hook::SockRelease => 34,
     }
 }

@@ -123,7 +123,7 @@ pub fn load(lifetime: &Lifetime<'_>) -> Result<Loaded, LoadError> {
     }
     match lifetime {
         Lifetime::Process => {
-            for name in ["CURRENT", "ALLOWED", "DENIED", "TAKEN"] {
+            for name in ["CURRENT", "ALLOWED", "DENIED", "TAKEN", "SOCKETS"] {
                 loader.map_max_entries(name, 2);
             }
             for name in ["HEADS", "TRIES"] {

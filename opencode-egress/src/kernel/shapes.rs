@@ -4,15 +4,15 @@ use std::path::Path;
 
 use aya::maps::{MapData, MapError, MapType};
 use opencode_egress_common::abi::{
-    ConfinedCgroup, Counter, Denied, DestinationDenials, DestinationKey, Learned, LearnedKey, Limits,
-    MAX_DESTINATIONS, MAX_INSTANCES, MAX_LEARNED, MAX_POLICIES, PolicyHeader, RESET_RING_BYTES, RING_BYTES,
-    Taken,
+    ConfinedCgroup, CountedSocket, Counter, Denied, DestinationDenials, DestinationKey, Learned, LearnedKey,
+    Limits, MAX_DESTINATIONS, MAX_INSTANCES, MAX_LEARNED, MAX_POLICIES, PolicyHeader, RESET_RING_BYTES,
+    RING_BYTES, SocketCount, Taken,
 };
 
 /// The maps that outlive the daemon, with what a pin must be to be one of them. The others belong to one
 /// load of the programs.
 #[rustfmt::skip]
-pub(super) const PINNED_MAPS: [(&str, MapShape); 15] = [
+pub(super) const PINNED_MAPS: [(&str, MapShape); 17] = [
     ("CURRENT", MapShape::of::<u32, u64>(MapType::Array, MAX_INSTANCES)),
     ("HEADS", MapShape::of::<u32, PolicyHeader>(MapType::Array, MAX_POLICIES)),
     ("TRIES", MapShape::of::<u32, u32>(MapType::ArrayOfMaps, MAX_POLICIES)),
@@ -26,6 +26,8 @@ pub(super) const PINNED_MAPS: [(&str, MapShape); 15] = [
     ("LEARNED", MapShape::of::<LearnedKey, Learned>(MapType::Hash, MAX_LEARNED)),
     ("NAMED_FLOWS", MapShape::of::<u32, [u64; 17]>(MapType::SkStorage, 0)),
     ("ASKED_RESOLVERS", MapShape::of::<u32, [u64; 3]>(MapType::SkStorage, 0)),
+    ("SOCKETS", MapShape::of::<u32, SocketCount>(MapType::Array, MAX_INSTANCES)),
+    ("COUNTED", MapShape::of::<u32, CountedSocket>(MapType::SkStorage, 0)),
     ("OWN_SOCKETS", MapShape::of::<u32, u32>(MapType::SkStorage, 0)),
     ("SCOPES", MapShape::of::<u64, ConfinedCgroup>(MapType::CgroupStorage, 0)),
 ];

@@ -20,7 +20,7 @@ use opencode_egress_common::abi::{MAX_INSTANCES, MAX_LISTENERS};
 use rules::Listed;
 
 use crate::policy::{
-    InstanceName, Listen, LogLimits, Mode, Policy, PolicySet, Resolver, UnitName,
+    DEFAULT_MAX_SOCKETS, InstanceName, Listen, LogLimits, Mode, Policy, PolicySet, Resolver, UnitName,
     resolver::{DEFAULT_MARK, MAX_UPSTREAM},
 };
 
@@ -205,9 +205,10 @@ fn instance(name: &InstanceName, form: Instance, key: &Text, taken: &mut Taken) 
     let listen = form.listen.iter().map(|form| taken.listener(name, form)).collect::<Result<_, _>>()?;
     let Listed { networks: allow, names, .. } = form.allow.0?;
     let deny = form.deny.0?;
+    let max_sockets = form.limits.sockets.map_or(DEFAULT_MAX_SOCKETS, |count| count.0);
     match deny.first_name {
         Some(misplaced) => Err(misplaced),
-        None => Ok(Policy { units, mode, allow, names, deny: deny.networks, listen }),
+        None => Ok(Policy { units, mode, allow, names, deny: deny.networks, listen, max_sockets }),
     }
 }
 

@@ -20,7 +20,7 @@ use std::{collections::BTreeMap, fmt, path::Path, str::FromStr, time::Duration};
 
 pub use listen::Listen;
 pub use name::NameRule;
-pub use opencode_egress_common::abi::Mode;
+pub use opencode_egress_common::abi::{DEFAULT_MAX_SOCKETS, Mode};
 pub use resolver::Resolver;
 pub use rule::{Cidr, PortRange, Rule, RuleProtocol};
 pub use text::AnyRule;
@@ -95,6 +95,8 @@ pub struct Policy {
     pub deny: Vec<Rule>,
     /// Where the instance listens.
     pub listen: Vec<Listen>,
+    /// How many sockets it may have open, of those that it made.
+    pub max_sockets: u32,
 }
 
 impl Default for Policy {
@@ -106,6 +108,7 @@ impl Default for Policy {
             names: vec![],
             deny: vec![],
             listen: vec![],
+            max_sockets: DEFAULT_MAX_SOCKETS,
         }
     }
 }

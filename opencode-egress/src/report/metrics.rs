@@ -56,6 +56,8 @@ struct Families {
     running: IntGaugeVec,
     links_missing: IntGaugeVec,
     late: IntGaugeVec,
+    sockets: IntGaugeVec,
+    sockets_limit: IntGaugeVec,
     allowed_packets: IntCounterVec,
     allowed_bytes: IntCounterVec,
     denials: IntCounterVec,
@@ -90,6 +92,8 @@ impl Families {
             running: gauge("opencode_egress_unit_running", "Whether the unit has processes.", &unit)?,
             links_missing: gauge("opencode_egress_links_missing", "Hooks that are not attached to the running unit; 0 is confined.", &unit)?,
             late: gauge("opencode_egress_unit_late", "Whether the unit was running before it was confined.", &unit)?,
+            sockets: gauge("opencode_egress_sockets", "Sockets of the instance that are open, of those that it made itself.", &instance)?,
+            sockets_limit: gauge("opencode_egress_sockets_limit", "Sockets that the instance may have open.", &instance)?,
             allowed_packets: counter("opencode_egress_allowed_packets_total", "IP packets that passed.", &instance)?,
             allowed_bytes: counter("opencode_egress_allowed_bytes_total", "IP bytes that passed.", &instance)?,
             denials: counter("opencode_egress_denials_total", "Packets and calls that the policy denied; in audit mode they passed.", &reason)?,
@@ -104,10 +108,12 @@ impl Families {
     }
 
     fn set_instance(&self, name: &str, status: &InstanceStatus) {
-        let InstanceStatus { mode, generation, rules, entries, units, .. } = status;
+        let InstanceStatus { mode, generation, rules, entries, units, sockets, .. } = status;
         self.audit_mode.with_label_values(&[name]).set((mode == "audit").into());
         self.generation.with_label_values(&[name]).set((*generation).into());
         self.entries.with_label_values(&[name]).set(gauge(*entries));
+        self.sockets.with_label_values(&[name]).set(sockets.open.into());
+        self.sockets_limit.with_label_values(&[name]).set(sockets.limit.into());
         for (kind, rules) in ["allow", "deny", "listen"].into_iter().zip(rules) {
             self.rules.with_label_values(&[name, kind]).set(gauge(*rules));
         }
@@ -147,7 +153,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::report::status::UnitStatus;
+    use crate::report::status::{SocketsStatus, UnitStatus};
 
     fn unit(name: &str, running: bool, links: usize, late: bool) -> UnitStatus {
         UnitStatus {
@@ -193,6 +199,7 @@ mod tests {
             removed: false,
             detached: false,
             lost_lately: false,
+            sockets: SocketsStatus { open: 12, limit: 64, denied_lately: false },
             outlived: 0,
             outlived_denials: 0,
             failed_attach: None,
@@ -223,6 +230,8 @@ mod tests {
             "opencode_egress_links_missing{opencode_instance=\"a\",unit=\"opencode-a.service\"} 0",
             "opencode_egress_links_missing{opencode_instance=\"a\",unit=\"opencode-a-late.service\"} 3",
             "opencode_egress_unit_late{opencode_instance=\"a\",unit=\"opencode-a-late.service\"} 1",
+            "opencode_egress_sockets{opencode_instance=\"a\"} 12",
+            "opencode_egress_sockets_limit{opencode_instance=\"a\"} 64",
             "opencode_egress_allowed_packets_total{opencode_instance=\"a\"} 11",
             "opencode_egress_allowed_bytes_total{opencode_instance=\"a\"} 4096",
             "opencode_egress_denials_total{opencode_instance=\"a\",reason=\"not-allowed\"} 7",

@@ -49,6 +49,8 @@ pub struct InstanceStatus {
     pub detached: bool,
     /// Denials found no room in the ring buffer within the last hour, or perhaps while no daemon ran.
     pub lost_lately: bool,
+    /// Its sockets.
+    pub sockets: SocketsStatus,
     /// Its cgroups of earlier starts that are gone and of which sockets are still open. They stay confined.
     pub outlived: usize,
     /// What was denied to such sockets, since the daemon knows of them.
@@ -98,6 +100,17 @@ pub struct QuestionsStatus {
     pub limited: u64,
     /// Refused ones that it told of, by reason.
     pub refused_by_reason: BTreeMap<String, u64>,
+}
+
+/// The sockets of one instance.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SocketsStatus {
+    /// How many are open, of those that it made itself: accepted ones are not among them.
+    pub open: u32,
+    /// How many may be.
+    pub limit: u32,
+    /// It was denied one within the last hour, or perhaps while no daemon ran.
+    pub denied_lately: bool,
 }
 
 /// A start that `attach` did not let go on.
@@ -182,5 +195,10 @@ impl CountersStatus {
             folded: denied.folded.saturating_sub(lines.unfolded),
             limited: denied.limited,
         }
+    }
+
+    /// How much was denied for a reason.
+    pub fn denied_for(&self, reason: DropReason) -> u64 {
+        self.denied_by_reason.get(reason.name()).copied().unwrap_or(0)
     }
 }

@@ -8,7 +8,7 @@ use anstyle::{AnsiColor, Style};
 use crate::report::{
     denial::{DenialLine, Line, QuestionLine},
     human::{ago, bytes, count, local_time},
-    status::{FailedAttach, InstanceStatus, Status, UnitStatus},
+    status::{FailedAttach, InstanceStatus, SocketsStatus, Status, UnitStatus},
 };
 
 /// How much something matters, the most first.
@@ -121,6 +121,13 @@ impl InstanceStatus {
             let text = format!("{denials} denials came from sockets of earlier starts; {remedy}");
             add(Severity::Look, text);
         }
+        let SocketsStatus { open, limit, denied_lately } = self.sockets;
+        if open >= limit || denied_lately {
+            let denied = if denied_lately { ", and was lately denied more" } else { "" };
+            let remedy =
+                "`ss -tuanpe` shows who has them, and `limits` in the policy file is how many there may be";
+            add(Severity::Look, format!("it has {open} of {limit} sockets{denied}; {remedy}"));
+        }
         if self.mode == "audit" {
             add(Severity::Open, "mode audit: what the policy denies is told, and passes".to_owned());
         }
@@ -169,7 +176,7 @@ pub fn text(status: &Status, now: u64) -> String {
         line(&mut text, "nothing needs attention");
     }
     line(&mut text, "");
-    let more = ["RULES", "ALLOWED", "DENIED", "LOGGED", "LOST", "LAST DENIAL"];
+    let more = ["RULES", "SOCKETS", "ALLOWED", "DENIED", "LOGGED", "LOST", "LAST DENIAL"];
     let mut rows = vec![COLUMNS.iter().chain(&more).map(|title| (*title).to_owned()).collect::<Vec<_>>()];
     for (name, instance) in instances {
         let counters = &instance.counters;
@@ -177,6 +184,7 @@ pub fn text(status: &Status, now: u64) -> String {
         let mut row = instance.cells(name).to_vec();
         row.extend([
             count(instance.rules.iter().map(|rules| *rules as u64).sum()),
+            format!("{} of {}", instance.sockets.open, instance.sockets.limit),
             format!("{} ({})", count(counters.allowed_packets), bytes(counters.allowed_bytes)),
             count(counters.denied_packets),
             count(counters.lines),
@@ -253,6 +261,7 @@ pub(crate) mod tests {
             removed: false,
             detached: false,
             lost_lately: false,
+            sockets: SocketsStatus { open: 12, limit: 4096, denied_lately: false },
             outlived: 0,
             outlived_denials: 0,
             failed_attach: None,
@@ -337,14 +346,14 @@ opencode-egress 0.1.0, policy policy.json
 ! the last reload was not applied: policy.json:3:1: an error
 ! parts of MPTCP connections that were reset: 1
 
-INSTANCE  MODE     UNITS                    LINKS  GEN  RULES  ALLOWED         DENIED  LOGGED  LOST  LAST DENIAL
-a         enforce  1/1 confined, 1 stopped  10/10  2    5      12.3k (5.0 MB)  3       2       0     -
-b         enforce  1/1 confined             10/10  2    5      12.3k (5.0 MB)  3       2       7     tcp 203.0.113.9:443 not-allowed, 1m ago
-c         enforce  0/1 confined             0/10   2    5      12.3k (5.0 MB)  3       2       0     -
-d         audit    1/2 confined             19/20  2    5      12.3k (5.0 MB)  3       2       0     tcp 203.0.113.9:443 not-allowed (audit: it passed), 1m ago
-e         enforce  stopped                  -      2    5      12.3k (5.0 MB)  3       2       0     -
-f         enforce  1/1 confined             10/10  2    5      12.3k (5.0 MB)  3       2       0     -
-g         enforce  2/2 confined             20/20  2    5      12.3k (5.0 MB)  3       2       0     -
+INSTANCE  MODE     UNITS                    LINKS  GEN  RULES  SOCKETS     ALLOWED         DENIED  LOGGED  LOST  LAST DENIAL
+a         enforce  1/1 confined, 1 stopped  10/10  2    5      12 of 4096  12.3k (5.0 MB)  3       2       0     -
+b         enforce  1/1 confined             10/10  2    5      12 of 4096  12.3k (5.0 MB)  3       2       7     tcp 203.0.113.9:443 not-allowed, 1m ago
+c         enforce  0/1 confined             0/10   2    5      12 of 4096  12.3k (5.0 MB)  3       2       0     -
+d         audit    1/2 confined             19/20  2    5      12 of 4096  12.3k (5.0 MB)  3       2       0     tcp 203.0.113.9:443 not-allowed (audit: it passed), 1m ago
+e         enforce  stopped                  -      2    5      12 of 4096  12.3k (5.0 MB)  3       2       0     -
+f         enforce  1/1 confined             10/10  2    5      12 of 4096  12.3k (5.0 MB)  3       2       0     -
+g         enforce  2/2 confined             20/20  2    5      12 of 4096  12.3k (5.0 MB)  3       2       0     -
 ";
         assert_eq!(plain, expect);
     }
@@ -380,6 +389,21 @@ g         enforce  2/2 confined             20/20  2    5      12.3k (5.0 MB)  3
         );
         assert!(text.contains("! a: the last `attach` of a.service failed, at 19"), "{text}");
         assert!(text.contains(": the kernel refuses"), "{text}");
+    }
+
+    #[test]
+    fn a_limit_that_is_reached_needs_attention() {
+        let notices = |open, denied_lately| {
+            let mut a = instance(vec![unit("a", true, 10)]);
+            a.sockets = SocketsStatus { open, limit: 64, denied_lately };
+            a.notices("a").into_iter().map(|notice| notice.text).collect::<Vec<_>>().join("\n")
+        };
+        let remedy =
+            "`ss -tuanpe` shows who has them, and `limits` in the policy file is how many there may be";
+        assert_eq!(notices(63, false), "");
+        assert_eq!(notices(64, false), format!("a: it has 64 of 64 sockets; {remedy}"));
+        let lately = format!("a: it has 3 of 64 sockets, and was lately denied more; {remedy}");
+        assert_eq!(notices(3, true), lately);
     }
 
     #[test]

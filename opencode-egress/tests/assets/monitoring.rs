@@ -8,7 +8,7 @@ use std::{
 
 use opencode_egress::report::{
     metrics::exposition,
-    status::{CountersStatus, InstanceStatus, Status, UnitStatus},
+    status::{CountersStatus, InstanceStatus, SocketsStatus, Status, UnitStatus},
 };
 use opencode_egress_common::reason::DropReason;
 
@@ -47,6 +47,7 @@ fn everything() -> String {
         removed: false,
         detached: false,
         lost_lately: false,
+        sockets: SocketsStatus::default(),
         outlived: 0,
         outlived_denials: 0,
         failed_attach: None,

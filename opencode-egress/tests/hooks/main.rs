@@ -26,6 +26,7 @@ mod raw;
 mod routing;
 mod rules;
 mod shares;
+mod sockets;
 mod sys;
 mod tcp;
 mod udp;

@@ -226,6 +226,13 @@ fn cgroup_elsewhere(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
 }
 
 fn detach(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
+    let sockets = |machine: &Machine| -> Result<u64> {
+        status(machine)?["instances"]["a"]["sockets"]["open"].as_u64().context("no number of sockets")
+    };
+    // Its sockets are from before the maps in which they are counted.
+    machine.succeed(&["systemctl", "restart", "opencode-a"])?;
+    wait("a to answer", || healthy(machine.succeed(&health_request(A))))?;
+    ensure!(sockets(machine)? > 0, "a's server listens, and has no socket");
     let said = machine.succeed(&["opencode-egress", "detach", "a"])?;
     ensure!(said.contains("opencode-a.service is no longer confined"), "{said}");
     ensure!(
@@ -234,6 +241,8 @@ fn detach(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
             .all(|name| !name.starts_with(|c: char| c.is_ascii_digit())),
         "links are left"
     );
+    // Nobody sees them close now.
+    ensure!(sockets(machine)? == 0, "{} sockets are counted", sockets(machine)?);
     let explained = machine.succeed(&["opencode-egress", "explain", "a", "192.0.2.20:80"])?;
     ensure!(explained.contains("! the instance was detached on request"), "{explained}");
     let said = machine.fail(&["opencode-egress", "detach", "a"])?;
@@ -244,5 +253,6 @@ fn detach(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     confined(machine)?;
     let explained = machine.succeed(&["opencode-egress", "explain", "a", "192.0.2.20:80"])?;
     ensure!(!explained.contains("detached"), "{explained}");
+    ensure!(sockets(machine)? == 0, "{} sockets of before are counted", sockets(machine)?);
     Ok(())
 }

@@ -253,15 +253,16 @@ fn escaped_name(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
 
 fn users_unit(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     let place = "/sys/fs/cgroup/user.slice/user-1000.slice/user@1000.service/app.slice/opencode-a.service";
-    let said = machine.fail(&[
-        "sh",
-        "-c",
-        &format!("mkdir -p {place} && echo $$ > {place}/cgroup.procs && exec opencode-egress attach a"),
-    ])?;
-    ensure!(
-        said.contains("opencode-a.service is a unit of user 1000's own systemd (systemctl --user), and only system units"),
-        "{said}"
-    );
+    // Root, and one without any privileges, as the units of a user's own systemd run.
+    for user in ["", "setpriv --reuid 1000 --clear-groups "] {
+        let joined = format!("mkdir -p {place} && echo $$ > {place}/cgroup.procs");
+        let said =
+            machine.fail(&["sh", "-c", &format!("{joined} && exec {user}opencode-egress attach a")])?;
+        ensure!(
+            said.contains("opencode-a.service is a unit of user 1000's own systemd (systemctl --user), and only system units"),
+            "{said}"
+        );
+    }
     let stay = format!(
         "mkdir -p {place} && (echo 0 > {place}/cgroup.procs; exec setsid sleep 1000) > /dev/null 2>&1 &"
     );

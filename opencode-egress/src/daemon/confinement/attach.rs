@@ -105,6 +105,9 @@ impl Daemon {
             }
         }
         let before = there.len();
+        if before == 0 {
+            self.count_sockets_anew(index)?;
+        }
         let scope = self.loaded.maps.instance_of(cgroup.id());
         if scope.is_none() && before > 0 {
             self.replace_orphans(index, &directory, cgroup)?;
@@ -251,7 +254,7 @@ impl Daemon {
         if instance.policy.is_none() {
             return Err(self.unknown(name.as_str()));
         }
-        let units: Vec<_> = instance.listed().cloned().collect();
+        let (index, units) = (instance.index, instance.listed().cloned().collect::<Vec<_>>());
         if let Some(instance) = self.instances.get_mut(&name) {
             instance.detached = true;
             instance.unasked.clear();
@@ -273,6 +276,7 @@ impl Daemon {
             );
             detached.push(directory.unit);
         }
+        self.count_sockets_anew(index)?;
         Ok(detached)
     }
 }

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use opencode_egress_common::abi::MAX_INSTANCES;
+use opencode_egress_common::{abi::MAX_INSTANCES, reason::Hook};
 
 use crate::{
     daemon::{error::DaemonError, policies::InstancePolicies, state::Daemon},
-    kernel::{instance::InstanceIndex, registry::InstanceNumbersError},
+    kernel::{instance::InstanceIndex, pins::LinkDirectory, registry::InstanceNumbersError},
     policy::InstanceName,
 };
 
@@ -87,6 +87,25 @@ impl Daemon {
             self.numbers.release(name)?;
         }
         Ok(())
+    }
+
+    /// Counts an instance's sockets from 0 again, where nothing of it is confined. Its count is 0 then, unless sockets closed while no
+    /// link saw it, after a `detach`, or another program on the cgroup denied some that were counted.
+    pub(super) fn count_sockets_anew(&mut self, index: InstanceIndex) -> Result<(), DaemonError> {
+        let Self { loaded, confinement, .. } = self;
+        if loaded.maps.open_sockets(index)? == 0 {
+            return Ok(());
+        }
+        let counts = |links: &LinkDirectory| -> Result<bool, DaemonError> {
+            Ok(loaded.maps.instance_of(links.cgroup) == Some(index)
+                && links.link(Hook::SockRelease)?.is_some())
+        };
+        for links in confinement.pins.all_links()? {
+            if counts(&links)? {
+                return Ok(());
+            }
+        }
+        Ok(loaded.maps.count_sockets_anew(index)?)
     }
 
     /// The numbers that cgroups have, and those of the instances that predecessors confine.

@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeMap, path::PathBuf};
 
+use opencode_egress_common::reason::DropReason;
+
 use crate::{
     cgroups::{Cgroup, unit_of},
     control::caller::Caller,
@@ -11,8 +13,8 @@ use crate::{
         state::{Daemon, InstanceState, NEWS},
     },
     kernel::{instance::InstanceIndex, pins::LinkDirectory},
-    policy::{UnitName, mode_name},
-    report::status::{InstanceStatus, Status, UnitStatus},
+    policy::{DEFAULT_MAX_SOCKETS, UnitName, mode_name},
+    report::status::{CountersStatus, InstanceStatus, SocketsStatus, Status, UnitStatus},
 };
 
 impl Daemon {
@@ -33,6 +35,7 @@ impl Daemon {
                 instance;
             let rules =
                 policy.as_ref().map(|policy| [policy.allow.len(), policy.deny.len(), policy.listen.len()]);
+            let counters = self.counters(*index)?;
             let status = InstanceStatus {
                 mode: mode_name(instance.mode()).to_owned(),
                 generation: self.loaded.maps.current(*index).generation(),
@@ -42,10 +45,11 @@ impl Daemon {
                 removed: policy.is_none(),
                 detached: *detached,
                 lost_lately: lost_at.is_some_and(|at| at.elapsed() < NEWS),
+                sockets: self.sockets_status(instance, &counters)?,
                 outlived: self.all_outlived(name)?.len(),
                 outlived_denials: self.outlived_denials(name),
                 failed_attach: failed_attach.clone(),
-                counters: self.counters(*index)?,
+                counters,
                 names: self.names.of.get(index).map(InstanceNames::status),
                 last_denial: recent.back().cloned(),
             };
@@ -68,6 +72,20 @@ impl Daemon {
         let watch =
             watch.map(|why| format!("what comes and goes is found within seconds, not at once: {why}"));
         watch.into_iter().chain(self.denials.trouble()).chain(self.names.troubles()).collect()
+    }
+
+    fn sockets_status(
+        &self,
+        instance: &InstanceState,
+        counters: &CountersStatus,
+    ) -> Result<SocketsStatus, DaemonError> {
+        let (seen, at) = instance.sockets_denied;
+        Ok(SocketsStatus {
+            open: self.loaded.maps.open_sockets(instance.index)?,
+            limit: instance.policy.as_ref().map_or(DEFAULT_MAX_SOCKETS, |policy| policy.max_sockets),
+            denied_lately: counters.denied_for(DropReason::TooManySockets) > seen
+                || at.is_some_and(|at| at.elapsed() < NEWS),
+        })
     }
 
     fn unit_status(

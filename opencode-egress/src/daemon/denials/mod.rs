@@ -11,6 +11,7 @@ use std::{
 use opencode_egress_common::{
     abi::DestinationKey,
     event::{DecodeError, Denial},
+    reason::DropReason,
 };
 use tracing::{error, warn};
 
@@ -208,13 +209,18 @@ impl Daemon {
     }
 
     /// Logs how many denials had no line, of the instances where that is more than last time, and the daemon's own lines
-    /// that had none.
+    /// that had none. Notes which instances were denied sockets since then.
     pub fn log_left_out(&mut self) {
         let indices: Vec<_> = self.instances.values().map(|instance| instance.index).collect();
         let counters: Vec<_> = indices.into_iter().map(|index| self.counters(index)).collect();
         let Self { instances, denials: Denials { journal, own_lost_told, .. }, .. } = self;
         for ((name, instance), counters) in instances.iter_mut().zip(counters) {
-            let Ok(CountersStatus { limited, lost, .. }) = counters else { continue };
+            let Ok(counters) = counters else { continue };
+            let sockets_denied = counters.denied_for(DropReason::TooManySockets);
+            if sockets_denied > instance.sockets_denied.0 {
+                instance.sockets_denied = (sockets_denied, Some(Instant::now()));
+            }
+            let CountersStatus { limited, lost, .. } = counters;
             let (limited_told, lost_told) = instance.left_out;
             let more = (limited.saturating_sub(limited_told), lost.saturating_sub(lost_told));
             if more == (0, 0) {

@@ -18,7 +18,7 @@ use aya::{
 use opencode_egress_common::{
     abi::{
         ConfinedCgroup, Counter, Counters, Current, Denied, DestinationDenials, DestinationKey, Entry,
-        Limits, PolicyHeader, TrieKey,
+        Limits, PolicyHeader, SocketCount, TrieKey,
     },
     decide::Rules,
 };
@@ -84,6 +84,7 @@ pub struct Maps {
     seen: Seen,
     learned: LearnedMap,
     limits: Array<MapData, Limits>,
+    sockets: Array<MapData, SocketCount>,
     scopes: HashMap<MapData, u64, ConfinedCgroup>,
     /// Takes the place of a trie that is no longer in force, so that its memory is freed.
     empty: NewTrie,
@@ -126,6 +127,7 @@ impl Maps {
             seen: Seen::open(ebpf)?,
             learned: LearnedMap::open(ebpf)?,
             limits: take(ebpf, "LIMITS")?,
+            sockets: take(ebpf, "SOCKETS")?,
             scopes,
             empty: NewTrie::of(&[]).map_err(MapsError::tries("create"))?,
         })
@@ -271,6 +273,7 @@ impl Maps {
                 self.seen.forget(*index, &self.taken)?;
             }
             self.carry_over(*index, self.current(*index).generation(), &Counters::default())?;
+            self.count_sockets_anew(*index)?;
         }
         Ok(())
     }
@@ -356,6 +359,31 @@ impl Maps {
         let allowed = Counter::sum(allowed.iter());
         let denied = self.denied.get(&index, 0).map_err(MapsError::operation("read", "DENIED"))?;
         Ok(Counters { allowed, denied })
+    }
+
+    /// How many sockets an instance has open, of those that it made itself.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn open_sockets(&self, instance: InstanceIndex) -> Result<u32, MapsError> {
+        Ok(self.socket_count(instance)?.open)
+    }
+
+    fn socket_count(&self, instance: InstanceIndex) -> Result<SocketCount, MapsError> {
+        self.sockets.get(&instance.number(), 0).map_err(MapsError::operation("read", "SOCKETS"))
+    }
+
+    /// Counts an instance's sockets from 0 again; those that are open are not counted any more. No cgroup of it has links, so
+    /// nobody else counts.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn count_sockets_anew(&mut self, instance: InstanceIndex) -> Result<(), MapsError> {
+        let epoch = self.socket_count(instance)?.epoch.wrapping_add(1);
+        let write = MapsError::operation("write to", "SOCKETS");
+        self.sockets.set(instance.number(), SocketCount { open: 0, epoch }, 0).map_err(write)
     }
 
     /// Has the next repeat of each denial of an instance told at once, as if it were the first.

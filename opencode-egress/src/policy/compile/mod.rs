@@ -105,7 +105,8 @@ fn own_rules(listen: &Listen) -> impl Iterator<Item = Rule> {
 }
 
 fn header(policy: &Policy) -> Result<PolicyHeader, CompileError> {
-    let mut header = PolicyHeader { mode: policy.mode as u32, ..PolicyHeader::default() };
+    let mut header =
+        PolicyHeader { mode: policy.mode as u32, max_sockets: policy.max_sockets, ..PolicyHeader::default() };
     if policy.listen.len() > MAX_LISTENERS {
         return Err(CompileError::Listeners(policy.listen.len()));
     }

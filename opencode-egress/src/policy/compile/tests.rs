@@ -240,3 +240,9 @@ fn a_prefix_covers_its_own_family_only() {
     assert!(all4.covers(&host) && !all6.covers(&host) && !host.covers(&all4));
     assert_eq!(Address::from(IpAddr::from([192, 0, 2, 1])).family(), Family::V4);
 }
+
+#[test]
+fn the_limit_of_sockets_is_in_the_header() {
+    let compiled = compile(&Policy { max_sockets: 64, ..Policy::default() }).expect("it fits");
+    assert_eq!(compiled.header.max_sockets, 64);
+}

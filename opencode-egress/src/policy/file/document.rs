@@ -59,4 +59,18 @@ pub(super) struct Instance {
     pub(super) deny: Rules,
     #[serde(default)]
     pub(super) listen: Vec<ListenForm>,
+    #[serde(default)]
+    pub(super) limits: Limits,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Limits {
+    /// Without the key, the default. It is not `null`, which would say that there is no limit.
+    #[serde(default, deserialize_with = "some")]
+    pub(super) sockets: Option<Count>,
+}
+
+fn some<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Count>, D::Error> {
+    Count::deserialize(deserializer).map(Some)
 }

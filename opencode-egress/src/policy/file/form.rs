@@ -220,11 +220,32 @@ pub(super) struct Count(pub(super) u32);
 
 impl<'de> Deserialize<'de> for Count {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let number = i64::deserialize(deserializer)?;
-        match u32::try_from(number) {
-            Ok(count @ 1..=1_000_000) => Ok(Self(count)),
-            _ => Err(de::Error::custom(format!("{number} is out of range; write one from 1 to 1000000"))),
+        struct CountVisitor;
+
+        impl Visitor<'_> for CountVisitor {
+            type Value = Count;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a number from 1 to 1000000")
+            }
+
+            fn visit_u64<E: de::Error>(self, number: u64) -> Result<Count, E> {
+                count(number)
+            }
+
+            fn visit_i64<E: de::Error>(self, number: i64) -> Result<Count, E> {
+                count(number)
+            }
         }
+
+        deserializer.deserialize_any(CountVisitor)
+    }
+}
+
+fn count<E: de::Error>(number: impl TryInto<u32> + Copy + fmt::Display) -> Result<Count, E> {
+    match number.try_into() {
+        Ok(count @ 1..=1_000_000) => Ok(Count(count)),
+        _ => Err(E::custom(format!("{number} is out of range; write one from 1 to 1000000"))),
     }
 }
 

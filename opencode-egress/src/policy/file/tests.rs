@@ -80,6 +80,31 @@ fn ports_are_numbers_or_text() {
     assert!(shown(&icmp).starts_with("p.json:7:43: ICMP has no ports"), "{}", shown(&icmp));
 }
 
+/// There is always one, so that no instance takes all ports of the host.
+#[test]
+fn the_limit_of_sockets_is_a_number() {
+    let with = |limits: &str| GOOD.replacen("\"mode\"", &format!("\"limits\": {limits},\n\"mode\""), 1);
+    let sockets = |text: &str| {
+        let set = parse(Path::new("p.json"), text).expect("a good file");
+        set.instances.values().next().expect("an instance").max_sockets
+    };
+    assert_eq!((sockets(GOOD), sockets(&with("{}"))), (4096, 4096));
+    assert_eq!(sockets(&with(r#"{ "sockets": 1 }"#)), 1);
+    assert_eq!(sockets(&with(r#"{ "sockets": 1000000 }"#)), 1_000_000);
+    for (bad, message) in [
+        ("0", "0 is out of range; write one from 1 to 1000000"),
+        ("-1", "-1 is out of range; write one from 1 to 1000000"),
+        ("1000001", "1000001 is out of range; write one from 1 to 1000000"),
+        ("null", "invalid type: null, expected a number from 1 to 1000000"),
+        (r#""64""#, r#"invalid type: string "64", expected a number from 1 to 1000000"#),
+    ] {
+        let text = shown(&with(&format!(r#"{{ "sockets": {bad} }}"#)));
+        assert!(text.starts_with("p.json:6:") && text.ends_with(message), "{bad}: {text}");
+    }
+    let text = shown(&with(r#"{ "socket": 1 }"#));
+    assert!(text.contains("unknown field `socket`, expected `sockets`"), "{text}");
+}
+
 /// One instance's clients would find themselves at the other's server.
 #[test]
 fn listeners_of_two_instances_do_not_overlap() {
