@@ -78,7 +78,7 @@ fn call(ctx: &SockAddrContext) -> (u32, Protocol, u16) {
 fn connect(ctx: &SockAddrContext, hook: Hook, address: Address) -> i32 {
     let (kind, protocol, port) = call(ctx);
     let instance = Instance::get();
-    let Some(sk) = socket(ctx) else { return 0 };
+    let Some(sk) = FullSk::of_call(ctx) else { return 0 };
     let address = if address.is_unspecified() { address.reached_from(sk.address()) } else { address };
     let flow = Flow { address, protocol, port };
     if kind != SOCK_STREAM {
@@ -122,13 +122,6 @@ fn name_peer(ctx: &SockAddrContext, instance: &Instance, sk: FullSk, flow: &Flow
     }
 }
 
-/// The caller's socket.
-#[inline(always)]
-pub(crate) fn socket(ctx: &SockAddrContext) -> Option<FullSk> {
-    // SAFETY: the kernel's context, valid while the program runs; it is a full socket in these hooks.
-    FullSk::new(unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk })
-}
-
 /// A datagram with an address of its own, which is where it goes.
 #[inline(always)]
 fn sendmsg(ctx: &SockAddrContext, hook: Hook, address: Address) -> i32 {
@@ -148,7 +141,7 @@ fn sendmsg(ctx: &SockAddrContext, hook: Hook, address: Address) -> i32 {
 /// The same of an instance with name rules.
 #[inline(never)]
 fn send_by_name(ctx: &SockAddrContext, instance: &Instance, hook: Hook, flow: &Flow) -> i32 {
-    let (Some(sk), Some(header)) = (socket(ctx), instance.head()) else { return 0 };
+    let (Some(sk), Some(header)) = (FullSk::of_call(ctx), instance.head()) else { return 0 };
     let (verdict, named) = if question::redirect(ctx, instance, flow, hook == Hook::Sendmsg6) {
         (Verdict::Allow, false)
     } else {
@@ -178,7 +171,7 @@ fn judge(ctx: &SockAddrContext, instance: &Instance, hook: Hook, flow: &Flow, fr
 /// The connect of a stream socket of an instance with name rules, of which the network rules have said this.
 #[inline(never)]
 fn by_name(ctx: &SockAddrContext, instance: &Instance, hook: Hook, flow: &Flow, verdict: Verdict) -> i32 {
-    let (Some(sk), Some(header)) = (socket(ctx), instance.head()) else { return 0 };
+    let (Some(sk), Some(header)) = (FullSk::of_call(ctx), instance.head()) else { return 0 };
     if verdict != Verdict::Allow && question::redirect(ctx, instance, flow, hook == Hook::Connect6) {
         unmark(ctx, instance, sk);
         return 1;
@@ -200,7 +193,7 @@ fn bind(ctx: &SockAddrContext, hook: Hook, address: Address) -> i32 {
         Some(head) => head.judge_bind(&address, port),
         None => Verdict::Deny(DropReason::NoPolicy),
     };
-    if let (Verdict::Allow, Some(sk)) = (verdict, socket(ctx)) {
+    if let (Verdict::Allow, Some(sk)) = (verdict, FullSk::of_call(ctx)) {
         own::mark(sk.as_ptr(), instance.index);
     }
     conclude(&instance, hook, &Flow { address, protocol, port }, verdict)

@@ -31,6 +31,7 @@ mod sk;
 mod skb;
 mod socket;
 mod sockets;
+mod storage;
 mod uapi;
 
 /// The licence that the kernel asks for. Only GPL-compatible programs may use some of the helpers.
