@@ -81,7 +81,7 @@ enum Outcome {
 pub(super) enum Step {
     /// Answer this.
     Answer(Vec<u8>),
-    /// Wait for [`Instance::wait`].
+    /// Wait for [`Waiting::wait`].
     Wait(Waiting),
     /// Nothing.
     Nothing,
