@@ -27,6 +27,7 @@ mod packet;
 mod question;
 mod report;
 mod reset;
+mod shortcut;
 mod sk;
 mod skb;
 mod socket;
