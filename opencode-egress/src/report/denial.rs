@@ -48,7 +48,7 @@ pub struct DenialLine {
     /// What to do instead, where the policy has that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
-    /// The listed name that an answer brought the address for.
+    /// The name whose answer brought the address; in audit mode that may be one that no rule lists.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
 }
