@@ -313,6 +313,25 @@ pub(crate) mod tests {
         assert!(shown.contains("comm=a?0?diu "), "{shown}");
     }
 
+    /// As `events --json` has it, and as it comes back over the control socket.
+    #[test]
+    fn a_refused_question_is_the_documented_json() {
+        let line = QuestionLine {
+            query: "evil.example".to_owned(),
+            qtype: "A".to_owned(),
+            reason: "name-not-allowed".to_owned(),
+            address: None,
+            uid: Some(987),
+            suppressed: 0,
+            audit: false,
+        };
+        let event = LoggedDenial { time: 7, instance: "a".to_owned(), line: Line::Question(line) };
+        let text = serde_json::to_string(&event).expect("JSON");
+        let documented = r#"{"time":7,"instance":"a","query":"evil.example","type":"A","reason":"name-not-allowed","uid":987,"suppressed":0,"audit":false}"#;
+        assert_eq!(text, documented);
+        assert_eq!(serde_json::from_str::<LoggedDenial>(&text).expect("an event"), event);
+    }
+
     #[test]
     fn what_is_no_event_is_refused() {
         assert_eq!(Denial::decode(&[0; 3]), Err(DecodeError::Size { found: 3 }));

@@ -8,8 +8,8 @@ use std::{
 };
 
 use crate::{
-    daemon::state::NEWS,
     control::learned::{Counts, QueryReason},
+    daemon::state::NEWS,
     policy::{LogLimits, Mode, name::DnsName},
     report::{denial::QuestionLine, status::QuestionsStatus},
 };
