@@ -79,6 +79,9 @@ pub struct NamesStatus {
     pub port: u16,
     /// Its questions.
     pub questions: QuestionsStatus,
+    /// It was denied an address whose time was over within the last hour, or perhaps while no daemon ran.
+    #[serde(default)]
+    pub expired_lately: bool,
 }
 
 /// Questions of an instance, since the daemon knows of them.
@@ -94,6 +97,9 @@ pub struct QuestionsStatus {
     pub refused: u64,
     /// Neither: no server answered, or too many waited.
     pub failed: u64,
+    /// Some of those failed within the last hour.
+    #[serde(default)]
+    pub failed_lately: bool,
     /// Refused ones that the resolver did not tell of, for want of room.
     pub lost: u64,
     /// Refused ones that the rate limit left out of the log.
