@@ -22,10 +22,11 @@ use opencode_egress_common::{
 use tokio::sync::mpsc::Receiver;
 
 pub(in crate::daemon) use self::resolver::Told;
+pub use self::weigh::{Weighed, weigh};
 pub(crate) use self::{
     questions::{Question, Questions},
     sockets::ResolverSockets,
-    weigh::{until, weigh},
+    weigh::until,
 };
 use self::{
     resolver::Resolvers,
