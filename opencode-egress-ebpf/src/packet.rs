@@ -80,13 +80,20 @@ fn by_name<S: Shortcut>(skb: &Skb) -> u32 {
         _ => ipv6(&Linear(skb)),
     };
     let Ok(packet) = packet else { return NOTHING };
-    if !S::may_be_named(skb, header, &packet) {
+    // What a raw socket sends is of no flow of its own. (The kernel's test run of a program has a socket without a type.)
+    let of_its_socket = matches!(
+        (sk.kind(), packet.protocol),
+        (SOCK_STREAM, Protocol::TCP) | (SOCK_DGRAM, Protocol::UDP) | (0, _)
+    );
+    if !of_its_socket || !S::may_be_named(skb, header, &packet) {
         return NOTHING;
     }
     let flow = S::flow(&packet);
-    let said = match named::goes_on(sk.as_ptr(), &instance, &flow) {
-        true => PASSES,
-        false => named_now(&instance, &flow, sk),
+    let said = match header.judge_resolver(&flow) {
+        Some(Verdict::Allow) if skb.interface() == LOOPBACK_IFINDEX => PASSES,
+        Some(_) => NOTHING,
+        None if named::goes_on(sk.as_ptr(), &instance, &flow) => PASSES,
+        None => named_now(&instance, &flow, sk),
     };
     if said == PASSES {
         S::count(skb, &instance);
@@ -186,8 +193,15 @@ fn read(skb: &Skb, packet: &mut Packet) -> Result<(), DropReason> {
 #[inline(never)]
 fn egress_verdict(skb: &Skb, packet: &Packet, flow: &mut Flow) -> Verdict {
     let instance = Instance::get();
-    let (judged, verdict) = judge_way(skb, &instance, packet);
+    let (judged, mut verdict) = judge_way(skb, &instance, packet);
     *flow = judged;
+    // The instance's resolver is on loopback. By another interface, to which a socket can bind itself, the same address is somebody else.
+    if let Verdict::Allow = verdict
+        && skb.interface() != LOOPBACK_IFINDEX
+        && instance.head().is_some_and(|header| header.judge_resolver(flow).is_some())
+    {
+        verdict = Verdict::Deny(DropReason::OtherResolver);
+    }
     if let Verdict::Allow = verdict {
         instance.count_allowed(skb.0.len());
     }
