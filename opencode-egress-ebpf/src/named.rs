@@ -292,6 +292,10 @@ pub(crate) fn mark(ctx: *mut core::ffi::c_void, sk: Sk, bit: u32, named: bool) {
 }
 
 /// The same in a program that may do so: before Linux 5.12 the programs of sendmsg may not.
+///
+/// The kernel has taken the socket's mark for the datagram before it runs these programs. So the first datagram by name of a socket without
+/// a peer has no mark, and the second lock refuses it; those that follow have it. Of a socket with a peer every one has it,
+/// for connect has set it, until the socket sends elsewhere by an address of its own.
 #[inline(always)]
 pub(crate) fn mark_if_possible(ctx: &SockAddrContext, sk: Sk, bit: u32, named: bool) {
     if maps::sendmsg_may_mark() {

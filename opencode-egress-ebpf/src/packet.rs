@@ -77,7 +77,8 @@ fn by_name<S: Shortcut>(skb: &Skb) -> u32 {
     let Some(sk) = skb.full_socket() else { return NOTHING };
     let packet = match skb.ethertype() {
         ETH_P_IP => ipv4(&Linear(skb)),
-        _ => ipv6(&Linear(skb)),
+        ETH_P_IPV6 => ipv6(&Linear(skb)),
+        _ => return NOTHING,
     };
     let Ok(packet) = packet else { return NOTHING };
     // What a raw socket sends is of no flow of its own. (The kernel's test run of a program has a socket without a type.)
