@@ -2,12 +2,12 @@
 
 use std::{
     io,
-    net::{IpAddr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6},
 };
 
 use super::{
     API, Named, RESOLVER, names,
-    questions::{DOMAIN, QUESTION, UNKNOWN6},
+    questions::{BY_TCP, BY_UDP, DOMAIN, QUESTION, UNKNOWN6, asks},
 };
 use crate::{
     network::{ALLOWED, ALLOWED6, FAR, INTERFACE, PORT},
@@ -95,4 +95,22 @@ fn nothing_for_the_resolver_leaves_the_host() {
         set_bytes(&socket, libc::SOL_SOCKET, libc::SO_BINDTODEVICE, INTERFACE.as_bytes())?;
         connect(&socket, to)
     });
+}
+
+/// A server at a link-local address, as home routers have them. Where the call takes the interface from the address before it is judged,
+/// the question does not reach loopback, and is refused.
+#[test]
+fn a_link_local_server_is_asked_by_connect() {
+    let mut named = Named::new(&names(&[API]));
+    let scope = named.world.unit_interface().unsigned_abs();
+    let server =
+        SocketAddr::V6(SocketAddrV6::new(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 2), DOMAIN, 0, scope));
+    // What comes from loopback has no interface of its own.
+    let from = SocketAddr::new(server.ip(), DOMAIN);
+    let ways = [BY_UDP[0], BY_TCP[0]];
+    for (name, ask) in ways {
+        asks(&mut named, name, server, || ask(server, from));
+    }
+    named.world.denies("UDP by sendto", server, |to| send_to(&udp(to)?, QUESTION, 0, to).map(drop));
+    assert_eq!(named.resolver.asked(), Vec::<Vec<u8>>::new());
 }
