@@ -25,12 +25,10 @@ use crate::{
     report::{
         denial::LoggedDenial,
         journal::{Journal, LineCounts},
-        status::{CountersStatus, FailedAttach},
+        status::{CountersStatus, FailedAttach, NEWS},
     },
 };
 
-/// For how long after it happened `status` says that something needs attention.
-pub(super) const NEWS: Duration = Duration::from_secs(60 * 60);
 /// How many denials of each instance are kept for clients that ask for `events`.
 pub(super) const RECENT_EVENTS: usize = 256;
 

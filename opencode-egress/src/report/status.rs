@@ -1,6 +1,6 @@
 //! What `status` and `top` show, as data. [`crate::report::view`] puts it into words.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use opencode_egress_common::{
     abi::{Counter, Counters},
@@ -9,6 +9,9 @@ use opencode_egress_common::{
 use serde::{Deserialize, Serialize};
 
 use crate::report::{denial::LoggedDenial, journal::LineCounts};
+
+/// For how long after it happened something needs attention.
+pub(crate) const NEWS: Duration = Duration::from_secs(60 * 60);
 
 /// What the daemon says of itself and of every instance.
 #[derive(Clone, Debug, Serialize, Deserialize)]

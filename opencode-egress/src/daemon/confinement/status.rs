@@ -9,11 +9,11 @@ use crate::{
     control::caller::Caller,
     daemon::{
         error::DaemonError,
-        state::{Daemon, InstanceState, NEWS},
+        state::{Daemon, InstanceState},
     },
     kernel::{instance::InstanceIndex, pins::LinkDirectory},
     policy::{DEFAULT_MAX_SOCKETS, UnitName, mode_name},
-    report::status::{CountersStatus, InstanceStatus, NamesStatus, SocketsStatus, Status, UnitStatus},
+    report::status::{CountersStatus, InstanceStatus, NEWS, NamesStatus, SocketsStatus, Status, UnitStatus},
 };
 
 impl Daemon {

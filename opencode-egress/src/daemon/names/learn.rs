@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use tracing::{error, warn};
 
-use super::{KEPT, MAX_ADDRESSES, Names, store::Record, until, weigh};
+use super::{KEPT, Names, store::Record, until, weigh};
 use crate::{
     control::{
         learned::MAX_TTL,
@@ -15,6 +15,9 @@ use crate::{
     policy::{Mode, known::KnownName, name::DnsName},
     report::human::error_chain,
 };
+
+/// Addresses of one instance that are in force at a time.
+const MAX_ADDRESSES: usize = 8192;
 
 impl Daemon {
     /// Weighs an answer that the resolver has for an instance, and puts in force and keeps what may be told. Returns that.
@@ -35,7 +38,7 @@ impl Daemon {
         let until = until(now, ttl, MAX_TTL);
         if instance.mode == Mode::Audit && !instance.lists(&name) {
             // It would be refused; the line says so.
-            instance.note_unlisted(&name, addresses, until, now.saturating_sub(KEPT));
+            instance.denied.answered(&name, addresses, until, now.saturating_sub(KEPT));
             return addresses.to_vec();
         }
         let mut weighed = weigh(&name, addresses, until, &instance.rules, &rules, &own);
@@ -85,7 +88,7 @@ impl Daemon {
         let over = boottime().saturating_sub(KEPT);
         for instance in names.of.values_mut() {
             instance.known.forget(over);
-            instance.unlisted.forget(over);
+            instance.denied.forget(over);
         }
         if !names.of.is_empty() && names.store.is_long() {
             names.rewrite();

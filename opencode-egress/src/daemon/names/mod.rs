@@ -1,5 +1,6 @@
 //! Names: what is known of them, by instance, and who resolves them. [`learn`] is how it comes to be known.
 
+mod denied;
 mod learn;
 mod questions;
 mod resolver;
@@ -8,7 +9,7 @@ mod store;
 mod weigh;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     path::Path,
     sync::Arc,
@@ -16,21 +17,22 @@ use std::{
 };
 
 use opencode_egress_common::{
-    abi::{DESTINATIONS_SHARE, Entry, TrieKey},
+    abi::{Entry, TrieKey},
     decide::Rules,
 };
 use tokio::sync::mpsc::Receiver;
 
 pub(in crate::daemon) use self::resolver::Told;
 pub use self::weigh::{Weighed, weigh};
+use self::{
+    denied::DeniedNames,
+    resolver::Resolvers,
+    store::{NameStore, Record},
+};
 pub(crate) use self::{
     questions::{Question, Questions},
     sockets::ResolverSockets,
     weigh::until,
-};
-use self::{
-    resolver::Resolvers,
-    store::{NameStore, Record},
 };
 use crate::{
     control::learned::ToResolver,
@@ -51,10 +53,6 @@ use crate::{
 
 /// How long the machine's own addresses are believed to be what they were.
 const OWN_ADDRESSES: Duration = Duration::from_secs(5);
-/// Addresses of one instance that are known at a time.
-const MAX_ADDRESSES: usize = 8192;
-/// Denied addresses whose names are remembered, of one instance: the kernel remembers no more denials.
-const MAX_DENIED: usize = DESTINATIONS_SHARE as usize;
 /// For how long after its time an address is known to `names` and named in lines, in seconds.
 const KEPT: u64 = 600;
 
@@ -83,10 +81,7 @@ pub(in crate::daemon) struct InstanceNames {
     pub(in crate::daemon) known: KnownNames,
     pub(in crate::daemon) sockets: ResolverSockets,
     pub(in crate::daemon) questions: Questions,
-    /// In audit mode, what answers brought for names that no rule lists. Nothing passes by that; lines and `suggest` say the name.
-    unlisted: KnownNames,
-    /// Addresses that were denied, and the name that brought each. `suggest` may ask when their time is long over.
-    denied: VecDeque<(IpAddr, DnsName)>,
+    denied: DeniedNames,
     /// Addresses that only names brought which the last change of the policy dropped.
     dropped: BTreeSet<IpAddr>,
 }
@@ -105,35 +100,9 @@ impl InstanceNames {
         }
     }
 
-    /// The name that brought an address.
-    fn name_of(&self, address: IpAddr) -> Option<&DnsName> {
-        self.known.name_of(address).or_else(|| self.unlisted.name_of(address))
-    }
-
     /// The name that brought an address, of those that were denied also where its time is long over.
     pub(in crate::daemon) fn name_of_denied(&self, address: IpAddr) -> Option<&DnsName> {
-        let denied = || self.denied.iter().find(|(denied, _)| *denied == address).map(|(_, name)| name);
-        self.name_of(address).or_else(denied)
-    }
-
-    /// Takes note that an address was denied. Returns the name that brought it.
-    fn deny(&mut self, address: IpAddr) -> Option<String> {
-        let name = self.name_of(address)?.clone();
-        let text = name.to_string();
-        self.denied.retain(|(denied, _)| *denied != address);
-        if self.denied.len() == MAX_DENIED {
-            self.denied.pop_front();
-        }
-        self.denied.push_back((address, name));
-        Some(text)
-    }
-
-    /// Takes note of what was answered in audit mode for a name that no rule lists.
-    fn note_unlisted(&mut self, name: &DnsName, addresses: &[IpAddr], until: u64, over: u64) {
-        if self.unlisted.count().1 + addresses.len() <= MAX_ADDRESSES {
-            let addresses: Vec<_> = addresses.iter().map(IpAddr::to_canonical).collect();
-            self.unlisted.learn(name, &addresses, until, over);
-        }
+        self.denied.name_of(address).or_else(|| self.known.name_of(address))
     }
 
     /// Every address that is known of a name, and of every name without one, with how many seconds new flows may begin.
@@ -225,8 +194,7 @@ impl Names {
                 known: left.unwrap_or_default(),
                 sockets,
                 questions: Questions::default(),
-                unlisted: KnownNames::default(),
-                denied: VecDeque::new(),
+                denied: DeniedNames::default(),
                 dropped: BTreeSet::new(),
             };
             self.of.insert(index, names);
@@ -256,7 +224,7 @@ impl Names {
             };
             let before = addresses(&names.known);
             names.known.retain(listed);
-            names.unlisted.retain(|name| mode == Mode::Audit && !listed(name));
+            names.denied.retain(|name| mode == Mode::Audit && !listed(name));
             names.dropped = &before - &addresses(&names.known);
             self.resolvers.tell(names.told(index));
         }
@@ -316,7 +284,8 @@ impl Names {
 
     /// Takes note that an address was denied to an instance. Returns the name that brought it, if one did.
     pub(in crate::daemon) fn deny(&mut self, index: InstanceIndex, address: IpAddr) -> Option<String> {
-        self.of.get_mut(&index)?.deny(address)
+        let InstanceNames { known, denied, .. } = self.of.get_mut(&index)?;
+        denied.deny(known, address)
     }
 
     /// Addresses that only names brought to an instance which the last change of its policy dropped.

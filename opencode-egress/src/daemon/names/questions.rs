@@ -9,9 +9,11 @@ use std::{
 
 use crate::{
     control::learned::{Counts, QueryReason},
-    daemon::state::NEWS,
     policy::{LogLimits, Mode, name::DnsName},
-    report::{denial::QuestionLine, status::QuestionsStatus},
+    report::{
+        denial::QuestionLine,
+        status::{NEWS, QuestionsStatus},
+    },
 };
 
 /// How many different refused questions are remembered.
