@@ -50,12 +50,20 @@ fn judge_egress(skb: Skb, by_name: u32) -> i32 {
         Ok(()) => egress_verdict(&skb, &packet, &mut flow),
         Err(reason) => Verdict::Deny(reason),
     };
-    let Verdict::Deny(mut reason) = verdict else { return 1 };
-    let instance = Instance::get();
-    if by_name == EXPIRED && may_be_allowed_by_name(reason) {
-        reason = DropReason::NameExpired;
+    match verdict {
+        Verdict::Allow => 1,
+        Verdict::Deny(reason) if by_name == EXPIRED && may_be_allowed_by_name(reason) => {
+            deny_egress(&skb, &flow, DropReason::NameExpired)
+        }
+        Verdict::Deny(reason) => deny_egress(&skb, &flow, reason),
     }
-    let denial = Denial { hook: Hook::Egress, reason, flow: &flow, bytes: Some(skb.0.len()) };
+}
+
+/// Tells of a packet that is denied. Returns whether it passes all the same.
+#[inline(never)]
+fn deny_egress(skb: &Skb, flow: &Flow, reason: DropReason) -> i32 {
+    let instance = Instance::get();
+    let denial = Denial { hook: Hook::Egress, reason, flow, bytes: Some(skb.0.len()) };
     let details = Sent { skb: skb.raw(), transformed: reason == DropReason::Transformed };
     if denied(&instance, &denial, &details) { 1 } else { skb.end_connection(&instance) }
 }

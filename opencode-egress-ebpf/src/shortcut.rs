@@ -3,7 +3,7 @@
 use opencode_egress_common::{
     abi::PolicyHeader,
     decide::Verdict,
-    flow::{Flow, Protocol},
+    flow::{Address, Flow, Protocol},
     names::may_be_allowed_by_name,
     packet::{Packet, ipv4, ipv6},
 };
@@ -41,27 +41,12 @@ pub(crate) const EXPIRED: u32 = 2;
 /// judged, and says no more than this one number, so that the verifier has little to keep apart.
 #[inline(never)]
 pub(crate) fn by_name<S: Shortcut>(skb: &Skb) -> u32 {
+    let mut flow = Flow { address: Address::v4(0), protocol: Protocol(0), port: 0 };
+    if !flow_that_may_be_named::<S>(skb, &mut flow) {
+        return NOTHING;
+    }
     let instance = Instance::get();
-    let Some(header) = instance.head() else { return NOTHING };
-    if !header.has_names() {
-        return NOTHING;
-    }
-    let Some(sk) = skb.full_socket() else { return NOTHING };
-    let packet = match skb.ethertype() {
-        ETH_P_IP => ipv4(&Linear(skb)),
-        ETH_P_IPV6 => ipv6(&Linear(skb)),
-        _ => return NOTHING,
-    };
-    let Ok(packet) = packet else { return NOTHING };
-    // What a raw socket sends is of no flow of its own. (The kernel's test run of a program has a socket without a type.)
-    let of_its_socket = matches!(
-        (sk.kind(), packet.protocol),
-        (SOCK_STREAM, Protocol::TCP) | (SOCK_DGRAM, Protocol::UDP) | (0, _)
-    );
-    if !of_its_socket || !S::may_be_named(skb, header, &packet) {
-        return NOTHING;
-    }
-    let flow = S::flow(&packet);
+    let (Some(header), Some(sk)) = (instance.head(), skb.full_socket()) else { return NOTHING };
     let said = match header.judge_resolver(&flow) {
         Some(Verdict::Allow) if skb.interface() == LOOPBACK_IFINDEX => PASSES,
         Some(_) => NOTHING,
@@ -72,6 +57,33 @@ pub(crate) fn by_name<S: Shortcut>(skb: &Skb) -> u32 {
         S::count(skb, &instance);
     }
     opaque(said)
+}
+
+/// Reads the flow of a plain packet of an instance with name rules. `false`: it is of none that passes by name. (A function of its own,
+/// for what it takes of the stack, of which all callers together have 512 bytes.)
+#[inline(never)]
+fn flow_that_may_be_named<S: Shortcut>(skb: &Skb, flow: &mut Flow) -> bool {
+    let Some(header) = Instance::get().head() else { return false };
+    if !header.has_names() {
+        return false;
+    }
+    let Some(sk) = skb.full_socket() else { return false };
+    let packet = match skb.ethertype() {
+        ETH_P_IP => ipv4(&Linear(skb)),
+        ETH_P_IPV6 => ipv6(&Linear(skb)),
+        _ => return false,
+    };
+    let Ok(packet) = packet else { return false };
+    // What a raw socket sends is of no flow of its own. (The kernel's test run of a program has a socket without a type.)
+    let of_its_socket = matches!(
+        (sk.kind(), packet.protocol),
+        (SOCK_STREAM, Protocol::TCP) | (SOCK_DGRAM, Protocol::UDP) | (0, _)
+    );
+    if !of_its_socket || !S::may_be_named(skb, header, &packet) {
+        return false;
+    }
+    *flow = S::flow(&packet);
+    true
 }
 
 /// What names say now of a flow, where no rule for networks says that it passes or does not.

@@ -68,14 +68,16 @@ impl<'a> Probes<'a> {
 
     /// Has daemons of other ABI versions take over so many times, under probes that run all the while. What is counted in the
     /// moment of a takeover may be counted by the old links alone, so this looks at what gets out and what is denied.
-    pub(crate) fn takeovers(&mut self, count: usize) -> Result<()> {
-        const PINS: &str = "/sys/fs/bpf/opencode-egress";
+    pub(crate) fn takeovers(
+        &mut self,
+        count: usize,
+        takeover: impl Fn(&Machine, usize) -> Result<()>,
+    ) -> Result<()> {
         self.machine.succeed(&["systemctl", "start", "opencode-probe0", "opencode-probe1"])?;
-        for _ in 0..count {
-            self.machine.succeed(&["systemctl", "stop", "opencode-egress"])?;
-            self.machine.succeed(&["mv", &format!("{PINS}/v3"), &format!("{PINS}/v0")])?;
-            self.machine.succeed(&["systemctl", "start", "opencode-egress"])?;
-            wait("the old pins to go", || self.machine.fail(&["test", "-e", &format!("{PINS}/v0")]).ok())?;
+        for number in 0..count {
+            let before = self.denials()?;
+            takeover(self.machine, number)?;
+            wait("counting to go on", || self.denials().ok().filter(|now| *now > before))?;
             self.witness()?;
         }
         self.stop()?;

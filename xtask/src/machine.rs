@@ -54,13 +54,15 @@ impl Machine {
 
     /// Boots a machine with the daemon in `binary` and the units of `vm-tests/machine/files`.
     pub(crate) fn boot(binary: &Path) -> Result<Self> {
-        let unit = root().join("dist/opencode-egress.service");
+        let unit = |name: &str| root().join("dist").join(name);
+        let (daemon, resolver) = (unit("opencode-egress.service"), unit("opencode-egress-resolver.service"));
         Self::boot_with(
             &root().join("vm-tests/machine/files"),
             None,
             &[
                 (binary, "usr/bin/opencode-egress"),
-                (&unit, "usr/lib/systemd/system/opencode-egress.service"),
+                (&daemon, "usr/lib/systemd/system/opencode-egress.service"),
+                (&resolver, "usr/lib/systemd/system/opencode-egress-resolver.service"),
                 (&opencode::binary()?, "usr/local/bin/opencode"),
             ],
         )
@@ -193,6 +195,13 @@ impl Machine {
     pub(crate) fn write(&self, path: &str, content: &str) -> Result<()> {
         fs::write(format!("/proc/{}/root{path}", self.init), content)
             .with_context(|| format!("cannot write {path}"))
+    }
+
+    /// Copies a file to the machine, with its directory.
+    pub(crate) fn copy(&self, file: &Path, path: &str) -> Result<()> {
+        let target = PathBuf::from(format!("/proc/{}/root{path}", self.init));
+        target.parent().map_or(Ok(()), fs::create_dir_all)?;
+        fs::copy(file, &target).with_context(|| format!("cannot write {path}")).map(drop)
     }
 
     /// Reads a file on the machine.

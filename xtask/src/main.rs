@@ -22,6 +22,7 @@ mod storeys;
 mod test;
 #[cfg(test)]
 mod units;
+mod upgrade;
 mod upstreams;
 mod vm_test;
 

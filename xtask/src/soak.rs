@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
-use crate::{daemon, endurance::Probes, machine::Machine};
+use crate::{daemon, endurance::Probes, machine::Machine, scenarios, upgrade};
 
 /// What to do, and how often or for how long.
 #[derive(clap::Args)]
@@ -18,22 +18,39 @@ pub(crate) struct Args {
     /// Start a unit that ends at once so many times
     #[arg(long, value_name = "N")]
     starts: Option<usize>,
+    /// Upgrade from the daemon before there were names, and back, so many times
+    #[arg(long, value_name = "N")]
+    upgrades: Option<usize>,
+    /// Resolve so many fresh names, and connect to them
+    #[arg(long, value_name = "N")]
+    names: Option<usize>,
 }
 
 /// Fails at the first leaked, wrongly denied or uncounted packet.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let Args { minutes, restarts, starts } = args;
-    if minutes.is_none() && restarts.is_none() && starts.is_none() {
-        bail!("nothing to do; say --minutes N, --restarts N or --starts N");
+    let Args { minutes, restarts, starts, upgrades, names } = args;
+    if minutes.is_none() && [restarts, starts, upgrades, names].iter().all(|count| count.is_none()) {
+        bail!("nothing to do; say --minutes N, --restarts N, --starts N, --upgrades N or --names N");
     }
     if let Some(why) = Machine::impossible() {
         bail!("no soak: {why}");
     }
     let mut machine = Machine::boot(&daemon::build()?)?;
     machine.succeed(&["systemctl", "start", "opencode-egress"])?;
-    let mut probes = Probes::install(&mut machine)?;
     let begin = Instant::now();
     let told = |what: String| println!("{what} in {:.0} s", begin.elapsed().as_secs_f32());
+    if let Some(count) = upgrades {
+        upgrade::upgrades(&mut machine, *count)?;
+        told(format!("ok     {count} upgrades, and as many back: nothing leaked, nothing wrongly denied"));
+    }
+    if let Some(count) = names {
+        let seen = scenarios::race_of_names(&mut machine, *count)?;
+        told(format!("ok     {count} fresh names: none refused; {seen}"));
+    }
+    if minutes.is_none() && restarts.is_none() && starts.is_none() {
+        return Ok(());
+    }
+    let mut probes = Probes::install(&mut machine)?;
     if let Some(count) = starts {
         probes.starts(*count)?;
         told(format!("ok     {count} starts and stops left nothing behind"));

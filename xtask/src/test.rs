@@ -28,6 +28,9 @@ pub(crate) struct Args {
     /// Only this tier; all by default
     #[arg(long, value_enum)]
     tier: Option<Tier>,
+    /// Of the machine's scenarios only those whose title has these words
+    #[arg(requires = "tier", value_name = "WORDS")]
+    only: Option<String>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -58,7 +61,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     match Machine::impossible() {
         Some(why) if wanted(Tier::Machine) => println!("SKIPPED tier 3, machine: {why}"),
-        None if wanted(Tier::Machine) => machine()?,
+        None if wanted(Tier::Machine) => machine(args.only.as_deref().unwrap_or_default())?,
         _ => {}
     }
     // Last: what it asks for takes long, and says nothing about the rest.
@@ -124,12 +127,12 @@ fn hooks() -> Result<()> {
     if status.success() { Ok(()) } else { bail!("the hook tests failed with {status}") }
 }
 
-fn machine() -> Result<()> {
+fn machine(only: &str) -> Result<()> {
     let binary = daemon::with_object()?;
     eprintln!("xtask: tier 3, machine");
     let mut machine = Machine::boot(&binary)?;
     let mut outcomes = vec![];
-    for scenario in scenarios::all() {
+    for scenario in scenarios::all().filter(|scenario| scenario.title.contains(only)) {
         let begin = Instant::now();
         let said = RefCell::new(String::new());
         let result = (scenario.run)(&mut machine, &|text| *said.borrow_mut() += &format!("{text}\n"));
@@ -157,6 +160,9 @@ fn machine() -> Result<()> {
                 println!("the machine's last words:\n{}", journal.unwrap_or_default());
             }
         }
+    }
+    if outcomes.is_empty() {
+        bail!("no machine scenario has `{only}` in its title");
     }
     println!("{}", script::totals(outcomes.iter()));
     let failed = outcomes.iter().filter(|outcome| matches!(outcome, Outcome::Failed)).count();

@@ -1,4 +1,6 @@
-//! The second host's servers: HTTP on port 80 of each address, saying where a request arrived.
+//! The second host's servers: HTTP on port 80 of each address, saying where a request arrived; and one for names.
+
+mod dns;
 
 use std::{
     io::{BufRead as _, BufReader, Write as _},
@@ -9,6 +11,7 @@ use anyhow::Result;
 
 /// Serves until it is killed.
 pub(crate) fn run(addresses: &[IpAddr]) -> Result<()> {
+    addresses.iter().copied().filter(|address| dns::SERVES.contains(address)).try_for_each(dns::serve)?;
     let listeners = addresses.iter().map(|address| TcpListener::bind((*address, 80)));
     let threads = listeners
         .map(|listener| {

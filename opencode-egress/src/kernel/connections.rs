@@ -188,19 +188,27 @@ impl SocketDiagnosis {
     /// When the kernel refuses.
     pub fn user_of(&self, source: SocketAddr, destination: SocketAddr) -> io::Result<Option<u32>> {
         let family = if source.is_ipv4() { AF_INET } else { AF_INET6 };
-        let id = SocketId {
-            source_port: source.port(),
-            destination_port: destination.port(),
-            source_address: source.ip(),
-            destination_address: destination.ip(),
+        let id = |own: SocketAddr, other: SocketAddr| SocketId {
+            source_port: own.port(),
+            destination_port: other.port(),
+            source_address: own.ip(),
+            destination_address: other.ip(),
             interface_id: 0,
             cookie: ANY,
         };
-        for protocol in [IPPROTO_UDP, IPPROTO_TCP] {
-            match self.ask(0, request_of(protocol, family, StateFlags::all(), id.clone())) {
-                Ok(found) if !found.is_empty() => return Ok(found.first().map(|found| found.header.uid)),
-                Err(error) if error.raw_os_error() != Some(libc::ENOENT) => return Err(error),
-                _ => {}
+        // Of UDP the kernel looks for the socket at the destination ("src and dst are swapped for historical reasons", `udp_dump_one`,
+        // <https://github.com/torvalds/linux/blob/v6.12/net/ipv4/udp_diag.c#L41>). It answers both alike.
+        for (protocol, id) in [(IPPROTO_UDP, id(destination, source)), (IPPROTO_TCP, id(source, destination))]
+        {
+            match self.ask(0, request_of(protocol, family, StateFlags::all(), id)) {
+                Ok(found) => {
+                    let mut its = found.iter().map(|found| &found.header);
+                    if let Some(its) = its.find(|header| header.socket_id.source_port == source.port()) {
+                        return Ok(Some(its.uid));
+                    }
+                }
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+                Err(error) => return Err(error),
             }
         }
         Ok(None)

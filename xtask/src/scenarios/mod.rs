@@ -9,6 +9,7 @@ mod load;
 mod logging;
 mod main_job;
 mod metrics;
+mod names;
 mod outlived;
 mod places;
 mod policy_file;
@@ -18,6 +19,7 @@ mod step;
 mod waiting;
 
 pub(crate) use main_job::MAIN_JOB;
+pub(crate) use names::race_of_names;
 pub(crate) use step::{
     A, B, POLICY, Scenario, TALK, Tell, daemon_log, get, health_request, healthy, pinned, status,
 };
@@ -35,6 +37,11 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Scenario> {
         logging::LOGGING,
         outlived::OUTLIVED,
         starts::STARTS,
+        names::NAMES,
+        names::KEPT,
+        names::CHANGED,
+        names::HOSTILE,
+        names::RACE,
         places::PLACES,
     ];
     std::iter::once(MAIN_JOB).chain(others).chain([load::LOAD]).flatten()

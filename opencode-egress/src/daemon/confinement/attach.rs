@@ -26,7 +26,7 @@ const LONGEST_REASON: usize = 2000;
 struct Confined {
     /// Links that were there.
     there: usize,
-    /// Links that were made: 0 when all were there.
+    /// Links that were made though there should have been some: 0 when all were there.
     made: usize,
 }
 
@@ -136,7 +136,10 @@ impl Daemon {
             }
         }
         self.confinement.confined.insert(cgroup.id());
-        Ok(Confined { there: before, made: missing.len() })
+        // Those for names were not missing where the policy has had none until now.
+        let expected: Vec<_> = self.loaded.programs.hooks(self.loaded.maps.has_names(index)).collect();
+        let made = missing.iter().filter(|hook| before == 0 || expected.contains(hook)).count();
+        Ok(Confined { there: before, made })
     }
 
     /// Whether an instance's cgroups have the links of name rules: its policy has some, or is about to.

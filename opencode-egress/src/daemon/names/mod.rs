@@ -70,6 +70,8 @@ pub(in crate::daemon) struct Names {
     pub(in crate::daemon) resolvers: Resolvers,
     /// Why something could not be learned, as it was logged last.
     trouble: Option<String>,
+    /// Whether the file has what a policy does not list any more.
+    stale: bool,
 }
 
 /// What is known of one instance's names.
@@ -165,6 +167,7 @@ impl Names {
             own: None,
             resolvers: Resolvers::default(),
             trouble: None,
+            stale: false,
         }
     }
 
@@ -222,9 +225,10 @@ impl Names {
             let addresses = |known: &KnownNames| -> BTreeSet<IpAddr> {
                 known.iter().flat_map(|(_, known)| known.addresses().map(|(address, _)| address)).collect()
             };
-            let before = addresses(&names.known);
+            let (before, count) = (addresses(&names.known), names.known.count());
             names.known.retain(listed);
             names.denied.retain(|name| mode == Mode::Audit && !listed(name));
+            self.stale |= names.known.count() != count;
             names.dropped = &before - &addresses(&names.known);
             self.resolvers.tell(names.told(index));
         }
@@ -233,6 +237,7 @@ impl Names {
     /// Lets go of an instance whose policy has no name rules, or none at all.
     pub(in crate::daemon) fn gone(&mut self, index: InstanceIndex) {
         if let Some(names) = self.of.remove(&index) {
+            self.stale |= names.known.count().0 > 0;
             ResolverSockets::take_from_systemd(names.name.as_str());
             self.resolvers.tell_alone(ToResolver::Gone { number: index.number() });
         }
@@ -247,7 +252,15 @@ impl Names {
         self.rewrite();
     }
 
+    /// Has the file forget what no policy lists any more: the next daemon would learn it again when one lists it anew.
+    pub(in crate::daemon) fn forget_unlisted(&mut self) {
+        if self.stale {
+            self.rewrite();
+        }
+    }
+
     fn rewrite(&mut self) {
+        self.stale = false;
         let now = boottime();
         let of = self.of.values().flat_map(|names| {
             names.known.iter().flat_map(move |(name, known)| {

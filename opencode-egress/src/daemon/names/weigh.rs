@@ -30,7 +30,7 @@ pub struct Weighed {
     pub told: Vec<IpAddr>,
     /// Those of them that flows by name may go to.
     pub learned: Vec<LearnedAddress>,
-    /// Addresses that no name may bring, or that are denied.
+    /// Addresses that no name may bring, or that are denied, as the answer has them.
     pub forbidden: Vec<IpAddr>,
 }
 
@@ -49,7 +49,8 @@ pub fn weigh(
     if listed.is_empty() {
         return weighed;
     }
-    for address in addresses.iter().map(IpAddr::to_canonical) {
+    for as_brought in addresses {
+        let address = as_brought.to_canonical();
         if weighed.told.contains(&address) {
             continue;
         }
@@ -68,7 +69,7 @@ pub fn weigh(
                 weighed.learned.push(LearnedAddress { address, grant: *grant, learned });
             }
         }
-        if told { weighed.told.push(address) } else { weighed.forbidden.push(address) }
+        if told { weighed.told.push(address) } else { weighed.forbidden.push(*as_brought) }
     }
     weighed
 }

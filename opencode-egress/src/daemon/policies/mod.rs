@@ -150,6 +150,9 @@ impl Daemon {
             self.retire_predecessors(|name| !policies.contains_key(name) || judged.contains(name));
         }
         judged.extend(self.retire_others(&policies));
+        if !first {
+            self.names.forget_unlisted();
+        }
         Ok(self.reset_denied(&judged.iter().collect::<Vec<_>>()))
     }
 

@@ -1,0 +1,109 @@
+//! What a change of the policy does to names.
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::json;
+
+use super::{
+    super::{Scenario, Tell, daemon_log, pinned},
+    units::{ADDRESS, Units},
+};
+use crate::machine::{Machine, wait};
+
+/// Changes.
+pub(in crate::scenarios) const CHANGED: &[Scenario] = &[
+    Scenario {
+        title: "names: a reload adds one, takes one away with its connections, and leaves the others",
+        run: reload,
+    },
+    Scenario { title: "names: an instance that has none pays for none", run: none_and_back },
+    Scenario { title: "names: in audit mode everything is resolved, and reported", run: audit },
+];
+
+/// Keeps a connection by each name, and uses them when it is told to.
+const KEEPER: &str = r"import os, socket, sys, time
+kept = {}
+for name in sys.argv[1:]:
+    kept[name] = socket.create_connection((socket.getaddrinfo(name, 80, socket.AF_INET)[0][4][0], 80))
+open('connected', 'w').close()
+while not os.path.exists('go'):
+    time.sleep(0.05)
+for name, s in kept.items():
+    try:
+        s.sendall(b'GET /kept HTTP/1.1\n')
+        print(name, s.makefile().read().split('\n')[-1], flush=True)
+    except OSError as e:
+        print(name, type(e).__name__, flush=True)
+print('end', flush=True)
+";
+
+fn reload(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
+    let units = Units::start(machine)?;
+    units.machine.write("/run/names/keeper.py", KEEPER)?;
+    // v4-c000021e is 192.0.2.30: an address of its own.
+    let (goes, stays) = ("v4-c000021e.goes.example.org", "stays.example.org");
+    let with = units.apply(|instances| {
+        instances["n"]["allow"] = json!(["*.goes.example.org:80", "stays.example.org:80"]);
+    })?;
+    ensure!(with.contains("+ n: ") && with.contains("*.goes.example.org:80"), "reload said: {with}");
+    units.can("n", &format!("curl -sS -m 5 -4 http://{goes}/x"))?;
+    units.can(
+        "n",
+        &format!("rm -f connected go; (python3 /run/names/keeper.py {goes} {stays} > kept 2>&1 &)"),
+    )?;
+    wait("the connections", || units.can("n", "test -e connected").ok())
+        .with_context(|| units.run("n", "cat kept").unwrap_or_default())?;
+    units.apply(|instances| {
+        instances["n"]["allow"] = json!(["added.example.org:80", "stays.example.org:80"])
+    })?;
+    units.can("n", "curl -sS -m 5 http://added.example.org/x")?;
+    units.cannot("n", &format!("curl -sS -m 5 -4 http://{goes}/x"), "Could not resolve host")?;
+    units.cannot("n", "curl -sS -m 5 http://192.0.2.30/x", "Couldn't connect")?;
+    ensure!(!units.names("n")?.contains("goes"), "{}", units.names("n")?);
+    units.can("n", "touch go")?;
+    let kept = wait("the keeper", || units.can("n", "grep -q end kept && cat kept").ok())?;
+    ensure!(kept.contains(&format!("{stays} upstream 192.0.2.20 got GET /kept")), "{kept}");
+    ensure!(kept.contains(&format!("{goes} ConnectionAbortedError")), "{kept}");
+    Ok(())
+}
+
+fn none_and_back(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
+    let units = Units::start(machine)?;
+    let links = || -> Result<Vec<String>> {
+        let cgroup = pinned(units.machine, "opencode-n.service")?.pop().context("no links")?;
+        let directory = format!("/sys/fs/bpf/opencode-egress/v3/links/opencode-n,service/{cgroup}");
+        Ok(units.machine.succeed(&["ls", &directory])?.split_whitespace().map(str::to_owned).collect())
+    };
+    let with = links()?;
+    let port = units.port("n")?;
+    ensure!(with.iter().any(|link| link == "recvmsg4"), "{with:?}");
+    units.apply(|instances| instances["n"]["allow"] = json!([format!("{ADDRESS}/32:80/tcp")]))?;
+    let gone = || links().ok().filter(|links| !links.iter().any(|link| link.starts_with("recvmsg")));
+    let without = wait("the links to go", gone).with_context(|| format!("{:?}", links()))?;
+    ensure!(without.len() < with.len(), "{with:?} became {without:?}");
+    ensure!(units.status("n")?["names"].is_null(), "{}", units.status("n")?);
+    let listening = format!("ss -Hlntu sport = :{port} | grep -q .");
+    wait("its sockets to be closed", || units.machine.fail(&["sh", "-c", &listening]).ok())?;
+    units.can("n", &format!("curl -sS -m 5 http://{ADDRESS}/x"))?;
+    units.cannot("n", "curl -sS -m 5 http://api.example.org/x", "Could not resolve host")?;
+    let said = units.machine.fail(&["opencode-egress", "names", "n"])?;
+    ensure!(said.contains("names"), "{said}");
+    units.apply(|_| {})?;
+    ensure!(links()? == with, "{with:?} became {:?}", links()?);
+    let said = daemon_log(units.machine)?;
+    ensure!(!said.contains("links of opencode-n.service were gone"), "{said}");
+    units.can("n", "curl -sS -m 5 http://api.example.org/x").map(drop)
+}
+
+fn audit(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
+    let units = Units::start(machine)?;
+    units.apply(|instances| instances["n"]["mode"] = json!("audit"))?;
+    let said = units.can("n", "curl -sS -m 5 -4 http://v4-c000021e.off.example/x")?;
+    ensure!(said.contains("upstream 192.0.2.30 got"), "{said}");
+    units.line("n", &["query=v4-c000021e.off.example type=A reason=name-not-allowed", "mode=audit"])?;
+    units.line("n", &["dst=192.0.2.30 dport=80 ", "mode=audit"])?;
+    units.can("n", "curl -sS -m 5 -4 http://api.example.org/x")?;
+    let suggested = units.machine.succeed(&["opencode-egress", "suggest", "n"])?;
+    ensure!(suggested.contains("\"v4-c000021e.off.example:80\""), "suggest: {suggested}");
+    units.apply(|_| {})?;
+    units.cannot("n", "curl -sS -m 5 http://v4-c000021e.off.example/x", "Could not resolve host")
+}

@@ -1,0 +1,11 @@
+//! Names: two units with lists of names, and the second host's server for names, which is asked for listed ones and for nothing else.
+
+mod asked;
+mod changed;
+mod hostile;
+mod kept;
+mod race;
+mod units;
+
+pub(crate) use self::race::race_of_names;
+pub(super) use self::{asked::NAMES, changed::CHANGED, hostile::HOSTILE, kept::KEPT, race::RACE};
