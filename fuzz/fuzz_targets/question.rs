@@ -9,7 +9,7 @@ use hickory_proto::{
 };
 use opencode_egress::resolver::{
     answer::{Answer, Reason},
-    question::{MOST_UDP, Question, escaped, text},
+    question::{MOST_UDP, Question, Unreadable, escaped, text},
 };
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
@@ -46,8 +46,9 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
             }
         }
         Err(unreadable) => {
-            if let Some((client, answer)) = unreadable.answer() {
-                let written = answer.write(client, client.most_udp).expect("an answer");
+            if let Unreadable::Error(client, code) = unreadable {
+                let answer = Answer { code, ..Answer::default() };
+                let written = answer.write(&client, client.most_udp).expect("an answer");
                 let read = Message::from_vec(&written).expect("what is written can be read");
                 assert_eq!(read.metadata.id, client.id);
                 assert!(read.answers.is_empty());

@@ -3,8 +3,10 @@
 //! Every type here is `repr(C)` without padding, so that no uninitialised byte leaves the kernel.
 //! Numbers are in host byte order unless their name or comment says otherwise.
 
+mod learned;
 mod records;
 
+pub use learned::{Learned, LearnedKey, MAX_LEARNED, NameRuleId};
 pub use records::{DestinationDenials, DestinationKey, Event, Limits, Reset, Taken};
 
 use crate::flow::{Address, Class, Family};
@@ -191,51 +193,6 @@ impl Entry {
         self.grants[class as usize]
     }
 }
-
-/// A name rule, by a hash of its text: the same in every policy that has the rule, and after a restart of the daemon.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-#[repr(transparent)]
-pub struct NameRuleId(pub u64);
-
-/// An address that a name brought to a policy, as the key of [`Learned`]. It is of one generation: what the next policy still lists, it
-/// has under its own before it is in force, and what it does not list is gone with it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[repr(C)]
-pub struct LearnedKey {
-    /// The policy's generation.
-    pub generation: u32,
-    /// The instance's number in the upper half; below that the address's family, 4 or 6, and the number of the grant, a byte each.
-    pub place: u32,
-    /// Network byte order.
-    pub address: [u32; 4],
-}
-
-impl LearnedKey {
-    /// The key of an address under a grant's number, which is below [`MAX_NAME_GRANTS`].
-    #[inline(always)]
-    pub const fn new(instance: u32, generation: u32, grant: u32, address: &Address) -> Self {
-        let place = instance << 16 | (address.family() as u32) << 8 | grant;
-        Self { generation, place, address: address.words() }
-    }
-
-    /// The number of the instance.
-    pub const fn instance(&self) -> u32 {
-        self.place >> 16
-    }
-}
-
-/// How long new flows to a learned address may begin.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-#[repr(C)]
-pub struct Learned {
-    /// Seconds since boot, with the time that the machine was suspended (`CLOCK_BOOTTIME`): the first at which none may.
-    pub until: u64,
-    /// The rule by which it was learned, the last one where there are several.
-    pub rule: NameRuleId,
-}
-
-/// Learned addresses of all instances together.
-pub const MAX_LEARNED: u32 = 1 << 20;
 
 /// Whether a verdict is enforced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -453,8 +410,6 @@ mod tests {
         assert_eq!(size_of::<Entry>(), 8);
         assert_eq!(size_of::<Listener>(), 16 + 2 + 2 + 4);
         assert_eq!(size_of::<PolicyHeader>(), 32 + MAX_LISTENERS * size_of::<Listener>());
-        assert_eq!(size_of::<LearnedKey>(), 4 + 4 + 16);
-        assert_eq!(size_of::<Learned>(), 8 + 8);
         assert_eq!(size_of::<ConfinedCgroup>(), 8 + CACHE_SLOTS * 8);
         assert_eq!(size_of::<SocketCount>(), 8);
         assert_eq!(size_of::<CountedSocket>(), 8);

@@ -78,23 +78,34 @@ fn call(ctx: &SockAddrContext) -> (u32, Protocol, u16) {
 fn connect(ctx: &SockAddrContext, hook: Hook, address: Address) -> i32 {
     let (kind, protocol, port) = call(ctx);
     let instance = Instance::get();
-    let Some(sk) = socket(ctx) else { return 0 };
+    let Some(sk) = FullSk::of_call(ctx) else { return 0 };
+    let address = if address.is_unspecified() { address.reached_from(sk.address()) } else { address };
+    let flow = Flow { address, protocol, port };
     if kind != SOCK_STREAM {
         if instance.head().is_some_and(|header| header.has_names()) {
-            name_peer(ctx, &instance, sk, &Flow { address, protocol, port }, hook);
+            name_peer(ctx, &instance, sk, &flow, hook);
         }
         return 1;
     }
-    let address = if address.is_unspecified() { address.reached_from(sk.address()) } else { address };
-    let flow = Flow { address, protocol, port };
     let port = sk.port();
     // Packets from a listener's port pass as replies, so nothing may connect from there.
     let from_listener = port != 0 && instance.head().is_some_and(|head| head.listens_on(port));
     asked::remember(ctx, &flow);
     if !from_listener && instance.remembers(&flow) {
+        if sk.mark() != 0 {
+            unmark(ctx, &instance, sk);
+        }
         return 1;
     }
     judge(ctx, &instance, hook, &flow, from_listener)
+}
+
+/// Takes the mark of flows by name from a socket that goes elsewhere.
+#[inline(never)]
+fn unmark(ctx: &SockAddrContext, instance: &Instance, sk: FullSk) {
+    if let Some(header) = instance.head() {
+        named::mark(ctx.as_ptr(), *sk, header.mark, false);
+    }
 }
 
 /// The connect of a datagram socket of an instance with name rules: its datagrams go to the instance's resolver, where they are questions;
@@ -102,20 +113,13 @@ fn connect(ctx: &SockAddrContext, hook: Hook, address: Address) -> i32 {
 #[inline(never)]
 fn name_peer(ctx: &SockAddrContext, instance: &Instance, sk: FullSk, flow: &Flow, hook: Hook) {
     if question::redirect(ctx, instance, flow, hook == Hook::Connect6) {
-        return;
+        return unmark(ctx, instance, sk);
     }
     let verdict = instance.decision(flow).settle(|| false);
     let (_, named) = named::settle(instance, flow, verdict, sk.as_ptr(), true);
     if let Some(header) = instance.head() {
         named::mark(ctx.as_ptr(), *sk, header.mark, named);
     }
-}
-
-/// The caller's socket.
-#[inline(always)]
-pub(crate) fn socket(ctx: &SockAddrContext) -> Option<FullSk> {
-    // SAFETY: the kernel's context, valid while the program runs; it is a full socket in these hooks.
-    FullSk::new(unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk })
 }
 
 /// A datagram with an address of its own, which is where it goes.
@@ -137,15 +141,14 @@ fn sendmsg(ctx: &SockAddrContext, hook: Hook, address: Address) -> i32 {
 /// The same of an instance with name rules.
 #[inline(never)]
 fn send_by_name(ctx: &SockAddrContext, instance: &Instance, hook: Hook, flow: &Flow) -> i32 {
-    let Some(sk) = socket(ctx) else { return 0 };
-    if question::redirect(ctx, instance, flow, hook == Hook::Sendmsg6) {
-        return 1;
-    }
-    let verdict = instance.decision(flow).settle(|| false);
-    let (verdict, named) = named::settle(instance, flow, verdict, sk.as_ptr(), false);
-    if let Some(header) = instance.head() {
-        named::mark_if_possible(ctx, *sk, header.mark, named);
-    }
+    let (Some(sk), Some(header)) = (FullSk::of_call(ctx), instance.head()) else { return 0 };
+    let (verdict, named) = if question::redirect(ctx, instance, flow, hook == Hook::Sendmsg6) {
+        (Verdict::Allow, false)
+    } else {
+        let verdict = instance.decision(flow).settle(|| false);
+        named::settle(instance, flow, verdict, sk.as_ptr(), false)
+    };
+    named::mark_if_possible(ctx, *sk, header.mark, named);
     if maps::sendmsg_judges() { conclude(instance, hook, flow, verdict) } else { 1 }
 }
 
@@ -168,8 +171,9 @@ fn judge(ctx: &SockAddrContext, instance: &Instance, hook: Hook, flow: &Flow, fr
 /// The connect of a stream socket of an instance with name rules, of which the network rules have said this.
 #[inline(never)]
 fn by_name(ctx: &SockAddrContext, instance: &Instance, hook: Hook, flow: &Flow, verdict: Verdict) -> i32 {
-    let (Some(sk), Some(header)) = (socket(ctx), instance.head()) else { return 0 };
+    let (Some(sk), Some(header)) = (FullSk::of_call(ctx), instance.head()) else { return 0 };
     if verdict != Verdict::Allow && question::redirect(ctx, instance, flow, hook == Hook::Connect6) {
+        unmark(ctx, instance, sk);
         return 1;
     }
     let (verdict, named) = named::settle(instance, flow, verdict, sk.as_ptr(), true);
@@ -189,7 +193,7 @@ fn bind(ctx: &SockAddrContext, hook: Hook, address: Address) -> i32 {
         Some(head) => head.judge_bind(&address, port),
         None => Verdict::Deny(DropReason::NoPolicy),
     };
-    if let (Verdict::Allow, Some(sk)) = (verdict, socket(ctx)) {
+    if let (Verdict::Allow, Some(sk)) = (verdict, FullSk::of_call(ctx)) {
         own::mark(sk.as_ptr(), instance.index);
     }
     conclude(&instance, hook, &Flow { address, protocol, port }, verdict)

@@ -63,7 +63,8 @@ impl Instance {
             0 => Decision::Settled(Verdict::Deny(DropReason::NoPolicy)),
             policy => match maps::trie(policy) {
                 Some(trie) => match self.head().and_then(|header| header.judge_resolver(flow)) {
-                    Some(verdict) => Decision::Settled(verdict),
+                    // Not remembered: what is remembered passes by whatever interface it leaves.
+                    Some(verdict) => return Decision::Settled(verdict),
                     None => decide(&trie, flow),
                 },
                 None => Decision::Settled(Verdict::Deny(DropReason::NoPolicy)),

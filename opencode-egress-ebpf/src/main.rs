@@ -27,10 +27,12 @@ mod packet;
 mod question;
 mod report;
 mod reset;
+mod shortcut;
 mod sk;
 mod skb;
 mod socket;
 mod sockets;
+mod storage;
 mod uapi;
 
 /// The licence that the kernel asks for. Only GPL-compatible programs may use some of the helpers.

@@ -17,8 +17,7 @@ use opencode_egress_common::{
 };
 
 use crate::{
-    named::BegunFlows,
-    question::AskedResolver,
+    storage::{Asked, AskedResolver, BegunFlows},
     uapi::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
 };
 
@@ -86,18 +85,6 @@ pub(crate) static RESETS: RingBuf<Reset, { RESET_RING_BYTES as usize }> = RingBu
 /// When a socket's reset was asked for; monotonic ns.
 #[btf_map]
 pub(crate) static RESET_ASKED: SkStorage<u64> = SkStorage::new();
-
-/// A destination that a connect asked for.
-#[repr(C)]
-pub(crate) struct Asked {
-    /// The kernel's number of the socket.
-    pub(crate) cookie: u64,
-    /// Network byte order.
-    pub(crate) address: [u32; 4],
-    pub(crate) port: u32,
-    /// 4 or 6.
-    pub(crate) family: u32,
-}
 
 /// The instance whose socket this is: bound to one of its listeners, or connected to one.
 #[btf_map]

@@ -21,33 +21,9 @@ use crate::{
     judge::Instance,
     maps,
     sk::Sk,
+    storage::{BegunFlow, BegunFlows, FLOWS},
     uapi::{BPF_SK_STORAGE_GET_F_CREATE, SO_MARK, SOL_SOCKET},
 };
-
-/// Flows of one socket that are remembered. A TCP socket has one; a datagram socket without a peer may have any number, of which
-/// these are the last.
-const FLOWS: usize = 4;
-
-/// A flow that began.
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct BegunFlow {
-    rule: u64,
-    /// Network byte order.
-    address: [u32; 4],
-    /// The generation that judged it last; 0 for no flow.
-    generation: u32,
-    /// Family, protocol and port in one word.
-    shape: u32,
-}
-
-/// The flows of one socket.
-#[repr(C)]
-pub(crate) struct BegunFlows {
-    flows: [BegunFlow; FLOWS],
-    /// Where the next one goes, before it is reduced to the number of places.
-    next: u64,
-}
 
 #[inline(always)]
 fn shape(flow: &Flow) -> u32 {
@@ -292,6 +268,10 @@ pub(crate) fn mark(ctx: *mut core::ffi::c_void, sk: Sk, bit: u32, named: bool) {
 }
 
 /// The same in a program that may do so: before Linux 5.12 the programs of sendmsg may not.
+///
+/// The kernel has taken the socket's mark for the datagram before it runs these programs. So the first datagram by name of a socket without
+/// a peer has no mark, and the second lock refuses it; those that follow have it. Of a socket with a peer every one has it,
+/// for connect has set it, until the socket sends elsewhere by an address of its own.
 #[inline(always)]
 pub(crate) fn mark_if_possible(ctx: &SockAddrContext, sk: Sk, bit: u32, named: bool) {
     if maps::sendmsg_may_mark() {

@@ -9,27 +9,23 @@ use aya_ebpf::{
 };
 use opencode_egress_common::{
     abi::Event,
-    abi::PolicyHeader,
     decide::Verdict,
     flow::{Address, Flow, Protocol},
     names::may_be_allowed_by_name,
-    packet::{Packet, ipv4, ipv6},
+    packet::Packet,
     reason::{DropReason, Hook},
 };
 
 use crate::{
     asked::Sent,
     judge::Instance,
-    maps,
-    named::{self, ByName, opaque},
-    own,
+    maps, own,
     report::{Denial, Details, denied},
     reset::{self, Target},
-    sk::FullSk,
-    skb::{Linear, Skb},
+    shortcut::{EXPIRED, In, Out, PASSES, by_name},
+    skb::Skb,
     uapi::{
-        ETH_P_IP, ETH_P_IPV6, LOOPBACK_IFINDEX, SOCK_DGRAM, SOCK_RAW, SOCK_STREAM, TCP_CLOSE,
-        TCP_ESTABLISHED, TCP_LISTEN, TCP_NEW_SYN_RECV,
+        ETH_P_IP, LOOPBACK_IFINDEX, SOCK_DGRAM, SOCK_RAW, SOCK_STREAM, TCP_CLOSE, TCP_ESTABLISHED, TCP_LISTEN,
     },
 };
 
@@ -42,117 +38,6 @@ pub(crate) fn egress(ctx: SkBuffContext) -> i32 {
     match by_name::<Out>(&skb) {
         PASSES => 1,
         said => judge_egress(skb, said),
-    }
-}
-
-/// What lets a plain packet pass without judging it: nearly every packet. Apart from the rest it is short
-/// code that hardly needs the stack.
-trait Shortcut {
-    fn passes(skb: &Skb, packet: &Packet) -> bool;
-
-    /// Whether a packet that is plain otherwise may be of a flow by name.
-    fn may_be_named(skb: &Skb, header: &PolicyHeader, packet: &Packet) -> bool;
-
-    /// The flow that the packet belongs to, seen from the instance.
-    fn flow(packet: &Packet) -> Flow;
-
-    /// Counts one that passes.
-    fn count(skb: &Skb, instance: &Instance);
-}
-
-/// What names say of a packet.
-const NOTHING: u32 = 0;
-const PASSES: u32 = 1;
-const EXPIRED: u32 = 2;
-
-/// Whether a plain packet passes by name: one of a flow that its socket began, or that may begin now. It is asked before the packet is
-/// judged, and says no more than this one number, so that the verifier has little to keep apart.
-#[inline(never)]
-fn by_name<S: Shortcut>(skb: &Skb) -> u32 {
-    let instance = Instance::get();
-    let Some(header) = instance.head() else { return NOTHING };
-    if !header.has_names() {
-        return NOTHING;
-    }
-    let Some(sk) = skb.full_socket() else { return NOTHING };
-    let packet = match skb.ethertype() {
-        ETH_P_IP => ipv4(&Linear(skb)),
-        _ => ipv6(&Linear(skb)),
-    };
-    let Ok(packet) = packet else { return NOTHING };
-    if !S::may_be_named(skb, header, &packet) {
-        return NOTHING;
-    }
-    let flow = S::flow(&packet);
-    let said = match named::goes_on(sk.as_ptr(), &instance, &flow) {
-        true => PASSES,
-        false => named_now(&instance, &flow, sk),
-    };
-    if said == PASSES {
-        S::count(skb, &instance);
-    }
-    opaque(said)
-}
-
-/// What names say now of a flow, where no rule for networks says that it passes or does not.
-#[inline(never)]
-fn named_now(instance: &Instance, flow: &Flow, sk: FullSk) -> u32 {
-    match instance.judge(flow).settle(|| false) {
-        Verdict::Deny(reason) if may_be_allowed_by_name(reason) => {
-            match named::judge(instance, flow, sk.as_ptr(), false) {
-                ByName::Allowed => PASSES,
-                ByName::Expired => EXPIRED,
-                ByName::Unknown => NOTHING,
-            }
-        }
-        _ => NOTHING,
-    }
-}
-
-struct Out;
-
-impl Shortcut for Out {
-    /// What the cache has, of a flow that the packet itself names: a TCP segment, unless it opens a connection from a
-    /// listener's port, and a datagram from its socket's own port.
-    #[inline(always)]
-    fn passes(skb: &Skb, packet: &Packet) -> bool {
-        let instance = Instance::get();
-        let plain = match packet.protocol {
-            Protocol::TCP if packet.opens => {
-                instance.head().is_some_and(|header| !header.listens_on(packet.source_port))
-            }
-            Protocol::TCP => true,
-            Protocol::UDP => skb.is_from_its_port(packet),
-            _ => false,
-        };
-        if !plain {
-            return false;
-        }
-        let remembered = instance.remembers(&packet.outbound());
-        if remembered {
-            Self::count(skb, &instance);
-        }
-        remembered
-    }
-
-    #[inline(always)]
-    fn may_be_named(skb: &Skb, header: &PolicyHeader, packet: &Packet) -> bool {
-        match packet.protocol {
-            Protocol::TCP if packet.opens => !header.listens_on(packet.source_port),
-            Protocol::TCP => !skb.was_accepted(header),
-            Protocol::UDP => skb.is_from_its_port(packet),
-            _ => false,
-        }
-    }
-
-    #[inline(always)]
-    fn flow(packet: &Packet) -> Flow {
-        packet.outbound()
-    }
-
-    #[inline(always)]
-    fn count(skb: &Skb, instance: &Instance) {
-        instance.count_allowed(skb.0.len());
     }
 }
 
@@ -186,8 +71,15 @@ fn read(skb: &Skb, packet: &mut Packet) -> Result<(), DropReason> {
 #[inline(never)]
 fn egress_verdict(skb: &Skb, packet: &Packet, flow: &mut Flow) -> Verdict {
     let instance = Instance::get();
-    let (judged, verdict) = judge_way(skb, &instance, packet);
+    let (judged, mut verdict) = judge_way(skb, &instance, packet);
     *flow = judged;
+    // The instance's resolver is on loopback. By another interface, to which a socket can bind itself, the same address is somebody else.
+    if let Verdict::Allow = verdict
+        && skb.interface() != LOOPBACK_IFINDEX
+        && instance.head().is_some_and(|header| header.judge_resolver(flow).is_some())
+    {
+        verdict = Verdict::Deny(DropReason::OtherResolver);
+    }
     if let Verdict::Allow = verdict {
         instance.count_allowed(skb.0.len());
     }
@@ -276,35 +168,6 @@ pub(crate) fn ingress(ctx: SkBuffContext) -> i32 {
     if skb.passes::<In>() || by_name::<In>(&skb) == PASSES { 1 } else { judge_ingress(skb) }
 }
 
-struct In;
-
-impl Shortcut for In {
-    /// A packet passes that is of a connection that was judged when it was opened, from here or from there; or from a peer that the
-    /// instance may send to.
-    #[inline(always)]
-    fn passes(_: &Skb, packet: &Packet) -> bool {
-        match packet.protocol {
-            Protocol::TCP => !packet.opens,
-            _ => Instance::get().remembers(&packet.back()),
-        }
-    }
-
-    /// Answers. What comes in by TCP is of a connection that was judged, or opens one.
-    #[inline(always)]
-    fn may_be_named(_: &Skb, _: &PolicyHeader, packet: &Packet) -> bool {
-        packet.protocol == Protocol::UDP
-    }
-
-    #[inline(always)]
-    fn flow(packet: &Packet) -> Flow {
-        packet.back()
-    }
-
-    /// What comes in is not counted.
-    #[inline(always)]
-    fn count(_: &Skb, _: &Instance) {}
-}
-
 /// A packet that is not plain, or that the shortcut does not let pass. Where it would open a connection from this host, and is
 /// refused, the socket there is reset.
 #[inline(never)]
@@ -386,18 +249,6 @@ impl Details for Received {
 }
 
 impl Skb {
-    /// Whether the packet is plain, without options and extension headers, and a shortcut lets it pass.
-    #[inline(always)]
-    fn passes<S: Shortcut>(&self) -> bool {
-        let packet = match self.ethertype() {
-            ETH_P_IP => ipv4(&Linear(self)),
-            // One after the other, so that neither is slowed by what the other needs.
-            ETH_P_IPV6 => return matches!(ipv6(&Linear(self)), Ok(packet) if S::passes(self, &packet)),
-            _ => return false,
-        };
-        matches!(packet, Ok(packet) if S::passes(self, &packet))
-    }
-
     /// What the packet was before it was transformed, if it was: then it has another protocol than its socket, or another
     /// source port. Of TCP it is known where it goes, to the socket's peer. A datagram may go elsewhere than to the peer,
     /// so where the call was not judged that is not known.
@@ -428,21 +279,6 @@ impl Skb {
             _ if changed => Origin::Unknown,
             _ => Origin::Plain,
         }
-    }
-
-    /// Whether the packet is of a connection that one of the instance's listeners accepted.
-    ///
-    /// It is the socket that is asked, not the packet, whose source port a raw socket could write. A TCP
-    /// socket has a listener's port only when it was accepted: `connect()` from there is denied.
-    #[inline(always)]
-    fn was_accepted(&self, header: &PolicyHeader) -> bool {
-        let Some(sk) = self.socket() else { return false };
-        if sk.state() == TCP_NEW_SYN_RECV {
-            return header.listens_on(sk.port());
-        }
-        self.full_socket().is_some_and(|full| {
-            full.kind() == SOCK_STREAM && full.protocol() == Protocol::TCP && header.listens_on(full.port())
-        })
     }
 
     /// Asks for the reset of the TCP socket whose packet was refused. Returns that the packet does not pass.

@@ -14,37 +14,36 @@ use opencode_egress_common::{
     flow::{Address, Family, Flow, Protocol},
 };
 
-use crate::{address::socket, judge::Instance, maps, sk::FullSk, uapi::BPF_SK_STORAGE_GET_F_CREATE};
+use crate::{
+    judge::Instance,
+    maps,
+    sk::FullSk,
+    storage::AskedResolver,
+    uapi::{BPF_SK_STORAGE_GET_F_CREATE, LOOPBACK_IFINDEX},
+};
 
 /// The port of every resolver that could be asked in the clear. What is asked in TLS or HTTPS is a flow like any other.
 const DOMAIN: u16 = 53;
 
-/// What a socket's last question was addressed to.
-#[repr(C)]
-pub(crate) struct AskedResolver {
-    /// Network byte order.
-    address: [u32; 4],
-    family: u32,
-    /// 0: none.
-    port: u32,
-}
-
 const LOOPBACK: u32 = 0x7f00_0001_u32.to_be();
 
 /// Gives the call the address of the instance's resolver, if the flow is a question that no rule for networks lets pass. `v6` is the family of
-/// the call, not of the address.
+/// the call, not of the address. A socket that is bound to an interface would not find the resolver there, so its questions are
+/// flows like any other.
 #[inline(never)]
 pub(crate) fn redirect(ctx: &SockAddrContext, instance: &Instance, flow: &Flow, v6: bool) -> bool {
     if flow.port != DOMAIN || !matches!(flow.protocol, Protocol::TCP | Protocol::UDP) {
         return false;
     }
-    let Some(header) = instance.head() else { return false };
-    if header.resolver_port == 0 || matches!(instance.judge(flow).settle(|| false), Verdict::Allow) {
+    let (Some(sk), Some(header)) = (FullSk::of_call(ctx), instance.head()) else { return false };
+    let reaches_loopback = matches!(sk.interface(), 0 | LOOPBACK_IFINDEX);
+    if !reaches_loopback
+        || header.resolver_port == 0
+        || matches!(instance.judge(flow).settle(|| false), Verdict::Allow)
+    {
         return false;
     }
-    if let Some(sk) = socket(ctx) {
-        remember(sk, flow);
-    }
+    remember(sk, flow);
     let addr = ctx.sock_addr;
     // SAFETY: the kernel's context, whose address and port these programs may change.
     unsafe {
@@ -206,7 +205,7 @@ fn asked_instead_of(ctx: &SockAddrContext, from: Address) -> Option<Flow> {
     if header.judge_resolver(&flow) != Some(Verdict::Allow) {
         return None;
     }
-    let asked = asked_of(socket(ctx)?, 0);
+    let asked = asked_of(FullSk::of_call(ctx)?, 0);
     if asked.is_null() {
         return None;
     }

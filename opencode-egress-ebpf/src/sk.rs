@@ -3,7 +3,7 @@
 //! Each is read on its own: the verifier knows a socket's fields by their places in it, and the compiler must not compute with
 //! their addresses.
 
-use aya_ebpf::bindings::bpf_sock;
+use aya_ebpf::{bindings::bpf_sock, programs::SockAddrContext};
 use opencode_egress_common::flow::{Address, Flow, Protocol};
 
 use crate::uapi::{AF_INET6, IPPROTO_MPTCP};
@@ -123,6 +123,13 @@ impl FullSk {
     #[inline(always)]
     pub(crate) fn new(sk: *const bpf_sock) -> Option<Self> {
         Some(Self(Sk::new(sk)?))
+    }
+
+    /// The socket of the caller of a connect, a sendmsg, a bind and the like.
+    #[inline(always)]
+    pub(crate) fn of_call(ctx: &SockAddrContext) -> Option<Self> {
+        // SAFETY: the kernel's context, valid while the program runs; it is a full socket in these hooks.
+        Self::new(unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk })
     }
 
     /// Its type, `SOCK_STREAM` and so on.

@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::{BufRead as _, BufReader, ErrorKind, Write as _},
-    net::{TcpListener, UdpSocket},
+    net::{IpAddr, TcpListener, UdpSocket},
     os::{
         fd::AsFd as _,
         unix::net::{UnixListener, UnixStream},
@@ -20,9 +20,11 @@ use opencode_egress::{
     kernel::{
         instance::InstanceIndex,
         loader::{Lifetime, Loaded, load},
+        maps::{LearnedAddress, LoadedPolicy},
     },
     policy::{LogLimits, Policy, Rule, compile::compile},
 };
+use opencode_egress_common::abi::{Learned, RESOLVER_PORTS};
 use rustix::{
     net::sockopt::set_socket_recv_buffer_size_force,
     thread::{LinkNameSpaceType, move_into_link_name_space},
@@ -61,7 +63,9 @@ pub(crate) fn subjects(args: &Args) -> Result<Table> {
             for operation in Operation::ROUND {
                 for one in &mut running {
                     // Only ours gives an error; the others are asked once.
-                    if operation == Operation::Denied && !matches!(one.subject, Subject::Ours(_)) {
+                    if operation == Operation::Denied
+                        && !matches!(one.subject, Subject::Ours(_) | Subject::Named)
+                    {
                         continue;
                     }
                     let nanoseconds = one.batch(operation)?;
@@ -115,7 +119,12 @@ impl Running {
                 floor::confine(&cgroup)?;
                 None
             }
-            Subject::Ours(rules) => Some(confine(&cgroup, rules)?),
+            Subject::Ours(rules) => Some(confine(&cgroup, &policy(rules), vec![])?),
+            Subject::Named => {
+                let policy = named_policy()?;
+                let learned = learned(&policy, destination(subject.rules()))?;
+                Some(confine(&cgroup, &policy, learned)?)
+            }
             _ => None,
         };
         Ok(Self { subject, worker, receiver, _loaded: loaded })
@@ -190,11 +199,31 @@ pub(crate) fn policy(rules: usize) -> Policy {
     Policy { allow: allow.collect::<Result<_, _>>().unwrap_or_default(), ..Policy::default() }
 }
 
-fn confine(cgroup: &Cgroup, rules: usize) -> Result<Loaded> {
+/// A policy that lists one name, for every port.
+fn named_policy() -> Result<Policy> {
+    let mut policy = Policy::default();
+    policy.allow("bench.example/any".parse()?);
+    Ok(policy)
+}
+
+/// What an answer for that name brought, for long.
+fn learned(policy: &Policy, address: impl Into<IpAddr>) -> Result<Vec<LearnedAddress>> {
+    let compiled = compile(policy)?;
+    let name = compiled.names.first().context("a rule for a name")?;
+    let learned = Learned { until: u64::MAX, rule: name.id };
+    Ok(vec![LearnedAddress { address: address.into(), grant: name.grant, learned }])
+}
+
+fn confine(cgroup: &Cgroup, policy: &Policy, learned: Vec<LearnedAddress>) -> Result<Loaded> {
     let mut loaded = load(&Lifetime::Process)?;
     loaded.maps.set_limits(&LogLimits::default())?;
-    loaded.maps.install(InstanceIndex::FIRST, &compile(&policy(rules))?)?;
-    loaded.confine(cgroup, InstanceIndex::FIRST, false, |loaded, hook, cgroup| {
+    let mut loaded_policy = LoadedPolicy::load(&compile(policy)?)?;
+    let names = !learned.is_empty();
+    if names {
+        loaded_policy.with_names(RESOLVER_PORTS.0, 1 << 25, learned);
+    }
+    loaded.maps.put_in_force(vec![(InstanceIndex::FIRST, loaded_policy)])?;
+    loaded.confine(cgroup, InstanceIndex::FIRST, names, |loaded, hook, cgroup| {
         loaded.programs.attach_for_good(hook, cgroup)
     })?;
     Ok(loaded)

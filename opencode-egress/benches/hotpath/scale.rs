@@ -3,6 +3,7 @@
 use std::{
     fmt::Write as _,
     fs,
+    net::IpAddr,
     path::Path,
     time::{Duration, Instant},
 };
@@ -13,10 +14,12 @@ use opencode_egress::{
     kernel::{
         instance::InstanceIndex,
         loader::{Lifetime, load},
+        maps::LearnedAddress,
         pins::Pins,
     },
-    policy::{InstanceName, PolicySet, UnitName, compile::compile, file},
+    policy::{InstanceName, PolicySet, UnitName, compile::compile, file, known::KnownNames},
 };
+use opencode_egress_common::abi::{Learned, NameRuleId};
 
 use crate::{
     measure::{in_force, policy},
@@ -48,6 +51,7 @@ pub(crate) fn measure() -> Result<String> {
         }
     }
     many_instances(&mut line)?;
+    many_names(&mut line)?;
     Ok(text)
 }
 
@@ -132,6 +136,45 @@ fn many_instances(line: &mut impl FnMut(&str, String)) -> Result<()> {
     loaded.maps.install_all(&all)?;
     line("a reload that changes all of them", took(start.elapsed()));
     Ok(())
+}
+
+/// What it takes to know many names: in the kernel, and in the daemon.
+fn many_names(line: &mut impl FnMut(&str, String)) -> Result<()> {
+    const NAMES: u32 = 50;
+    const ADDRESSES: u32 = 20;
+    let pins = Pins::below(Path::new("/sys/fs/bpf/bench-names"))?;
+    let mut loaded = load(&Lifetime::Pinned(pins.maps()))?;
+    let (memory, resident) = (kernel_memory()?, resident()?);
+    let mut known: Vec<KnownNames> = vec![];
+    let until = u64::MAX;
+    for index in (1..=INSTANCES).filter_map(InstanceIndex::new) {
+        let mut names = KnownNames::default();
+        for name in 0..NAMES {
+            let first = 0x0b00_0000 + (index.number() * NAMES + name) * ADDRESSES;
+            let addresses: Vec<_> =
+                (first..first + ADDRESSES).map(|number| IpAddr::from(number.to_be_bytes())).collect();
+            names.learn(&format!("n{name}.bench.example").parse()?, &addresses, until, 0);
+            for address in addresses {
+                let learned = Learned { until, rule: NameRuleId(u64::from(name)) };
+                loaded.maps.learn(index, &LearnedAddress { address, grant: 0, learned })?;
+            }
+        }
+        known.push(names);
+    }
+    let kernel = kernel_memory()?.saturating_sub(memory);
+    let daemon = self::resident()?.saturating_sub(resident);
+    let mib = |bytes: u64| format!("{:.0} MiB", bytes as f64 / 1024.0 / 1024.0);
+    line("1,000 instances of 50 names of 20 addresses, in the kernel", mib(kernel));
+    line("the same, in the daemon", mib(daemon));
+    drop(known);
+    Ok(())
+}
+
+/// What this process has in memory.
+fn resident() -> Result<u64> {
+    let status = fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
+    Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? * 1024)
 }
 
 /// What the kernel holds outside of processes and caches, once it has settled: what was closed before is freed

@@ -12,6 +12,8 @@ pub(crate) enum Subject {
     NoneAgain,
     Floor,
     Ours(usize),
+    /// Ours, with a rule for a name that brought the destination, and none for its network.
+    Named,
     Systemd(usize),
     Nftables(usize),
 }
@@ -23,6 +25,7 @@ impl fmt::Display for Subject {
             Self::NoneAgain => write!(f, "none-again"),
             Self::Floor => write!(f, "floor"),
             Self::Ours(rules) => write!(f, "ours-{rules}"),
+            Self::Named => write!(f, "named"),
             Self::Systemd(rules) => write!(f, "systemd-{rules}"),
             Self::Nftables(rules) => write!(f, "nftables-{rules}"),
         }
@@ -34,7 +37,7 @@ const SIZES: [usize; 4] = [1, 1_000, 10_000, 100_000];
 
 impl Subject {
     pub(crate) fn chosen(args: &Args) -> Vec<Self> {
-        let fixed = [Self::None, Self::NoneAgain, Self::Floor];
+        let fixed = [Self::None, Self::NoneAgain, Self::Floor, Self::Named];
         let sized = [Self::Ours, Self::Systemd, Self::Nftables].map(|kind| SIZES.map(kind));
         let all = fixed.into_iter().chain(sized.into_iter().flatten());
         let wanted = |subject: &Self| {

@@ -70,6 +70,7 @@ pub(crate) fn of(table: &Table) -> String {
             Subject::NoneAgain => ("no policy, again", None),
             Subject::Floor => ("programs that return 1", None),
             Subject::Ours(rules) => ("opencode-egress", Some(rules)),
+            Subject::Named => ("opencode-egress, by name", None),
             Subject::Systemd(rules) => ("systemd `IPAddressAllow`", Some(rules)),
             Subject::Nftables(rules) => ("nftables by cgroup", Some(rules)),
         };

@@ -70,6 +70,9 @@ pub enum Command {
     /// Of an address and port at which the instance itself might listen, also what becomes of a bind.
     Explain(ExplainArgs),
     /// Print the names that answers are known of, their addresses, and for how long new flows may go there
+    ///
+    /// A listed name that nobody asked for yet is not among them. An address is shown for ten minutes after its time is over; flows that
+    /// began before that go on for as long as they live.
     Names(NamesArgs),
     /// Print the last denials, and with --follow those to come
     Events(EventsArgs),

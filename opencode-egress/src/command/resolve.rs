@@ -1,7 +1,7 @@
 //! `resolve`: the resolver.
 
 use std::{
-    io,
+    io::{self, IsTerminal as _},
     os::{
         fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
         unix::{net::UnixStream, process::CommandExt as _},
@@ -35,6 +35,7 @@ pub(super) fn resolve(args: &ResolveArgs) -> Result<()> {
     tracing_subscriber::fmt()
         .with_env_filter(level)
         .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
         .without_time()
         .with_target(false)
         .init();

@@ -57,7 +57,7 @@ pub enum ToResolver {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum FromResolver {
-    /// An answer for a listed name, which waits for [`ToResolver::Learned`].
+    /// An answer for a listed name, or in audit mode for any, which waits for [`ToResolver::Learned`].
     Learn {
         /// Of the resolver's choice, and another one for each.
         id: u64,

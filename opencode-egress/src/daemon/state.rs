@@ -25,12 +25,10 @@ use crate::{
     report::{
         denial::LoggedDenial,
         journal::{Journal, LineCounts},
-        status::{CountersStatus, FailedAttach},
+        status::{CountersStatus, FailedAttach, NEWS},
     },
 };
 
-/// For how long after a denial was lost `status` says that this needs attention.
-pub(super) const NEWS: Duration = Duration::from_secs(60 * 60);
 /// How many denials of each instance are kept for clients that ask for `events`.
 pub(super) const RECENT_EVENTS: usize = 256;
 
@@ -51,17 +49,41 @@ pub(super) struct InstanceState {
     pub(super) left_out: (u64, u64),
     /// When this daemon last saw `lost` grow. What was lost while no daemon ran may have been lost just before its start.
     pub(super) lost_at: Option<Instant>,
-    /// How many sockets were denied to it for it had too many, as this daemon last saw, and when it saw that grow; what was
-    /// before its start may have been just then.
-    pub(super) sockets_denied: (u64, Option<Instant>),
+    /// How many sockets were denied to it for it had too many.
+    pub(super) sockets_denied: Watched,
+    /// How often it was denied an address of a listed name whose time was over.
+    pub(super) names_expired: Watched,
     /// The last start that was not let go on; `None` once one was.
     pub(super) failed_attach: Option<FailedAttach>,
+}
+
+/// A counter, as this daemon last saw it, and when it saw that grow. What was before its start may have been just then.
+pub(super) struct Watched {
+    seen: u64,
+    grew: Option<Instant>,
+}
+
+impl Watched {
+    fn new(count: u64) -> Self {
+        Self { seen: count, grew: (count > 0).then(Instant::now) }
+    }
+
+    /// Takes note of what it is now.
+    pub(super) fn see(&mut self, count: u64) {
+        if count > self.seen {
+            *self = Self::new(count);
+        }
+    }
+
+    /// Whether `status` is to say so; `count` is what it is now.
+    pub(super) fn is_news(&self, count: u64) -> bool {
+        count > self.seen || self.grew.is_some_and(|grew| grew.elapsed() < NEWS)
+    }
 }
 
 impl InstanceState {
     /// An instance without a policy, of which this was counted and logged until now.
     pub(super) fn new(index: InstanceIndex, counters: &CountersStatus, lines: &LineCounts) -> Self {
-        let sockets_denied = counters.denied_for(DropReason::TooManySockets);
         Self {
             index,
             policy: None,
@@ -72,7 +94,8 @@ impl InstanceState {
             recent: VecDeque::new(),
             left_out: (lines.limited_told, lines.lost_told),
             lost_at: (counters.lost > 0).then(Instant::now),
-            sockets_denied: (sockets_denied, (sockets_denied > 0).then(Instant::now)),
+            sockets_denied: Watched::new(counters.denied_for(DropReason::TooManySockets)),
+            names_expired: Watched::new(counters.denied_for(DropReason::NameExpired)),
             failed_attach: None,
         }
     }

@@ -58,6 +58,11 @@ impl Programs {
         to_attach(&self.features, names)
     }
 
+    /// What the kernel may do, as the programs were told.
+    pub fn features(&self) -> Features {
+        self.features
+    }
+
     /// The program of a hook. `None`: the object has none.
     pub fn program(&self, hook: Hook) -> Option<&Program> {
         self.ebpf.program(hook.name())
@@ -122,7 +127,23 @@ impl Programs {
     }
 }
 
+/// How often a program is loaded that a signal keeps from it.
+const LOAD_ATTEMPTS: u32 = 5;
+
+/// Loads a program. The kernel's verifier gives up with EAGAIN when there is a signal for the thread, whatever becomes of the signal
+/// (`do_check`, <https://github.com/torvalds/linux/blob/v6.12/kernel/bpf/verifier.c>), and libbpf tries as often.
 pub(super) fn load_program(program: &mut Program) -> Result<(), ProgramError> {
+    for _ in 1..LOAD_ATTEMPTS {
+        match load_once(program) {
+            Err(ProgramError::LoadError { io_error, .. }) if io_error.kind() == io::ErrorKind::WouldBlock => {
+            }
+            result => return result,
+        }
+    }
+    load_once(program)
+}
+
+fn load_once(program: &mut Program) -> Result<(), ProgramError> {
     match program {
         Program::CgroupSockAddr(program) => program.load(),
         Program::CgroupSkb(program) => program.load(),

@@ -48,7 +48,7 @@ pub struct DenialLine {
     /// What to do instead, where the policy has that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
-    /// The listed name that an answer brought the address for.
+    /// The name whose answer brought the address; in audit mode that may be one that no rule lists.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
 }
@@ -311,6 +311,25 @@ pub(crate) mod tests {
         forged.comm = *b"a\xe2\x80\xae0=diu\0\0\0\0\0\0\0";
         let shown = line(&forged);
         assert!(shown.contains("comm=a?0?diu "), "{shown}");
+    }
+
+    /// As `events --json` has it, and as it comes back over the control socket.
+    #[test]
+    fn a_refused_question_is_the_documented_json() {
+        let line = QuestionLine {
+            query: "evil.example".to_owned(),
+            qtype: "A".to_owned(),
+            reason: "name-not-allowed".to_owned(),
+            address: None,
+            uid: Some(987),
+            suppressed: 0,
+            audit: false,
+        };
+        let event = LoggedDenial { time: 7, instance: "a".to_owned(), line: Line::Question(line) };
+        let text = serde_json::to_string(&event).expect("JSON");
+        let documented = r#"{"time":7,"instance":"a","query":"evil.example","type":"A","reason":"name-not-allowed","uid":987,"suppressed":0,"audit":false}"#;
+        assert_eq!(text, documented);
+        assert_eq!(serde_json::from_str::<LoggedDenial>(&text).expect("an event"), event);
     }
 
     #[test]

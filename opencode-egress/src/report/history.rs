@@ -132,7 +132,7 @@ impl Collected {
             })
             .collect();
         let names = self.names.into_iter();
-        let names = names.map(|(name, attempts)| DeniedName { name, ports: vec![], attempts }).collect();
+        let names = names.map(|(name, attempts)| DeniedName { name, attempts }).collect();
         History { destinations, names, left_out: self.left_out }
     }
 }
@@ -173,7 +173,7 @@ mod tests {
             denied("not-allowed", 9, None),
             denied("not-allowed", 1, Some("a.example.org")),
         ];
-        let names = vec![DeniedName { name: "api.example.org".to_owned(), ports: vec![], attempts: 4 }];
+        let names = vec![DeniedName { name: "api.example.org".to_owned(), attempts: 4 }];
         assert_eq!(collected.history(), History { destinations, names, left_out: 6 });
     }
 }

@@ -3,7 +3,10 @@
 use opencode_egress_common::reason::DropReason;
 use prometheus::{IntCounterVec, IntGaugeVec, Opts, Registry, Result, TextEncoder};
 
-use crate::report::status::{CountersStatus, InstanceStatus, Status};
+use crate::{
+    control::learned::QueryReason,
+    report::status::{CountersStatus, InstanceStatus, NamesStatus, Status},
+};
 
 /// The media type of [`exposition`].
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -35,6 +38,9 @@ pub fn exposition(status: &Status) -> Result<String> {
     for (name, instance) in instances {
         families.set_instance(name, instance);
         families.set_counters(name, &instance.counters);
+        if let Some(names) = &instance.names {
+            families.set_names(name, names);
+        }
     }
     TextEncoder::new().encode_to_string(&families.registry.gather())
 }
@@ -67,6 +73,12 @@ struct Families {
     suppressed: IntCounterVec,
     rate_limited: IntCounterVec,
     lost: IntCounterVec,
+    known_names: IntGaugeVec,
+    known_addresses: IntGaugeVec,
+    questions: IntCounterVec,
+    questions_refused: IntCounterVec,
+    questions_rate_limited: IntCounterVec,
+    questions_lost: IntCounterVec,
 }
 
 impl Families {
@@ -103,6 +115,12 @@ impl Families {
             suppressed: counter("opencode_egress_suppressed_events_total", "Denials folded into an earlier line of the same destination.", &instance)?,
             rate_limited: counter("opencode_egress_rate_limited_events_total", "Denials that the rate limit left out of the log.", &instance)?,
             lost: counter("opencode_egress_lost_events_total", "Denials that found no room in the ring buffer, or whose line found none on its way to the log.", &instance)?,
+            known_names: gauge("opencode_egress_known_names", "Listed names that answers are known of.", &instance)?,
+            known_addresses: gauge("opencode_egress_known_addresses", "Addresses that these answers brought.", &instance)?,
+            questions: counter("opencode_egress_questions_total", "Questions for names, by what became of them.", &[INSTANCE, "outcome"])?,
+            questions_refused: counter("opencode_egress_questions_refused_total", "Refused questions; in audit mode they were answered.", &reason)?,
+            questions_rate_limited: counter("opencode_egress_questions_rate_limited_total", "Refused questions that the rate limit left out of the log.", &instance)?,
+            questions_lost: counter("opencode_egress_questions_lost_total", "Refused questions that found no room on their way to the log.", &instance)?,
             registry,
         })
     }
@@ -146,6 +164,26 @@ impl Families {
             }
         }
     }
+
+    fn set_names(&self, name: &str, NamesStatus { known, addresses, questions, .. }: &NamesStatus) {
+        self.known_names.with_label_values(&[name]).set(gauge(*known));
+        self.known_addresses.with_label_values(&[name]).set(gauge(*addresses));
+        for (outcome, value) in [
+            ("cached", questions.cached),
+            ("answered", questions.answered),
+            ("refused", questions.refused),
+            ("failed", questions.failed),
+        ] {
+            self.questions.with_label_values(&[name, outcome]).inc_by(value);
+        }
+        // What was asked for is in the journal alone: an agent chooses it, and each would be a series.
+        self.questions_refused.with_label_values(&[name, QueryReason::NameNotAllowed.as_str()]);
+        for (reason, value) in &questions.refused_by_reason {
+            self.questions_refused.with_label_values(&[name, reason]).inc_by(*value);
+        }
+        self.questions_rate_limited.with_label_values(&[name]).inc_by(questions.limited);
+        self.questions_lost.with_label_values(&[name]).inc_by(questions.lost);
+    }
 }
 
 #[cfg(test)]
@@ -153,7 +191,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::report::status::{SocketsStatus, UnitStatus};
+    use crate::report::status::{QuestionsStatus, SocketsStatus, UnitStatus};
 
     fn unit(name: &str, running: bool, links: usize, late: bool) -> UnitStatus {
         UnitStatus {
@@ -194,7 +232,23 @@ mod tests {
                 folded: 4,
                 limited: 2,
             },
-            names: None,
+            names: Some(NamesStatus {
+                rules: 2,
+                known: 3,
+                addresses: 7,
+                questions: QuestionsStatus {
+                    questions: 19,
+                    cached: 8,
+                    answered: 5,
+                    refused: 4,
+                    failed: 2,
+                    lost: 1,
+                    limited: 6,
+                    refused_by_reason: by_reason(&[("forbidden-address", 3)]),
+                    ..QuestionsStatus::default()
+                },
+                ..NamesStatus::default()
+            }),
             last_denial: None,
             removed: false,
             detached: false,
@@ -241,6 +295,16 @@ mod tests {
             "opencode_egress_suppressed_events_total{opencode_instance=\"a\"} 4",
             "opencode_egress_rate_limited_events_total{opencode_instance=\"a\"} 2",
             "opencode_egress_lost_events_total{opencode_instance=\"a\"} 1",
+            "opencode_egress_known_names{opencode_instance=\"a\"} 3",
+            "opencode_egress_known_addresses{opencode_instance=\"a\"} 7",
+            "opencode_egress_questions_total{opencode_instance=\"a\",outcome=\"cached\"} 8",
+            "opencode_egress_questions_total{opencode_instance=\"a\",outcome=\"answered\"} 5",
+            "opencode_egress_questions_total{opencode_instance=\"a\",outcome=\"refused\"} 4",
+            "opencode_egress_questions_total{opencode_instance=\"a\",outcome=\"failed\"} 2",
+            "opencode_egress_questions_refused_total{opencode_instance=\"a\",reason=\"name-not-allowed\"} 0",
+            "opencode_egress_questions_refused_total{opencode_instance=\"a\",reason=\"forbidden-address\"} 3",
+            "opencode_egress_questions_rate_limited_total{opencode_instance=\"a\"} 6",
+            "opencode_egress_questions_lost_total{opencode_instance=\"a\"} 1",
         ] {
             assert!(text.lines().any(|line| line == sample), "no `{sample}` in\n{text}");
         }

@@ -1,6 +1,6 @@
 //! What `status` and `top` show, as data. [`crate::report::view`] puts it into words.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use opencode_egress_common::{
     abi::{Counter, Counters},
@@ -9,6 +9,9 @@ use opencode_egress_common::{
 use serde::{Deserialize, Serialize};
 
 use crate::report::{denial::LoggedDenial, journal::LineCounts};
+
+/// For how long after it happened something needs attention.
+pub(crate) const NEWS: Duration = Duration::from_secs(60 * 60);
 
 /// What the daemon says of itself and of every instance.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -79,6 +82,9 @@ pub struct NamesStatus {
     pub port: u16,
     /// Its questions.
     pub questions: QuestionsStatus,
+    /// It was denied an address whose time was over within the last hour, or perhaps while no daemon ran.
+    #[serde(default)]
+    pub expired_lately: bool,
 }
 
 /// Questions of an instance, since the daemon knows of them.
@@ -94,6 +100,9 @@ pub struct QuestionsStatus {
     pub refused: u64,
     /// Neither: no server answered, or too many waited.
     pub failed: u64,
+    /// Some of those failed within the last hour.
+    #[serde(default)]
+    pub failed_lately: bool,
     /// Refused ones that the resolver did not tell of, for want of room.
     pub lost: u64,
     /// Refused ones that the rate limit left out of the log.

@@ -8,7 +8,7 @@ use anstyle::{AnsiColor, Style};
 use crate::report::{
     denial::{DenialLine, Line, QuestionLine},
     human::{ago, bytes, count, local_time},
-    status::{FailedAttach, InstanceStatus, SocketsStatus, Status, UnitStatus},
+    status::{FailedAttach, InstanceStatus, NamesStatus, SocketsStatus, Status, UnitStatus},
 };
 
 /// How much something matters, the most first.
@@ -128,6 +128,28 @@ impl InstanceStatus {
                 "`ss -tuanpe` shows who has them, and `limits` in the policy file is how many there may be";
             add(Severity::Look, format!("it has {open} of {limit} sockets{denied}; {remedy}"));
         }
+        if let Some(NamesStatus { questions, expired_lately, .. }) = &self.names {
+            if *expired_lately {
+                let which = format!("`journalctl -t opencode-{name}-blocked EGRESS_REASON=name-expired`");
+                let text = "flows to addresses whose time was over were denied lately";
+                add(
+                    Severity::Look,
+                    format!(
+                        "{text}: a client keeps addresses longer than it was told; {which} says which, restart it"
+                    ),
+                );
+            }
+            if questions.failed_lately {
+                let failed = count(questions.failed);
+                let why = "no server answered them, or too many waited";
+                let remedy =
+                    "`resolver` in the policy file, or else the host's resolv.conf, says who is asked";
+                add(
+                    Severity::Look,
+                    format!("{failed} questions for names failed, some lately: {why}; {remedy}"),
+                );
+            }
+        }
         if self.mode == "audit" {
             add(Severity::Open, "mode audit: what the policy denies is told, and passes".to_owned());
         }
@@ -149,8 +171,17 @@ pub fn denial(line: &Line) -> String {
         Line::Flow(line) => denied_flow(line),
         Line::Question(QuestionLine { query, qtype, reason, audit, .. }) => {
             let audit = if *audit { " (audit: it was answered)" } else { "" };
-            format!("{qtype} {query} {reason}{audit}")
+            format!("{qtype} {} {reason}{audit}", short(query))
         }
+    }
+}
+
+/// The end of a long name, which says whose it is; what stands before it may be an agent's.
+fn short(name: &str) -> String {
+    const LONGEST: usize = 64;
+    match name.char_indices().rev().nth(LONGEST - 1) {
+        Some((start, _)) if start > 0 => format!("…{}", &name[start..]),
+        _ => name.to_owned(),
     }
 }
 
@@ -209,7 +240,24 @@ pub fn text(status: &Status, now: u64) -> String {
             &format!("{name}: sockets of {outlived} earlier {starts} are open; they stay confined"),
         );
     }
+    for (name, instance) in instances {
+        if let Some(names) = &instance.names {
+            line(&mut text, &format!("{name}: {}", names_text(names)));
+        }
+    }
     text
+}
+
+fn names_text(NamesStatus { known, addresses, questions, .. }: &NamesStatus) -> String {
+    let number = |number: usize| count(number as u64);
+    format!(
+        "{} names with {} addresses are known; questions: {}, refused {}, failed {}",
+        number(*known),
+        number(*addresses),
+        count(questions.questions),
+        count(questions.refused),
+        count(questions.failed)
+    )
 }
 
 /// The width of each column of rows of equal length.
@@ -228,190 +276,4 @@ fn line(text: &mut String, line: &str) {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
-    use super::*;
-    use crate::report::{denial::LoggedDenial, status::CountersStatus};
-
-    fn unit(name: &str, running: bool, links: usize) -> UnitStatus {
-        UnitStatus {
-            unit: format!("{name}.service"),
-            running,
-            unlisted: false,
-            links,
-            hooks: 10,
-            late: false,
-            users: vec![],
-        }
-    }
-
-    pub(crate) fn instance(units: Vec<UnitStatus>) -> InstanceStatus {
-        let counters = CountersStatus {
-            allowed_packets: 12_345,
-            allowed_bytes: 5_000_000,
-            denied_packets: 3,
-            lines: 2,
-            ..CountersStatus::default()
-        };
-        InstanceStatus {
-            mode: "enforce".to_owned(),
-            generation: 2,
-            rules: [3, 1, 1],
-            entries: 9,
-            units,
-            removed: false,
-            detached: false,
-            lost_lately: false,
-            sockets: SocketsStatus { open: 12, limit: 4096, denied_lately: false },
-            outlived: 0,
-            outlived_denials: 0,
-            failed_attach: None,
-            counters,
-            names: None,
-            last_denial: None,
-        }
-    }
-
-    pub(crate) fn event(time: u64) -> LoggedDenial {
-        let line = DenialLine {
-            proto: "tcp".to_owned(),
-            dst: [203, 0, 113, 9].into(),
-            dport: 443,
-            asked: None,
-            lport: None,
-            hook: "connect4".to_owned(),
-            reason: "not-allowed".to_owned(),
-            pid: 42,
-            comm: "node".to_owned(),
-            uid: 987,
-            suppressed: 0,
-            generation: 2,
-            audit: false,
-            hint: None,
-            name: None,
-        };
-        LoggedDenial { time, instance: "b".to_owned(), line: Line::Flow(line) }
-    }
-
-    /// `a` is as it should be; everything that can be the matter is the matter with the others.
-    pub(crate) fn status() -> Status {
-        let full = 10;
-        let a = instance(vec![unit("a", true, full), unit("a-setup", false, 0)]);
-        let mut b = instance(vec![unit("b", true, full)]);
-        b.units[0].late = true;
-        b.last_denial = Some(event(940));
-        b.counters.lost = 7;
-        b.lost_lately = true;
-        let mut c = instance(vec![unit("c", true, 0)]);
-        c.detached = true;
-        let mut d = instance(vec![unit("d", true, 9), unit("d2", true, full)]);
-        d.mode = "audit".to_owned();
-        d.last_denial = Some(event(940));
-        if let Some(LoggedDenial { line: Line::Flow(line), .. }) = &mut d.last_denial {
-            line.audit = true;
-        }
-        let e = instance(vec![unit("e", false, 0)]);
-        let mut f = instance(vec![unit("f", true, full)]);
-        f.removed = true;
-        f.units[0].unlisted = true;
-        let mut g = instance(vec![unit("g", true, full), unit("g2", true, full)]);
-        g.units[1].unlisted = true;
-        let instances = [("a", a), ("b", b), ("c", c), ("d", d), ("e", e), ("f", f), ("g", g)];
-        Status {
-            version: "0.1.0".to_owned(),
-            config: "policy.json".to_owned(),
-            reload_error: Some("policy.json:3:1: an error".to_owned()),
-            applied: 0,
-            not_reset: vec![],
-            troubles: vec![],
-            instances: instances.map(|(name, instance)| (name.to_owned(), instance)).into(),
-        }
-    }
-
-    #[test]
-    fn what_needs_attention_comes_first_and_in_words() {
-        let mut status = status();
-        status.not_reset.push("parts of MPTCP connections that were reset: 1".to_owned());
-        status.troubles.push("the log has taken no line for 7 s".to_owned());
-        let plain = anstream::adapter::strip_str(&text(&status, 1000)).to_string();
-        let expect = "\
-opencode-egress 0.1.0, policy policy.json
-! c: c.service is not confined, it was detached on request; `opencode-egress reload` confines it again
-! d: d.service runs with 9 of 10 hooks
-! d: mode audit: what the policy denies is told, and passes
-! b: b.service was running before it was confined; restart it
-! b: 7 denials never reached the log, some lately; counters and `suggest` have them
-! f: f.service runs, and the policy file does not have this instance any more: everything is denied to it; stop it
-! g: g2.service is not listed any more; this policy holds it until it stops
-! the log has taken no line for 7 s
-! the last reload was not applied: policy.json:3:1: an error
-! parts of MPTCP connections that were reset: 1
-
-INSTANCE  MODE     UNITS                    LINKS  GEN  RULES  SOCKETS     ALLOWED         DENIED  LOGGED  LOST  LAST DENIAL
-a         enforce  1/1 confined, 1 stopped  10/10  2    5      12 of 4096  12.3k (5.0 MB)  3       2       0     -
-b         enforce  1/1 confined             10/10  2    5      12 of 4096  12.3k (5.0 MB)  3       2       7     tcp 203.0.113.9:443 not-allowed, 1m ago
-c         enforce  0/1 confined             0/10   2    5      12 of 4096  12.3k (5.0 MB)  3       2       0     -
-d         audit    1/2 confined             19/20  2    5      12 of 4096  12.3k (5.0 MB)  3       2       0     tcp 203.0.113.9:443 not-allowed (audit: it passed), 1m ago
-e         enforce  stopped                  -      2    5      12 of 4096  12.3k (5.0 MB)  3       2       0     -
-f         enforce  1/1 confined             10/10  2    5      12 of 4096  12.3k (5.0 MB)  3       2       0     -
-g         enforce  2/2 confined             20/20  2    5      12 of 4096  12.3k (5.0 MB)  3       2       0     -
-";
-        assert_eq!(plain, expect);
-    }
-
-    #[test]
-    fn what_outlived_its_unit_needs_attention_when_something_is_denied_to_it() {
-        let mut status = status();
-        status.reload_error = None;
-        status.instances.retain(|name, _| name == "a");
-        let a = status.instances.get_mut("a").expect("a");
-        a.outlived = 2;
-        let quiet = text(&status, 1000);
-        assert!(quiet.contains("\nnothing needs attention\n"), "{quiet}");
-        assert!(quiet.ends_with("a: sockets of 2 earlier starts are open; they stay confined\n"), "{quiet}");
-        status.instances.get_mut("a").expect("a").outlived_denials = 3;
-        let loud = text(&status, 1000);
-        assert!(loud.contains("! a: 3 denials came from sockets of earlier starts"), "{loud}");
-    }
-
-    #[test]
-    fn a_start_that_failed_needs_attention() {
-        let mut status = status();
-        status.reload_error = None;
-        status.instances.retain(|name, _| name == "a");
-        let a = status.instances.get_mut("a").expect("a");
-        let why = "the kernel refuses".to_owned();
-        a.failed_attach = Some(FailedAttach { time: 990, unit: "a.service".to_owned(), why });
-        a.units[1].users = vec![1000];
-        let text = text(&status, 1000);
-        assert!(
-            text.contains("! a: a a-setup.service runs in user 1000's own systemd, which nothing"),
-            "{text}"
-        );
-        assert!(text.contains("! a: the last `attach` of a.service failed, at 19"), "{text}");
-        assert!(text.contains(": the kernel refuses"), "{text}");
-    }
-
-    #[test]
-    fn a_limit_that_is_reached_needs_attention() {
-        let notices = |open, denied_lately| {
-            let mut a = instance(vec![unit("a", true, 10)]);
-            a.sockets = SocketsStatus { open, limit: 64, denied_lately };
-            a.notices("a").into_iter().map(|notice| notice.text).collect::<Vec<_>>().join("\n")
-        };
-        let remedy =
-            "`ss -tuanpe` shows who has them, and `limits` in the policy file is how many there may be";
-        assert_eq!(notices(63, false), "");
-        assert_eq!(notices(64, false), format!("a: it has 64 of 64 sockets; {remedy}"));
-        let lately = format!("a: it has 3 of 64 sockets, and was lately denied more; {remedy}");
-        assert_eq!(notices(3, true), lately);
-    }
-
-    #[test]
-    fn all_well_is_said() {
-        let mut status = status();
-        status.reload_error = None;
-        status.instances.retain(|name, _| name == "a");
-        let text = text(&status, 1000);
-        assert!(text.contains("\nnothing needs attention\n") && !text.contains('!'), "{text}");
-    }
-}
+pub(crate) mod tests;

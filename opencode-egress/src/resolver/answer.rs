@@ -4,37 +4,20 @@ use std::{net::IpAddr, str::FromStr as _, sync::LazyLock};
 
 use hickory_proto::{
     ProtoError,
-    op::{Edns, Message, MessageType, OpCode, Query, ResponseCode},
+    op::{Edns, Message, MessageType, ResponseCode},
     rr::{
         Name, RData, Record,
         rdata::{A, AAAA, SOA, opt::EdnsOption},
     },
 };
 
-use crate::resolver::question::MOST_UDP;
+use crate::resolver::question::{Client, MOST_UDP};
 
 /// For how long a client may remember that a name is refused, in seconds: lists change.
 const REFUSED_TTL: u32 = 5;
 
 /// The option of an extended error (RFC 8914).
 const EXTENDED_ERROR: u16 = 15;
-
-/// What of a question its answer needs.
-#[derive(Clone, Debug)]
-pub struct Client {
-    /// The message's number.
-    pub id: u16,
-    /// What it asked for, which is a query unless the answer is that this is all that is known.
-    pub opcode: OpCode,
-    /// Said again in the answer.
-    pub recursion_desired: bool,
-    /// The question with the client's upper and lower case; `None` where it could not be read.
-    pub query: Option<Query>,
-    /// It has EDNS, so its answer has.
-    pub edns: bool,
-    /// How long an answer by UDP may be.
-    pub most_udp: u16,
-}
 
 /// Why there is no better answer, for people: no client acts on it (RFC 8914).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

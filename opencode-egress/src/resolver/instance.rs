@@ -22,11 +22,11 @@ use crate::{
     control::learned::{FromResolver, QueryReason},
     report::human::error_chain,
     resolver::{
-        answer::{Answer, Client, Reason},
+        answer::{Answer, Reason},
         cache::{Cache, Key, Known},
         names::{Listed, Names},
         outbox::{Outbox, Tally},
-        question::{Question, escaped},
+        question::{Client, Question, Unreadable, escaped},
         reply::Reply,
         upstream::Upstream,
     },
@@ -81,7 +81,7 @@ enum Outcome {
 pub(super) enum Step {
     /// Answer this.
     Answer(Vec<u8>),
-    /// Wait for [`Instance::wait`].
+    /// Wait for [`Waiting::wait`].
     Wait(Waiting),
     /// Nothing.
     Nothing,
@@ -152,12 +152,11 @@ impl Instance {
 
     /// Answers what can be answered at once.
     pub(super) fn take(self: &Rc<Self>, bytes: &[u8], source: SocketAddr, transport: Transport) -> Step {
-        let question = Question::read(bytes);
-        let unreadable = match question {
+        let (client, code) = match Question::read(bytes) {
             Ok(question) => return self.judge(question, source, transport),
-            Err(unreadable) => unreadable,
+            Err(Unreadable::Nothing) => return Step::Nothing,
+            Err(Unreadable::Error(client, code)) => (client, code),
         };
-        let Some((client, answer)) = unreadable.answer() else { return Step::Nothing };
         self.tally.count(|counts| {
             counts.questions += 1;
             counts.refused += 1;
@@ -167,7 +166,7 @@ impl Instance {
             .as_ref()
             .map_or_else(Default::default, |query| (escaped(&query.name), query.query_type.to_string()));
         self.tell(name, qtype, QueryReason::Unreadable, source);
-        written(&answer, client, most(client, transport))
+        written(&Answer { code, ..Answer::default() }, &client, most(&client, transport))
     }
 
     fn judge(self: &Rc<Self>, question: Question, source: SocketAddr, transport: Transport) -> Step {
@@ -290,7 +289,11 @@ impl Instance {
                     Err(reason) => return Outcome::Failed(ResponseCode::NXDomain, reason),
                 }
             }
-            Ok(Reply::Addresses { addresses, ttl }) => (Known::Addresses(addresses.into()), ttl),
+            Ok(Reply::Addresses { addresses, ttl }) => {
+                // In audit mode. The daemon is told for its lines alone, so one that is gone is no reason to refuse.
+                let addresses = self.learn(key, addresses.clone(), ttl).await.unwrap_or(addresses);
+                (Known::Addresses(addresses.into()), ttl)
+            }
             Ok(Reply::Nothing { exists, ttl }) => (Known::Nothing { exists }, ttl),
             // The aliases were followed.
             Ok(Reply::Alias { .. }) => return Outcome::Failed(ResponseCode::ServFail, Reason::NoServer),

@@ -8,13 +8,28 @@ use hickory_proto::{
     serialize::binary::{BinDecodable as _, BinDecoder},
 };
 
-use crate::resolver::answer::{Answer, Client};
-
 /// Without EDNS, an answer by UDP has at most so many bytes (RFC 1035, 4.2.1).
 const PLAIN_UDP: u16 = 512;
 
 /// With EDNS, whatever the client says that it takes: what passes every link in one piece (RFC 9715).
 pub const MOST_UDP: u16 = 1232;
+
+/// What of a question its answer needs.
+#[derive(Clone, Debug)]
+pub struct Client {
+    /// The message's number.
+    pub id: u16,
+    /// What it asked for, which is a query unless the answer is that this is all that is known.
+    pub opcode: OpCode,
+    /// Said again in the answer.
+    pub recursion_desired: bool,
+    /// The question with the client's upper and lower case; `None` where it could not be read.
+    pub query: Option<Query>,
+    /// It has EDNS, so its answer has.
+    pub edns: bool,
+    /// How long an answer by UDP may be.
+    pub most_udp: u16,
+}
 
 /// A question that can be judged: one name and type, class IN.
 #[derive(Clone, Debug)]
@@ -86,33 +101,11 @@ impl Question {
     }
 }
 
-impl Unreadable {
-    /// What to answer, if anything.
-    pub fn answer(&self) -> Option<(&Client, Answer<'static>)> {
-        match self {
-            Self::Nothing => None,
-            Self::Error(client, code) => Some((client, Answer { code: *code, ..Answer::default() })),
-        }
-    }
-}
-
 /// A name in lower case without a final dot, if it has only letters, digits, hyphens and underscores: no rule has others.
 pub fn text(name: &Name) -> Option<String> {
-    let mut text = String::with_capacity(name.len());
-    for label in name {
-        if !text.is_empty() {
-            text.push('.');
-        }
-        for byte in label {
-            match byte {
-                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' => {
-                    text.push(byte.to_ascii_lowercase().into());
-                }
-                _ => return None,
-            }
-        }
-    }
-    Some(text)
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_".contains(byte);
+    let is_plain = name.iter().all(|label| label.iter().all(plain));
+    is_plain.then(|| escaped(name))
 }
 
 /// Any name, in lower case and without a final dot. What is not printable, and a dot within a label, is escaped (RFC 1035, 5.1).

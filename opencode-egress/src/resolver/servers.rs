@@ -1,7 +1,7 @@
 //! Whom to ask.
 
 use std::{
-    fs, io,
+    fs,
     net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6},
     os::unix::fs::MetadataExt as _,
     path::PathBuf,
@@ -54,9 +54,8 @@ impl Servers {
             modified: metadata.modified().ok(),
         });
         if self.read.is_empty() || mark != self.mark {
-            let read = fs::read(&self.file).and_then(|text| parse(&text).map_err(io::Error::other));
-            match read {
-                Ok(servers) => self.read = servers,
+            match fs::read(&self.file) {
+                Ok(text) => self.read = parse(&text),
                 // As it was, or as with an empty one.
                 Err(error) => {
                     warn!("cannot read servers in {}: {error}", self.file.display());
@@ -71,31 +70,38 @@ impl Servers {
     }
 }
 
-/// The servers of a `resolv.conf`; without any, this machine's (resolv.conf(5)).
-fn parse(text: &[u8]) -> Result<Vec<SocketAddr>, resolv_conf::ParseError> {
-    let config = resolv_conf::Config::parse(text)?;
-    let mut servers: Vec<_> = config.nameservers.iter().filter_map(server).collect();
+/// The servers of a `resolv.conf`; without any, this machine's (resolv.conf(5)). As in the C library, a line that cannot be read is none:
+/// the parser would have the whole file be none.
+fn parse(text: &[u8]) -> Vec<SocketAddr> {
+    let lines = text.split(|byte| *byte == b'\n').filter(|line| line.starts_with(b"nameserver"));
+    let configs = lines.filter_map(|line| match resolv_conf::Config::parse(line) {
+        Ok(config) => Some(config),
+        Err(error) => {
+            warn!("not asking the server of `{}`: {error}", line.escape_ascii());
+            None
+        }
+    });
+    let mut servers: Vec<_> = configs.flat_map(|config| config.nameservers).filter_map(server).collect();
     if servers.is_empty() {
         servers.push(of_this_machine());
     }
-    Ok(servers)
+    servers
 }
 
 fn of_this_machine() -> SocketAddr {
     (Ipv4Addr::LOCALHOST, PORT).into()
 }
 
-fn server(server: &ScopedIp) -> Option<SocketAddr> {
-    let scope = match server {
+fn server(server: ScopedIp) -> Option<SocketAddr> {
+    let (address, name) = match server {
         ScopedIp::V6(address, Some(scope)) => (address, scope),
-        other => return Some((IpAddr::from(other.clone()), PORT).into()),
+        other => return Some((IpAddr::from(other), PORT).into()),
     };
-    let (address, name) = scope;
-    let index = name.parse().ok().or_else(|| interface(name));
+    let index = name.parse().ok().or_else(|| interface(&name));
     if index.is_none() {
         warn!("not asking the server {address}%{name}: there is no such interface");
     }
-    Some(SocketAddrV6::new(*address, PORT, 0, index?).into())
+    Some(SocketAddrV6::new(address, PORT, 0, index?).into())
 }
 
 /// An interface's number.

@@ -6,9 +6,14 @@ use std::{
     process::Command,
 };
 
-use opencode_egress::report::{
-    metrics::exposition,
-    status::{CountersStatus, InstanceStatus, SocketsStatus, Status, UnitStatus},
+use opencode_egress::{
+    control::learned::QueryReason,
+    report::{
+        metrics::exposition,
+        status::{
+            CountersStatus, InstanceStatus, NamesStatus, QuestionsStatus, SocketsStatus, Status, UnitStatus,
+        },
+    },
 };
 use opencode_egress_common::reason::DropReason;
 
@@ -42,7 +47,15 @@ fn everything() -> String {
             denied_bytes_by_reason: by_reason,
             ..CountersStatus::default()
         },
-        names: None,
+        names: Some(NamesStatus {
+            questions: QuestionsStatus {
+                refused_by_reason: QueryReason::ALL
+                    .map(|reason| (reason.as_str().to_owned(), 1_u64 << 60))
+                    .into(),
+                ..QuestionsStatus::default()
+            },
+            ..NamesStatus::default()
+        }),
         last_denial: None,
         removed: false,
         detached: false,
@@ -128,14 +141,18 @@ fn the_documentation_lists_every_metric_and_no_other() {
     assert_eq!(named(&read("docs/monitoring.md")), exported());
 }
 
-#[test]
-fn every_drop_reason_is_explained_to_operators() {
-    let operating = read("docs/operating.md");
-    let rows: Vec<_> =
-        operating.lines().filter_map(|line| line.strip_prefix("| `")?.split_once(" | ")).collect();
-    for reason in DropReason::ALL {
-        let name = format!("`{}`", reason.name());
+/// Fails unless each of these reasons has a row, alone or with others, in a table of a document.
+fn assert_explained<'a>(document: &str, reasons: impl Iterator<Item = &'a str>) {
+    let text = read(document);
+    let rows: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("| `")?.split_once(" | ")).collect();
+    for name in reasons.map(|reason| format!("`{reason}`")) {
         let explained = rows.iter().any(|(names, _)| format!("`{names}").split(", ").any(|one| one == name));
-        assert!(explained, "docs/operating.md has no row for {name}");
+        assert!(explained, "{document} has no row for {name}");
     }
+}
+
+#[test]
+fn every_reason_is_explained_to_operators() {
+    assert_explained("docs/operating.md", DropReason::ALL.iter().map(|reason| reason.name()));
+    assert_explained("docs/names.md", QueryReason::ALL.iter().map(|reason| reason.as_str()));
 }

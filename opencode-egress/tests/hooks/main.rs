@@ -18,6 +18,7 @@ mod holders;
 mod ipsec;
 mod joins;
 mod listeners;
+mod names;
 mod network;
 mod numbers;
 mod pins;
@@ -31,6 +32,7 @@ mod sys;
 mod tcp;
 mod udp;
 mod uring;
+mod verifier;
 mod witness;
 mod world;
 

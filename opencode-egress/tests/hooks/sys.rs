@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::{SocketAddr, TcpListener},
+    net::{IpAddr, SocketAddr, TcpListener},
     os::fd::{AsRawFd, FromRawFd as _, OwnedFd},
 };
 
@@ -101,6 +101,71 @@ pub(crate) fn send_to(
     let (fd, len) = (socket.as_raw_fd(), data.len());
     // SAFETY: the data and the address are readable.
     check(unsafe { libc::sendto(fd, data.as_ptr().cast(), len, flags, to.as_ptr(), to.len()) })
+}
+
+/// Receives, and says what and where from.
+pub(crate) fn receive_from(socket: &impl AsRawFd) -> io::Result<(Vec<u8>, SocketAddr)> {
+    let (mut data, mut address) = ([0_u8; 512], [0_u8; 28]);
+    let mut len: libc::socklen_t = 28;
+    let fd = socket.as_raw_fd();
+    let from = address.as_mut_ptr().cast();
+    // SAFETY: the kernel writes at most as many bytes as it is told.
+    let received = unsafe { libc::recvfrom(fd, data.as_mut_ptr().cast(), data.len(), 0, from, &raw mut len) };
+    Ok((data[..check(received)?].to_vec(), parse(&address)?))
+}
+
+/// The same by `recvmsg`.
+pub(crate) fn receive_message(socket: &impl AsRawFd) -> io::Result<(Vec<u8>, SocketAddr)> {
+    let (mut data, mut address) = ([0_u8; 512], [0_u8; 28]);
+    let mut iov = libc::iovec { iov_base: data.as_mut_ptr().cast(), iov_len: data.len() };
+    // SAFETY: all zeros is a msghdr without address, data and control messages.
+    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+    header.msg_name = address.as_mut_ptr().cast();
+    header.msg_namelen = 28;
+    header.msg_iov = &raw mut iov;
+    header.msg_iovlen = 1;
+    // SAFETY: what the header points to lives until the call returns, and is as long as it says.
+    let received = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut header, 0) };
+    Ok((data[..check(received)?].to_vec(), parse(&address)?))
+}
+
+/// The peer, as the socket says.
+pub(crate) fn peer(socket: &impl AsRawFd) -> io::Result<SocketAddr> {
+    let mut address = [0_u8; 28];
+    let mut len: libc::socklen_t = 28;
+    // SAFETY: the kernel writes at most `len` bytes.
+    let result = unsafe { libc::getpeername(socket.as_raw_fd(), address.as_mut_ptr().cast(), &raw mut len) };
+    check(result as isize)?;
+    parse(&address)
+}
+
+/// Reads an address as the kernel writes it.
+fn parse(bytes: &[u8; 28]) -> io::Result<SocketAddr> {
+    let port = u16::from_be_bytes([bytes[2], bytes[3]]);
+    let address: IpAddr = match c_int::from(u16::from_ne_bytes([bytes[0], bytes[1]])) {
+        libc::AF_INET => <[u8; 4]>::try_from(&bytes[4..8]).expect("four").into(),
+        libc::AF_INET6 => <[u8; 16]>::try_from(&bytes[8..24]).expect("sixteen").into(),
+        family => return Err(io::Error::other(format!("an address of family {family}"))),
+    };
+    Ok(SocketAddr::new(address, port))
+}
+
+/// An option whose value is a number.
+pub(crate) fn get(socket: &impl AsRawFd, level: c_int, name: c_int) -> io::Result<c_int> {
+    let (mut value, mut len): (c_int, libc::socklen_t) = (0, 4);
+    let fd = socket.as_raw_fd();
+    // SAFETY: the kernel writes at most `len` bytes.
+    let result = unsafe { libc::getsockopt(fd, level, name, (&raw mut value).cast(), &raw mut len) };
+    check(result as isize).map(|_| value)
+}
+
+/// Sends messages in one call, and says how many.
+pub(crate) fn send_messages(socket: &impl AsRawFd, messages: &[Message]) -> io::Result<usize> {
+    let mut headers: Vec<_> =
+        messages.iter().map(|message| libc::mmsghdr { msg_hdr: message.header, msg_len: 0 }).collect();
+    let count = libc::c_uint::try_from(headers.len()).expect("a few");
+    // SAFETY: everything that the headers point to is in the messages.
+    check(unsafe { libc::sendmmsg(socket.as_raw_fd(), headers.as_mut_ptr(), count, 0) } as isize)
 }
 
 /// Sets an option whose value is a number.

@@ -19,7 +19,8 @@ use crate::{
 /// How long the kernel's submitting thread spins before it sleeps, in milliseconds.
 const SPIN: u32 = 100;
 
-fn submit(polled: bool, entry: &squeue::Entry) -> io::Result<i32> {
+/// Submits an operation and waits for its result.
+pub(crate) fn submit(polled: bool, entry: &squeue::Entry) -> io::Result<i32> {
     let mut builder = IoUring::<squeue::Entry>::builder();
     if polled {
         builder.setup_sqpoll(SPIN);

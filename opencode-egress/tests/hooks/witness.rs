@@ -44,6 +44,12 @@ impl Arrived {
         let lines = self.0.iter().map(String::as_str);
         lines.filter(|line| destination(line).is_some_and(|host| is_at(host, &address))).collect()
     }
+
+    /// All but what the kernel says by itself: which groups of multicast it is in.
+    pub(crate) fn sent(&self) -> Vec<&str> {
+        let lines = self.0.iter().map(String::as_str);
+        lines.filter(|line| !line.contains("> ff02::16: HBH ICMP6, multicast listener report")).collect()
+    }
 }
 
 /// The destination of a line like `IP 192.0.2.1.40000 > 192.0.2.2.443: Flags [S], ...`.

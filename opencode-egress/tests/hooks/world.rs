@@ -268,6 +268,11 @@ impl World {
         self.loaded.programs.hooks(false).any(|hook| hook == Hook::Sendmsg4)
     }
 
+    /// Whether the program of a datagram's call may mark its socket.
+    pub(crate) fn sendmsg_may_mark(&self) -> bool {
+        self.loaded.programs.features().sendmsg_may_mark
+    }
+
     /// The last refusal was for this reason.
     #[track_caller]
     pub(crate) fn check_last(&self, expect: DropReason) {

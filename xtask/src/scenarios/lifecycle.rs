@@ -60,7 +60,8 @@ fn hardened(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
 const UNIT: &str = include_str!("../../../dist/opencode-egress.service");
 
 fn hardened_network(machine: &Machine) -> Result<()> {
-    let connect = "/bin/bash -c 'exec 3<>/dev/tcp/192.0.2.10/80'";
+    // What IPAddressDeny= takes leaves the caller waiting.
+    let connect = "/usr/bin/timeout 3 /bin/bash -c 'exec 3<>/dev/tcp/192.0.2.10/80'";
     let own = ["ExecStart=", "ExecReload=", "Type=", "Restart", "WatchdogSec=", "RuntimeDirectory"];
     let settings = |others: &[&str]| {
         let left_out = |line: &&str| !own.iter().chain(others).any(|start| line.starts_with(start));

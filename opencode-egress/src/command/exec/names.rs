@@ -144,6 +144,8 @@ impl Names {
         let until = until(now, ttl, MAX_TTL);
         let listed = self.rules.iter().any(|compiled| compiled.rule.pattern().matches(&name));
         if self.mode == Mode::Audit && !listed {
+            // For its lines: nothing passes by that.
+            self.known.learn(&name, addresses, until, now);
             return Some(addresses.to_vec());
         }
         let mut weighed = weigh(&name, addresses, until, &self.rules, &rules, &own);

@@ -9,12 +9,11 @@ use crate::{
     control::caller::Caller,
     daemon::{
         error::DaemonError,
-        names::InstanceNames,
-        state::{Daemon, InstanceState, NEWS},
+        state::{Daemon, InstanceState},
     },
     kernel::{instance::InstanceIndex, pins::LinkDirectory},
     policy::{DEFAULT_MAX_SOCKETS, UnitName, mode_name},
-    report::status::{CountersStatus, InstanceStatus, SocketsStatus, Status, UnitStatus},
+    report::status::{CountersStatus, InstanceStatus, NEWS, NamesStatus, SocketsStatus, Status, UnitStatus},
 };
 
 impl Daemon {
@@ -36,6 +35,11 @@ impl Daemon {
             let rules =
                 policy.as_ref().map(|policy| [policy.allow.len(), policy.deny.len(), policy.listen.len()]);
             let counters = self.counters(*index)?;
+            let expired = counters.denied_for(DropReason::NameExpired);
+            let names = self.names.of.get(index).map(|names| NamesStatus {
+                expired_lately: instance.names_expired.is_news(expired),
+                ..names.status()
+            });
             let status = InstanceStatus {
                 mode: mode_name(instance.mode()).to_owned(),
                 generation: self.loaded.maps.current(*index).generation(),
@@ -50,7 +54,7 @@ impl Daemon {
                 outlived_denials: self.outlived_denials(name),
                 failed_attach: failed_attach.clone(),
                 counters,
-                names: self.names.of.get(index).map(InstanceNames::status),
+                names,
                 last_denial: recent.back().cloned(),
             };
             instances.insert(name.to_string(), status);
@@ -79,12 +83,10 @@ impl Daemon {
         instance: &InstanceState,
         counters: &CountersStatus,
     ) -> Result<SocketsStatus, DaemonError> {
-        let (seen, at) = instance.sockets_denied;
         Ok(SocketsStatus {
             open: self.loaded.maps.open_sockets(instance.index)?,
             limit: instance.policy.as_ref().map_or(DEFAULT_MAX_SOCKETS, |policy| policy.max_sockets),
-            denied_lately: counters.denied_for(DropReason::TooManySockets) > seen
-                || at.is_some_and(|at| at.elapsed() < NEWS),
+            denied_lately: instance.sockets_denied.is_news(counters.denied_for(DropReason::TooManySockets)),
         })
     }
 

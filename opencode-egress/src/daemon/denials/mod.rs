@@ -209,17 +209,15 @@ impl Daemon {
     }
 
     /// Logs how many denials had no line, of the instances where that is more than last time, and the daemon's own lines
-    /// that had none. Notes which instances were denied sockets since then.
+    /// that had none. Notes which instances were denied sockets, or addresses whose time was over, since then.
     pub fn log_left_out(&mut self) {
         let indices: Vec<_> = self.instances.values().map(|instance| instance.index).collect();
         let counters: Vec<_> = indices.into_iter().map(|index| self.counters(index)).collect();
         let Self { instances, denials: Denials { journal, own_lost_told, .. }, .. } = self;
         for ((name, instance), counters) in instances.iter_mut().zip(counters) {
             let Ok(counters) = counters else { continue };
-            let sockets_denied = counters.denied_for(DropReason::TooManySockets);
-            if sockets_denied > instance.sockets_denied.0 {
-                instance.sockets_denied = (sockets_denied, Some(Instant::now()));
-            }
+            instance.sockets_denied.see(counters.denied_for(DropReason::TooManySockets));
+            instance.names_expired.see(counters.denied_for(DropReason::NameExpired));
             let CountersStatus { limited, lost, .. } = counters;
             let (limited_told, lost_told) = instance.left_out;
             let more = (limited.saturating_sub(limited_told), lost.saturating_sub(lost_told));
@@ -249,7 +247,7 @@ impl Daemon {
 fn line<'a>(
     numbers: &'a InstanceNumbers,
     instances: &BTreeMap<InstanceName, InstanceState>,
-    names: &Names,
+    names: &mut Names,
     denial: &Denial,
     suppressed: u64,
 ) -> Option<(&'a InstanceName, DenialLine)> {
@@ -264,7 +262,7 @@ fn line<'a>(
         Some(policy) => line.with_hint(policy),
         None => line,
     };
-    let by_name = index.and_then(|index| names.name_of(index, line.dst)).map(ToString::to_string);
+    let by_name = index.and_then(|index| names.deny(index, line.dst));
     Some((name, DenialLine { name: by_name, ..line }))
 }
 

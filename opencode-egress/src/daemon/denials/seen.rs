@@ -7,11 +7,15 @@ use opencode_egress_common::reason::DropReason;
 use crate::{
     control::request::RememberedDenials,
     daemon::{error::DaemonError, state::Daemon},
-    policy::{destination::Destination, suggest::DeniedDestination},
+    policy::{
+        destination::Destination,
+        suggest::{DeniedDestination, DeniedName},
+    },
 };
 
 impl Daemon {
-    /// Everything that was denied to an instance, as far as the kernel remembers: each destination once for each reason.
+    /// Everything that was denied to an instance, as far as the kernel remembers: each destination once for each reason. And the names that it
+    /// asked for and no rule lists, as far as this daemon does.
     ///
     /// # Errors
     ///
@@ -26,10 +30,14 @@ impl Daemon {
                 *destinations.entry((destination, key.reason)).or_default() += denials.attempts;
             }
         }
+        let names = self.names.of.get(&index);
         let destinations = destinations.into_iter().filter_map(|((destination, reason), attempts)| {
             let reason = DropReason::from_number(reason)?.name().to_owned();
-            Some(DeniedDestination { destination, reason, attempts, name: None })
+            let name = names.and_then(|names| names.name_of_denied(destination.address));
+            Some(DeniedDestination { destination, reason, attempts, name: name.map(ToString::to_string) })
         });
-        Ok(RememberedDenials { destinations: destinations.collect(), names: vec![], remembered })
+        let asked = names.map(|names| names.questions.unlisted()).unwrap_or_default();
+        let asked = asked.into_iter().map(|(name, attempts)| DeniedName { name, attempts });
+        Ok(RememberedDenials { destinations: destinations.collect(), names: asked.collect(), remembered })
     }
 }

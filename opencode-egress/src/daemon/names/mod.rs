@@ -1,5 +1,7 @@
-//! Names: what the resolver says is weighed, put in force and kept; only then may it tell its client.
+//! Names: what is known of them, by instance, and who resolves them. [`learn`] is how it comes to be known.
 
+mod denied;
+mod learn;
 mod questions;
 mod resolver;
 mod sockets;
@@ -18,24 +20,23 @@ use opencode_egress_common::{
     abi::{Entry, TrieKey},
     decide::Rules,
 };
-use tracing::{error, warn};
+use tokio::sync::mpsc::Receiver;
 
 pub(in crate::daemon) use self::resolver::Told;
-pub(crate) use self::{
-    questions::{Question, Questions},
-    sockets::ResolverSockets,
-    weigh::{until, weigh},
-};
+pub use self::weigh::{Weighed, weigh};
 use self::{
+    denied::DeniedNames,
     resolver::Resolvers,
     store::{NameStore, Record},
 };
+pub(crate) use self::{
+    questions::{Question, Questions},
+    sockets::ResolverSockets,
+    weigh::until,
+};
 use crate::{
-    control::{
-        learned::MAX_TTL,
-        request::{AddressTime, NameAddresses},
-    },
-    daemon::{error::DaemonError, state::Daemon},
+    control::learned::ToResolver,
+    daemon::error::DaemonError,
     kernel::{
         addresses::own_addresses,
         instance::InstanceIndex,
@@ -44,16 +45,14 @@ use crate::{
     policy::{
         InstanceName, Mode, Resolver,
         compile::CompiledName,
-        known::{KnownName, KnownNames},
+        known::KnownNames,
         name::{DnsName, LearnedName},
     },
-    report::{human::error_chain, status::NamesStatus},
+    report::status::NamesStatus,
 };
 
 /// How long the machine's own addresses are believed to be what they were.
 const OWN_ADDRESSES: Duration = Duration::from_secs(5);
-/// Addresses of one instance that are in force at a time.
-const MAX_ADDRESSES: usize = 8192;
 /// For how long after its time an address is known to `names` and named in lines, in seconds.
 const KEPT: u64 = 600;
 
@@ -84,6 +83,7 @@ pub(in crate::daemon) struct InstanceNames {
     pub(in crate::daemon) known: KnownNames,
     pub(in crate::daemon) sockets: ResolverSockets,
     pub(in crate::daemon) questions: Questions,
+    denied: DeniedNames,
     /// Addresses that only names brought which the last change of the policy dropped.
     dropped: BTreeSet<IpAddr>,
 }
@@ -98,7 +98,13 @@ impl InstanceNames {
             addresses,
             port: self.sockets.port(),
             questions: self.questions.status(),
+            expired_lately: false,
         }
+    }
+
+    /// The name that brought an address, of those that were denied also where its time is long over.
+    pub(in crate::daemon) fn name_of_denied(&self, address: IpAddr) -> Option<&DnsName> {
+        self.denied.name_of(address).or_else(|| self.known.name_of(address))
     }
 
     /// Every address that is known of a name, and of every name without one, with how many seconds new flows may begin.
@@ -114,6 +120,17 @@ impl InstanceNames {
                 })
             })
             .collect()
+    }
+
+    /// What the resolver is told of it, and the sockets that it is given.
+    fn told(&self, index: InstanceIndex) -> Told {
+        let message = ToResolver::Instance {
+            number: index.number(),
+            names: self.rules.iter().map(|compiled| compiled.rule.pattern().to_string()).collect(),
+            audit: self.mode == Mode::Audit,
+        };
+        let sockets = self.sockets.descriptors().filter_map(|socket| socket.try_clone_to_owned().ok());
+        Told { message, sockets: sockets.collect() }
     }
 
     /// Whether a rule lists a name.
@@ -180,6 +197,7 @@ impl Names {
                 known: left.unwrap_or_default(),
                 sockets,
                 questions: Questions::default(),
+                denied: DeniedNames::default(),
                 dropped: BTreeSet::new(),
             };
             self.of.insert(index, names);
@@ -210,8 +228,9 @@ impl Names {
             let (before, count) = (addresses(&names.known), names.known.count());
             names.known.retain(listed);
             self.stale |= names.known.count() != count;
+            names.denied.retain(|name| mode == Mode::Audit && !listed(name));
             names.dropped = &before - &addresses(&names.known);
-            self.resolvers.tell_instance(index, names);
+            self.resolvers.tell(names.told(index));
         }
     }
 
@@ -220,7 +239,7 @@ impl Names {
         if let Some(names) = self.of.remove(&index) {
             self.stale |= names.known.count().0 > 0;
             ResolverSockets::take_from_systemd(names.name.as_str());
-            self.resolvers.tell_gone(index);
+            self.resolvers.tell_alone(ToResolver::Gone { number: index.number() });
         }
     }
 
@@ -276,14 +295,31 @@ impl Names {
         self.own.as_ref().map(|(_, own)| own.clone())
     }
 
-    /// The name by which an instance knows an address.
-    pub(in crate::daemon) fn name_of(&self, index: InstanceIndex, address: IpAddr) -> Option<&DnsName> {
-        self.of.get(&index)?.known.name_of(address)
+    /// Takes note that an address was denied to an instance. Returns the name that brought it, if one did.
+    pub(in crate::daemon) fn deny(&mut self, index: InstanceIndex, address: IpAddr) -> Option<String> {
+        let InstanceNames { known, denied, .. } = self.of.get_mut(&index)?;
+        denied.deny(known, address)
     }
 
     /// Addresses that only names brought to an instance which the last change of its policy dropped.
     pub(in crate::daemon) fn dropped(&self, index: InstanceIndex) -> BTreeSet<IpAddr> {
         self.of.get(&index).map(|names| names.dropped.clone()).unwrap_or_default()
+    }
+
+    /// Takes a resolver that connected in the place of the one before, and has it told everything.
+    pub(in crate::daemon) fn connect(&mut self) -> Receiver<Told> {
+        let receiver = self.resolvers.replace();
+        self.tell_upstream();
+        for (index, names) in &self.of {
+            self.resolvers.tell(names.told(*index));
+        }
+        self.resolvers.tell_alone(ToResolver::AllTold);
+        receiver
+    }
+
+    /// Has the resolver ask the servers that are set now.
+    pub(in crate::daemon) fn tell_upstream(&mut self) {
+        self.resolvers.tell_alone(ToResolver::Upstream { servers: self.settings.upstream.clone() });
     }
 
     /// What is not as it should be, for `status`.
@@ -292,101 +328,5 @@ impl Names {
             "no resolver is connected, so no question for a name is answered: see `systemctl status opencode-egress-resolver`".to_owned()
         });
         resolver.into_iter().chain(self.store.trouble.clone()).chain(self.trouble.clone())
-    }
-}
-
-impl Daemon {
-    /// Weighs an answer that the resolver has for an instance, and puts in force and keeps what may be told. Returns that.
-    pub(in crate::daemon) fn learn(
-        &mut self,
-        number: u32,
-        name: &str,
-        addresses: &[IpAddr],
-        ttl: u32,
-    ) -> Vec<IpAddr> {
-        let Self { loaded, names, .. } = self;
-        let Some(index) = InstanceIndex::new(number) else { return vec![] };
-        let Some(own) = names.own_addresses() else { return vec![] };
-        let Names { of, store, trouble, .. } = names;
-        let (Some(instance), Ok(name)) = (of.get_mut(&index), name.parse::<DnsName>()) else { return vec![] };
-        let Ok(Some((_, rules))) = loaded.maps.policy(index) else { return vec![] };
-        let now = boottime();
-        let until = until(now, ttl, MAX_TTL);
-        let mut weighed = weigh(&name, addresses, until, &instance.rules, &rules, &own);
-        if instance.mode == Mode::Audit && !instance.lists(&name) {
-            // It would be refused; the line says so.
-            return addresses.to_vec();
-        }
-        if instance.known.count().1 + weighed.learned.len() > MAX_ADDRESSES {
-            instance.known.forget(now);
-            if instance.known.count().1 + weighed.learned.len() > MAX_ADDRESSES {
-                *trouble = Some(format!(
-                    "instance `{}` has {MAX_ADDRESSES} addresses by names, and an answer with more is refused until some are over",
-                    instance.name
-                ));
-                return vec![];
-            }
-        }
-        let mut learned: Vec<IpAddr> = weighed.learned.iter().map(|learned| learned.address).collect();
-        learned.dedup();
-        if !learned.is_empty() {
-            // First: a daemon that ends here knows it when it starts again, and so does whoever was told.
-            let record = Record {
-                instance: instance.name.to_string(),
-                name: name.to_string(),
-                addresses: learned.clone(),
-                until,
-            };
-            store.append(&record);
-            instance.known.learn(&name, &learned, until, now.saturating_sub(KEPT));
-        }
-        for address in &weighed.learned {
-            if let Err(why) = loaded.maps.learn(index, address) {
-                let why = format!("an address that {name} brought is not in force: {}", error_chain(&why));
-                if trouble.as_ref() != Some(&why) {
-                    error!("{why}");
-                }
-                *trouble = Some(why);
-                weighed.told.retain(|told| *told != address.address);
-            }
-        }
-        self.refuse_addresses(index, &name, &weighed.forbidden);
-        weighed.told
-    }
-
-    /// Takes a step to forget what is over. To be called every second.
-    pub fn forget_names(&mut self) {
-        let Self { loaded, names, .. } = self;
-        if let Err(error) = loaded.maps.forget_expired() {
-            warn!("addresses whose time is over stay in memory: {}", error_chain(&error));
-        }
-        let over = boottime().saturating_sub(KEPT);
-        for instance in names.of.values_mut() {
-            instance.known.forget(over);
-        }
-        if !names.of.is_empty() && names.store.is_long() {
-            names.rewrite();
-        }
-    }
-
-    /// The names that are known to an instance, and their addresses.
-    ///
-    /// # Errors
-    ///
-    /// When there is no such instance, or its policy has no rules for names.
-    pub(in crate::daemon) fn known_names(&self, name: &str) -> Result<Vec<NameAddresses>, DaemonError> {
-        let name = self.known(name)?;
-        let index = self.instance(&name)?.index;
-        let names = self.names.of.get(&index).ok_or(DaemonError::NoNames { name })?;
-        let now = boottime();
-        let addresses = |known: &KnownName| {
-            let time =
-                |(address, until): (IpAddr, u64)| AddressTime { address, seconds: until.saturating_sub(now) };
-            known.addresses().map(time).collect()
-        };
-        let known = names.known.iter();
-        Ok(known
-            .map(|(name, known)| NameAddresses { name: name.to_string(), addresses: addresses(known) })
-            .collect())
     }
 }

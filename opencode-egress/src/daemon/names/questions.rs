@@ -10,7 +10,10 @@ use std::{
 use crate::{
     control::learned::{Counts, QueryReason},
     policy::{LogLimits, Mode, name::DnsName},
-    report::{denial::QuestionLine, status::QuestionsStatus},
+    report::{
+        denial::QuestionLine,
+        status::{NEWS, QuestionsStatus},
+    },
 };
 
 /// How many different refused questions are remembered.
@@ -58,6 +61,8 @@ struct Repeats {
 pub(crate) struct Questions {
     counts: Counts,
     refused: HashMap<Question, Repeats>,
+    /// When one failed last.
+    failed: Option<Instant>,
     by_reason: BTreeMap<QueryReason, u64>,
     /// Refused questions over the rate, which have no line.
     limited: u64,
@@ -68,6 +73,9 @@ pub(crate) struct Questions {
 impl Questions {
     /// Adds what happened since the last time.
     pub(crate) fn add(&mut self, counts: &Counts) {
+        if counts.failed > 0 {
+            self.failed = Some(Instant::now());
+        }
         let sum = &mut self.counts;
         for (sum, more) in [
             (&mut sum.questions, counts.questions),
@@ -165,6 +173,7 @@ impl Questions {
             answered,
             refused,
             failed,
+            failed_lately: self.failed.is_some_and(|failed| failed.elapsed() < NEWS),
             lost,
             limited: self.limited,
             refused_by_reason: self

@@ -162,10 +162,11 @@ impl Daemon {
         resolver: Resolver,
         with_names: Vec<(InstanceIndex, Vec<CompiledName>, Mode)>,
     ) {
-        if self.names.settings.upstream != resolver.upstream {
-            self.names.resolvers.tell_upstream(&resolver.upstream);
-        }
+        let other = self.names.settings.upstream != resolver.upstream;
         self.names.settings = resolver;
+        if other {
+            self.names.tell_upstream();
+        }
         for (index, names, mode) in with_names {
             match names.is_empty() {
                 true => self.names.gone(index),

@@ -1,6 +1,11 @@
 //! The resolver's connection: what it says is taken note of in the order in which it says it, and answered.
 
-use std::{io, os::fd::AsFd as _, rc::Rc, time::Instant};
+use std::{
+    io,
+    os::fd::AsFd as _,
+    rc::Rc,
+    time::{Duration, Instant},
+};
 
 use tokio::{
     net::{UnixListener, UnixStream},
@@ -13,13 +18,15 @@ use crate::{
     cgroups::unit_of,
     control::{
         caller::Caller,
-        learned::{FromResolver, MAX_FROM_RESOLVER},
+        learned::{FromResolver, MAX_FROM_RESOLVER, ToResolver},
         lines::{Lines, send},
     },
     daemon::names::Told,
     report::human::error_chain,
 };
 
+/// How long after one that could not be taken the next is tried.
+const PAUSE: Duration = Duration::from_millis(100);
 /// The unit that is believed to be the resolver.
 const UNIT: &str = "opencode-egress-resolver.service";
 
@@ -30,7 +37,7 @@ pub(super) async fn take_resolvers(server: Rc<Server>, listener: UnixListener) {
             Ok((stream, _)) => stream,
             Err(error) => {
                 warn!("cannot take a resolver: {error}");
-                tokio::time::sleep(super::PAUSE).await;
+                tokio::time::sleep(PAUSE).await;
                 continue;
             }
         };
@@ -95,7 +102,7 @@ fn take(server: &Server, message: FromResolver) {
     match message {
         FromResolver::Learn { id, instance, name, addresses, ttl } => {
             let told = daemon.learn(instance, &name, &addresses, ttl);
-            daemon.names.resolvers.tell_learned(id, told);
+            daemon.names.resolvers.tell_alone(ToResolver::Learned { id, addresses: told });
         }
         FromResolver::Refused { instance, name, qtype, reason, source } => {
             let line = daemon.refuse_question(instance, (&name, &qtype, reason), source, Instant::now());

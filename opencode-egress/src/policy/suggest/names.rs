@@ -29,12 +29,8 @@ impl WantedNames {
         *wanted.flows.entry((protocol, flow.port)).or_default() += attempts;
     }
 
-    pub(super) fn add_question(&mut self, DeniedName { name, ports, attempts }: &DeniedName) {
-        let wanted = self.0.entry(name.clone()).or_default();
-        wanted.questions += attempts;
-        for port in ports.iter().filter(|port| **port != 0) {
-            wanted.flows.entry((RuleProtocol::Tcp, *port)).or_default();
-        }
+    pub(super) fn add_question(&mut self, DeniedName { name, attempts }: &DeniedName) {
+        self.0.entry(name.clone()).or_default().questions += attempts;
     }
 
     /// Adds the rules that the policy lacks: for each name with the ports that were tried, 443 where none was.

@@ -26,8 +26,6 @@ pub struct DeniedDestination {
 pub struct DeniedName {
     /// The name as it was asked for.
     pub name: String,
-    /// The ports that were tried at its addresses, where an answer brought some: in audit mode.
-    pub ports: Vec<u16>,
     /// How often it was asked for.
     pub attempts: u64,
 }

@@ -213,19 +213,29 @@ fn bind(at: Destination) -> DeniedDestination {
     }
 }
 
-fn asked_at(name: &str, ports: &[u16], attempts: u64) -> DeniedName {
-    DeniedName { name: name.to_owned(), ports: ports.to_vec(), attempts }
+/// A name that was asked for, and what was tried at an address of it.
+type Asked = (DeniedName, Vec<DeniedDestination>);
+
+fn asked_at(name: &str, ports: &[u16], attempts: u64) -> Asked {
+    let tried = |port: &u16| DeniedDestination {
+        name: Some(name.to_owned()),
+        attempts: 0,
+        ..denied(&destination(&format!("192.0.2.1:{port}")).flow(), DropReason::NotAllowed)
+    };
+    (DeniedName { name: name.to_owned(), attempts }, ports.iter().map(tried).collect())
 }
 
 #[track_caller]
 fn check_names(
     policy: &Policy,
     denied: &[DeniedDestination],
-    names: &[DeniedName],
+    asked: &[Asked],
     wildcards: bool,
     expect: &[(&str, u64)],
 ) -> Suggestion {
-    let suggestion = suggest(policy, denied, names, Widest { wildcards, ..WIDEST }).expect("it fits");
+    let (names, tried): (Vec<_>, Vec<_>) = asked.iter().cloned().unzip();
+    let denied = [denied, &tried.concat()].concat();
+    let suggestion = suggest(policy, &denied, &names, Widest { wildcards, ..WIDEST }).expect("it fits");
     let rules = suggestion.rules.iter();
     let shown: Vec<_> = rules.map(|suggested| (suggested.rule.to_string(), suggested.attempts)).collect();
     let shown: Vec<_> = shown.iter().map(|(rule, attempts)| (rule.as_str(), *attempts)).collect();
@@ -245,12 +255,12 @@ proptest! {
         wildcards: bool,
     ) {
         let policy = Policy { names: listed, ..Policy::default() };
-        let denied: Vec<_> = asked.iter().map(|(name, ports)| asked_at(name, ports, 1)).collect();
+        let (names, denied): (Vec<_>, Vec<_>) = asked.iter().map(|(name, ports)| asked_at(name, ports, 1)).unzip();
         let widest = Widest { wildcards, ..WIDEST };
-        let Suggestion { rules, no_names, .. } = suggest(&policy, &[], &denied, widest).expect("few combinations");
+        let Suggestion { rules, no_names, .. } = suggest(&policy, &denied.concat(), &names, widest).expect("few combinations");
         prop_assert!(no_names.is_empty());
         let missing = |policy: &Policy| {
-            denied.iter().any(|DeniedName { name, ports, .. }| {
+            asked.iter().any(|(name, ports)| {
                 let name = name.parse().expect("a name");
                 let ports = if ports.is_empty() { &[443][..] } else { ports };
                 ports.iter().any(|port| {

@@ -17,7 +17,7 @@ use crate::{
 /// A flow was denied.
 pub const DENIED_ID: &str = "2da292e8965a49f690f448fafc95f50a";
 /// A question for a name was refused.
-pub const QUESTION_REFUSED_ID: &str = "8f2a6d0f4c5b4f1d9a3c77e0b1d2e6c4";
+pub const QUESTION_REFUSED_ID: &str = "3953224c7595489886dbcfa6dc67478c";
 /// A bind to what the policy does not list was denied.
 pub const BIND_DENIED_ID: &str = "4d2b720e6d544cc6194f0724d5b8ef66";
 /// Denials had no line of their own.

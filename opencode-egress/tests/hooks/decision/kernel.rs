@@ -12,20 +12,24 @@ use std::{
 };
 
 use aya::{
-    maps::{Array, Map, MapData, PerCpuArray},
+    maps::{Array, HashMap, Map, MapData, PerCpuArray},
     programs::Program,
 };
 use opencode_egress::{
-    kernel::{instance::InstanceIndex, loader::Loaded},
+    kernel::{
+        instance::InstanceIndex,
+        loader::Loaded,
+        maps::{LearnedAddress, LoadedPolicy},
+    },
     policy::compile::CompiledPolicy,
 };
 use opencode_egress_common::{
-    abi::{Counter, Counters, Current, Denied},
+    abi::{Counter, Counters, Current, Denied, Learned, LearnedKey},
     reason::Hook,
 };
 use rustix::net::netdevice::name_to_index;
 
-use super::packets::Frame;
+use super::{names::Host, packets::Frame};
 use crate::network::INTERFACE;
 
 /// The instance in a test run.
@@ -38,6 +42,7 @@ pub(crate) struct Kernel {
     current: Array<MapData, u64>,
     allowed: PerCpuArray<MapData, Counter>,
     denied: Array<MapData, Denied>,
+    learned: HashMap<MapData, LearnedKey, Learned>,
 }
 
 impl Kernel {
@@ -59,19 +64,33 @@ impl Kernel {
             current: Array::try_from(Map::Array(map("CURRENT"))).expect("words"),
             allowed: PerCpuArray::try_from(Map::PerCpuArray(map("ALLOWED"))).expect("counters"),
             denied: Array::try_from(Map::Array(map("DENIED"))).expect("counters"),
+            learned: HashMap::try_from(Map::HashMap(map("LEARNED"))).expect("addresses"),
         }
     }
 
-    /// Puts a policy in force, or none.
-    pub(crate) fn put_in_force(&mut self, loaded: &mut Loaded, policy: Option<&CompiledPolicy>) {
+    /// Puts a policy in force with what the host has for its names, or none.
+    pub(crate) fn put_in_force(&mut self, loaded: &mut Loaded, policy: Option<&CompiledPolicy>, host: &Host) {
         let maps = &mut loaded.maps;
+        // Those of before are nobody's.
+        maps.forget_expired().expect("a step");
         match policy {
-            Some(policy) => maps.install(InstanceIndex::FIRST, policy).map(drop),
+            Some(policy) => LoadedPolicy::load(policy).and_then(|mut loaded| {
+                loaded.with_names(host.resolver, 0, vec![]);
+                maps.put_in_force(vec![(InstanceIndex::FIRST, loaded)])
+            }),
             None => maps.retire(&[InstanceIndex::FIRST]),
         }
         .expect("the kernel takes it");
         let Current(word) = maps.current(InstanceIndex::FIRST);
         self.current.set(NOBODY, word, 0).expect("the word is written");
+        let learned = policy.map_or_else(Vec::new, |policy| host.learned(policy));
+        for LearnedAddress { address, grant, learned } in learned {
+            let generation = Current(word).generation();
+            let key = LearnedKey::new(NOBODY, generation, grant, &address.into());
+            let before = self.learned.get(&key, 0).map_or(0, |before| before.until);
+            let learned = Learned { until: learned.until.max(before), ..learned };
+            self.learned.insert(key, learned, 0).expect("the address is written");
+        }
     }
 
     pub(crate) fn counters(&self) -> Counters {

@@ -4,10 +4,16 @@
 //! (`model`) reads the same bytes as the RFCs have them, and asks the policy rule by rule.
 //!
 //! The test run's socket is a dummy, so nothing in it was accepted by a listener: that replies of accepted
-//! connections pass, and nothing else for their sake, is for `listeners` to show. And all of its packets are linear.
+//! connections pass, and nothing else for their sake, is for `listeners` to show. And all of its packets are linear. Every run has
+//! a socket of its own, without a type and a port, so of names it shows what a flow's first packets get, and of those by UDP the ones
+//! whose port is 0: what goes on, and what is of no socket's own flow, is for `names` to show.
 
 mod kernel;
 mod model;
+#[allow(dead_code, reason = "the compiler's own tests have rules of both kinds")]
+#[path = "../../../src/policy/compile/tests/names.rs"]
+mod name_rules;
+mod names;
 mod packets;
 #[path = "../../../src/policy/compile/tests/reference.rs"]
 mod reference;
@@ -30,7 +36,7 @@ use proptest::{
 };
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use self::kernel::Kernel;
+use self::{kernel::Kernel, names::Host};
 use crate::{policy::Policy, world::World};
 
 /// Where the packets come from; a failure prints what to set.
@@ -46,13 +52,15 @@ const UNREADABLE: [DropReason; 5] = [
     DropReason::ExtensionHeader,
     DropReason::Fragment,
 ];
-const OUTBOUND: [DropReason; 6] = [
+const OUTBOUND: [DropReason; 8] = [
     DropReason::NoPolicy,
     DropReason::NotAllowed,
     DropReason::DenyRule,
     DropReason::ProtocolNotAllowed,
     DropReason::PortNotAllowed,
     DropReason::ListenerPort,
+    DropReason::NameExpired,
+    DropReason::OtherResolver,
 ];
 const INBOUND: [DropReason; 4] =
     [DropReason::NoPolicy, DropReason::NotAListener, DropReason::ListenerNotOpen, DropReason::PeerNotAllowed];
@@ -77,12 +85,16 @@ fn compare() {
     move_into_link_name_space(world.unit.fd(), Some(LinkNameSpaceType::Network)).expect("the namespace");
     let mut kernel = Kernel::of(&world.loaded);
     let mut seen: BTreeMap<(Hook, Option<DropReason>), u64> = BTreeMap::new();
+    let mut by_name: BTreeMap<Hook, u64> = BTreeMap::new();
     for round in 0..wanted.div_ceil(PACKETS_A_POLICY) {
-        let (policy, flows) = draw(&mut rng);
+        let (policy, mut flows) = draw(&mut rng);
         // Every tenth: none.
         let policy = (round % 10 != 9).then_some(policy);
+        let host =
+            policy.as_ref().map_or_else(Host::default, |policy| Host::random(&mut rng, policy, &flows));
+        flows.extend(host.flows(&mut rng));
         let compiled = policy.as_ref().map(|policy| compile(policy).expect("it fits"));
-        kernel.put_in_force(&mut world.loaded, compiled.as_ref());
+        kernel.put_in_force(&mut world.loaded, compiled.as_ref(), &host);
         let audit = policy.as_ref().is_some_and(|policy| policy.mode == Mode::Audit);
         let before = kernel.counters();
         let (mut allowed, mut denied) = (Counter::default(), BTreeMap::<DropReason, Counter>::new());
@@ -92,11 +104,13 @@ fn compare() {
             // The second time a verdict is remembered, if it is one of the kind.
             let times = rng.u32(1..=2);
             let hook = if egress { Hook::Egress } else { Hook::Ingress };
-            let expected = model::judge(hook, policy.as_ref(), loopback, &packet);
+            let expected = model::judge(hook, policy.as_ref(), &host, loopback, &packet);
             let Some(passed) = kernel.run(hook, &packet, loopback, times) else { continue };
             let context = || {
                 let set = format!("{SEED}={seed} {PACKETS}={wanted}");
-                format!("{hook:?} loopback={loopback} times={times} {packet:02x?}\nunder {policy:?}\n{set}")
+                format!(
+                    "{hook:?} loopback={loopback} times={times} {packet:02x?}\nunder {policy:?}\nwith {host:?}\n{set}"
+                )
             };
             let told = world.events();
             let sum = Counter { packets: times.into(), bytes: u64::from(times) * packet.len() };
@@ -106,6 +120,7 @@ fn compare() {
                     if expected.counted {
                         add(&mut allowed, &sum);
                     }
+                    *by_name.entry(hook).or_default() += u64::from(expected.by_name);
                     None
                 }
                 Verdict::Deny(reason) => {
@@ -133,7 +148,11 @@ fn compare() {
     for ((hook, reason), times) in &seen {
         println!("{:8} {:22} {times}", hook.name(), reason.map_or("allowed", DropReason::name));
     }
+    println!("allowed by name: {by_name:?}");
     check_coverage(wanted, &seen);
+    for hook in [Hook::Egress, Hook::Ingress] {
+        assert!(by_name.get(&hook).is_some_and(|times| *times >= wanted / 1000), "{hook:?} by name");
+    }
 }
 
 /// A policy, and flows of the kind that it speaks of.
@@ -142,6 +161,10 @@ fn draw(rng: &mut fastrand::Rng) -> (Policy, Vec<Flow>) {
     let seeded = TestRng::from_seed(RngAlgorithm::ChaCha, &seed);
     let mut runner = TestRunner::new_with_rng(Config::default(), seeded);
     let policy = strategies::policies().new_tree(&mut runner).expect("a policy").current();
+    let mut names = vec(name_rules::name_rules(), 0..8).new_tree(&mut runner).expect("rules").current();
+    // Half of the policies have networks alone.
+    names.truncate(if rng.bool() { 8 } else { 0 });
+    let policy = Policy { names, ..policy };
     let flows = vec(strategies::flows(), 64).new_tree(&mut runner).expect("flows").current();
     (policy, flows)
 }

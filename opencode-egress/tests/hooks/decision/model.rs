@@ -9,12 +9,14 @@ use opencode_egress_common::{
     reason::Hook,
 };
 
-use super::{packets::Frame, reference};
+use super::{names::Host, packets::Frame, reference};
 use crate::policy::Policy;
 
 /// What must become of a packet.
 pub(crate) struct Expected {
     pub(crate) verdict: Verdict,
+    /// Whether it passes by name alone.
+    pub(crate) by_name: bool,
     /// Whether it counts as sent when it passes.
     pub(crate) counted: bool,
     /// What a denial tells.
@@ -25,39 +27,58 @@ const SYN: u8 = 0x02;
 const ACK: u8 = 0x10;
 
 /// Judges a packet at one of the two packet hooks.
-pub(crate) fn judge(hook: Hook, policy: Option<&Policy>, loopback: bool, frame: &Frame) -> Expected {
+pub(crate) fn judge(
+    hook: Hook,
+    policy: Option<&Policy>,
+    host: &Host,
+    loopback: bool,
+    frame: &Frame,
+) -> Expected {
     let nothing = Flow { address: Address::v4(0), protocol: Protocol(0), port: 0 };
     let counted = hook == Hook::Egress;
     let headers = match read(frame) {
         Ok(headers) => headers,
-        Err(reason) => return Expected { verdict: Verdict::Deny(reason), counted, flow: nothing },
+        Err(reason) => {
+            return Expected { verdict: Verdict::Deny(reason), by_name: false, counted, flow: nothing };
+        }
     };
     let flow = headers.flow(if hook == Hook::Egress { headers.destination } else { headers.source });
-    let verdict = match hook {
-        Hook::Egress => outbound(policy, &headers, &flow),
-        _ => inbound(policy, &headers, &flow, loopback),
+    let judge = |host| match hook {
+        Hook::Egress => outbound(policy, host, &headers, &flow, loopback),
+        _ => inbound(policy, host, &headers, &flow, loopback),
     };
-    Expected { verdict, counted, flow }
+    let verdict = judge(host);
+    let without = Host { resolver: host.resolver, brought: vec![] };
+    let by_name = verdict == Verdict::Allow && judge(&without) != Verdict::Allow;
+    Expected { verdict, by_name, counted, flow }
 }
 
-fn outbound(policy: Option<&Policy>, headers: &Headers, to: &Flow) -> Verdict {
+fn outbound(policy: Option<&Policy>, host: &Host, headers: &Headers, to: &Flow, loopback: bool) -> Verdict {
     let Some(policy) = policy else { return Verdict::Deny(DropReason::NoPolicy) };
     let (_, port) = headers.source;
     if headers.opens && policy.listen.iter().any(|listen| listen.port == port) {
         return Verdict::Deny(DropReason::ListenerPort);
     }
-    // The test run has no socket.
-    reference::judge(policy, to).settle(|| false)
+    if let Some(verdict) = host.judge_resolver(to) {
+        // By another interface the same address is somebody else's.
+        return if loopback { verdict } else { Verdict::Deny(DropReason::OtherResolver) };
+    }
+    // The test run's socket is nobody's.
+    let verdict = reference::judge(policy, to).settle(|| false);
+    if headers.may_be_named(port) { host.turn(verdict, to) } else { verdict }
 }
 
-fn inbound(policy: Option<&Policy>, headers: &Headers, back: &Flow, loopback: bool) -> Verdict {
+fn inbound(policy: Option<&Policy>, host: &Host, headers: &Headers, back: &Flow, loopback: bool) -> Verdict {
     let tcp = headers.protocol == 6;
     // Of a connection that was judged when it was opened.
     if tcp && !headers.opens {
         return Verdict::Allow;
     }
     let Some(policy) = policy else { return Verdict::Deny(DropReason::NoPolicy) };
-    if (!tcp || loopback) && reference::judge(policy, back).settle(|| false) == Verdict::Allow {
+    let verdict =
+        host.judge_resolver(back).unwrap_or_else(|| reference::judge(policy, back).settle(|| false));
+    let by_name = headers.plain && headers.protocol == 17 && host.turn(verdict, back) == Verdict::Allow;
+    if (!tcp || loopback) && verdict == Verdict::Allow || by_name {
         return Verdict::Allow;
     }
     let (address, port) = headers.destination;
@@ -87,9 +108,16 @@ struct Headers {
     protocol: u8,
     /// A TCP segment with SYN and without ACK.
     opens: bool,
+    /// Without options and extension headers. Others do not pass by name: no rule promises it, and few send them.
+    plain: bool,
 }
 
 impl Headers {
+    /// Whether a packet that leaves is of a flow that its socket may have by name. A datagram has its socket's port, which is 0 here.
+    fn may_be_named(&self, port: u16) -> bool {
+        self.plain && (self.protocol == 6 || self.protocol == 17 && port == 0)
+    }
+
     fn flow(&self, (address, port): Endpoint) -> Flow {
         Flow { address: address.into(), protocol: Protocol(self.protocol), port }
     }
@@ -136,7 +164,7 @@ fn ipv4(packet: &[u8]) -> Result<Headers, DropReason> {
         options = options.get(len..).unwrap_or_default();
     }
     let address = |at: usize| IpAddr::from([fixed[at], fixed[at + 1], fixed[at + 2], fixed[at + 3]]);
-    transport(fixed[9], behind, address(12), address(16))
+    transport(fixed[9], behind, address(12), address(16), header_len == 20)
 }
 
 /// RFC 8200.
@@ -145,7 +173,7 @@ fn ipv6(packet: &[u8]) -> Result<Headers, DropReason> {
     if fixed[0] >> 4 != 6 {
         return Err(DropReason::UnreadableHeader);
     }
-    let mut next = fixed[6];
+    let (mut next, whole) = (fixed[6], behind.len());
     // Nine headers are looked at; the ninth must be the transport's.
     for _ in 0..9 {
         match next {
@@ -163,14 +191,20 @@ fn ipv6(packet: &[u8]) -> Result<Headers, DropReason> {
                     let octets: [u8; 16] = fixed[at..at + 16].try_into().expect("sixteen");
                     Ipv6Addr::from(octets).to_canonical()
                 };
-                return transport(next, behind, address(8), address(24));
+                return transport(next, behind, address(8), address(24), behind.len() == whole);
             }
         }
     }
     Err(DropReason::ExtensionHeader)
 }
 
-fn transport(protocol: u8, bytes: &[u8], source: IpAddr, destination: IpAddr) -> Result<Headers, DropReason> {
+fn transport(
+    protocol: u8,
+    bytes: &[u8],
+    source: IpAddr,
+    destination: IpAddr,
+    plain: bool,
+) -> Result<Headers, DropReason> {
     let port = |at: usize| u16::from_be_bytes([bytes[at], bytes[at + 1]]);
     let (needed, ports) = match protocol {
         6 => (16, true),
@@ -182,5 +216,5 @@ fn transport(protocol: u8, bytes: &[u8], source: IpAddr, destination: IpAddr) ->
     }
     let (from, to) = if ports { (port(0), port(2)) } else { (0, 0) };
     let opens = protocol == 6 && bytes[13] & (SYN | ACK) == SYN;
-    Ok(Headers { source: (source, from), destination: (destination, to), protocol, opens })
+    Ok(Headers { source: (source, from), destination: (destination, to), protocol, opens, plain })
 }

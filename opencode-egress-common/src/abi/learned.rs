@@ -1,0 +1,60 @@
+//! What answers for names brought to a policy.
+
+use crate::flow::Address;
+
+/// A name rule, by a hash of its text: the same in every policy that has the rule, and after a restart of the daemon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[repr(transparent)]
+pub struct NameRuleId(pub u64);
+
+/// An address that a name brought to a policy, as the key of [`Learned`]. It is of one generation: what the next policy still lists, it
+/// has under its own before it is in force, and what it does not list is gone with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct LearnedKey {
+    /// The policy's generation.
+    pub generation: u32,
+    /// The instance's number in the upper half; below that the address's family, 4 or 6, and the number of the grant, a byte each.
+    pub place: u32,
+    /// Network byte order.
+    pub address: [u32; 4],
+}
+
+impl LearnedKey {
+    /// The key of an address under a grant's number, which is below [`MAX_NAME_GRANTS`].
+    #[inline(always)]
+    pub const fn new(instance: u32, generation: u32, grant: u32, address: &Address) -> Self {
+        let place = instance << 16 | (address.family() as u32) << 8 | grant;
+        Self { generation, place, address: address.words() }
+    }
+
+    /// The number of the instance.
+    pub const fn instance(&self) -> u32 {
+        self.place >> 16
+    }
+}
+
+/// How long new flows to a learned address may begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[repr(C)]
+pub struct Learned {
+    /// Seconds since boot, with the time that the machine was suspended (`CLOCK_BOOTTIME`): the first at which none may.
+    pub until: u64,
+    /// The rule by which it was learned, the last one where there are several.
+    pub rule: NameRuleId,
+}
+
+/// Learned addresses of all instances together.
+pub const MAX_LEARNED: u32 = 1 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A size that is the sum of the fields' sizes has no padding.
+    #[test]
+    fn layouts_have_no_padding() {
+        assert_eq!(size_of::<LearnedKey>(), 4 + 4 + 16);
+        assert_eq!(size_of::<Learned>(), 8 + 8);
+    }
+}

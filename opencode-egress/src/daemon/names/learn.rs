@@ -1,0 +1,118 @@
+//! Learning: what the resolver says is weighed, put in force and kept, in this order, before it may tell its client.
+
+use std::net::IpAddr;
+
+use tracing::{error, warn};
+
+use super::{KEPT, Names, store::Record, until, weigh};
+use crate::{
+    control::{
+        learned::MAX_TTL,
+        request::{AddressTime, NameAddresses},
+    },
+    daemon::{error::DaemonError, state::Daemon},
+    kernel::{instance::InstanceIndex, maps::boottime},
+    policy::{Mode, known::KnownName, name::DnsName},
+    report::human::error_chain,
+};
+
+/// Addresses of one instance that are in force at a time.
+const MAX_ADDRESSES: usize = 8192;
+
+impl Daemon {
+    /// Weighs an answer that the resolver has for an instance, and puts in force and keeps what may be told. Returns that.
+    pub(in crate::daemon) fn learn(
+        &mut self,
+        number: u32,
+        name: &str,
+        addresses: &[IpAddr],
+        ttl: u32,
+    ) -> Vec<IpAddr> {
+        let Self { loaded, names, .. } = self;
+        let Some(index) = InstanceIndex::new(number) else { return vec![] };
+        let Some(own) = names.own_addresses() else { return vec![] };
+        let Names { of, store, trouble, .. } = names;
+        let (Some(instance), Ok(name)) = (of.get_mut(&index), name.parse::<DnsName>()) else { return vec![] };
+        let Ok(Some((_, rules))) = loaded.maps.policy(index) else { return vec![] };
+        let now = boottime();
+        let until = until(now, ttl, MAX_TTL);
+        if instance.mode == Mode::Audit && !instance.lists(&name) {
+            // It would be refused; the line says so.
+            instance.denied.answered(&name, addresses, until, now.saturating_sub(KEPT));
+            return addresses.to_vec();
+        }
+        let mut weighed = weigh(&name, addresses, until, &instance.rules, &rules, &own);
+        if instance.known.count().1 + weighed.learned.len() > MAX_ADDRESSES {
+            instance.known.forget(now);
+            if instance.known.count().1 + weighed.learned.len() > MAX_ADDRESSES {
+                *trouble = Some(format!(
+                    "instance `{}` has {MAX_ADDRESSES} addresses by names, and an answer with more is refused until some are over",
+                    instance.name
+                ));
+                return vec![];
+            }
+        }
+        let mut learned: Vec<IpAddr> = weighed.learned.iter().map(|learned| learned.address).collect();
+        learned.dedup();
+        if !learned.is_empty() {
+            // First: a daemon that ends here knows it when it starts again, and so does whoever was told.
+            let record = Record {
+                instance: instance.name.to_string(),
+                name: name.to_string(),
+                addresses: learned.clone(),
+                until,
+            };
+            store.append(&record);
+            instance.known.learn(&name, &learned, until, now.saturating_sub(KEPT));
+        }
+        for address in &weighed.learned {
+            if let Err(why) = loaded.maps.learn(index, address) {
+                let why = format!("an address that {name} brought is not in force: {}", error_chain(&why));
+                if trouble.as_ref() != Some(&why) {
+                    error!("{why}");
+                }
+                *trouble = Some(why);
+                weighed.told.retain(|told| *told != address.address);
+            }
+        }
+        self.refuse_addresses(index, &name, &weighed.forbidden);
+        weighed.told
+    }
+
+    /// Takes a step to forget what is over. To be called every second.
+    pub fn forget_names(&mut self) {
+        let Self { loaded, names, .. } = self;
+        if let Err(error) = loaded.maps.forget_expired() {
+            warn!("addresses whose time is over stay in memory: {}", error_chain(&error));
+        }
+        let over = boottime().saturating_sub(KEPT);
+        for instance in names.of.values_mut() {
+            instance.known.forget(over);
+            instance.denied.forget(over);
+        }
+        if !names.of.is_empty() && names.store.is_long() {
+            names.rewrite();
+        }
+    }
+
+    /// The names that are known to an instance, and their addresses.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such instance, or its policy has no rules for names.
+    pub(in crate::daemon) fn known_names(&self, name: &str) -> Result<Vec<NameAddresses>, DaemonError> {
+        let name = self.known(name)?;
+        let index = self.instance(&name)?.index;
+        let names = self.names.of.get(&index).ok_or(DaemonError::NoNames { name })?;
+        let now = boottime();
+        let addresses = |known: &KnownName| {
+            let time =
+                |(address, until): (IpAddr, u64)| AddressTime { address, seconds: until.saturating_sub(now) };
+            known.addresses().map(time).collect()
+        };
+        let known = names.known.iter();
+        Ok(known
+            .map(|(name, known)| NameAddresses { name: name.to_string(), addresses: addresses(known) })
+            .collect())
+    }
+}

@@ -1,0 +1,21 @@
+//! What the programs cost the kernel's verifier, which refuses those that take it a million steps.
+
+use opencode_egress::kernel::loader::{Lifetime, load};
+
+/// Other kernels take more steps for the same program, and other compilers make another one of it.
+const MOST: u32 = 250_000;
+
+#[test]
+fn programs_are_far_below_the_verifiers_limit() {
+    let loaded = load(&Lifetime::Process).expect("the kernel side loads (root is needed)");
+    for hook in loaded.programs.hooks(true) {
+        let program = loaded.programs.program(hook).expect("a program");
+        // Linux 5.16 and newer say it.
+        let Some(steps) = program.info().expect("its info").verified_instruction_count() else {
+            eprintln!("skipped: this kernel does not say what a program took its verifier");
+            return;
+        };
+        println!("{:13} {steps:7}", hook.name());
+        assert!(steps < MOST, "{} takes {steps} steps", hook.name());
+    }
+}
