@@ -5,7 +5,7 @@
 
 use opencode_egress::{
     control::request::Reply,
-    report::denial::{DenialLine, LoggedDenial},
+    report::denial::{DenialLine, Line, LoggedDenial},
 };
 use opencode_egress_common::{abi::Event, event::Denial};
 
@@ -32,7 +32,11 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     assert_eq!(value("pid"), Some(denial.event.pid.to_string()));
     assert_eq!(value("uid"), Some(denial.event.uid.to_string()));
 
-    let event = LoggedDenial { time: denial.event.attempts, instance: "my-project".to_owned(), line: shown };
+    let event = LoggedDenial {
+        time: denial.event.attempts,
+        instance: "my-project".to_owned(),
+        line: Line::Flow(shown),
+    };
     let reply = serde_json::to_vec(&Reply::Event(event.clone())).expect("an event can be written");
     assert!(!reply.contains(&b'\n'), "an answer is one line");
     match serde_json::from_slice(&reply) {

@@ -15,10 +15,13 @@
       "resolve"
     ];
     Restart = "always";
-    RestartSec = 1;
+    # Questions wait in the sockets meanwhile.
+    RestartSec = "100ms";
+    TimeoutStopSec = 10;
     WatchdogSec = 30;
     # Four sockets for each instance, and what is asked by them.
     LimitNOFILE = 65536;
+    MemoryMax = "512M";
 
     # It reads what agents write: no user of the host's, no capability, no file to write.
     DynamicUser = true;
@@ -28,6 +31,7 @@
     ProtectHome = true;
     PrivateTmp = true;
     PrivateDevices = true;
+    PrivateMounts = true;
     DevicePolicy = "closed";
     PrivateUsers = true;
     ProtectProc = "invisible";
@@ -52,11 +56,11 @@
       "AF_INET6"
     ];
     SystemCallArchitectures = "native";
-    # By the last two it gives up by itself what it has.
+    # By the last one it gives up by itself what it does not need.
     SystemCallFilter = [
       "@system-service"
       "~@privileged @resources"
-      "capset seccomp"
+      "seccomp"
     ];
     SystemCallErrorNumber = "EPERM";
   };

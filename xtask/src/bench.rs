@@ -1,4 +1,4 @@
-//! `bench`: what a policy costs, measured here and written into docs/performance.md.
+//! `bench`: what a policy and what names cost, measured here and written into docs/performance.md.
 
 use std::{env, fs, process::Command};
 
@@ -29,18 +29,18 @@ const END: &str = "<!-- to here -->\n";
 /// Measures, and writes the tables into docs/performance.md.
 pub(crate) fn run(args: &Args) -> Result<()> {
     build_ebpf::run(&build_ebpf::Args::default())?;
-    let why = "comparing with nftables and systemd";
-    ensure(why, &[("nft", "nftables"), ("systemctl", "systemd"), ("unshare", "util-linux")])?;
+    let why = "comparing with nftables, systemd and dnsmasq";
+    ensure(
+        why,
+        &[
+            ("nft", "nftables"),
+            ("systemctl", "systemd"),
+            ("unshare", "util-linux"),
+            ("dnsmasq", "dnsmasq-base"),
+        ],
+    )?;
     let report = root().join("target/bench.md");
-    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(root()).args([
-        "bench",
-        "--quiet",
-        "--package",
-        "opencode-egress",
-        "--bench",
-        "hotpath",
-    ]);
+    let mut cargo = cargo_bench("hotpath");
     if output(Command::new("id").arg("-u")).as_deref() != Some("0") {
         cargo.args(["--config", "target.'cfg(unix)'.runner = 'sudo'"]);
     }
@@ -48,7 +48,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     cargo.arg("--report").arg(&report);
     run_command("building and measuring (some minutes)", &mut cargo)?;
     let tables = fs::read_to_string(&report).with_context(|| format!("cannot read {}", report.display()))?;
-    let text = format!("{}\n{tables}", setting(args)?);
+    eprintln!("xtask: measuring the resolver");
+    let names = output(&mut cargo_bench("names")).context("the bench of names failed")?;
+    let text = format!("{}\n{tables}\n{names}\n", setting(args)?);
     if args.print {
         print!("{text}");
         return Ok(());
@@ -60,6 +62,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     fs::write(&page, format!("{head}{BEGIN}\n{text}\n{END}{tail}"))?;
     eprintln!("xtask: {} is up to date", page.display());
     Ok(())
+}
+
+fn cargo_bench(name: &str) -> Command {
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(root()).args(["bench", "--quiet", "--package", "opencode-egress", "--bench", name]);
+    cargo
 }
 
 /// On what, and how, it was measured.

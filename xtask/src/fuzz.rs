@@ -40,10 +40,13 @@ enum Target {
     Question,
     /// A server's answer to the resolver
     Reply,
+    /// What the resolver says to the daemon
+    Learn,
 }
 
 impl Target {
-    const ALL: [Self; 5] = [Self::Event, Self::Policy, Self::Request, Self::Question, Self::Reply];
+    const ALL: [Self; 6] =
+        [Self::Event, Self::Policy, Self::Request, Self::Question, Self::Reply, Self::Learn];
 
     fn name(self) -> &'static str {
         match self {
@@ -52,6 +55,7 @@ impl Target {
             Self::Request => "request",
             Self::Question => "question",
             Self::Reply => "reply",
+            Self::Learn => "learn",
         }
     }
 }

@@ -8,7 +8,7 @@ mod denials;
 mod error;
 mod fold;
 mod last_applied;
-pub(crate) mod names;
+pub mod names;
 mod policies;
 mod predecessor;
 pub mod serve;

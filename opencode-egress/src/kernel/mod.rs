@@ -3,6 +3,7 @@
 pub mod addresses;
 pub mod confine;
 pub mod connections;
+mod elements;
 pub mod features;
 pub mod holders;
 pub mod hooks;

@@ -7,23 +7,19 @@
 use std::{
     io,
     os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
-    time::Duration,
 };
 
 use opencode_egress_common::abi::{Entry, TrieKey};
 
-use crate::kernel::syscall::{BatchAttr, bpf, number, owned};
+use crate::kernel::{
+    elements::{Element, Partial, fill, update},
+    syscall::{bpf, number, owned},
+};
 
 // Commands of bpf(2).
 const BPF_MAP_CREATE: i32 = 0;
 const BPF_MAP_LOOKUP_ELEM: i32 = 1;
-const BPF_MAP_UPDATE_ELEM: i32 = 2;
 const BPF_BTF_LOAD: i32 = 18;
-const BPF_MAP_UPDATE_BATCH: i32 = 26;
-
-/// What a kernel says whose map of this type takes no batches: tries do since Linux 5.13, maps of maps since
-/// 5.19.
-const ENOTSUPP: i32 = 524;
 
 /// Entries that are written in one system call.
 const CHUNK: usize = 16 * 1024;
@@ -156,72 +152,6 @@ pub(crate) fn set(tries: BorrowedFd<'_>, slots: &[u32], values: &[&NewTrie]) -> 
     update(tries, slots, &values).map_err(|Partial { error, .. }| error)
 }
 
-/// How often more memory is waited for, and how long each time.
-const NO_MEMORY: (u32, Duration) = (100, Duration::from_millis(10));
-
-/// Writes all pairs, also where the kernel is short of memory for a moment: it takes that for entries without waiting for it
-/// (`alloc_bulk`, <https://github.com/torvalds/linux/blob/v6.12/kernel/bpf/memalloc.c#L204>), and where most is used for
-/// files there is some a little later.
-fn fill<K, V>(map: BorrowedFd<'_>, keys: &[K], values: &[V]) -> io::Result<()> {
-    let (mut done, (mut patience, pause)) = (0, NO_MEMORY);
-    loop {
-        match update(map, &keys[done..], &values[done..]) {
-            Err(Partial { error, .. }) if error.raw_os_error() != Some(libc::ENOMEM) => return Err(error),
-            Err(Partial { written: 0, error }) if patience == 0 => return Err(error),
-            Err(Partial { written, .. }) => {
-                patience = if written > 0 { NO_MEMORY.0 } else { patience - 1 };
-                done += written;
-                std::thread::sleep(pause);
-            }
-            Ok(()) => return Ok(()),
-        }
-    }
-}
-
-/// An error before all was written.
-struct Partial {
-    /// Pairs that were, the first ones.
-    written: usize,
-    error: io::Error,
-}
-
-/// Writes all pairs.
-fn update<K, V>(map: BorrowedFd<'_>, keys: &[K], values: &[V]) -> Result<(), Partial> {
-    assert_eq!(keys.len(), values.len(), "a value for every key");
-    match update_batch(map, keys, values) {
-        Err(Partial { error, .. }) if error.raw_os_error() == Some(ENOTSUPP) => {
-            for (written, (key, value)) in keys.iter().zip(values).enumerate() {
-                update_one(map, key, value).map_err(|error| Partial { written, error })?;
-            }
-            Ok(())
-        }
-        result => result,
-    }
-}
-
-fn update_batch<K, V>(map: BorrowedFd<'_>, keys: &[K], values: &[V]) -> Result<(), Partial> {
-    let too_many = |error| Partial { written: 0, error: io::Error::other(error) };
-    let count = u32::try_from(keys.len()).map_err(too_many)?;
-    let (key, value) = (keys.as_ptr().expose_provenance(), values.as_ptr().expose_provenance());
-    let mut attr = BatchAttr::of(map, key, value, count);
-    // SAFETY: the layout of BPF_MAP_UPDATE_BATCH; both arrays have `count` elements of the map's sizes, which
-    // every caller's types are, and outlive the call.
-    match unsafe { bpf(BPF_MAP_UPDATE_BATCH, &mut attr) } {
-        Ok(_) => Ok(()),
-        // The kernel says how many it wrote, unless it did not get that far and left the number as it was.
-        Err(error) if attr.count == count => Err(Partial { written: 0, error }),
-        Err(error) => Err(Partial { written: attr.count as usize, error }),
-    }
-}
-
-fn update_one<K, V>(map: BorrowedFd<'_>, key: &K, value: &V) -> io::Result<()> {
-    let mut attr = Element::of(map, key, std::ptr::from_ref(value).expose_provenance());
-    // SAFETY: the layout of BPF_MAP_UPDATE_ELEM; key and value are of the map's sizes, which every caller's
-    // types are, and outlive the call.
-    unsafe { bpf(BPF_MAP_UPDATE_ELEM, &mut attr)? };
-    Ok(())
-}
-
 /// The kernel's id of the trie in a slot.
 pub(crate) fn id(tries: BorrowedFd<'_>, slot: u32) -> io::Result<u32> {
     let mut id = 0_u32;
@@ -229,21 +159,4 @@ pub(crate) fn id(tries: BorrowedFd<'_>, slot: u32) -> io::Result<u32> {
     // SAFETY: the layout of BPF_MAP_LOOKUP_ELEM; key and value of a map of maps are 32 bits wide, and outlive the call.
     unsafe { bpf(BPF_MAP_LOOKUP_ELEM, &mut attr)? };
     Ok(id)
-}
-
-/// The part of `union bpf_attr` with which one element is looked up or written.
-#[repr(C)]
-struct Element {
-    map: u32,
-    padding: u32,
-    key: u64,
-    value: u64,
-    flags: u64,
-}
-
-impl Element {
-    fn of<K>(map: BorrowedFd<'_>, key: &K, value: usize) -> Self {
-        let key = std::ptr::from_ref(key).expose_provenance() as u64;
-        Self { map: number(map), padding: 0, key, value: value as u64, flags: 0 }
-    }
 }

@@ -23,6 +23,7 @@ use opencode_egress_common::{
 use tokio::sync::mpsc::Receiver;
 
 pub(in crate::daemon) use self::resolver::Told;
+pub use self::weigh::{Weighed, weigh};
 use self::{
     denied::DeniedNames,
     resolver::Resolvers,
@@ -31,7 +32,7 @@ use self::{
 pub(crate) use self::{
     questions::{Question, Questions},
     sockets::ResolverSockets,
-    weigh::{until, weigh},
+    weigh::until,
 };
 use crate::{
     control::learned::ToResolver,

@@ -25,18 +25,18 @@ pub(crate) fn until(now: u64, ttl: u32, longest: u32) -> u64 {
 
 /// What becomes of an answer.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Weighed {
+pub struct Weighed {
     /// Addresses that the client may be told.
-    pub(crate) told: Vec<IpAddr>,
+    pub told: Vec<IpAddr>,
     /// Those of them that flows by name may go to.
-    pub(crate) learned: Vec<LearnedAddress>,
+    pub learned: Vec<LearnedAddress>,
     /// Addresses that no name may bring, or that are denied.
-    pub(crate) forbidden: Vec<IpAddr>,
+    pub forbidden: Vec<IpAddr>,
 }
 
 /// Weighs an answer for a name by a policy's rules for names, which are not believed of addresses that no name may bring: `own` are the machine's. A
 /// network that the operator listed brings its addresses itself, and a deny rule is above all.
-pub(crate) fn weigh(
+pub fn weigh(
     name: &DnsName,
     addresses: &[IpAddr],
     until: u64,

@@ -4,6 +4,7 @@
 //! that is out of force are nobody's at once; they are removed some at a time.
 
 use std::{
+    collections::BTreeMap,
     net::IpAddr,
     os::fd::{AsFd as _, OwnedFd},
 };
@@ -16,7 +17,10 @@ use opencode_egress_common::abi::{Learned, LearnedKey};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::MapsError;
-use crate::kernel::{instance::InstanceIndex, syscall::read_batch};
+use crate::kernel::{
+    elements::{fill, read_batch},
+    instance::InstanceIndex,
+};
 
 /// How many are looked at in one step.
 const STEP: usize = 8192;
@@ -72,6 +76,29 @@ impl LearnedMap {
             learned.until = learned.until.max(before.until);
         }
         self.map.insert(key, learned, 0).map_err(MapsError::operation("write to", "LEARNED"))
+    }
+
+    /// Writes all addresses of a generation that is not in force yet. Of one that comes twice the later time counts.
+    pub(super) fn write_all<'a>(
+        &mut self,
+        addresses: impl Iterator<Item = (InstanceIndex, u32, &'a LearnedAddress)>,
+    ) -> Result<(), MapsError> {
+        let mut all: BTreeMap<(u32, u32, u32, IpAddr), Learned> = BTreeMap::new();
+        for (instance, generation, LearnedAddress { address, grant, learned }) in addresses {
+            let key = (instance.number(), generation, *grant, *address);
+            let known = all.entry(key).or_insert(*learned);
+            known.until = known.until.max(learned.until);
+        }
+        if all.is_empty() {
+            return Ok(());
+        }
+        let key = |(instance, generation, grant, address): (u32, u32, u32, IpAddr)| {
+            LearnedKey::new(instance, generation, grant, &address.into())
+        };
+        let (keys, values): (Vec<_>, Vec<_>) =
+            all.into_iter().map(|(of, learned)| (key(of), learned)).unzip();
+        fill(self.fd.as_fd(), &keys, &values)
+            .map_err(|error| MapsError::operation("write to", "LEARNED")(MapError::IoError(error)))
     }
 
     /// Looks at some, and removes those whose time is long over and those that are of no policy in force. `generation` is that in force for

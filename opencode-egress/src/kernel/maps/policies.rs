@@ -89,12 +89,14 @@ impl Maps {
             Current::new(before.generation().wrapping_add(1).max(1), slot)
         };
         let (mut slots, mut tries) = (vec![], vec![]);
+        let current = &self.current;
+        let learned = policies.iter().flat_map(|(instance, policy)| {
+            let generation = next(*instance, current.load(*instance)).generation();
+            policy.learned.iter().map(move |address| (*instance, generation, address))
+        });
+        self.learned.write_all(learned)?;
         for (instance, policy) in &policies {
-            let next = next(*instance, self.current(*instance));
-            let slot = next.slot();
-            for address in &policy.learned {
-                self.learned.write(*instance, next.generation(), address)?;
-            }
+            let slot = next(*instance, self.current(*instance)).slot();
             self.heads.set(slot, policy.header, 0).map_err(MapsError::operation("write to", "HEADS"))?;
             slots.push(slot);
             tries.push(&policy.rules);

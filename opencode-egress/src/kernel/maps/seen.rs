@@ -19,7 +19,7 @@ use super::{
     MapsError,
     words::{TakenKind, TakenWords},
 };
-use crate::kernel::{instance::InstanceIndex, syscall::read_batch};
+use crate::kernel::{elements::read_batch, instance::InstanceIndex};
 
 /// How many are looked at, and how many forgotten, in one step.
 const STEP: usize = 8192;

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
 };
 
 use opencode_egress::{
@@ -15,7 +15,7 @@ use opencode_egress::{
 };
 use opencode_egress_common::reason::DropReason;
 
-use super::{API, MARK, Named, RESOLVER, names};
+use super::{API, MARK, Named, RESOLVER, names, questions::UNKNOWN6};
 use crate::{
     bpffs::Bpffs,
     network::{ALLOWED, DENIED, DENIED6, FAR, PORT},
@@ -41,7 +41,6 @@ const PAIRS: [(IpAddr, IpAddr); 4] = [
     (IpAddr::V6(DENIED6), IpAddr::V6(UNKNOWN6)),
     (IpAddr::V6(DENIED.to_ipv6_mapped()), IpAddr::V6(FAR.to_ipv6_mapped())),
 ];
-const UNKNOWN6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 9, 0, 0, 0, 0, 9);
 
 #[test]
 fn flows_pass_to_what_was_learned() {
@@ -52,6 +51,14 @@ fn flows_pass_to_what_was_learned() {
             named.world.check_last(DropReason::NotAllowed);
         }
         named.learn(API, learned, 100);
+        named.world.passes("UDP in fragments", (learned, PORT), |to| {
+            send_to(&udp(to)?, &[0; 4000], 0, to).map(drop)
+        });
+        named.world.passes("UDP of parts", (learned, PORT), |to| {
+            let socket = udp(to)?;
+            send_to(&socket, b"da", libc::MSG_MORE, to)?;
+            send_to(&socket, b"ta", 0, to).map(drop)
+        });
         for (name, way) in WAYS {
             named.world.passes(name, (learned, PORT), way);
             for (address, port) in [(learned, 399), (learned, 501), (unknown, PORT)] {
@@ -88,8 +95,7 @@ fn flows_pass_for_the_protocol_and_ports_of_the_rule() {
     }
 }
 
-/// What is made by hand is of no socket that asked for the flow. (Whoever can make such packets is not stopped by names' being looked
-/// up; but a list of names promises connections, and that is what passes.)
+/// What a raw socket sends is of no flow that it began.
 #[test]
 fn raw_packets_do_not_pass_by_name() {
     let mut named = Named::new(&names(&["api.example.org/any"]));
@@ -296,7 +302,7 @@ fn another_instances_addresses_are_not_this_ones() {
     drop(named);
 }
 
-/// The networks that names must not open by accident.
+/// A network rule lets its flows pass, whatever becomes of a name's addresses in it.
 #[test]
 fn a_network_rule_stays_what_it_is() {
     let mut policy = names(&[API]);

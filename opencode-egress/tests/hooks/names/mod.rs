@@ -5,12 +5,14 @@
 
 mod changes;
 mod flows;
+mod interfaces;
 mod marks;
 mod modes;
 mod questions;
 mod resolver;
 mod resolvers;
 mod time;
+mod unasked;
 
 use std::{net::IpAddr, thread, time::Duration};
 

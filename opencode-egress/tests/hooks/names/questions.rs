@@ -1,29 +1,30 @@
 //! Questions: what is addressed to port 53 goes to the instance's own resolver, and the caller does not notice.
 
 use std::{
-    io::{self, Write as _},
+    io,
     net::{IpAddr, Ipv6Addr, SocketAddr},
     os::fd::{AsRawFd as _, OwnedFd},
 };
 
 use io_uring::{IoUring, opcode, types};
-use opencode_egress_common::reason::{DropReason, Hook};
 
 use super::{API, Named, names};
 use crate::{
-    network::{ALLOWED, ALLOWED6, DENIED, FAR, INTERFACE, UNIT, UNIT6},
+    network::{DENIED, FAR, UNIT, UNIT6},
     probe::Outcome,
     sys::{
         Message, RawAddress, bind, connect, domain, peer, receive_from, receive_message, send, send_messages,
         send_to, set_bytes, socket,
     },
-    tcp::tcp,
+    tcp::{has_mptcp, mptcp, tcp},
     udp::{connected, udp},
     uring::submit,
-    world::{World, any, base_policy},
 };
 
 pub(super) const DOMAIN: u16 = 53;
+
+/// An address that nobody has.
+pub(super) const UNKNOWN6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 9, 0, 0, 0, 0, 9);
 
 /// Servers that no rule lists, on the far side and on this host, and where their answers have to come from.
 fn servers() -> Vec<(SocketAddr, SocketAddr)> {
@@ -32,7 +33,7 @@ fn servers() -> Vec<(SocketAddr, SocketAddr)> {
         IpAddr::from(FAR),
         DENIED.into(),
         DENIED.to_ipv6_mapped().into(),
-        Ipv6Addr::new(0x2001, 0xdb8, 9, 0, 0, 0, 0, 9).into(),
+        UNKNOWN6.into(),
         [127, 0, 0, 53].into(),
         [127, 0, 0, 1].into(),
         Ipv6Addr::LOCALHOST.into(),
@@ -45,7 +46,7 @@ fn servers() -> Vec<(SocketAddr, SocketAddr)> {
 }
 
 /// A socket that does not wait for ever.
-fn patient(socket: OwnedFd) -> io::Result<OwnedFd> {
+pub(super) fn patient(socket: OwnedFd) -> io::Result<OwnedFd> {
     let seconds = libc::timeval { tv_sec: 2, tv_usec: 0 };
     let mut value = seconds.tv_sec.to_ne_bytes().to_vec();
     value.extend(seconds.tv_usec.to_ne_bytes());
@@ -66,7 +67,7 @@ fn is_peer(socket: &OwnedFd, server: SocketAddr) -> io::Result<()> {
     if peer == server { Ok(()) } else { Err(io::Error::other(format!("the peer is {peer}, not {server}"))) }
 }
 
-const QUESTION: &[u8] = b"question";
+pub(super) const QUESTION: &[u8] = b"question";
 
 pub(super) type Ask = fn(SocketAddr, SocketAddr) -> io::Result<()>;
 
@@ -92,9 +93,13 @@ pub(super) const BY_UDP: [(&str, Ask); 3] = [
 
 /// Asks over a connection.
 fn over(socket: OwnedFd, server: SocketAddr) -> io::Result<()> {
-    let socket = patient(socket)?;
     is_peer(&socket, server)?;
-    std::fs::File::from(socket.try_clone()?).write_all(QUESTION)?;
+    converse(socket, server)
+}
+
+fn converse(socket: OwnedFd, server: SocketAddr) -> io::Result<()> {
+    let socket = patient(socket)?;
+    send(&socket, QUESTION, 0)?;
     // A stream's messages have no address.
     is_answer((receive_stream(&socket)?, server), QUESTION, server)
 }
@@ -148,6 +153,12 @@ fn questions_go_to_the_instances_resolver() {
         }
         named.world.move_below("below");
     }
+    if has_mptcp(&mut named.world) {
+        for (to, server) in servers() {
+            // The kernel connects by a socket of its own, so the caller's says the resolver's address.
+            asks(&mut named, "MPTCP", to, || converse(mptcp(to)?, server));
+        }
+    }
 }
 
 /// From a socket that is bound to an address, or to none, of either family.
@@ -156,7 +167,7 @@ fn questions_of_bound_sockets_go_there_too() {
     let mut named = Named::new(&names(&[API]));
     let pairs = [
         (IpAddr::from(UNIT), IpAddr::from(FAR)),
-        (UNIT6.into(), DENIED_SERVER6.into()),
+        (UNIT6.into(), UNKNOWN6.into()),
         (UNIT.to_ipv6_mapped().into(), FAR.to_ipv6_mapped().into()),
         ([0; 16].into(), FAR.to_ipv6_mapped().into()),
     ];
@@ -183,58 +194,6 @@ fn questions_of_bound_sockets_go_there_too() {
             is_answer(receive_from(&socket)?, QUESTION, server)
         });
     }
-}
-
-const DENIED_SERVER6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 9, 0, 0, 0, 0, 9);
-
-/// A socket that is bound to an interface would take the question out through it, with the resolver's address on it.
-#[test]
-fn questions_of_a_socket_that_is_bound_to_an_interface_stay_here() {
-    let mut named = Named::new(&names(&[API]));
-    let on_the_wire = |kind, to: SocketAddr| {
-        let socket = socket(domain(to), kind, 0)?;
-        set_bytes(&socket, libc::SOL_SOCKET, libc::SO_BINDTODEVICE, INTERFACE.as_bytes())?;
-        io::Result::Ok(socket)
-    };
-    let own = |address| SocketAddr::new(address, super::RESOLVER);
-    let far = [IpAddr::from(FAR), DENIED_SERVER6.into()].map(|address| SocketAddr::new(address, DOMAIN));
-    let own = [own([127, 0, 0, 1].into()), own(Ipv6Addr::LOCALHOST.into())];
-    for to in far.into_iter().chain(own) {
-        for (name, outcome) in [
-            (
-                "UDP",
-                named.world.run(|| send_to(&on_the_wire(libc::SOCK_DGRAM, to)?, QUESTION, 0, to).map(drop)),
-            ),
-            (
-                "connected UDP",
-                named.world.run(|| {
-                    let socket = on_the_wire(libc::SOCK_DGRAM, to)?;
-                    connect(&socket, to)?;
-                    send(&socket, QUESTION, 0).map(drop)
-                }),
-            ),
-            (
-                "TCP",
-                named.world.run(|| {
-                    let socket = on_the_wire(libc::SOCK_STREAM | libc::SOCK_NONBLOCK, to)?;
-                    connect(&socket, to).or_else(|error| match error.raw_os_error() {
-                        Some(libc::EINPROGRESS) => Ok(()),
-                        _ => Err(error),
-                    })
-                }),
-            ),
-        ] {
-            let (outcome, arrived) = outcome;
-            assert_eq!(arrived.sent(), [""; 0], "LEAK: {name} to {to} ({outcome:?})");
-            let refused = if name == "TCP" && to.port() != DOMAIN { Outcome::DONE } else { Outcome::EPERM };
-            assert_eq!(outcome, refused, "{name} to {to}");
-        }
-    }
-    // The control: bound to the interface, what a rule lists goes out.
-    let to = SocketAddr::from((ALLOWED, 443));
-    named.world.passes("UDP of a socket bound to the interface", to, |to| {
-        send_to(&on_the_wire(libc::SOCK_DGRAM, to)?, b"data", 0, to).map(drop)
-    });
 }
 
 #[test]
@@ -294,101 +253,4 @@ fn questions_by_io_uring_go_there_too() {
             over(socket, server)
         });
     }
-}
-
-/// A rule for networks that lists the server wins over the redirect, and one that denies it does not.
-#[test]
-fn a_listed_server_is_asked_itself() {
-    let mut policy = names(&[API]);
-    policy.deny = vec![any("198.51.100.0/24")];
-    let mut named = Named::new(&policy);
-    for server in [IpAddr::from(ALLOWED), ALLOWED6.into(), ALLOWED.to_ipv6_mapped().into()] {
-        let sends = |to| send_to(&udp(to)?, QUESTION, 0, to).map(drop);
-        named.world.passes("UDP to a listed server", (server, DOMAIN), sends);
-        let sends = |to| send(&connected(to)?, QUESTION, 0).map(drop);
-        named.world.passes("connected UDP to a listed server", (server, DOMAIN), sends);
-        // Nobody listens there; the attempt arrives.
-        let (outcome, arrived) = named.world.run(|| tcp(SocketAddr::new(server, DOMAIN)).map(drop));
-        assert_eq!(outcome, Outcome::Errno(libc::ECONNREFUSED));
-        assert!(!arrived.to(server).is_empty());
-        assert_eq!(named.resolver.asked(), Vec::<Vec<u8>>::new());
-    }
-    let denied = SocketAddr::from((FAR, DOMAIN));
-    for (name, ask) in BY_UDP.iter().chain(&BY_TCP[..1]) {
-        asks(&mut named, name, denied, || ask(denied, denied));
-    }
-}
-
-/// Where rules list loopback, its servers are asked themselves, also by the unspecified address.
-#[test]
-fn a_listed_server_on_loopback_is_asked_itself() {
-    let mut policy = names(&[API]);
-    policy.allow.extend([any("127.0.0.0/8"), any("::1/128")]);
-    let mut named = Named::new(&policy);
-    for server in [IpAddr::from([127, 0, 0, 53]), [0; 4].into(), Ipv6Addr::LOCALHOST.into(), [0; 16].into()] {
-        let to = SocketAddr::new(server, DOMAIN);
-        let refused = Outcome::Errno(libc::ECONNREFUSED);
-        let (outcome, _) = named.world.run(|| tcp(to).map(drop));
-        assert_eq!(outcome, refused, "nobody listens at {to}");
-        let (outcome, _) = named.world.run(|| {
-            let socket = patient(connected(to)?)?;
-            send(&socket, QUESTION, 0)?;
-            receive_from(&socket).map(drop)
-        });
-        assert_eq!(outcome, refused, "nobody listens at {to}");
-        assert_eq!(named.resolver.asked(), Vec::<Vec<u8>>::new());
-    }
-}
-
-#[test]
-fn other_protocols_are_no_questions() {
-    let mut named = Named::new(&names(&[API]));
-    let (outcome, _) = named.world.run(|| socket(libc::AF_INET, libc::SOCK_DGRAM, 136).map(drop));
-    if outcome == Outcome::Errno(libc::EPROTONOSUPPORT) {
-        eprintln!("skipped: no UDP-Lite in this kernel");
-    } else {
-        named.world.denies("UDP-Lite", (FAR, DOMAIN), |to| {
-            let socket = socket(domain(to), libc::SOCK_DGRAM, 136)?;
-            send_to(&socket, QUESTION, 0, to).map(drop)
-        });
-        named.world.denies("UDP-Lite of a connected socket", (FAR, DOMAIN), |to| {
-            let socket = socket(domain(to), libc::SOCK_DGRAM, 136)?;
-            connect(&socket, to)?;
-            send(&socket, QUESTION, 0).map(drop)
-        });
-    }
-    // Source port 17, which is what the kernel takes for such a socket's port, to port 53.
-    let datagram = [0, 17, 0, 53, 0, 16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-    named.world.denies("raw UDP", (FAR, 0), |to| {
-        send_to(&socket(domain(to), libc::SOCK_RAW, libc::IPPROTO_UDP)?, &datagram, 0, to).map(drop)
-    });
-    let quiet = |to: SocketAddr| {
-        let socket = socket(domain(to), libc::SOCK_RAW, libc::IPPROTO_UDP)?;
-        connect(&socket, SocketAddr::new(to.ip(), DOMAIN))?;
-        send(&socket, &datagram, 0).map(drop)
-    };
-    named.world.denies("raw UDP of a connected socket", (FAR, 0), quiet);
-    assert_eq!(named.resolver.asked(), Vec::<Vec<u8>>::new());
-}
-
-/// Without rules for names nothing is given another address, and there are no programs that could.
-#[test]
-fn without_names_questions_are_flows_like_any_other() {
-    let mut world = World::new(&base_policy());
-    let links: Vec<_> = world.loaded.programs.hooks(false).collect();
-    for hook in [Hook::Recvmsg4, Hook::Recvmsg6, Hook::Getpeername4, Hook::Getpeername6] {
-        assert!(!links.contains(&hook), "{hook:?}");
-        assert!(world.loaded.programs.hooks(true).any(|named| named == hook), "{hook:?}");
-    }
-    let sends = |to| send_to(&udp(to)?, QUESTION, 0, to).map(drop);
-    let connected = |to| send(&connected(to)?, QUESTION, 0).map(drop);
-    for server in [IpAddr::from(FAR), DENIED_SERVER6.into(), FAR.to_ipv6_mapped().into()] {
-        world.denies("TCP", (server, DOMAIN), |to| tcp(to).map(drop));
-        world.check_last(DropReason::NotAllowed);
-        world.denies("UDP", (server, DOMAIN), sends);
-        world.check_last(DropReason::NotAllowed);
-        world.denies("connected UDP", (server, DOMAIN), connected);
-        world.check_last(DropReason::NotAllowed);
-    }
-    world.passes("UDP", (ALLOWED, DOMAIN), sends);
 }
