@@ -16,7 +16,7 @@ use crate::{
     report::human::error_chain,
 };
 
-/// Addresses of one instance that are known at a time.
+/// Addresses of one instance that are in force at a time.
 const MAX_ADDRESSES: usize = 8192;
 
 impl Daemon {
