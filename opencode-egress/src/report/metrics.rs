@@ -4,7 +4,7 @@ use opencode_egress_common::reason::DropReason;
 use prometheus::{IntCounterVec, IntGaugeVec, Opts, Registry, Result, TextEncoder};
 
 use crate::{
-    control::learned::QueryReason,
+    policy::explain::NAME_NOT_ALLOWED,
     report::status::{CountersStatus, InstanceStatus, NamesStatus, Status},
 };
 
@@ -177,7 +177,7 @@ impl Families {
             self.questions.with_label_values(&[name, outcome]).inc_by(value);
         }
         // What was asked for is in the journal alone: an agent chooses it, and each would be a series.
-        self.questions_refused.with_label_values(&[name, QueryReason::NameNotAllowed.as_str()]);
+        self.questions_refused.with_label_values(&[name, NAME_NOT_ALLOWED]);
         for (reason, value) in &questions.refused_by_reason {
             self.questions_refused.with_label_values(&[name, reason]).inc_by(*value);
         }

@@ -146,7 +146,7 @@ impl InstanceStatus {
                     "`resolver` in the policy file, or else the host's resolv.conf, says who is asked";
                 add(
                     Severity::Look,
-                    format!("{failed} questions for names failed, some lately: {why}; {remedy}"),
+                    format!("questions for names failed: {failed}, some lately; {why}; {remedy}"),
                 );
             }
         }
@@ -251,7 +251,7 @@ pub fn text(status: &Status, now: u64) -> String {
 fn names_text(NamesStatus { known, addresses, questions, .. }: &NamesStatus) -> String {
     let number = |number: usize| count(number as u64);
     format!(
-        "{} names with {} addresses are known; questions: {}, refused {}, failed {}",
+        "known names: {}, with addresses: {}; questions: {}, refused: {}, failed: {}",
         number(*known),
         number(*addresses),
         count(questions.questions),

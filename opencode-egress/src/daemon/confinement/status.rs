@@ -32,8 +32,9 @@ impl Daemon {
             });
             let InstanceState { index, policy, entries, detached, recent, lost_at, failed_attach, .. } =
                 instance;
-            let rules =
-                policy.as_ref().map(|policy| [policy.allow.len(), policy.deny.len(), policy.listen.len()]);
+            let rules = policy.as_ref().map(|policy| {
+                [policy.allow.len() + policy.names.len(), policy.deny.len(), policy.listen.len()]
+            });
             let counters = self.counters(*index)?;
             let expired = counters.denied_for(DropReason::NameExpired);
             let names = self.names.of.get(index).map(|names| NamesStatus {

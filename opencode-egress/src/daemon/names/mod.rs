@@ -229,6 +229,7 @@ impl Names {
             names.known.retain(listed);
             names.denied.retain(|name| mode == Mode::Audit && !listed(name));
             self.stale |= names.known.count() != count;
+            names.denied.retain(|name| mode == Mode::Audit && !listed(name));
             names.dropped = &before - &addresses(&names.known);
             self.resolvers.tell(names.told(index));
         }

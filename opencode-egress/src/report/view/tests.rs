@@ -184,7 +184,7 @@ fn names_have_a_line_and_their_troubles_need_attention() {
     status.instances.get_mut("a").expect("a").names = Some(names);
     let quiet = text(&status, 1000);
     assert!(quiet.contains("\nnothing needs attention\n"), "{quiet}");
-    let line = "\na: 3 names with 7 addresses are known; questions: 5.1k, refused 12, failed 1\n";
+    let line = "\na: known names: 3, with addresses: 7; questions: 5.1k, refused: 12, failed: 1\n";
     assert!(quiet.ends_with(line), "{quiet}");
     let names = status.instances.get_mut("a").and_then(|a| a.names.as_mut()).expect("names");
     (names.expired_lately, names.questions.failed_lately) = (true, true);
@@ -193,7 +193,7 @@ fn names_have_a_line_and_their_troubles_need_attention() {
         loud.contains("! a: flows to addresses whose time was over were denied lately: a client"),
         "{loud}"
     );
-    assert!(loud.contains("! a: 1 questions for names failed, some lately: no server"), "{loud}");
+    assert!(loud.contains("! a: questions for names failed: 1, some lately; no server"), "{loud}");
 }
 
 #[test]
