@@ -134,7 +134,7 @@ fn sendmsg(ctx: &SockAddrContext, hook: Hook, address: Address) -> i32 {
     if !maps::sendmsg_judges() || instance.remembers(&flow) {
         1
     } else {
-        judge(ctx, &instance, hook, &flow, false)
+        judge_datagram(ctx, &instance, hook, &flow)
     }
 }
 
@@ -152,16 +152,27 @@ fn send_by_name(ctx: &SockAddrContext, instance: &Instance, hook: Hook, flow: &F
     if maps::sendmsg_judges() { conclude(instance, hook, flow, verdict) } else { 1 }
 }
 
-/// What is not in the cache. Apart from the rest, so that a call that is there needs little code.
+/// A datagram that is not in the cache. Apart from the rest, so that a call that is there needs little code.
+#[inline(never)]
+fn judge_datagram(ctx: &SockAddrContext, instance: &Instance, hook: Hook, flow: &Flow) -> i32 {
+    conclude(instance, hook, flow, by_networks(ctx, instance, flow))
+}
+
+/// What the rules for networks say.
+#[inline(always)]
+fn by_networks(ctx: &SockAddrContext, instance: &Instance, flow: &Flow) -> Verdict {
+    let decision = instance.judge(flow);
+    // SAFETY: the programs of these hooks may search sockets.
+    decision.settle(|| unsafe { own::listens(ctx.as_ptr(), instance.index, &flow.address, flow.port) })
+}
+
+/// A connect that is not in the cache. Apart from the rest, so that a call that is there needs little code.
 #[inline(never)]
 fn judge(ctx: &SockAddrContext, instance: &Instance, hook: Hook, flow: &Flow, from_listener: bool) -> i32 {
     if from_listener {
         return conclude(instance, hook, flow, Verdict::Deny(DropReason::ListenerPort));
     }
-    let verdict = instance
-        .judge(flow)
-        // SAFETY: the programs of these hooks may search sockets.
-        .settle(|| unsafe { own::listens(ctx.as_ptr(), instance.index, &flow.address, flow.port) });
+    let verdict = by_networks(ctx, instance, flow);
     match instance.head() {
         Some(header) if header.has_names() => by_name(ctx, instance, hook, flow, verdict),
         _ => conclude(instance, hook, flow, verdict),
