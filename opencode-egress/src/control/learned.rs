@@ -1,6 +1,9 @@
 //! What crosses the socket between the daemon and the resolver: JSON, one message a line, both ways and at any time.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +18,19 @@ pub const MAX_ADDRESSES: usize = 1000;
 
 /// The longest time to live that a client is told, in seconds.
 pub const MAX_TTL: u32 = 3600;
+
+/// Where the resolver of the daemon with this control socket connects: `resolver.sock` beside `control.sock`, and otherwise a name of its own, for two
+/// daemons may have their sockets in one directory.
+pub fn resolver_socket(control: &Path) -> PathBuf {
+    match control.file_stem().filter(|stem| *stem != "control") {
+        None => control.with_file_name("resolver.sock"),
+        Some(stem) => {
+            let mut name = stem.to_owned();
+            name.push("-resolver.sock");
+            control.with_file_name(name)
+        }
+    }
+}
 
 /// What the daemon tells the resolver.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -142,6 +158,14 @@ impl QueryReason {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn daemons_in_one_directory_have_sockets_of_their_own() {
+        let of = |control: &str| resolver_socket(Path::new(control)).display().to_string();
+        assert_eq!(of("/run/opencode-egress/control.sock"), "/run/opencode-egress/resolver.sock");
+        assert_eq!(of("/run/opencode-egress/trial.sock"), "/run/opencode-egress/trial-resolver.sock");
+        assert_eq!(of("other"), "other-resolver.sock");
+    }
 
     #[test]
     fn messages_are_written_as_documented() {

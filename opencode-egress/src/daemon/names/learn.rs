@@ -1,6 +1,9 @@
 //! Learning: what the resolver says is weighed, put in force and kept, in this order, before it may tell its client.
 
-use std::net::IpAddr;
+use std::{
+    net::IpAddr,
+    time::{Duration, Instant},
+};
 
 use tracing::{error, warn};
 
@@ -16,6 +19,8 @@ use crate::{
     report::human::error_chain,
 };
 
+/// How often a step is taken to remove what is over from the kernel: each takes milliseconds, however little there is.
+const SWEEP: Duration = Duration::from_secs(10);
 /// Addresses of one instance that are in force at a time.
 const MAX_ADDRESSES: usize = 8192;
 
@@ -82,8 +87,11 @@ impl Daemon {
     /// Takes a step to forget what is over. To be called every second.
     pub fn forget_names(&mut self) {
         let Self { loaded, names, .. } = self;
-        if let Err(error) = loaded.maps.forget_expired() {
-            warn!("addresses whose time is over stay in memory: {}", error_chain(&error));
+        if names.swept.elapsed() >= SWEEP {
+            names.swept = Instant::now();
+            if let Err(error) = loaded.maps.forget_expired() {
+                warn!("addresses whose time is over stay in memory: {}", error_chain(&error));
+            }
         }
         let over = boottime().saturating_sub(KEPT);
         for instance in names.of.values_mut() {

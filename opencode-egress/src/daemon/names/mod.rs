@@ -68,6 +68,8 @@ pub(in crate::daemon) struct Names {
     left_sockets: BTreeMap<String, ResolverSockets>,
     own: Option<(Instant, Vec<IpAddr>)>,
     pub(in crate::daemon) resolvers: Resolvers,
+    /// When what is over was last looked for in the kernel.
+    swept: Instant,
     /// Why something could not be learned, as it was logged last.
     trouble: Option<String>,
     /// Whether the file has what a policy does not list any more.
@@ -166,6 +168,7 @@ impl Names {
             left_sockets: ResolverSockets::passed(),
             own: None,
             resolvers: Resolvers::default(),
+            swept: Instant::now(),
             trouble: None,
             stale: false,
         }

@@ -28,7 +28,7 @@ use tokio::{
 use tracing::{info, warn};
 
 use crate::{
-    control::caller::Caller,
+    control::{caller::Caller, learned::resolver_socket},
     daemon::{
         serve::{clients::Server, exposition::MetricsAddress, resolver::take_resolvers},
         state::Daemon,
@@ -42,8 +42,6 @@ const RECONCILE: Duration = Duration::from_secs(5);
 /// How long after one look the next one comes at the earliest, when inotify does: a look at a thousand units takes tens of
 /// milliseconds.
 const PAUSE: Duration = Duration::from_millis(100);
-/// The name of the socket for the resolver.
-const RESOLVER_SOCKET: &str = "resolver.sock";
 /// How long the last lines may take to be written.
 const LAST_LINES: Duration = Duration::from_secs(2);
 
@@ -155,7 +153,7 @@ pub async fn serve(
     server.daemon.borrow_mut().reconcile();
     info!("stopping; what is confined stays confined");
     server.daemon.borrow().denials.journal.flush(LAST_LINES);
-    let _ = fs::remove_file(socket.with_file_name(RESOLVER_SOCKET));
+    let _ = fs::remove_file(resolver_socket(socket));
     fs::remove_file(socket)
 }
 
@@ -187,7 +185,7 @@ pub fn listen(path: &Path) -> io::Result<UnixListener> {
 /// The socket to which the resolver connects, beside the control socket. Whoever connects is asked for its unit, not for its user: that is
 /// one that systemd makes up.
 fn listen_for_resolvers(control: &Path) -> io::Result<UnixListener> {
-    socket::listen(&control.with_file_name(RESOLVER_SOCKET), 0o666)
+    socket::listen(&resolver_socket(control), 0o666)
 }
 
 /// Waits for room and then for a client.

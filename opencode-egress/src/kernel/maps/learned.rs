@@ -23,7 +23,7 @@ use crate::kernel::{
 };
 
 /// How many are looked at in one step.
-const STEP: usize = 8192;
+const STEP: usize = 64 * 1024;
 /// For how long after its time an address is kept, in seconds: a flow to it is denied for that and not as if nobody had ever told it.
 const KEPT: u64 = 600;
 

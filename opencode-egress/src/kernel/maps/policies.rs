@@ -179,7 +179,7 @@ impl Maps {
         self.learned.write(instance, self.current(instance).generation(), address)
     }
 
-    /// Takes one bounded step to remove learned addresses that are over. To be called every second.
+    /// Takes one bounded step to remove learned addresses that are over. To be called now and then.
     ///
     /// # Errors
     ///
