@@ -43,7 +43,7 @@ impl Row {
     pub(super) fn add(&mut self, took: (Duration, Duration), said: &str, refused: Vec<String>) {
         if self.said.is_empty() {
             let from = said.lines().find_map(|line| line.find(self.words).map(|at| &line[at..]));
-            self.said = from.unwrap_or_default().trim().chars().take(80).collect();
+            self.said = from.unwrap_or_default().trim().chars().take(100).collect();
         }
         // Else each would be there with each search domain.
         let refused = if self.took.is_empty() { refused } else { vec![] };

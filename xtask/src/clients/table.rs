@@ -236,7 +236,7 @@ pub(super) const CLIENTS: &[Client] = &[
         title: "dig",
         install: &[("dig", "bind9-dnsutils")],
         version: "dig -v",
-        command: "dig +search {NAME}",
+        command: "dig +search {NAME} | sed 's/, id: .*//'",
         words: "status: NXDOMAIN",
         proof: Proof::Answer,
         ..CURL
