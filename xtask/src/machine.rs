@@ -2,7 +2,7 @@
 //! witnesses what arrives.
 
 mod cable;
-mod parts;
+pub(crate) mod parts;
 mod wait;
 mod witness;
 

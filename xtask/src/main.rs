@@ -3,6 +3,7 @@
 mod assets;
 mod bench;
 mod build_ebpf;
+mod clients;
 mod config_test;
 mod daemon;
 mod demo;
@@ -39,6 +40,8 @@ enum Task {
     Bench(bench::Args),
     /// Build the eBPF object, installing what that takes
     BuildEbpf(build_ebpf::Args),
+    /// Run real clients under names, listed and not, and write how they take a refusal into docs/names.md
+    Clients(clients::Args),
     /// Give opencode.json as Nix writes it to the real server, and compare what it understood
     ConfigTest,
     /// Show the main job: two real opencode servers on a real systemd, each under its own list
@@ -87,6 +90,7 @@ fn run(task: Task) -> Result<()> {
     match task {
         Task::Bench(args) => bench::run(&args),
         Task::BuildEbpf(args) => build_ebpf::run(&args).map(drop),
+        Task::Clients(args) => clients::run(&args),
         Task::ConfigTest => config_test::run(),
         Task::Demo => demo::run(),
         Task::Machine { files, binary, root } => machine::serve(&files, &binary, root.as_deref()),

@@ -28,8 +28,7 @@ pub(super) fn lay(name: &str, init: u32) -> Result<Netns> {
         command.args(words);
         checked(command)
     };
-    ip(&["netns", "add", name])?;
-    let netns = Netns(name.to_owned());
+    let netns = Netns::add(name.to_owned())?;
     let init = init.to_string();
     ip(&["link", "add", "veth", "netns", name, "type", "veth", "peer", "name", "eth0", "netns", &init])?;
     for address in HOST_ADDRESSES {

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use super::wait::wait;
-use crate::process::output;
+use crate::process::{checked, output};
 
 /// Lets nftables log packets of network namespaces other than the first, as the machine's, for as long as this lives
 /// (`nf_log_all_netns` in <https://docs.kernel.org/networking/netfilter-sysctl.html>).
@@ -73,7 +73,7 @@ fn remove_cgroup(directory: &std::path::Path) -> std::io::Result<()> {
 }
 
 /// A process. It is killed with this value.
-pub(super) struct Process(pub(super) Child);
+pub(crate) struct Process(pub(crate) Child);
 
 impl Drop for Process {
     fn drop(&mut self) {
@@ -83,12 +83,21 @@ impl Drop for Process {
     }
 }
 
-/// The second host's network namespace. It goes with this value, and every process in it.
-pub(super) struct Netns(pub(super) String);
+/// A network namespace with a name. It goes with this value, and every process in it.
+pub(crate) struct Netns(pub(crate) String);
+
+impl Netns {
+    pub(crate) fn add(name: String) -> Result<Self> {
+        let mut ip = Command::new("ip");
+        ip.args(["netns", "add", &name]);
+        checked(ip)?;
+        Ok(Self(name))
+    }
+}
 
 impl Drop for Netns {
     fn drop(&mut self) {
-        let _ = wait("the second host's processes to go", || {
+        let _ = wait("a network namespace's processes to go", || {
             let left = pids(&self.0);
             if left.is_empty() {
                 return Some(());
