@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use super::LISTED;
+use super::table::LISTED;
 use crate::{
     machine::{
         parts::{Netns, Process},

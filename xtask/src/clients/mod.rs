@@ -17,22 +17,15 @@ use anyhow::{Context as _, Result, bail, ensure};
 use self::{
     hosts::{Hosts, Seen, path},
     report::Row,
-    table::{CLIENTS, Client, Proof, Tries},
+    table::{CLIENTS, Client, LISTED, Proof, RUNS, Tries, UNLISTED},
 };
 use crate::{
     daemon, opencode,
     process::{checked, ensure as ensure_programs, root, text},
 };
 
-/// The name that is on the list, and the one that is not.
-const LISTED: &str = "api.example.org";
-const UNLISTED: &str = "api.example.net";
-
 /// How long a client may take to say that a name does not exist, unless it takes longer where one does: its own start is in both.
 const LIMIT: Duration = Duration::from_secs(1);
-
-/// How often each is tried; the median counts.
-const RUNS: usize = 3;
 
 /// Runs a command, a directory and a number of times: each with a home of its own in the directory, and the microseconds that it took and its
 /// status in the file `took` there.

@@ -4,10 +4,7 @@ use std::{fmt::Write as _, fs, time::Duration};
 
 use anyhow::{Context as _, Result};
 
-use super::{
-    RUNS, UNLISTED,
-    table::{Client, Tries},
-};
+use super::table::{Client, RUNS, Tries, UNLISTED};
 use crate::process::root;
 
 const PAGE: &str = "docs/names.md";

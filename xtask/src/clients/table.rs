@@ -1,4 +1,11 @@
-//! The clients.
+//! The clients, and what they ask for.
+
+/// The name that is on the list, and the one that is not.
+pub(super) const LISTED: &str = "api.example.org";
+pub(super) const UNLISTED: &str = "api.example.net";
+
+/// How often each is tried; the median counts.
+pub(super) const RUNS: usize = 3;
 
 /// A client.
 ///
