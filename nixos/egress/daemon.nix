@@ -118,7 +118,9 @@ in
     # Where instances ask names: four sockets for each, which keep what was asked while the daemon or the resolver is restarted.
     FileDescriptorStoreMax = 8192;
     # Denials have limits of their own, for each instance, and what they leave out is counted; what journald drops is not.
-    LogRateLimitIntervalSec = 0;
+    # (An interval of 0 is journald's default to systemd 252, which lets through some tens of thousands in half a minute.)
+    LogRateLimitIntervalSec = "1s";
+    LogRateLimitBurst = 1000000;
     # Under pressure the kernel should take an agent, not the one that watches it.
     OOMScoreAdjust = -900;
   }
