@@ -4,6 +4,11 @@
 
   services.opencode = {
     egress.resolver.upstream = [ "192.0.2.20" ];
+    # Each name off the list is to have its line, with those that search domains and both families make of it.
+    egress.log = {
+      burst = 1000;
+      perSec = 1000;
+    };
     defaults.networkIsolation.enable = true;
     instances = {
       a = {
