@@ -4,8 +4,8 @@ use std::net::IpAddr;
 
 use opencode_egress_common::{
     abi::{Entry, Grant, Learned, TrieKey},
-    decide::Rules,
-    flow::Class,
+    decide::{Rules, Verdict, decide_for_some_port},
+    flow::{Class, Flow, Protocol},
 };
 
 use crate::{
@@ -56,7 +56,7 @@ pub fn weigh(
         }
         let by_network = rules.entry(&TrieKey::address(&address.into()));
         let kind = if own.contains(&address) { AddressKind::Loopback } else { AddressKind::of(address) };
-        let mut told = by_network.is_some_and(|entry| allows_some(&entry));
+        let mut told = allows_some(rules, address);
         for CompiledName { rule, id, grant } in &listed {
             let may = match kind {
                 AddressKind::Public => true,
@@ -76,9 +76,12 @@ pub fn weigh(
 
 const CLASSES: [Class; 2] = [Class::Tcp, Class::Udp];
 
-/// Whether rules for networks let some flow to the address pass.
-fn allows_some(entry: &Entry) -> bool {
-    CLASSES.iter().any(|class| !matches!(entry.grant(*class), Grant::NONE | Grant::DENY))
+/// Whether rules for networks let some flow to the address pass. What the instance listens at is no such rule.
+fn allows_some(rules: &impl Rules, address: IpAddr) -> bool {
+    [Protocol::TCP, Protocol::UDP].into_iter().any(|protocol| {
+        let flow = Flow { address: address.into(), protocol, port: 0 };
+        decide_for_some_port(rules, &flow) == Verdict::Allow
+    })
 }
 
 /// Whether rules for networks deny everything that a rule for a name speaks of.
@@ -95,6 +98,19 @@ mod tests {
 
     use super::*;
     use crate::policy::{PolicySet, compile::compile, file};
+
+    #[test]
+    fn what_the_instance_listens_at_is_brought_by_no_name() {
+        let listen = r#""listen": [{"address": "127.0.0.1", "port": 80}], "#;
+        let text = format!(
+            r#"{{"version": 1, "instances": {{"a": {{"units": ["a.service"], {listen}"allow": ["api.example.org"]}}}}}}"#
+        );
+        let PolicySet { instances, .. } = file::parse("policy.json".as_ref(), &text).expect("a policy file");
+        let compiled = compile(instances.values().next().expect("a policy")).expect("it compiles");
+        let (name, address) = ("api.example.org".parse().expect("a name"), [127, 0, 0, 1].into());
+        let weighed = weigh(&name, &[address], 100, &compiled.names, &compiled.rules(), &[]);
+        assert_eq!((weighed.told, weighed.forbidden), (vec![], vec![address]));
+    }
 
     /// What becomes of addresses for `asked`, under these rules: those that are told, and `address grant` of those that are learned.
     fn weighed(allow: &str, deny: &str, asked: &str, addresses: &[&str]) -> (Vec<String>, Vec<String>) {
