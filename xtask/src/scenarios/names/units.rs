@@ -68,6 +68,8 @@ impl<'a> Units<'a> {
     pub(super) fn apply(&self, change: impl Fn(&mut Value)) -> Result<String> {
         let mut policy: Value = serde_json::from_str(&self.before)?;
         policy["resolver"] = json!({ "upstream": ["192.0.2.30"] });
+        // Some scenarios are refused faster than an instance has lines by default.
+        policy["log"] = json!({ "burst": 1000, "per_sec": 1000 });
         policy["instances"]["n"] = json!({
             "units": ["opencode-n.service"],
             "allow": ["192.0.2.10/32:80/tcp", "api.example.org:80,443", "stays.example.org:80", "*.wild.example.net:80"],
