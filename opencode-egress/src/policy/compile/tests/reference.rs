@@ -42,7 +42,6 @@ pub(crate) fn judge(policy: &Policy, flow: &Flow) -> Decision {
 }
 
 /// Whether a rule for a name lets a flow pass to an address that the name has.
-#[allow(dead_code, reason = "the fuzz targets have networks alone")]
 pub(crate) fn passes_by_name(rule: &NameRule, flow: &Flow) -> bool {
     let protocol = match flow.class() {
         Class::Tcp => matches!(rule.protocol(), RuleProtocol::Tcp | RuleProtocol::Any),
