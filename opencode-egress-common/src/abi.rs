@@ -14,7 +14,7 @@ use crate::flow::{Address, Class, Family};
 /// The version of everything in this module. A change of any layout, map or program name raises it, and gives the map
 /// that it is in another size or another name: of another version's pins, a daemon takes over what it finds under a name that
 /// it knows and in the shape that it knows.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// How many instances the maps can hold. Index 0 means "no instance".
 pub const MAX_INSTANCES: u32 = 2048;
@@ -41,6 +41,9 @@ pub const DESTINATIONS_SHARE: u64 = 1024;
 /// Sockets that an instance may have open where nothing else is said: enough for a server with its language servers, and a small
 /// part of the 28,232 ephemeral ports that a host has by default (`ip_local_port_range`, ip(7)).
 pub const DEFAULT_MAX_SOCKETS: u32 = 4096;
+
+/// Slots for sockets that are counted; a power of two.
+pub const SOCKET_SLOTS: u32 = 16 * 1024;
 
 /// Size of the ring buffer of denied flows, in bytes.
 pub const RING_BYTES: u32 = 512 * 1024;
@@ -333,6 +336,16 @@ impl CountedSocket {
     pub const DENIED: u32 = u32::MAX;
 }
 
+/// A slot of the counted sockets: the kernel's number of a socket, reduced to how many slots there are, says which one it may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[repr(C)]
+pub struct SocketSlot {
+    /// In the lower 16 bits how many sockets want the slot now, in the others the number of the one that has it; 0 for none.
+    pub taken: u64,
+    /// What is said of that one.
+    pub counted: CountedSocket,
+}
+
 /// Packets (or refused operations) and bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[repr(C)]
@@ -413,6 +426,7 @@ mod tests {
         assert_eq!(size_of::<ConfinedCgroup>(), 8 + CACHE_SLOTS * 8);
         assert_eq!(size_of::<SocketCount>(), 8);
         assert_eq!(size_of::<CountedSocket>(), 8);
+        assert_eq!(size_of::<SocketSlot>(), 16);
         assert_eq!(size_of::<Counter>(), 16);
         assert_eq!(size_of::<Denied>(), REASON_SLOTS * 16 + 7 * 8);
     }

@@ -10,7 +10,8 @@ use opencode_egress_common::{
     abi::{
         ConfinedCgroup, CountedSocket, Counter, Current, Denied, DestinationDenials, DestinationKey, Entry,
         Event, Learned, LearnedKey, Limits, MAX_DESTINATIONS, MAX_INSTANCES, MAX_LEARNED, MAX_POLICIES,
-        PolicyHeader, RESET_RING_BYTES, RING_BYTES, Reset, SocketCount, Taken, TrieKey,
+        PolicyHeader, RESET_RING_BYTES, RING_BYTES, Reset, SOCKET_SLOTS, SocketCount, SocketSlot, Taken,
+        TrieKey,
     },
     cache::TAG_KEYS,
     decide::Rules,
@@ -94,7 +95,11 @@ pub(crate) static OWN_SOCKETS: SkStorage<u32> = SkStorage::new();
 #[btf_map]
 pub(crate) static SOCKETS: Array<SocketCount, { MAX_INSTANCES as usize }> = Array::new();
 
-/// In which count a socket is; one that is in none has no value, or one of zeros.
+/// Which sockets are counted, and where, by the kernel's number of each.
+#[btf_map]
+pub(crate) static COUNTED_SLOTS: Array<SocketSlot, { SOCKET_SLOTS as usize }> = Array::new();
+
+/// In which count a socket is that found its slot taken; one that is in none has no value, or one of zeros.
 #[btf_map]
 pub(crate) static COUNTED: SkStorage<CountedSocket> = SkStorage::new();
 

@@ -63,7 +63,7 @@ pub(crate) fn upgrades(machine: &mut Machine, count: usize) -> Result<()> {
         } else {
             machine.succeed(&["systemctl", "restart", "opencode-egress"])?;
         }
-        let (there, gone) = if back { ("v2", "v3") } else { ("v3", "v2") };
+        let (there, gone) = if back { ("v2", "v4") } else { ("v4", "v2") };
         let pins = || machine.succeed(&["ls", PINS]);
         wait("the other version's pins to go", || pins().ok().filter(|pins| pins.trim() == there))
             .with_context(|| format!("{gone} and {there}: there is {}", pins().unwrap_or_default()))?;

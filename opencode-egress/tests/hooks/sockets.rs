@@ -17,9 +17,16 @@ use opencode_egress::{
     kernel::{instance::InstanceIndex, loader::Lifetime},
     policy::{Mode, Policy, compile::compile},
 };
-use opencode_egress_common::reason::{DropReason, Hook};
-use rustix::net::{
-    RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+use opencode_egress_common::{
+    abi::SOCKET_SLOTS,
+    reason::{DropReason, Hook},
+};
+use rustix::{
+    net::{
+        RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recvmsg,
+        sendmsg,
+    },
+    process::{Resource, Rlimit, setrlimit},
 };
 
 use crate::{
@@ -255,6 +262,33 @@ fn receive(from: &UnixDatagram) -> io::Result<Vec<OwnedFd>> {
         _ => None,
     });
     Ok(rights.flatten().collect())
+}
+
+/// Those that find their slot taken are counted in another way.
+#[test]
+fn more_sockets_than_slots_are_counted() {
+    const MORE: u32 = SOCKET_SLOTS + 1000;
+    let world = World::new(&limited(MORE));
+    let mut probe = world.start(|steps| {
+        let room = Some(u64::from(MORE) + 100);
+        let room = Rlimit { current: room, maximum: room };
+        setrlimit(Resource::Nofile, room)?;
+        let mut sockets = (0..MORE).map(|_| udp()).collect::<io::Result<Vec<_>>>()?;
+        none_is_left(udp())?;
+        steps.wait()?;
+        // Some of both.
+        sockets.drain(..2000);
+        sockets.drain(sockets.len() - 2000..);
+        steps.wait()?;
+        sockets.push(udp()?);
+        steps.wait()?;
+        Ok(0)
+    });
+    world.counts(&mut probe, MORE, "as many were made as there may be");
+    world.counts(&mut probe, MORE - 4000, "the first and the last were closed");
+    world.counts(&mut probe, MORE - 3999, "another was made");
+    assert_eq!(probe.end(), Outcome::DONE);
+    assert_eq!(world.open_sockets(), 0);
 }
 
 #[test]
