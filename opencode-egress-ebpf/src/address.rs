@@ -144,6 +144,8 @@ fn send_by_name(ctx: &SockAddrContext, instance: &Instance, hook: Hook, flow: &F
     let (Some(sk), Some(header)) = (FullSk::of_call(ctx), instance.head()) else { return 0 };
     let (verdict, named) = if question::redirect(ctx, instance, flow, hook == Hook::Sendmsg6) {
         (Verdict::Allow, false)
+    } else if named::goes_on(sk.as_ptr(), instance, flow) {
+        (Verdict::Allow, true)
     } else {
         let verdict = instance.decision(flow).settle(|| false);
         named::settle(instance, flow, verdict, sk.as_ptr(), false)

@@ -19,7 +19,7 @@ use crate::{
 /// What lets a plain packet pass without judging it: nearly every packet. Apart from the rest it is short
 /// code that hardly needs the stack.
 pub(crate) trait Shortcut {
-    /// Whether the cache has what lets the packet pass.
+    /// Whether the cache, or the socket's storage, has what lets the packet pass.
     fn passes(skb: &Skb, packet: &Packet) -> bool;
 
     /// Whether a packet that is plain otherwise may be of a flow by name.
@@ -50,7 +50,6 @@ pub(crate) fn by_name<S: Shortcut>(skb: &Skb) -> u32 {
     let said = match header.judge_resolver(&flow) {
         Some(Verdict::Allow) if skb.interface() == LOOPBACK_IFINDEX => PASSES,
         Some(_) => NOTHING,
-        None if named::goes_on(sk.as_ptr(), &instance, &flow) => PASSES,
         None => named_now(&instance, &flow, sk),
     };
     if said == PASSES {
@@ -84,6 +83,14 @@ fn flow_that_may_be_named<S: Shortcut>(skb: &Skb, flow: &mut Flow) -> bool {
     }
     *flow = S::flow(&packet);
     true
+}
+
+/// Whether a packet is of a flow that its socket began by name, under the policy in force. It is asked after the cache, and costs an instance
+/// without name rules nothing while that has its flows. (Only a socket's own flows are in its storage, so it need not be asked for more.)
+#[inline(always)]
+fn goes_on(skb: &Skb, instance: &Instance, flow: &Flow) -> bool {
+    instance.head().is_some_and(PolicyHeader::has_names)
+        && skb.full_socket().is_some_and(|sk| named::goes_on(sk.as_ptr(), instance, flow))
 }
 
 /// What names say now of a flow, where no rule for networks says that it passes or does not.
@@ -121,11 +128,12 @@ impl Shortcut for Out {
         if !plain {
             return false;
         }
-        let remembered = instance.remembers(&packet.outbound());
-        if remembered {
+        let flow = packet.outbound();
+        let passes = instance.remembers(&flow) || goes_on(skb, &instance, &flow);
+        if passes {
             Self::count(skb, &instance);
         }
-        remembered
+        passes
     }
 
     #[inline(always)]
@@ -156,9 +164,13 @@ impl Shortcut for In {
     /// A packet passes that is of a connection that was judged when it was opened, from here or from there; or from a peer that the
     /// instance may send to.
     #[inline(always)]
-    fn passes(_: &Skb, packet: &Packet) -> bool {
+    fn passes(skb: &Skb, packet: &Packet) -> bool {
         match packet.protocol {
             Protocol::TCP => !packet.opens,
+            Protocol::UDP => {
+                let (instance, flow) = (Instance::get(), packet.back());
+                instance.remembers(&flow) || goes_on(skb, &instance, &flow)
+            }
             _ => Instance::get().remembers(&packet.back()),
         }
     }
