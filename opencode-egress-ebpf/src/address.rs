@@ -11,7 +11,7 @@ use opencode_egress_common::{
 use crate::{
     asked,
     judge::Instance,
-    maps, named, own, question,
+    maps, named, opaque, own, question,
     report::{Call, Denial, denied},
     sk::{FullSk, OfSocket as _},
     uapi::SOCK_STREAM,
@@ -80,7 +80,7 @@ fn connect(ctx: &SockAddrContext, hook: Hook, address: Address) -> i32 {
     let instance = Instance::get();
     let Some(sk) = FullSk::of_call(ctx) else { return 0 };
     let address = if address.is_unspecified() { address.reached_from(sk.address()) } else { address };
-    let flow = Flow { address, protocol, port };
+    let flow = opaque::flow(Flow { address, protocol, port }, kind);
     if kind != SOCK_STREAM {
         if instance.head().is_some_and(|header| header.has_names()) {
             name_peer(ctx, &instance, sk, &flow, hook);

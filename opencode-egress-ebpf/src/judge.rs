@@ -1,5 +1,7 @@
 //! The confined instance, and its verdict on a flow.
 
+use core::mem::transmute;
+
 use opencode_egress_common::{
     abi::{ConfinedCgroup, Counter, Current, PolicyHeader},
     cache,
@@ -8,7 +10,7 @@ use opencode_egress_common::{
     reason::DropReason,
 };
 
-use crate::maps;
+use crate::{maps, opaque::opaque};
 
 /// The instance that the running program confines, with the policy that is in force for it now.
 pub(crate) struct Instance {
@@ -56,9 +58,20 @@ impl Instance {
         if self.remembers(flow) { Decision::Settled(Verdict::Allow) } else { self.judge(flow) }
     }
 
-    /// The rules' decision on a flow; a settled `Allow` is remembered. Apart from the rest, for it takes stack.
-    #[inline(never)]
+    /// The rules' decision on a flow; a settled `Allow` is remembered.
+    #[inline(always)]
     pub(crate) fn judge(&self, flow: &Flow) -> Decision {
+        unpack(self.judge_apart(flow))
+    }
+
+    /// The same, packed into a number of which the verifier does not know that it is one of a few. Apart from the rest, for it takes stack.
+    #[inline(never)]
+    fn judge_apart(&self, flow: &Flow) -> u32 {
+        opaque(pack(self.judge_by_rules(flow)), self.current.generation())
+    }
+
+    #[inline(always)]
+    fn judge_by_rules(&self, flow: &Flow) -> Decision {
         let decision = match self.current.slot() {
             0 => Decision::Settled(Verdict::Deny(DropReason::NoPolicy)),
             policy => match maps::trie(policy) {
@@ -113,6 +126,33 @@ impl Instance {
         if let Some(counter) = maps::ALLOWED.get_ptr_mut(self.index) {
             count(counter, bytes);
         }
+    }
+}
+
+const SETTLED: u32 = 1 << 8;
+const OWN_ONLY: u32 = 2 << 8;
+
+/// A decision as a number: what it is in the upper bits, the reason in the lowest byte.
+#[inline(always)]
+fn pack(decision: Decision) -> u32 {
+    match decision {
+        Decision::Settled(Verdict::Allow) => 0,
+        Decision::Settled(Verdict::Deny(reason)) => SETTLED | reason as u32,
+        Decision::OwnOnly(reason) => OWN_ONLY | reason as u32,
+    }
+}
+
+/// The decision of which [`pack`] made the number.
+#[inline(always)]
+fn unpack(packed: u32) -> Decision {
+    // SAFETY: the lowest byte is a reason's, unless there is none, and then it is not used.
+    let reason = || unsafe { transmute::<u8, DropReason>(packed as u8) };
+    if packed == 0 {
+        Decision::Settled(Verdict::Allow)
+    } else if packed & OWN_ONLY != 0 {
+        Decision::OwnOnly(reason())
+    } else {
+        Decision::Settled(Verdict::Deny(reason()))
     }
 }
 

@@ -22,6 +22,7 @@ mod asked;
 mod judge;
 mod maps;
 mod named;
+mod opaque;
 mod own;
 mod packet;
 mod question;

@@ -6,7 +6,7 @@
 
 use aya_ebpf::{
     bindings::bpf_sock,
-    helpers::{bpf_get_prandom_u32, bpf_ktime_get_boot_ns, bpf_setsockopt, bpf_sk_storage_get},
+    helpers::{bpf_ktime_get_boot_ns, bpf_setsockopt, bpf_sk_storage_get},
     programs::SockAddrContext,
 };
 use opencode_egress_common::{
@@ -20,6 +20,7 @@ use opencode_egress_common::{
 use crate::{
     judge::Instance,
     maps,
+    opaque::{difference, opaque},
     sk::Sk,
     storage::{BegunFlow, BegunFlows, FLOWS},
     uapi::{BPF_SK_STORAGE_GET_F_CREATE, SO_MARK, SOL_SOCKET},
@@ -42,26 +43,6 @@ fn flows_of(sk: *mut bpf_sock, flags: u64) -> *mut BegunFlows {
         )
         .cast()
     }
-}
-
-/// How two words differ; 0 for not at all. The compiler does not see what this does, or it would make a branch of each comparison, and
-/// the verifier follows every combination of branches.
-#[inline(always)]
-fn difference(one: u32, other: u32) -> u64 {
-    let mut difference = u64::from(one);
-    // SAFETY: one instruction on the named registers.
-    unsafe {
-        core::arch::asm!("{one} ^= {other}", one = inout(reg) difference, other = in(reg) u64::from(other));
-    }
-    difference
-}
-
-/// The same number, of which the verifier does not know that it is one of a few.
-#[inline(always)]
-pub(crate) fn opaque(number: u32) -> u32 {
-    // SAFETY: the helper has no arguments and cannot fail.
-    let random = unsafe { bpf_get_prandom_u32() };
-    difference(difference(number, random) as u32, random) as u32
 }
 
 /// How a place differs from a flow.
@@ -168,9 +149,10 @@ impl LearnedAddresses for OfPolicy<'_> {
 fn rule_for(instance: &Instance, flow: &Flow) -> u64 {
     let (Some(header), Some(trie)) = (instance.head(), maps::trie(instance.current.slot())) else { return 0 };
     // SAFETY: the helper has no arguments and cannot fail.
-    let now = unsafe { bpf_ktime_get_boot_ns() } / 1_000_000_000;
+    let time = unsafe { bpf_ktime_get_boot_ns() };
+    let now = time / 1_000_000_000;
     let Some(flow) = NamedFlow::of(flow) else { return 0 };
-    let flow = NamedFlow { class: opaque(flow.class), ..flow };
+    let flow = NamedFlow { class: opaque(flow.class, time as u32), ..flow };
     match by_name(&trie, &OfPolicy(instance), header.name_grants, &flow, now) {
         Said::Unknown => 0,
         Said::Expired => 1,

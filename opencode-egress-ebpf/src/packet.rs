@@ -19,7 +19,7 @@ use opencode_egress_common::{
 use crate::{
     asked::Sent,
     judge::Instance,
-    maps, own,
+    maps, opaque, own,
     report::{Denial, Details, denied},
     reset::{self, Target},
     shortcut::{EXPIRED, In, Out, PASSES, by_name},
@@ -71,7 +71,7 @@ fn deny_egress(skb: &Skb, flow: &Flow, reason: DropReason) -> i32 {
 /// Reads a packet's headers, whatever is in them.
 #[inline(never)]
 fn read(skb: &Skb, packet: &mut Packet) -> Result<(), DropReason> {
-    *packet = skb.read()?;
+    *packet = opaque::packet(skb.read()?, skb.0.len());
     Ok(())
 }
 

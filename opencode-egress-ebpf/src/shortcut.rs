@@ -10,7 +10,8 @@ use opencode_egress_common::{
 
 use crate::{
     judge::Instance,
-    named::{self, ByName, opaque},
+    named::{self, ByName},
+    opaque::{self, opaque},
     sk::FullSk,
     skb::{Linear, Skb},
     uapi::{ETH_P_IP, ETH_P_IPV6, LOOPBACK_IFINDEX, SOCK_DGRAM, SOCK_STREAM, TCP_NEW_SYN_RECV},
@@ -55,7 +56,7 @@ pub(crate) fn by_name<S: Shortcut>(skb: &Skb) -> u32 {
     if said == PASSES {
         S::count(skb, &instance);
     }
-    opaque(said)
+    opaque(said, skb.0.len())
 }
 
 /// Reads the flow of a plain packet of an instance with name rules. `false`: it is of none that passes by name. (A function of its own,
@@ -81,7 +82,7 @@ fn flow_that_may_be_named<S: Shortcut>(skb: &Skb, flow: &mut Flow) -> bool {
     if !of_its_socket || !S::may_be_named(skb, header, &packet) {
         return false;
     }
-    *flow = S::flow(&packet);
+    *flow = opaque::flow(S::flow(&packet), skb.0.len());
     true
 }
 

@@ -6,6 +6,7 @@ mod qemu;
 mod roots;
 pub(crate) mod script;
 mod scripts;
+mod steps;
 pub(crate) mod verification;
 
 use anyhow::Result;

@@ -20,6 +20,7 @@ use anyhow::{Context as _, Result, bail};
 use super::{
     debian::{Kernel, parts, unpacked},
     qemu,
+    steps::{self, Steps},
 };
 use crate::{
     build_ebpf,
@@ -78,9 +79,22 @@ pub(super) fn run(kernels: &[Kernel], names: &[String]) -> Result<()> {
         pack(&directory.join("root"), &tree, &binaries, names, &initramfs)?;
         rows.push(boot(&parts(&tree)?.0, &initramfs)?);
     }
+    let here = if names.iter().any(|name| name == "verifier") { Some(steps_here(&binaries)?) } else { None };
+    let here = here.iter().map(|(kernel, steps)| (kernel.as_str(), steps));
+    steps::write(rows.iter().map(|report| (report.kernel.as_str(), &report.steps)).chain(here))?;
     println!("\n| kernel | hook tests | techniques skipped | minutes |\n|---|---|---|---|");
     rows.iter().for_each(|report| println!("{}", report.row()));
     if rows.iter().all(|report| report.results.all_passed()) { Ok(()) } else { bail!("not all tests passed") }
+}
+
+/// What the programs take this machine's own kernel, with its version.
+fn steps_here(binaries: &Binaries) -> Result<(String, Steps)> {
+    let mut test = Command::new(&binaries.tests);
+    let said = output(test.args(["verifier", "--show-output"])).context("the test `verifier` failed here")?;
+    let mut steps = Steps::default();
+    said.lines().for_each(|line| steps.hear(line));
+    let kernel = output(Command::new("uname").arg("-r")).context("no uname")?;
+    Ok((kernel.trim().to_owned(), steps))
 }
 
 /// What is run on the machine.
@@ -205,6 +219,7 @@ impl Drop for Machine {
 struct Report {
     kernel: String,
     results: Results,
+    steps: Steps,
     /// The test that ended last, and those that the harness calls slow and that have not ended.
     last: Option<String>,
     slow: BTreeSet<String>,
@@ -215,6 +230,7 @@ impl Report {
     /// Takes a line in, and returns whether it shows that the tests go on.
     fn hear(&mut self, line: &str) -> bool {
         self.results.hear(line);
+        self.steps.hear(line);
         if let Some(kernel) = line.strip_prefix("kernel ") {
             self.kernel = kernel.to_owned();
         } else if let Some(test) = line.strip_prefix("test ") {
