@@ -31,7 +31,8 @@ try:
 except OSError as error:
     print(len(taken), errno.errorcode[error.errno], flush=True)
 if len(sys.argv) > 2:
-    open(sys.argv[2], "w").close()
+    # It may have no file left to open.
+    os.mkdir(sys.argv[2])
     time.sleep(60)
 if what == "process":
     for child in taken:
@@ -101,6 +102,19 @@ with subtest("shared memory"):
 with subtest("open files"):
     count, error = take("file")
     assert error == "EMFILE" and 2000 < count < 2048, (count, error)
+    assert "files open" not in machine.succeed("opencode-egress status")
+    can("a", "setsid -f python3 take.py file full > /dev/null 2>&1; until [ -e full ]; do sleep 0.05; done")
+    # While it has them all. Before Linux 6.2 nobody says how many a process of another user's has.
+    files = status()["a"]["limits"]["files"]
+    if files is None:
+        not_shown("open files: this kernel does not say how many a process has")
+    else:
+        assert (files["open"], files["limit"]) == (2048, 2048), files
+        said = machine.succeed("opencode-egress status")
+        assert f"! a: its process {files['pid']} has 2048 of 2048 files open (LimitNOFILE=)" in said, said
+        assert "\nopencode_egress_open_files{opencode_instance=\"a\"} 2048\n" in machine.succeed("opencode-egress metrics")
+        assert status()["b"]["limits"]["files"]["open"] < 2048, status()["b"]
+    machine.succeed("pkill -u opencode-a -f take.py")
 
 def binds(kind):
     """A command that has the kernel choose a port."""
@@ -137,6 +151,10 @@ with subtest("processes"):
         count, error = take("process")
         assert error == "EAGAIN" and count < 150, (count, error)
         can("b", "true")
+        reached = status()["a"]["limits"]["reached"]["tasks"]
+        assert reached["count"] >= 1 and reached["lately"], reached
+        assert "! a: processes or threads more than TasksMax= were refused to it" in machine.succeed("opencode-egress status")
+        assert status()["b"]["limits"]["reached"]["tasks"] == {"count": 0, "lately": False}, status()["b"]
 
 with subtest("memory"):
     if "memory" not in controllers:
@@ -146,6 +164,9 @@ with subtest("memory"):
         before = main_pid("opencode-a")
         cannot("a", "python3 -c 'x = bytearray(4 << 30)'")
         assert main_pid("opencode-a") == before
+        reached = status()["a"]["limits"]["reached"]
+        assert all(reached[limit]["count"] >= 1 and reached[limit]["lately"] for limit in ["memory-max", "oom-kill"]), reached
+        assert "! a: processes of it were killed for want of memory" in machine.succeed("opencode-egress status")
 
 with subtest("the host's disk, by the state"):
     free = int(machine.succeed("df --output=avail -B1 / | tail -1"))

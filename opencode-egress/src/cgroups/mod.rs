@@ -1,5 +1,6 @@
 //! Control groups: where the hierarchy is mounted, which unit a process belongs to, where a unit is.
 
+pub mod limits;
 pub mod watch;
 
 use std::{

@@ -14,6 +14,7 @@ mod predecessor;
 pub mod serve;
 mod start;
 mod state;
+mod watched;
 
 pub use error::DaemonError;
 pub use state::Daemon;

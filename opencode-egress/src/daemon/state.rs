@@ -10,8 +10,13 @@ use std::{
 use opencode_egress_common::reason::DropReason;
 
 use super::{
-    DaemonError, confinement::gone::Outlived, connections::places::Connections, fold, names::Names,
+    DaemonError,
+    confinement::{gone::Outlived, limits::Limits},
+    connections::places::Connections,
+    fold,
+    names::Names,
     predecessor,
+    watched::Watched,
 };
 use crate::{
     cgroups::{Hierarchy, watch},
@@ -25,7 +30,7 @@ use crate::{
     report::{
         denial::LoggedDenial,
         journal::{Journal, LineCounts},
-        status::{CountersStatus, FailedAttach, NEWS},
+        status::{CountersStatus, FailedAttach},
     },
 };
 
@@ -53,32 +58,10 @@ pub(super) struct InstanceState {
     pub(super) sockets_denied: Watched,
     /// How often it was denied an address of a listed name whose time was over.
     pub(super) names_expired: Watched,
+    /// How often its units reached limits of theirs.
+    pub(super) limits: Limits,
     /// The last start that was not let go on; `None` once one was.
     pub(super) failed_attach: Option<FailedAttach>,
-}
-
-/// A counter, as this daemon last saw it, and when it saw that grow. What was before its start may have been just then.
-pub(super) struct Watched {
-    seen: u64,
-    grew: Option<Instant>,
-}
-
-impl Watched {
-    fn new(count: u64) -> Self {
-        Self { seen: count, grew: (count > 0).then(Instant::now) }
-    }
-
-    /// Takes note of what it is now.
-    pub(super) fn see(&mut self, count: u64) {
-        if count > self.seen {
-            *self = Self::new(count);
-        }
-    }
-
-    /// Whether `status` is to say so; `count` is what it is now.
-    pub(super) fn is_news(&self, count: u64) -> bool {
-        count > self.seen || self.grew.is_some_and(|grew| grew.elapsed() < NEWS)
-    }
 }
 
 impl InstanceState {
@@ -96,6 +79,7 @@ impl InstanceState {
             lost_at: (counters.lost > 0).then(Instant::now),
             sockets_denied: Watched::new(counters.denied_for(DropReason::TooManySockets)),
             names_expired: Watched::new(counters.denied_for(DropReason::NameExpired)),
+            limits: Limits::default(),
             failed_attach: None,
         }
     }

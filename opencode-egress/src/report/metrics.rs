@@ -64,6 +64,9 @@ struct Families {
     late: IntGaugeVec,
     sockets: IntGaugeVec,
     sockets_limit: IntGaugeVec,
+    limits_reached: IntCounterVec,
+    open_files: IntGaugeVec,
+    open_files_limit: IntGaugeVec,
     allowed_packets: IntCounterVec,
     allowed_bytes: IntCounterVec,
     denials: IntCounterVec,
@@ -106,6 +109,9 @@ impl Families {
             late: gauge("opencode_egress_unit_late", "Whether the unit was running before it was confined.", &unit)?,
             sockets: gauge("opencode_egress_sockets", "Sockets of the instance that are open, of those that it made itself.", &instance)?,
             sockets_limit: gauge("opencode_egress_sockets_limit", "Sockets that the instance may have open.", &instance)?,
+            limits_reached: counter("opencode_egress_unit_limits_reached_total", "How often the instance's units reached a limit that systemd holds them to.", &[INSTANCE, "limit"])?,
+            open_files: gauge("opencode_egress_open_files", "Open files of the instance's process that may open the fewest more.", &instance)?,
+            open_files_limit: gauge("opencode_egress_open_files_limit", "Files that this process may have open.", &instance)?,
             allowed_packets: counter("opencode_egress_allowed_packets_total", "IP packets that passed.", &instance)?,
             allowed_bytes: counter("opencode_egress_allowed_bytes_total", "IP bytes that passed.", &instance)?,
             denials: counter("opencode_egress_denials_total", "Packets and calls that the policy denied; in audit mode they passed.", &reason)?,
@@ -126,12 +132,19 @@ impl Families {
     }
 
     fn set_instance(&self, name: &str, status: &InstanceStatus) {
-        let InstanceStatus { mode, generation, rules, entries, units, sockets, .. } = status;
+        let InstanceStatus { mode, generation, rules, entries, units, sockets, limits, .. } = status;
         self.audit_mode.with_label_values(&[name]).set((mode == "audit").into());
         self.generation.with_label_values(&[name]).set((*generation).into());
         self.entries.with_label_values(&[name]).set(gauge(*entries));
         self.sockets.with_label_values(&[name]).set(sockets.open.into());
         self.sockets_limit.with_label_values(&[name]).set(sockets.limit.into());
+        for (limit, reached) in &limits.reached {
+            self.limits_reached.with_label_values(&[name, limit.name()]).inc_by(reached.count);
+        }
+        if let Some(files) = limits.files {
+            self.open_files.with_label_values(&[name]).set(gauge(files.open));
+            self.open_files_limit.with_label_values(&[name]).set(gauge(files.limit));
+        }
         for (kind, rules) in ["allow", "deny", "listen"].into_iter().zip(rules) {
             self.rules.with_label_values(&[name, kind]).set(gauge(*rules));
         }
@@ -191,7 +204,10 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::report::status::{QuestionsStatus, SocketsStatus, UnitStatus};
+    use crate::{
+        cgroups::limits::{Limit, OpenFiles},
+        report::status::{LimitsStatus, QuestionsStatus, ReachedLimit, SocketsStatus, UnitStatus},
+    };
 
     fn unit(name: &str, running: bool, links: usize, late: bool) -> UnitStatus {
         UnitStatus {
@@ -254,6 +270,10 @@ mod tests {
             detached: false,
             lost_lately: false,
             sockets: SocketsStatus { open: 12, limit: 64, denied_lately: false },
+            limits: LimitsStatus {
+                reached: [(Limit::Tasks, ReachedLimit { count: 5, lately: false })].into(),
+                files: Some(OpenFiles { pid: 42, open: 17, limit: 1024 }),
+            },
             outlived: 0,
             outlived_denials: 0,
             failed_attach: None,
@@ -286,6 +306,9 @@ mod tests {
             "opencode_egress_unit_late{opencode_instance=\"a\",unit=\"opencode-a-late.service\"} 1",
             "opencode_egress_sockets{opencode_instance=\"a\"} 12",
             "opencode_egress_sockets_limit{opencode_instance=\"a\"} 64",
+            "opencode_egress_unit_limits_reached_total{limit=\"tasks\",opencode_instance=\"a\"} 5",
+            "opencode_egress_open_files{opencode_instance=\"a\"} 17",
+            "opencode_egress_open_files_limit{opencode_instance=\"a\"} 1024",
             "opencode_egress_allowed_packets_total{opencode_instance=\"a\"} 11",
             "opencode_egress_allowed_bytes_total{opencode_instance=\"a\"} 4096",
             "opencode_egress_denials_total{opencode_instance=\"a\",reason=\"not-allowed\"} 7",

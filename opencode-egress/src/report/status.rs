@@ -8,7 +8,10 @@ use opencode_egress_common::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::report::{denial::LoggedDenial, journal::LineCounts};
+use crate::{
+    cgroups::limits::{Limit, OpenFiles},
+    report::{denial::LoggedDenial, journal::LineCounts},
+};
 
 /// For how long after it happened something needs attention.
 pub(crate) const NEWS: Duration = Duration::from_secs(60 * 60);
@@ -54,6 +57,9 @@ pub struct InstanceStatus {
     pub lost_lately: bool,
     /// Its sockets.
     pub sockets: SocketsStatus,
+    /// The limits that systemd holds its units to.
+    #[serde(default)]
+    pub limits: LimitsStatus,
     /// Its cgroups of earlier starts that are gone and of which sockets are still open. They stay confined.
     pub outlived: usize,
     /// What was denied to such sockets, since the daemon knows of them.
@@ -120,6 +126,24 @@ pub struct SocketsStatus {
     pub limit: u32,
     /// It was denied one within the last hour, or perhaps while no daemon ran.
     pub denied_lately: bool,
+}
+
+/// What the daemon says of the limits that systemd holds an instance's units to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LimitsStatus {
+    /// Those that the kernel counts reaching of. One that is not there is not known.
+    pub reached: BTreeMap<Limit, ReachedLimit>,
+    /// The process that may open the fewest more files; `None`: none runs, or it is not known (before Linux 6.2).
+    pub files: Option<OpenFiles>,
+}
+
+/// How often a limit was reached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReachedLimit {
+    /// In all starts of the units that the daemon knows of.
+    pub count: u64,
+    /// Once within the last hour, or perhaps while no daemon ran.
+    pub lately: bool,
 }
 
 /// A start that `attach` did not let go on.

@@ -5,10 +5,16 @@ use std::fmt::Write as _;
 
 use anstyle::{AnsiColor, Style};
 
-use crate::report::{
-    denial::{DenialLine, Line, QuestionLine},
-    human::{ago, bytes, count, local_time},
-    status::{FailedAttach, InstanceStatus, NamesStatus, SocketsStatus, Status, UnitStatus},
+use crate::{
+    cgroups::limits::{Limit, OpenFiles},
+    report::{
+        denial::{DenialLine, Line, QuestionLine},
+        human::{ago, bytes, count, local_time},
+        status::{
+            FailedAttach, InstanceStatus, LimitsStatus, NamesStatus, ReachedLimit, SocketsStatus, Status,
+            UnitStatus,
+        },
+    },
 };
 
 /// How much something matters, the most first.
@@ -128,6 +134,9 @@ impl InstanceStatus {
                 "`ss -tuanpe` shows who has them, and `limits` in the policy file is how many there may be";
             add(Severity::Look, format!("it has {open} of {limit} sockets{denied}; {remedy}"));
         }
+        for text in self.limits.notices() {
+            add(Severity::Look, text);
+        }
         if let Some(NamesStatus { questions, expired_lately, .. }) = &self.names {
             if *expired_lately {
                 let which = format!("`journalctl -t opencode-{name}-blocked EGRESS_REASON=name-expired`");
@@ -162,6 +171,33 @@ impl InstanceStatus {
         }
         notices.sort_by_key(|notice| notice.severity);
         notices
+    }
+}
+
+impl LimitsStatus {
+    /// The limits that were reached lately, and what that means.
+    fn notices(&self) -> Vec<String> {
+        let lately = self.reached.iter().filter(|(_, reached)| reached.lately);
+        let reached = lately.map(|(limit, ReachedLimit { count: times, .. })| {
+            let times = count(*times);
+            match limit {
+                Limit::OomKill => format!(
+                    "processes of it were killed for want of memory: {times}, some lately; `journalctl -k -g oom` says which, and whether MemoryMax= or the machine had no more"
+                ),
+                Limit::MemoryMax => format!(
+                    "it reached MemoryMax=: {times} times, some lately; cache counts, and is taken back first"
+                ),
+                Limit::MemoryHigh => format!("it was slowed down at MemoryHigh=: {times} times, some lately"),
+                Limit::Tasks => format!(
+                    "processes or threads more than TasksMax= were refused to it: {times}, some lately; `systemd-cgls` shows those that it has"
+                ),
+            }
+        });
+        let full = self.files.filter(|files| files.left() == 0);
+        let full = full.map(|OpenFiles { pid, open, limit }| {
+            format!("its process {pid} has {open} of {limit} files open (LimitNOFILE=), and gets no more; `ls -l /proc/{pid}/fd` shows which")
+        });
+        reached.chain(full).collect()
     }
 }
 

@@ -7,11 +7,13 @@ use std::{
 };
 
 use opencode_egress::{
+    cgroups::limits::{Limit, OpenFiles},
     control::learned::QueryReason,
     report::{
         metrics::exposition,
         status::{
-            CountersStatus, InstanceStatus, NamesStatus, QuestionsStatus, SocketsStatus, Status, UnitStatus,
+            CountersStatus, InstanceStatus, LimitsStatus, NamesStatus, QuestionsStatus, ReachedLimit,
+            SocketsStatus, Status, UnitStatus,
         },
     },
 };
@@ -61,6 +63,10 @@ fn everything() -> String {
         detached: false,
         lost_lately: false,
         sockets: SocketsStatus::default(),
+        limits: LimitsStatus {
+            reached: [(Limit::Tasks, ReachedLimit { count: 1 << 60, lately: true })].into(),
+            files: Some(OpenFiles { pid: 1, open: 2, limit: 3 }),
+        },
         outlived: 0,
         outlived_denials: 0,
         failed_attach: None,

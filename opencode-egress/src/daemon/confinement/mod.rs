@@ -2,6 +2,7 @@
 
 mod attach;
 pub(in crate::daemon) mod gone;
+pub(in crate::daemon) mod limits;
 mod numbers;
 mod outlived;
 mod status;

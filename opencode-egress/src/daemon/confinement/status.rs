@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 use opencode_egress_common::reason::DropReason;
 
 use crate::{
-    cgroups::{Cgroup, unit_of},
+    cgroups::{Cgroup, Services, limits::OpenFiles, unit_of},
     control::caller::Caller,
     daemon::{
         error::DaemonError,
@@ -22,8 +22,9 @@ impl Daemon {
     /// # Errors
     ///
     /// When a counter or the pins cannot be read.
-    pub fn status(&self) -> Result<Status, DaemonError> {
+    pub fn status(&mut self) -> Result<Status, DaemonError> {
         let (links, services) = (self.confinement.pins.all_links()?, self.confinement.hierarchy.services()?);
+        self.look_at_limits(&services);
         let mut instances = BTreeMap::new();
         for (name, instance) in &self.instances {
             let units = instance.units().map(|unit| {
@@ -51,6 +52,7 @@ impl Daemon {
                 detached: *detached,
                 lost_lately: lost_at.is_some_and(|at| at.elapsed() < NEWS),
                 sockets: self.sockets_status(instance, &counters)?,
+                limits: instance.limits.status(self.fullest(instance, &services)),
                 outlived: self.all_outlived(name)?.len(),
                 outlived_denials: self.outlived_denials(name),
                 failed_attach: failed_attach.clone(),
@@ -89,6 +91,25 @@ impl Daemon {
             limit: instance.policy.as_ref().map_or(DEFAULT_MAX_SOCKETS, |policy| policy.max_sockets),
             denied_lately: instance.sockets_denied.is_news(counters.denied_for(DropReason::TooManySockets)),
         })
+    }
+
+    /// Looks which limits were reached. What a unit reached after the last look and before it ended is in no count of ours.
+    pub(in crate::daemon) fn look_at_limits(&mut self, services: &Services) {
+        for instance in self.instances.values_mut() {
+            let cgroups: Vec<Cgroup> = instance
+                .units()
+                .flat_map(|unit| self.confinement.hierarchy.open_all(services.get(unit)).unwrap_or_default())
+                .collect();
+            instance.limits.see(cgroups.iter().map(|cgroup| (cgroup.id(), cgroup.reached())));
+        }
+    }
+
+    /// The process of an instance's units that may open the fewest more files.
+    fn fullest(&self, instance: &InstanceState, services: &Services) -> Option<OpenFiles> {
+        let units = instance.units();
+        let cgroups = units
+            .flat_map(|unit| self.confinement.hierarchy.open_all(services.get(unit)).unwrap_or_default());
+        cgroups.filter_map(|cgroup| cgroup.fullest()).min_by_key(OpenFiles::left)
     }
 
     fn unit_status(

@@ -53,6 +53,7 @@ impl Daemon {
 
     fn look_after_units(&mut self) -> Result<(), DaemonError> {
         let services = self.confinement.hierarchy.services()?;
+        self.look_at_limits(&services);
         self.look_after_outlived(&services)?;
         self.find_unlisted()?;
         let instances = self.instances.iter().filter(|(_, instance)| !instance.detached);

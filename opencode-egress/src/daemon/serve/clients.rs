@@ -90,7 +90,7 @@ impl Server {
             Ok(listener) => {
                 info!("metrics are at {address}");
                 tokio::task::spawn_local(listener.serve(move || {
-                    let status = self.daemon.borrow().status().map_err(|error| error_chain(&error))?;
+                    let status = self.daemon.borrow_mut().status().map_err(|error| error_chain(&error))?;
                     exposition(&status).map_err(|error| error_chain(&error))
                 }));
             }
@@ -161,7 +161,9 @@ impl Server {
                 self.daemon.borrow_mut().remember_failure(&instance, caller.name(), &why);
                 Ok(Reply::End)
             }
-            Request::Status => self.daemon.borrow().status().map(|status| Reply::Status(Box::new(status))),
+            Request::Status => {
+                self.daemon.borrow_mut().status().map(|status| Reply::Status(Box::new(status)))
+            }
             Request::Explain { instance, destination } => {
                 // It is never closed.
                 let _one = self.file.acquire().await;

@@ -34,6 +34,7 @@ pub(crate) fn instance(units: Vec<UnitStatus>) -> InstanceStatus {
         detached: false,
         lost_lately: false,
         sockets: SocketsStatus { open: 12, limit: 4096, denied_lately: false },
+        limits: LimitsStatus::default(),
         outlived: 0,
         outlived_denials: 0,
         failed_attach: None,
@@ -172,6 +173,29 @@ fn a_limit_that_is_reached_needs_attention() {
     assert_eq!(notices(64, false), format!("a: it has 64 of 64 sockets; {remedy}"));
     let lately = format!("a: it has 3 of 64 sockets, and was lately denied more; {remedy}");
     assert_eq!(notices(3, true), lately);
+}
+
+#[test]
+fn each_limit_of_systemds_that_is_reached_needs_attention() {
+    let notices = |limits| {
+        let mut a = instance(vec![unit("a", true, 10)]);
+        a.limits = limits;
+        a.notices("a").into_iter().map(|notice| notice.text).collect::<Vec<_>>().join("\n")
+    };
+    let files = |open| Some(OpenFiles { pid: 42, open, limit: 2048 });
+    let all = [Limit::MemoryHigh, Limit::MemoryMax, Limit::OomKill, Limit::Tasks];
+    let reached = |lately| all.map(|limit| (limit, ReachedLimit { count: 1234, lately })).into();
+    assert_eq!(notices(LimitsStatus { reached: reached(false), files: files(2047) }), "");
+    let text = notices(LimitsStatus { reached: reached(true), files: files(2048) });
+    for says in [
+        "a: it was slowed down at MemoryHigh=: 1,234 times",
+        "a: it reached MemoryMax=: 1,234 times",
+        "a: processes of it were killed for want of memory: 1,234",
+        "a: processes or threads more than TasksMax= were refused to it: 1,234",
+        "a: its process 42 has 2048 of 2048 files open (LimitNOFILE=)",
+    ] {
+        assert!(text.contains(says), "{says} in {text}");
+    }
 }
 
 #[test]
