@@ -218,6 +218,17 @@ impl Names {
         Ok((names.sockets.port(), learned))
     }
 
+    /// Undoes [`Names::prepare`] for all but these instances, which had names before: the policies did not come into force.
+    pub(in crate::daemon) fn forget_but(&mut self, before: &BTreeSet<InstanceIndex>) {
+        let (of, new) =
+            std::mem::take(&mut self.of).into_iter().partition(|(index, _)| before.contains(index));
+        self.of = of;
+        let new: BTreeMap<_, InstanceNames> = new;
+        for InstanceNames { name, .. } in new.into_values() {
+            ResolverSockets::take_from_systemd(name.as_str());
+        }
+    }
+
     /// Takes note of rules that came into force. What they do not list is forgotten.
     pub(in crate::daemon) fn in_force(&mut self, index: InstanceIndex, rules: Vec<CompiledName>, mode: Mode) {
         if let Some(names) = self.of.get_mut(&index) {
@@ -332,5 +343,30 @@ impl Names {
             "no resolver is connected, so no question for a name is answered: see `systemctl status opencode-egress-resolver`".to_owned()
         });
         resolver.into_iter().chain(self.store.trouble.clone()).chain(self.trouble.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::UdpSocket;
+
+    use super::*;
+
+    #[test]
+    fn what_did_not_come_into_force_leaves_no_socket() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut names = Names::open(&directory.path().join("names"));
+        let [a, b] = ["a", "b"].map(|name| name.parse::<InstanceName>().expect("a name"));
+        let (first, second) = (InstanceIndex::FIRST, InstanceIndex::new(2).expect("a number"));
+        let (kept, _) = names.prepare(first, &a, &[]).expect("sockets");
+        let before = names.of.keys().copied().collect();
+        // It has names already, and is in the file that fails as well.
+        names.prepare(first, &a, &[]).expect("sockets");
+        let (port, _) = names.prepare(second, &b, &[]).expect("sockets");
+        let is_taken = |port| UdpSocket::bind(("127.0.0.1", port)).is_err();
+        assert!(is_taken(kept) && is_taken(port));
+        names.forget_but(&before);
+        assert_eq!(names.of.keys().collect::<Vec<_>>(), [&first]);
+        assert!(is_taken(kept) && !is_taken(port));
     }
 }

@@ -4,7 +4,11 @@ mod changes;
 mod explain;
 mod read;
 
-use std::{collections::HashMap, fs, io, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fs, io,
+    path::PathBuf,
+};
 
 use tracing::{error, info, warn};
 
@@ -19,7 +23,7 @@ use crate::{
         state::{Daemon, InstanceState},
     },
     kernel::instance::InstanceIndex,
-    policy::{InstanceName, Mode, Resolver, compile::CompiledName},
+    policy::{InstanceName, LogLimits, Mode, Resolver, compile::CompiledName},
     report::{
         human::{error_chain, now},
         journal::RELOAD_REFUSED_ID,
@@ -33,6 +37,21 @@ pub(in crate::daemon) struct Applied {
     pub changes: Vec<String>,
     /// What is open and denied now, and was not reset, a line each.
     pub not_reset: Vec<String>,
+}
+
+/// What policies that came into force changed, still to be taken note of.
+#[derive(Default)]
+struct Changes {
+    /// The name rules of each policy, and its mode.
+    with_names: Vec<(InstanceIndex, Vec<CompiledName>, Mode)>,
+    /// Instances that have another mode now.
+    other_mode: Vec<InstanceIndex>,
+    /// Instances that had no policy.
+    new: Vec<(InstanceName, InstanceState)>,
+    /// Map entries of each policy.
+    entries: HashMap<InstanceName, usize>,
+    /// Instances whose policy is another one.
+    judged: Vec<InstanceName>,
 }
 
 impl Daemon {
@@ -84,43 +103,23 @@ impl Daemon {
     pub(in crate::daemon) fn apply(&mut self, prepared: Prepared) -> Result<Vec<String>, DaemonError> {
         let Prepared { log, resolver, policies, changed, copy } = prepared;
         let first = self.policies.applied == 0;
-        let (mut put_in_force, mut judged, mut other_mode, mut new) = (vec![], vec![], vec![], vec![]);
-        let mut entries = HashMap::new();
         self.claim_numbers(&policies)?;
-        let mut with_names = vec![];
-        for (name, ChangedPolicy { mut loaded, entries: count, names }) in changed {
-            let Some(index) = self.numbers.known().get(&name).copied() else { continue };
-            if !names.is_empty() {
-                let (port, learned) = self.names.prepare(index, &name, &names)?;
-                loaded.with_names(port, resolver.mark, learned);
-                self.confinement.soon_with_names.insert(index);
-            }
-            with_names.push((index, names, policies[&name].mode));
-            match self.instances.get(&name) {
-                Some(instance) if instance.mode() != policies[&name].mode => other_mode.push(index),
-                Some(_) => {}
-                None => {
-                    let lines = self.denials.journal.counts(index.number());
-                    new.push((name.clone(), InstanceState::new(index, &self.counters(index)?, &lines)));
-                }
-            }
-            put_in_force.push((index, loaded));
-            entries.insert(name.clone(), count);
-            judged.push(name);
-        }
-        // Before the policies: a question that is not sent to the resolver is denied.
-        let confined = self.confine_for_names();
-        self.loaded.maps.set_limits(&log)?;
-        // What was folded until now was judged in another mode.
-        other_mode.iter().for_each(|index| self.end_folds(*index));
-        let in_force = confined.and_then(|()| Ok(self.loaded.maps.put_in_force(put_in_force)?));
+        let had_names: BTreeSet<_> = self.names.of.keys().copied().collect();
+        let in_force = self.put_in_force(changed, &policies, &log, resolver.mark);
         self.confinement.soon_with_names.clear();
-        if let Err(error) = in_force {
-            let _ = self.loaded.maps.set_limits(&self.policies.log);
-            // Those that were new with this file; the next look tries again.
-            let _ = self.free_numbers();
-            return Err(error);
-        }
+        let Changes { with_names, other_mode, new, entries, mut judged } = match in_force {
+            Ok(changes) => changes,
+            Err(error) => {
+                let _ = self.loaded.maps.set_limits(&self.policies.log);
+                // A daemon that starts ends with this, and the next one takes the sockets.
+                if !first {
+                    self.names.forget_but(&had_names);
+                }
+                // Those that were new with this file; the next look tries again.
+                let _ = self.free_numbers();
+                return Err(error);
+            }
+        };
         self.names_in_force(resolver, with_names);
         // They are in force. Nothing from here on makes that untrue.
         for index in other_mode {
@@ -154,6 +153,47 @@ impl Daemon {
             self.names.forget_unlisted();
         }
         Ok(self.reset_denied(&judged.iter().collect::<Vec<_>>()))
+    }
+
+    /// Puts policies in force: all of these, or none. What else was done for them until then is the caller's to undo.
+    fn put_in_force(
+        &mut self,
+        changed: BTreeMap<InstanceName, ChangedPolicy>,
+        policies: &InstancePolicies,
+        log: &LogLimits,
+        mark: u32,
+    ) -> Result<Changes, DaemonError> {
+        let mut put_in_force = vec![];
+        let mut changes = Changes::default();
+        for (name, ChangedPolicy { mut loaded, entries: count, names }) in changed {
+            let Some(index) = self.numbers.known().get(&name).copied() else { continue };
+            if !names.is_empty() {
+                let (port, learned) = self.names.prepare(index, &name, &names)?;
+                loaded.with_names(port, mark, learned);
+                self.confinement.soon_with_names.insert(index);
+            }
+            changes.with_names.push((index, names, policies[&name].mode));
+            match self.instances.get(&name) {
+                Some(instance) if instance.mode() != policies[&name].mode => changes.other_mode.push(index),
+                Some(_) => {}
+                None => {
+                    let lines = self.denials.journal.counts(index.number());
+                    let instance = InstanceState::new(index, &self.counters(index)?, &lines);
+                    changes.new.push((name.clone(), instance));
+                }
+            }
+            put_in_force.push((index, loaded));
+            changes.entries.insert(name.clone(), count);
+            changes.judged.push(name);
+        }
+        // Before the policies: a question that is not sent to the resolver is denied.
+        let confined = self.confine_for_names();
+        self.loaded.maps.set_limits(log)?;
+        // What was folded until now was judged in another mode.
+        changes.other_mode.iter().for_each(|index| self.end_folds(*index));
+        confined?;
+        self.loaded.maps.put_in_force(put_in_force)?;
+        Ok(changes)
     }
 
     /// Takes note of what is in force of names now, and has the resolver told.
