@@ -15,6 +15,14 @@ pub(super) struct Key {
     pub(super) qtype: RecordType,
 }
 
+impl Key {
+    /// The same name's addresses of the other family.
+    pub(super) fn sibling(&self) -> Self {
+        let qtype = if self.qtype == RecordType::A { RecordType::AAAA } else { RecordType::A };
+        Self { name: self.name.clone(), qtype }
+    }
+}
+
 /// What is known of a name.
 #[derive(Clone, Debug)]
 pub(super) enum Known {

@@ -92,7 +92,10 @@ pub(super) struct Waiting {
     instance: Rc<Instance>,
     client: Client,
     most: u16,
+    key: Key,
     outcome: watch::Receiver<Option<Outcome>>,
+    /// What was being asked of the other family's addresses when this was.
+    sibling: Option<watch::Receiver<Option<Outcome>>>,
 }
 
 impl Drop for Waiting {
@@ -205,10 +208,11 @@ impl Instance {
             self.tally.count(|counts| counts.cached += 1);
             return written(&known.answer(ttl), &client, most);
         }
-        match self.ask(key, name, listed) {
+        let sibling = self.asked.borrow().get(&key.sibling()).cloned();
+        match self.ask(key.clone(), name, listed) {
             Ok(outcome) => {
                 self.waiting.set(self.waiting.get() + 1);
-                Step::Wait(Waiting { instance: Rc::clone(self), client, most, outcome })
+                Step::Wait(Waiting { instance: Rc::clone(self), client, most, key, outcome, sibling })
             }
             Err(reason) => {
                 self.tally.count(|counts| counts.failed += 1);
@@ -315,14 +319,43 @@ impl Instance {
 }
 
 impl Waiting {
+    /// What is known of the name's addresses of the other family, once it is, where that is asked or remembered.
+    async fn sibling(&mut self) -> Option<Known> {
+        let key = self.key.sibling();
+        if let Some((known, _)) = self.instance.cache.borrow_mut().get(&key, Instant::now()) {
+            return Some(known);
+        }
+        let now = self.instance.asked.borrow().get(&key).cloned();
+        let mut outcome = now.or_else(|| self.sibling.take())?;
+        match ended(&mut outcome).await {
+            Outcome::Known { known, .. } => Some(known),
+            _ => None,
+        }
+    }
+
+    /// Where no server says what addresses of one family a name has, and those of the other are known, it has none of this one, for now:
+    /// some servers refuse AAAA, and musl waits for both.
+    async fn without_a_family(&mut self) -> Option<Outcome> {
+        match self.sibling().await? {
+            Known::Addresses(_) => Some(Outcome::Known { known: Known::Nothing { exists: true }, ttl: 0 }),
+            Known::Nothing { exists: false } => {
+                Some(Outcome::Known { known: Known::Nothing { exists: false }, ttl: 0 })
+            }
+            // It may have these alone.
+            Known::Nothing { exists: true } => None,
+        }
+    }
+
     /// The answer, when it is there.
     pub(super) async fn wait(mut self) -> Option<Vec<u8>> {
-        let outcome = match self.outcome.wait_for(Option::is_some).await {
-            Ok(outcome) => outcome.clone(),
-            Err(_) => None,
-        };
+        let mut outcome = ended(&mut self.outcome).await;
+        // The one that was asked does not wait for the other, or two that fail would wait for each other.
+        if matches!(outcome, Outcome::Failed(_, Reason::NoServer))
+            && let Some(other) = self.without_a_family().await
+        {
+            outcome = other;
+        }
         let tally = &self.instance.tally;
-        let outcome = outcome.unwrap_or(Outcome::Failed(ResponseCode::ServFail, Reason::NoServer));
         tally.count(|counts| match &outcome {
             Outcome::Known { .. } | Outcome::Records { .. } => counts.answered += 1,
             Outcome::Forbidden | Outcome::NotListed => counts.refused += 1,
@@ -341,6 +374,12 @@ impl Waiting {
             _ => None,
         }
     }
+}
+
+/// What became of a question, when that is known.
+async fn ended(outcome: &mut watch::Receiver<Option<Outcome>>) -> Outcome {
+    let ended = outcome.wait_for(Option::is_some).await.ok().and_then(|outcome| outcome.clone());
+    ended.unwrap_or(Outcome::Failed(ResponseCode::ServFail, Reason::NoServer))
 }
 
 impl Known {
