@@ -188,10 +188,10 @@ fn each_limit_of_systemds_that_is_reached_needs_attention() {
     assert_eq!(notices(LimitsStatus { reached: reached(false), files: files(2047) }), "");
     let text = notices(LimitsStatus { reached: reached(true), files: files(2048) });
     for says in [
-        "a: it was slowed down at MemoryHigh=: 1,234 times",
-        "a: it reached MemoryMax=: 1,234 times",
-        "a: processes of it were killed for want of memory: 1,234",
-        "a: processes or threads more than TasksMax= were refused to it: 1,234",
+        "a: it was slowed down at MemoryHigh=: 1.2k times",
+        "a: it reached MemoryMax=: 1.2k times",
+        "a: processes of it were killed for want of memory: 1.2k",
+        "a: processes or threads more than TasksMax= were refused to it: 1.2k",
         "a: its process 42 has 2048 of 2048 files open (LimitNOFILE=)",
     ] {
         assert!(text.contains(says), "{says} in {text}");
