@@ -1,7 +1,7 @@
-# Policies: the file, the daemon, the second lock, the firewall.
+# Policies: the file, the daemon, the second lock. listeners.nix has who may connect to an instance.
 { lib, host }:
 let
-  inherit (lib) hasInfix mkForce;
+  inherit (lib) hasInfix;
   is = got: expected: { inherit got expected; };
   isolated = settings: { networkIsolation = settings // { enable = true; }; };
 
@@ -17,11 +17,6 @@ let
   # Lines of the table, without their indentation.
   lines = config: map lib.trim (lib.splitString "\n" (table config));
   has = line: config: lib.elem line (lines config);
-  open = {
-    listen.address = "0.0.0.0";
-    openFirewall = true;
-  };
-  closed = { listen.address = "0.0.0.0"; };
 in
 {
   "the policy of an instance" =
@@ -358,47 +353,4 @@ in
         second = true;
         without = false;
       };
-
-  "a listener is closed" =
-    let
-      config = host.one (isolated { } // closed);
-    in
-    is
-      {
-        ports = config.networking.firewall.allowedTCPPorts;
-        policy = (lib.head (policyOf config).instances.a.listen).open;
-        lock = has ''iifname != "lo" meta nfproto ipv4 tcp dport 4096 counter drop'' config;
-      }
-      {
-        ports = [ ];
-        policy = false;
-        lock = true;
-      };
-  "a listener is opened, and no other" =
-    let
-      a = lib.recursiveUpdate open (isolated { } // { listen.extraPorts = [ 5173 ]; });
-      config = host.two a (isolated { });
-    in
-    is
-      {
-        ports = config.networking.firewall.allowedTCPPorts;
-        policy = map (listener: listener.open) (policyOf config).instances.a.listen;
-        lock = hasInfix "counter drop" (table config);
-      }
-      {
-        ports = [ 4096 ];
-        policy = [
-          true
-          false
-          false
-        ];
-        lock = false;
-      };
-  "a firewall opens without isolation too" =
-    is
-      (host.config [
-        { networking.firewall.enable = mkForce true; }
-        (host.called "a" ({ directory = "/srv/a"; } // open))
-      ]).networking.firewall.allowedTCPPorts
-      [ 4096 ];
 }

@@ -2,105 +2,17 @@
 # of the first value in `defaults` and the second in the instance, where that is not the second.
 { lib }:
 let
-  path = [
-    "/relative/../x"
-    "relative"
-    "/"
-    "/trailing/"
-    "/with space"
-    "/with:colon"
-    "/percent%n"
-    ./.
-  ];
-  text = [
-    1
-    [ ]
-  ];
-  gone = {
-    default = null;
-    first = "one";
-    second = "two";
-    bad = [ 1 ];
-  };
-  flag = {
-    default = false;
-    first = true;
-    second = false;
-    bad = [
-      "yes"
-      1
-    ];
-  };
-  networks = {
-    default = [ ];
-    first = [ "10.0.0.0/8" ];
-    second = [
-      "192.0.2.0/24"
-      "2001:db8::/32"
-    ];
-    bad = [
-      "10.0.0.0/8"
-      [ "10.0.0.1/8" ]
-      [ "10.0.0.0" ]
-      [ "2001:db8::1/32" ]
-      [ "example.org" ]
-      [ "10.0.0.0/33" ]
-    ];
-  };
-  paths = {
-    default = [ ];
-    first = [ "/run/one" ];
-    second = [
-      "/run/two"
-      "/run/three"
-    ];
-    bad = [ "/run/one" ] ++ map (path: [ path ]) path;
-  };
-  strings = {
-    default = [ ];
-    first = [ "one" ];
-    second = [
-      "two"
-      "three"
-    ];
-    bad = [
-      "one"
-      [ 1 ]
-    ];
-  };
-  script = {
-    default = "";
-    first = "true";
-    second = null;
-    bad = text;
-  };
-  files = {
-    default = { };
-    first = {
-      x = "one";
-      y = "kept";
-    };
-    second.x = "two";
-    merged = {
-      x = "two";
-      y = "kept";
-    };
-    bad = [
-      "text"
-      { x = 1; }
-    ];
-  };
-  amount = {
-    default = null;
-    first = "1G";
-    second = 1024;
-    bad = [
-      "much"
-      "1 G"
-      0
-      { }
-    ];
-  };
+  inherit (import ./kinds.nix)
+    amount
+    files
+    flag
+    gone
+    path
+    paths
+    script
+    strings
+    text
+    ;
 in
 {
   enable = flag // {
@@ -381,116 +293,5 @@ in
       { Nice = [ "5\nUser=root" ]; }
     ];
   };
-  "networkIsolation.enable" = flag;
-  "networkIsolation.mode" = {
-    default = "enforce";
-    first = "audit";
-    second = "enforce";
-    bad = [
-      "off"
-      false
-    ];
-  };
-  "networkIsolation.outboundAllowCidrs" = networks;
-  "networkIsolation.outboundDenyCidrs" = networks;
-  "networkIsolation.outboundAllowNames" = {
-    default = [ ];
-    first = [ "api.example.org" ];
-    second = [
-      "*.example.net"
-      "bücher.example"
-      "API.Example.ORG."
-      "_a.example.org"
-    ];
-    bad = [
-      "api.example.org"
-      [ "203.0.113.9" ]
-      [ "2001:db8::1" ]
-      [ "10.0.0.0/8" ]
-      [ "https://api.example.org/" ]
-      [ "github.com:22" ]
-      [ "*" ]
-      [ "api.*.org" ]
-      [ "a*.example.org" ]
-      [ "a..example.org" ]
-      [ "my api.example.org" ]
-      [ "1.2.3" ]
-      [ "localhost" ]
-      [ "api" ]
-      [ "" ]
-    ];
-  };
-  "networkIsolation.presets" = {
-    default = [ ];
-    first = [ "npm" ];
-    second = [
-      "anthropic"
-      "npm"
-    ];
-    bad = [
-      "npm"
-      [ "npn" ]
-      [ "" ]
-    ];
-  };
-  "networkIsolation.outboundAllow" = {
-    default = [ ];
-    first = [
-      {
-        cidr = null;
-        name = "*.example.org";
-        protocol = "any";
-        ports = [ ];
-        private = true;
-      }
-    ];
-    second = [
-      {
-        cidr = "192.0.2.0/24";
-        name = null;
-        private = false;
-        protocol = "tcp";
-        ports = [
-          "443"
-          "8000-8100"
-        ];
-      }
-    ];
-    bad = [
-      [ "10.0.0.0/8" ]
-      [ { cidr = "10.0.0.1/8"; } ]
-      [ { cidr = "example.org"; } ]
-      [ { name = "10.0.0.0/8"; } ]
-      [
-        {
-          name = "example.org";
-          private = "yes";
-        }
-      ]
-      [
-        {
-          cidr = "10.0.0.0/8";
-          protocol = "sctp";
-        }
-      ]
-      [
-        {
-          cidr = "10.0.0.0/8";
-          ports = [ 0 ];
-        }
-      ]
-      [
-        {
-          cidr = "10.0.0.0/8";
-          ports = [ "8100-8000" ];
-        }
-      ]
-      [
-        {
-          cidr = "10.0.0.0/8";
-          port = 1;
-        }
-      ]
-    ];
-  };
 }
+// import ./table-network.nix

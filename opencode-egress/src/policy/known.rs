@@ -93,14 +93,14 @@ impl KnownNames {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn name(text: &str) -> DnsName {
+    pub(crate) fn name(text: &str) -> DnsName {
         text.parse().expect("a name")
     }
 
-    fn address(last: u8) -> IpAddr {
+    pub(crate) fn address(last: u8) -> IpAddr {
         [192, 0, 2, last].into()
     }
 

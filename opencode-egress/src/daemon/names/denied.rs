@@ -60,14 +60,7 @@ impl DeniedNames {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn name(text: &str) -> DnsName {
-        text.parse().expect("a name")
-    }
-
-    fn address(last: u8) -> IpAddr {
-        [192, 0, 2, last].into()
-    }
+    use crate::policy::known::tests::{address, name};
 
     #[test]
     fn what_was_denied_keeps_its_name_when_its_time_is_over() {
