@@ -11,7 +11,10 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::process::{apt_install, output, root, run as run_command};
+use crate::{
+    process::{apt_install, output, root, run as run_command},
+    render,
+};
 
 /// The oldest bpf-linker that will do, and the one that is installed where there is none.
 const LINKER_VERSION: &str = "0.10.3";
@@ -56,9 +59,23 @@ pub(crate) fn run(args: &Args) -> Result<PathBuf> {
     run_command(&format!("building the eBPF object with {}", rustc.display()), &mut cargo)?;
     let built = directory.join(TARGET).join("ebpf/opencode-egress-ebpf");
     let object = directory.join("opencode-egress-ebpf.o");
-    // Always written: cargo does not touch an output that is fresh, and the daemon's build compares times.
-    fs::copy(&built, &object).with_context(|| format!("cannot copy {}", built.display()))?;
+    let new = fs::read(&built).with_context(|| format!("cannot read {}", built.display()))?;
+    // Written again where the daemon's build, which compares times, would not take it; else left alone, for that build begins anew with it.
+    if !fs::read(&object).is_ok_and(|old| old == new) || older_than_sources(&object)? {
+        fs::write(&object, new).with_context(|| format!("cannot write {}", object.display()))?;
+    }
     Ok(object)
+}
+
+/// Whether the object is older than one of the files that `opencode-egress/build.rs` compares it with.
+fn older_than_sources(object: &Path) -> Result<bool> {
+    let mut files = vec![root().join("opencode-egress-ebpf/Cargo.toml")];
+    for directory in ["opencode-egress-ebpf/src", "opencode-egress-common/src"] {
+        render::collect(&root().join(directory), &mut files)?;
+    }
+    let modified = |path: &Path| fs::metadata(path).and_then(|metadata| metadata.modified());
+    let made = modified(object)?;
+    Ok(files.iter().any(|file| modified(file).is_ok_and(|changed| changed > made)))
 }
 
 /// A compiler with the sources of its library: one that is named, one in a toolchain, the system's, or Debian's
