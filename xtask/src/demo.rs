@@ -15,7 +15,8 @@ pub(crate) fn run() -> Result<()> {
     let begin = Instant::now();
     println!(
         "A machine: real systemd as pid 1 of fresh namespaces, over a throw-away copy of this root (192.0.2.1).\n\
-         A second host behind a veth (192.0.2.10, .20, .30 and the same in 2001:db8::/64), which witnesses what arrives.\n"
+         A second host behind a veth (192.0.2.10, .20, .30, .40 and the same in 2001:db8::/64), which witnesses what arrives; its server for \
+         names, at .30, knows every name.\n"
     );
     let mut machine = Machine::boot(&binary)?;
     for (index, scenario) in MAIN_JOB.iter().enumerate() {

@@ -12,13 +12,15 @@ use crate::process::checked;
 
 /// Addresses of the machine and of the second host.
 const MACHINE_ADDRESSES: [&str; 2] = ["192.0.2.1/24", "2001:db8::1/64"];
-pub(super) const HOST_ADDRESSES: [&str; 6] = [
+pub(super) const HOST_ADDRESSES: [&str; 8] = [
     "192.0.2.10/24",
     "192.0.2.20/24",
     "192.0.2.30/24",
+    "192.0.2.40/24",
     "2001:db8::10/64",
     "2001:db8::20/64",
     "2001:db8::30/64",
+    "2001:db8::40/64",
 ];
 
 /// Makes the second host and the cable between it and the machine.

@@ -16,6 +16,10 @@ pub(crate) const MAIN_JOB: &[Scenario] = &[
         title: "They answer whom they should: `a` is open to the second host, `b` only to loopback",
         run: health,
     },
+    Scenario {
+        title: "A listed name is reached; another one does not exist, and nobody is asked for it",
+        run: names,
+    },
     Scenario { title: "What is allowed flows, from the agent's own shell", run: allowed_flows },
     Scenario {
         title: "What is not is denied at once, and never reaches the second host",
@@ -53,6 +57,36 @@ fn health(machine: &mut Machine, tell: Tell<'_>) -> Result<()> {
     Ok(())
 }
 
+fn names(machine: &mut Machine, tell: Tell<'_>) -> Result<()> {
+    machine.witnessed()?;
+    let listed = get(machine, A, "provider.example.org/from-a")?;
+    ensure!(listed.contains("upstream") && listed.contains("reached"), "the listed name: {listed}");
+    tell(&format!("agent at {A}> curl http://provider.example.org/from-a\n{listed}"));
+    let unlisted = get(machine, A, "evil.example/from-a")?;
+    ensure!(unlisted.contains("Could not resolve host: evil.example"), "another name: {unlisted}");
+    tell(&format!("agent at {A}> curl http://evil.example/from-a\n{unlisted}"));
+    let (asked, others): (Vec<_>, Vec<_>) =
+        machine.witnessed()?.into_iter().filter(|line| line.contains(".53: ")).partition(|line| {
+            line.contains("> 192.0.2.30.53: ") && line.contains("? provider.example.org. ")
+        });
+    ensure!(!asked.is_empty() && others.is_empty(), "{asked:#?} was asked, and {others:#?}");
+    tell(
+        "The witness on the second host's interface saw questions for provider.example.org, and for no other name.",
+    );
+    let words =
+        ["journalctl", "-t", "opencode-a-blocked", "EGRESS_QUERY=evil.example", "--no-pager", "-o", "short"];
+    let expect = "query=evil.example type=A reason=name-not-allowed";
+    let lines = wait("the journal", || machine.run(&words).ok().filter(|lines| lines.contains(expect)))?;
+    tell(&format!("$ {}\n{lines}", words.join(" ")));
+    for (words, expect) in [(["names", "a"], "provider.example.org"), (["suggest", "a"], "\"evil.example\"")]
+    {
+        let said = machine.succeed(&[&["opencode-egress"], &words[..]].concat())?;
+        ensure!(said.contains(expect), "{}: {said}", words.join(" "));
+        tell(&format!("$ opencode-egress {}\n{said}", words.join(" ")));
+    }
+    Ok(())
+}
+
 fn allowed_flows(machine: &mut Machine, tell: Tell<'_>) -> Result<()> {
     for (server, url) in [(A, "192.0.2.10/from-a"), (B, "192.0.2.20/from-b"), (B, "[2001:db8::20]/from-b")] {
         let reply = get(machine, server, url)?;
@@ -81,7 +115,7 @@ fn denied_gets_an_error(machine: &mut Machine, tell: Tell<'_>) -> Result<()> {
         ensure!(reply.contains("refused") && quick, "{server} -> {url}: {reply}");
         tell(&format!("agent at {server}> curl http://{url}\n{reply}"));
     }
-    let datagram = machine.opencode_shell(A, "echo x > /dev/udp/192.0.2.30/53")?;
+    let datagram = machine.opencode_shell(A, "echo x > /dev/udp/192.0.2.30/5300")?;
     ensure!(datagram.contains("not permitted"), "a datagram was answered: {datagram}");
     let seen = machine.witnessed()?;
     let own = |line: &&String| !line.contains("neighbor") && !line.contains("router");
@@ -120,6 +154,7 @@ fn status_explain_suggest(machine: &mut Machine, tell: Tell<'_>) -> Result<()> {
     tell("$ opencode-egress status");
     tell(&status);
     for (instance, destination, expect) in [
+        ("a", "provider.example.org:80", "provider.example.org:80"),
         ("a", "192.0.2.10:443", "denied (port-not-allowed)"),
         ("b", "[2001:db8::30]:80", "deny 2001:db8::30/128"),
         ("b", "127.0.0.1:8788", "own listener"),

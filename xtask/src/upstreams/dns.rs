@@ -1,5 +1,6 @@
 //! A server for names, over UDP and TCP. Every name exists. What it has is in its first label: `v4-c000020a` has 192.0.2.10 and nothing else,
-//! `v6-` and 32 digits an address of the other kind; one that begins with `slow` is answered late; all others have [`V4`] and [`V6`].
+//! `v6-` and 32 digits an address of the other kind; `provider` has addresses of its own; one that begins with `slow` is answered late; all
+//! others have [`V4`] and [`V6`].
 
 use std::{
     io::{Read as _, Write as _},
@@ -17,6 +18,8 @@ pub(super) const SERVES: [IpAddr; 2] =
 const PORT: u16 = 53;
 const V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 20);
 const V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x20);
+const PROVIDER_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 40);
+const PROVIDER_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x40);
 /// In seconds.
 const TIME_TO_LIVE: u32 = 1;
 const LATE: Duration = Duration::from_millis(700);
@@ -71,6 +74,8 @@ fn answer(question: &[u8]) -> Option<Vec<u8>> {
             Some(u128::from_str_radix(digits, 16).ok()?.to_be_bytes().to_vec())
         }
         (_, Some(("v4" | "v6", _))) => None,
+        ([0, 1], _) if label == "provider" => Some(PROVIDER_V4.octets().to_vec()),
+        ([0, 28], _) if label == "provider" => Some(PROVIDER_V6.octets().to_vec()),
         ([0, 1], _) => Some(V4.octets().to_vec()),
         ([0, 28], _) => Some(V6.octets().to_vec()),
         _ => None,
