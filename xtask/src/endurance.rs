@@ -12,6 +12,10 @@ const TOTAL: &str = "/run/probe-total";
 /// What the probes may reach, and what they may not.
 const ALLOWED: &str = "192.0.2.10";
 const DENIED: [&str; 2] = ["192.0.2.30", "2001:db8::30"];
+/// Below this one each name is listed.
+const ZONE: &str = "listed.example.net";
+/// Where the second host's server for names is. The probes may not reach it; their instance's resolver asks it for listed names.
+const UPSTREAM: &str = DENIED[0];
 
 /// Instances beside those that the machine has, with probes in their units. They go with this value.
 pub(crate) struct Probes<'a> {
@@ -20,20 +24,33 @@ pub(crate) struct Probes<'a> {
     before: String,
     /// Denials that were counted when they came.
     counted: u64,
+    /// Whether names are on their list, too.
+    names: bool,
 }
 
 impl<'a> Probes<'a> {
-    /// Writes the units and the policy, and applies it. Nothing is started.
+    /// Probes that reach what they do by names and by networks.
     pub(crate) fn install(machine: &'a mut Machine) -> Result<Self> {
+        Self::write(machine, true)
+    }
+
+    /// Such as daemons know that knew no names.
+    pub(crate) fn without_names(machine: &'a mut Machine) -> Result<Self> {
+        Self::write(machine, false)
+    }
+
+    /// Writes the units and the policy, and applies it. Nothing is started.
+    fn write(machine: &'a mut Machine, names: bool) -> Result<Self> {
+        let below = if names { format!(" --below {ZONE}") } else { String::new() };
         for (number, denied) in DENIED.iter().enumerate() {
             let denied = if denied.contains(':') { format!("[{denied}]:80") } else { format!("{denied}:80") };
-            let command = format!("probe both {ALLOWED}:80 {denied} {TOTAL}");
+            let command = format!("probe both {ALLOWED}:80 {denied} {TOTAL}{below}");
             machine.write(&unit_path(&format!("probe{number}")), &unit(&command, "exec"))?;
         }
         machine.write(&unit_path("short"), &unit("--version", "oneshot"))?;
         machine.succeed(&["systemctl", "daemon-reload"])?;
         let before = machine.read(POLICY)?;
-        let mut probes = Self { machine, before, counted: 0 };
+        let mut probes = Self { machine, before, counted: 0, names };
         probes.reload(0)?;
         probes.counted = probes.denials()?;
         Ok(probes)
@@ -49,8 +66,12 @@ impl<'a> Probes<'a> {
         let mut policy: Value = serde_json::from_str(&self.before)?;
         let other = format!("198.51.100.{}/32", variant % 256);
         let units = ["probe0", "probe1", "short"].map(|name| format!("opencode-{name}.service"));
-        policy["instances"]["probes"] =
-            json!({ "units": units, "allow": [format!("{ALLOWED}/32"), other], "deny": [] });
+        let mut allow = vec![format!("{ALLOWED}/32"), other];
+        if self.names {
+            allow.push(format!("*.{ZONE}:80"));
+            policy["resolver"] = json!({ "upstream": [UPSTREAM] });
+        }
+        policy["instances"]["probes"] = json!({ "units": units, "allow": allow, "deny": [] });
         Ok(policy.to_string())
     }
 
@@ -113,8 +134,8 @@ impl<'a> Probes<'a> {
         Ok((pins.lines().count(), files.lines().count()))
     }
 
-    /// Mixes restarts, reloads, kills and floods for so long. In the second half nobody kills the daemon, so that what it keeps
-    /// would show.
+    /// Mixes restarts, reloads, kills of daemon and resolver, and floods for so long, while names are resolved. In the second half nobody
+    /// kills the daemon, so that what it keeps would show.
     pub(crate) fn mixed(&mut self, duration: Duration) -> Result<Mixed> {
         let begin = Instant::now();
         let mut mixed = Mixed::default();
@@ -148,6 +169,7 @@ impl<'a> Probes<'a> {
             match (number + step) % 5 {
                 1 => drop(self.machine.succeed(&["systemctl", "restart", "opencode-probe0"])?),
                 2 if kill => self.kill_daemon()?,
+                3 if kill => self.kill_resolver()?,
                 4 => self.flood(20_000)?,
                 _ => self.reload(number * 10 + step)?,
             }
@@ -159,6 +181,11 @@ impl<'a> Probes<'a> {
     fn kill_daemon(&mut self) -> Result<()> {
         self.machine.succeed(&["systemctl", "kill", "-s", "KILL", "--kill-who=main", "opencode-egress"])?;
         wait("the daemon to come back", || self.denials().ok()).map(drop)
+    }
+
+    fn kill_resolver(&self) -> Result<()> {
+        let resolver = "opencode-egress-resolver";
+        self.machine.succeed(&["systemctl", "kill", "-s", "KILL", "--kill-who=main", resolver]).map(drop)
     }
 
     /// Denied connections of another unit of the same instance, counted with the rest.
@@ -218,9 +245,12 @@ impl<'a> Probes<'a> {
     /// Fails when the second host saw something that it should not.
     fn witness(&mut self) -> Result<()> {
         let seen = self.machine.witnessed()?;
+        let question =
+            |line: &str| line.contains(&format!("> {UPSTREAM}.53: ")) && line.contains(&format!(".{ZONE}. "));
         let leaked: Vec<_> = seen
             .iter()
             .filter(|line| DENIED.iter().any(|denied| line.contains(&format!("> {denied}."))))
+            .filter(|line| !question(line))
             .collect();
         ensure!(leaked.is_empty(), "the witness saw {leaked:#?}");
         Ok(())

@@ -4,13 +4,13 @@
 use std::{
     fs::{File, OpenOptions},
     io::{ErrorKind, Read as _, Write as _},
-    net::{IpAddr, SocketAddr, TcpStream, UdpSocket},
+    net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs as _, UdpSocket},
     path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -24,6 +24,9 @@ pub(crate) enum Args {
         denied: SocketAddr,
         /// Where the number of denied attempts is added up in the end
         total: PathBuf,
+        /// Resolve names below this one too, and connect to them; names below the one that has `un` in front of it must not exist
+        #[arg(long)]
+        below: Option<String>,
     },
     /// So many denied connections, to one destination and to many in turn
     Flood { denied: IpAddr, count: u64 },
@@ -32,12 +35,15 @@ pub(crate) enum Args {
 /// Tries it, and fails at the first attempt that passes though it is denied, or is denied though it is allowed.
 pub(crate) fn run(args: &Args) -> Result<()> {
     match args {
-        Args::Both { allowed, denied, total } => both(*allowed, *denied, total),
+        Args::Both { allowed, denied, total, below } => both(*allowed, *denied, total, below.as_deref()),
         Args::Flood { denied, count } => flood(*denied, *count),
     }
 }
 
-fn both(allowed: SocketAddr, denied: SocketAddr, total: &Path) -> Result<()> {
+/// How long a name may not be resolved: daemon and resolver are killed, and a question is waited for for seconds.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn both(allowed: SocketAddr, denied: SocketAddr, total: &Path, below: Option<&str>) -> Result<()> {
     let stop = Arc::new(AtomicBool::new(false));
     signal_hook::flag::register(signal_hook::consts::SIGTERM, Arc::clone(&stop))?;
     let datagrams = UdpSocket::bind(if denied.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" })?;
@@ -48,12 +54,39 @@ fn both(allowed: SocketAddr, denied: SocketAddr, total: &Path) -> Result<()> {
         is_denied("a datagram", datagrams.send_to(b"x", denied))?;
         attempts += 2;
         request(allowed).context("wrongly denied")?;
+        if let Some(zone) = below {
+            named(attempts / 2, zone)?;
+        }
         if stop.load(Ordering::Relaxed) {
             return add_to(total, attempts);
         }
         // So that neither ends of the cable nor the port range are what this measures.
         std::thread::sleep(Duration::from_millis(1));
     }
+}
+
+/// A listed name, which is reached at each of its addresses, and one that is not. There are so many that the memory of them comes to an end.
+fn named(number: u64, zone: &str) -> Result<()> {
+    let number = number % 500;
+    let unlisted = format!("n{number}.un{zone}.");
+    if let Ok(addresses) = (&*unlisted, 80).to_socket_addrs() {
+        bail!("leaked: {unlisted} has the addresses {:?}", addresses.collect::<Vec<_>>());
+    }
+    let listed = format!("n{number}.{zone}.");
+    let begin = Instant::now();
+    let addresses = loop {
+        match (&*listed, 80).to_socket_addrs() {
+            Ok(addresses) => break addresses,
+            Err(error) if begin.elapsed() > PATIENCE => {
+                return Err(error).context(format!("{listed} is not resolved"));
+            }
+            Err(_) => std::thread::sleep(Duration::from_millis(20)),
+        }
+    };
+    for address in addresses {
+        request(address).with_context(|| format!("{listed} is wrongly denied"))?;
+    }
+    Ok(())
 }
 
 fn flood(denied: IpAddr, count: u64) -> Result<()> {

@@ -9,7 +9,7 @@ use crate::{daemon, endurance::Probes, machine::Machine, scenarios, upgrade};
 /// What to do, and how often or for how long.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Mix restarts, reloads, kills of the daemon, floods and legitimate traffic for so long
+    /// Mix restarts, reloads, kills of daemon and resolver, floods, names and legitimate traffic for so long
     #[arg(long, value_name = "N")]
     minutes: Option<u64>,
     /// Restart two units so many times, with a reload in between

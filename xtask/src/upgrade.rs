@@ -33,9 +33,12 @@ fn build() -> Result<PathBuf> {
     let mut tar = Command::new("tar");
     tar.current_dir(&tree).arg("-xf").arg(&archive);
     checked(tar)?;
+    // With the linker that is here already.
+    let linkers = [root().join("target/tools/bin")].into_iter();
+    let path = env::join_paths(linkers.chain(env::split_paths(&env::var_os("PATH").unwrap_or_default())))?;
     let cargo = || {
         let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        cargo.current_dir(&tree);
+        cargo.current_dir(&tree).env("PATH", &path);
         cargo
     };
     run("building the earlier object", cargo().args(["xtask", "build-ebpf"]))?;
@@ -75,5 +78,5 @@ pub(crate) fn upgrades(machine: &mut Machine, count: usize) -> Result<()> {
     };
     machine.succeed(&["mkdir", "-p", "/run/systemd/system/opencode-egress.service.d"])?;
     go(machine, 1)?;
-    Probes::install(machine)?.takeovers(2 * count, go)
+    Probes::without_names(machine)?.takeovers(2 * count, go)
 }
