@@ -15,31 +15,49 @@ pub(in crate::scenarios) const RACE: &[Scenario] =
 
 const COUNT: usize = 2000;
 
-/// Fresh names with fresh addresses, where nobody listens: whoever is not refused is answered that.
-const RESOLVE: &str = r"import collections, socket, sys, time
-count = int(sys.argv[1])
-seen = collections.Counter()
-for number in range(count):
-    # The second host has all of these addresses. An instance knows 8192 at most.
-    name = f'v6-20010db80000000100000000{number % 4000:08x}.n{number}.wild.example.net'
-    deadline = time.monotonic() + 30
-    while True:
-        try:
-            address = socket.getaddrinfo(name, 80, socket.AF_INET6, socket.SOCK_STREAM)[0][4]
-            break
-        except socket.gaierror:
-            # The daemon or the resolver was killed.
-            seen['asked again'] += 1
-            assert time.monotonic() < deadline, name
-            time.sleep(0.02)
+/// How many clients ask at the same time. Each has names of its own.
+const CLIENTS: usize = 4;
+
+/// Fresh names with fresh addresses, where nobody listens: whoever is not refused is answered that. Now and then a name that is not listed,
+/// and an address that none has, which must be refused.
+const RESOLVE: &str = r"import collections, multiprocessing, socket, sys, time
+def connect(address):
     s = socket.socket(socket.AF_INET6)
     s.settimeout(10)
     try:
         s.connect(address)
-        seen['connected'] += 1
+        return 'connected'
     except OSError as e:
-        seen[type(e).__name__] += 1
-    s.close()
+        return type(e).__name__
+    finally:
+        s.close()
+def client(first, clients, count):
+    seen = collections.Counter()
+    for number in range(first, count, clients):
+        # The second host has all of these addresses. An instance knows 8192 at most.
+        name = f'v6-20010db80000000100000000{number % 4000:08x}.n{number}.wild.example.net'
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                address = socket.getaddrinfo(name, 80, socket.AF_INET6, socket.SOCK_STREAM)[0][4]
+                break
+            except socket.gaierror:
+                # The daemon or the resolver was killed.
+                seen['asked again'] += 1
+                assert time.monotonic() < deadline, name
+                time.sleep(0.02)
+        seen[connect(address)] += 1
+        if number % 17 == 0:
+            seen['off the list: ' + connect(('2001:db8:0:1::ffff', 80))] += 1
+            try:
+                socket.getaddrinfo(f'n{number}.off.example.net', 80)
+                seen['off the list: resolved'] += 1
+            except socket.gaierror:
+                pass
+    return seen
+count, clients = int(sys.argv[1]), int(sys.argv[2])
+with multiprocessing.Pool(clients) as pool:
+    seen = sum(pool.starmap(client, [(first, clients, count) for first in range(clients)]), collections.Counter())
 print(dict(seen))
 print('end', flush=True)
 ";
@@ -55,7 +73,7 @@ pub(crate) fn race_of_names(machine: &mut Machine, count: usize) -> Result<Strin
     units.machine.host(&["ip", "route", "add", "local", "2001:db8:0:1::/64", "dev", "lo"])?;
     units.machine.succeed(&["ip", "route", "replace", "2001:db8:0:1::/64", "via", "2001:db8::10"])?;
     units.machine.witnessed()?;
-    units.can("n", &format!("(python3 /run/names/race.py {count} > race 2>&1 &)"))?;
+    units.can("n", &format!("(python3 /run/names/race.py {count} {CLIENTS} > race 2>&1 &)"))?;
     let ended = || units.can("n", "grep -q -e end -e Error race && cat race").ok();
     let mut rounds = 0;
     let seen = loop {
@@ -79,8 +97,20 @@ pub(crate) fn race_of_names(machine: &mut Machine, count: usize) -> Result<Strin
         rounds += 1;
     };
     ensure!(rounds > 4, "it was over before anything happened");
-    ensure!(seen.contains(&format!("'ConnectionRefusedError': {count}")), "after {rounds} rounds: {seen}");
-    let arrived = units.machine.witnessed()?.iter().filter(|line| line.contains("> 2001:db8:0:1:")).count();
-    ensure!(arrived >= count, "only {arrived} packets arrived");
-    Ok(seen)
+    let off = count.div_ceil(17);
+    for expected in
+        [format!("'ConnectionRefusedError': {count},"), format!("'off the list: PermissionError': {off},")]
+    {
+        ensure!(seen.replace('}', ",").contains(&expected), "no {expected} after {rounds} rounds: {seen}");
+    }
+    ensure!(!seen.contains("resolved"), "a name off the list was resolved, after {rounds} rounds: {seen}");
+    let arrived = units.machine.witnessed()?;
+    let leaked: Vec<_> = arrived
+        .iter()
+        .filter(|line| line.contains("> 2001:db8:0:1::ffff.") || line.contains(".off.example.net"))
+        .collect();
+    ensure!(leaked.is_empty(), "these packets arrived and should not: {leaked:#?}");
+    let reached = arrived.iter().filter(|line| line.contains("> 2001:db8:0:1:")).count();
+    ensure!(reached >= count, "only {reached} packets arrived");
+    Ok(format!("{}, in {rounds} rounds", seen.lines().next().unwrap_or_default()))
 }
