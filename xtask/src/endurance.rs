@@ -9,6 +9,8 @@ use crate::machine::{Machine, wait};
 
 const POLICY: &str = "/etc/opencode-egress/policy.json";
 const TOTAL: &str = "/run/probe-total";
+/// The program of an earlier daemon, where there is one: each understands its own.
+pub(crate) const EARLIER: &str = "/run/before/opencode-egress";
 /// What the probes may reach, and what they may not.
 const ALLOWED: &str = "192.0.2.10";
 const DENIED: [&str; 2] = ["192.0.2.30", "2001:db8::30"];
@@ -87,14 +89,18 @@ impl<'a> Probes<'a> {
         self.verify()
     }
 
-    /// Has daemons of other ABI versions take over so many times, under probes that run all the while. What is counted in the
-    /// moment of a takeover may be counted by the old links alone, so this looks at what gets out and what is denied.
+    /// Has daemons of other ABI versions take over so many times from the one that `begin` leaves running, under probes that run all the
+    /// while. What is counted in the moment of a takeover may be counted by the old links alone, so this looks at what gets out and what
+    /// is denied.
     pub(crate) fn takeovers(
         &mut self,
         count: usize,
+        begin: impl Fn(&Machine) -> Result<()>,
         takeover: impl Fn(&Machine, usize) -> Result<()>,
     ) -> Result<()> {
+        begin(self.machine)?;
         self.machine.succeed(&["systemctl", "start", "opencode-probe0", "opencode-probe1"])?;
+        wait("the first denials", || self.denials().ok().filter(|denials| *denials > 0))?;
         for number in 0..count {
             let before = self.denials()?;
             takeover(self.machine, number)?;
@@ -236,8 +242,9 @@ impl<'a> Probes<'a> {
     }
 
     fn denials(&self) -> Result<u64> {
-        let status: Value =
-            serde_json::from_str(&self.machine.succeed(&["opencode-egress", "status", "--json"])?)?;
+        let status = |program| self.machine.succeed(&[program, "status", "--json"]);
+        let said = status("opencode-egress").or_else(|error| status(EARLIER).map_err(|_| error))?;
+        let status: Value = serde_json::from_str(&said)?;
         let counters = &status["instances"]["probes"]["counters"];
         counters["denied_packets"].as_u64().with_context(|| format!("no counters in {status}"))
     }

@@ -2,18 +2,22 @@
 
 use std::{env, fs, path::PathBuf, process::Command};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::{
-    endurance::Probes,
+    endurance::{EARLIER, Probes},
     machine::{Machine, wait},
     process::{checked, fresh, root, run},
 };
 
 /// The last commit before there were names: another ABI version.
 const BEFORE: &str = "1ae1904";
+const POLICY: &str = "/etc/opencode-egress/policy.json";
+/// Its unit, and its program.
+const DAEMON: &str = "opencode-egress";
 const PINS: &str = "/sys/fs/bpf/opencode-egress";
-const DROP_IN: &str = "/run/systemd/system/opencode-egress.service.d/before.conf";
+/// After `metrics.conf`, which has the command, too.
+const DROP_IN: &str = "/run/systemd/system/opencode-egress.service.d/zz-before.conf";
 
 /// Builds the daemon of that commit, unless it was built before, and returns where it is.
 fn build() -> Result<PathBuf> {
@@ -50,33 +54,59 @@ fn build() -> Result<PathBuf> {
     Ok(binary)
 }
 
-/// Goes to the present daemon and back so many times, under probes that run all the while. Every other time the daemon before is killed.
+/// Goes from the daemon before to the present one and back so many times, under probes that run all the while. Every other time the one
+/// that runs is killed.
 pub(crate) fn upgrades(machine: &mut Machine, count: usize) -> Result<()> {
-    machine.copy(&build()?, "/run/before/opencode-egress")?;
-    let go = |machine: &Machine, number: usize| -> Result<()> {
-        let back = number % 2 == 1;
-        if back {
-            machine.write(DROP_IN, "[Service]\nExecStart=\nExecStart=/run/before/opencode-egress run\n")?;
-        } else {
-            machine.succeed(&["rm", "-f", DROP_IN])?;
-        }
-        machine.succeed(&["systemctl", "daemon-reload"])?;
-        if number / 2 % 2 == 1 {
-            machine.succeed(&["systemctl", "kill", "-s", "KILL", "--kill-who=main", "opencode-egress"])?;
-        } else {
-            machine.succeed(&["systemctl", "restart", "opencode-egress"])?;
-        }
-        let (there, gone) = if back { ("v2", "v4") } else { ("v4", "v2") };
-        let pins = || machine.succeed(&["ls", PINS]);
-        wait("the other version's pins to go", || pins().ok().filter(|pins| pins.trim() == there))
-            .with_context(|| format!("{gone} and {there}: there is {}", pins().unwrap_or_default()))?;
-        let status = machine.succeed(&["opencode-egress", "status"])?;
-        if status.contains("running before it was confined") {
-            bail!("a unit is taken for one that was not confined: {status}");
-        }
-        Ok(())
-    };
+    machine.copy(&build()?, EARLIER)?;
+    // Nothing that the daemon before does not know.
+    machine.write(POLICY, r#"{ "version": 1, "instances": {} }"#)?;
+    machine.succeed(&["opencode-egress", "reload"])?;
     machine.succeed(&["mkdir", "-p", "/run/systemd/system/opencode-egress.service.d"])?;
-    go(machine, 1)?;
-    Probes::without_names(machine)?.takeovers(2 * count, go)
+    let mut probes = Probes::without_names(machine)?;
+    (0..count).try_for_each(|number| {
+        probes.takeovers(2, begin, |machine, step| go(machine, step == 1, number % 2 == 1))
+    })
+}
+
+/// Goes to the daemon before, or to the present one. The one that runs is killed, or stops.
+fn go(machine: &Machine, back: bool, kill: bool) -> Result<()> {
+    choose(machine, back)?;
+    if kill {
+        machine.succeed(&["systemctl", "kill", "-s", "KILL", "--kill-who=main", DAEMON])?;
+    } else {
+        machine.succeed(&["systemctl", "restart", DAEMON])?;
+    }
+    let version = if back { "v2" } else { "v4" };
+    let pins = || machine.succeed(&["ls", PINS]);
+    // The daemon before leaves links of hooks that it does not know.
+    let taken = |pins: &String| pins.contains(version) && (back || pins.trim() == version);
+    wait("the takeover", || pins().ok().filter(taken)).with_context(|| {
+        let log = machine.run(&["journalctl", "-u", DAEMON, "-n", "20", "--no-pager"]);
+        format!("there is {}\n{}", pins().unwrap_or_default(), log.unwrap_or_default())
+    })?;
+    let status =
+        wait("the daemon", || machine.succeed(&[if back { EARLIER } else { DAEMON }, "status"]).ok())?;
+    ensure!(
+        !status.contains("running before it was confined"),
+        "a unit is taken for one that was not confined: {status}"
+    );
+    Ok(())
+}
+
+/// The daemon before, on a machine that never had another one.
+fn begin(machine: &Machine) -> Result<()> {
+    machine.succeed(&["systemctl", "stop", DAEMON])?;
+    machine.succeed(&["rm", "-rf", PINS])?;
+    choose(machine, true)?;
+    machine.succeed(&["systemctl", "start", DAEMON]).map(drop)
+}
+
+/// Says which daemon systemd starts next.
+fn choose(machine: &Machine, before: bool) -> Result<()> {
+    if before {
+        machine.write(DROP_IN, &format!("[Service]\nExecStart=\nExecStart={EARLIER} run\n"))?;
+    } else {
+        machine.succeed(&["rm", "-f", DROP_IN])?;
+    }
+    machine.succeed(&["systemctl", "daemon-reload"]).map(drop)
 }

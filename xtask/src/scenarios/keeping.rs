@@ -81,12 +81,16 @@ fn other_version(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     ensure!(get(machine, A, "192.0.2.20/from-a")?.contains("refused"), "after the upgrade this passes");
     ensure!(get(machine, A, "192.0.2.10/from-a")?.contains("reached"), "after the upgrade this is refused");
     // While probes try what is allowed and what is not, all the time.
-    Probes::install(machine)?.takeovers(3, |machine, _| {
-        machine.succeed(&["systemctl", "stop", "opencode-egress"])?;
-        machine.succeed(&["mv", &format!("{PINS}/v4"), &format!("{PINS}/v0")])?;
-        machine.succeed(&["systemctl", "start", "opencode-egress"])?;
-        wait("the old pins to go", || machine.fail(&["test", "-e", &format!("{PINS}/v0")]).ok()).map(drop)
-    })?;
+    Probes::install(machine)?.takeovers(
+        3,
+        |_| Ok(()),
+        |machine, _| {
+            machine.succeed(&["systemctl", "stop", "opencode-egress"])?;
+            machine.succeed(&["mv", &format!("{PINS}/v4"), &format!("{PINS}/v0")])?;
+            machine.succeed(&["systemctl", "start", "opencode-egress"])?;
+            wait("the old pins to go", || machine.fail(&["test", "-e", &format!("{PINS}/v0")]).ok()).map(drop)
+        },
+    )?;
     // An instance that the file loses at the same time.
     let policy = machine.read(POLICY)?;
     machine.succeed(&["systemctl", "stop", "opencode-egress"])?;
