@@ -27,6 +27,10 @@ pub const MAX_POLICIES: u32 = MAX_INSTANCES * 2;
 /// How many listeners one policy can have.
 pub const MAX_LISTENERS: usize = 16;
 
+/// How many ports the listeners of all policies can have.
+pub const MAX_LISTED_PORTS: u32 = 1 << 15;
+const _: () = assert!(MAX_LISTED_PORTS as usize == MAX_INSTANCES as usize * MAX_LISTENERS);
+
 /// Verdicts that one cgroup remembers. With [`ConfinedCgroup::instance`] they stay below a page, which is what
 /// Linux before 5.11 allows for a cgroup storage value.
 pub const CACHE_SLOTS: usize = 256;
@@ -239,6 +243,10 @@ pub struct PolicyHeader {
     pub resolver_port: u32,
     /// The bit of a socket's mark that the second lock lets flows by name pass by; 0 for none.
     pub mark: u32,
+    /// 1: what the instance sends to itself over loopback needs no rule.
+    pub own_loopback: u32,
+    /// The bit of a socket's mark that the second lock lets own loopback pass by; 0 for none.
+    pub own_mark: u32,
     /// How many of `listeners` count.
     pub listener_count: u32,
     /// How many sockets the instance may have open, of those that it made.
@@ -256,6 +264,8 @@ impl Default for PolicyHeader {
             name_grants: 0,
             resolver_port: 0,
             mark: 0,
+            own_loopback: 0,
+            own_mark: 0,
             listener_count: 0,
             max_sockets: DEFAULT_MAX_SOCKETS,
             listeners: [Listener::default(); MAX_LISTENERS],
@@ -358,7 +368,7 @@ mod tests {
         assert_eq!(size_of::<TrieKey>(), 4 + 4 + 16);
         assert_eq!(size_of::<Entry>(), 8);
         assert_eq!(size_of::<Listener>(), 16 + 2 + 2 + 4);
-        assert_eq!(size_of::<PolicyHeader>(), 32 + MAX_LISTENERS * size_of::<Listener>());
+        assert_eq!(size_of::<PolicyHeader>(), 40 + MAX_LISTENERS * size_of::<Listener>());
         assert_eq!(size_of::<ConfinedCgroup>(), 8 + CACHE_SLOTS * 8);
         assert_eq!(size_of::<SocketCount>(), 8);
         assert_eq!(size_of::<CountedSocket>(), 8);

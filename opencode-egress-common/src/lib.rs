@@ -3,6 +3,7 @@
 //! - [`flow`]: what is judged, and [`reason`]: why it was denied;
 //! - [`packet`]: from the bytes of an IP packet to a flow, denying what cannot be read safely;
 //! - [`decide`]: the one decision function, a pure function over [`decide::Rules`];
+//! - [`loopback`]: what an instance may say to itself;
 //! - [`cache`]: the tags that remember an `Allow`;
 //! - [`abi`]: the layouts that cross the kernel boundary in maps and in the ring buffer.
 //!
@@ -16,6 +17,7 @@ pub mod decide;
 #[cfg(feature = "user")]
 pub mod event;
 pub mod flow;
+pub mod loopback;
 pub mod names;
 pub mod packet;
 #[cfg(feature = "user")]

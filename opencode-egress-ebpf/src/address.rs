@@ -11,7 +11,7 @@ use opencode_egress_common::{
 use crate::{
     asked,
     judge::Instance,
-    maps, named, opaque, own, question,
+    loopback, maps, named, opaque, own, question,
     report::{Call, Denial, denied},
     sk::{FullSk, OfSocket as _},
     uapi::SOCK_STREAM,
@@ -147,7 +147,7 @@ fn send_by_name(ctx: &SockAddrContext, instance: &Instance, hook: Hook, flow: &F
     } else if named::goes_on(sk.as_ptr(), instance, flow) {
         (Verdict::Allow, true)
     } else {
-        let verdict = instance.decision(flow).settle(|| false);
+        let verdict = loopback::called(ctx, instance, flow, &instance.decision(flow));
         named::settle(instance, flow, verdict, sk.as_ptr(), false)
     };
     named::mark_if_possible(ctx, *sk, header.mark, named);
@@ -160,12 +160,11 @@ fn judge_datagram(ctx: &SockAddrContext, instance: &Instance, hook: Hook, flow: 
     conclude(instance, hook, flow, by_networks(ctx, instance, flow))
 }
 
-/// What the rules for networks say.
+/// What the rules for networks say, and whose socket is there where they leave it to that.
 #[inline(always)]
 fn by_networks(ctx: &SockAddrContext, instance: &Instance, flow: &Flow) -> Verdict {
     let decision = instance.judge(flow);
-    // SAFETY: the programs of these hooks may search sockets.
-    decision.settle(|| unsafe { own::listens(ctx.as_ptr(), instance.index, &flow.address, flow.port) })
+    loopback::called(ctx, instance, flow, &decision)
 }
 
 /// A connect that is not in the cache. Apart from the rest, so that a call that is there needs little code.
@@ -194,22 +193,21 @@ fn by_name(ctx: &SockAddrContext, instance: &Instance, hook: Hook, flow: &Flow, 
     conclude(instance, hook, flow, verdict)
 }
 
-/// A bind. Port 0 asks the kernel for an ephemeral port, on which nothing inbound is accepted.
+/// A bind. Port 0 asks the kernel for an ephemeral port.
 #[inline(always)]
 fn bind(ctx: &SockAddrContext, hook: Hook, address: Address) -> i32 {
     let (_, protocol, port) = call(ctx);
-    if port == 0 {
-        return 1;
-    }
     let instance = Instance::get();
+    let flow = Flow { address, protocol, port };
     let verdict = match instance.head() {
-        Some(head) => head.judge_bind(&address, port),
+        _ if port == 0 => Verdict::Allow,
+        Some(head) => loopback::binds(ctx, head, instance.index, &flow),
         None => Verdict::Deny(DropReason::NoPolicy),
     };
     if let (Verdict::Allow, Some(sk)) = (verdict, FullSk::of_call(ctx)) {
-        own::mark(sk.as_ptr(), instance.index);
+        own::adopt(sk.as_ptr(), instance.index);
     }
-    conclude(&instance, hook, &Flow { address, protocol, port }, verdict)
+    conclude(&instance, hook, &flow, verdict)
 }
 
 #[inline(always)]

@@ -8,6 +8,7 @@
 //! | `address` | `cgroup/connect4`, `connect6`, `sendmsg4`, `sendmsg6`, `bind4`, `bind6`: before a socket call does anything |
 //! | `question` | `cgroup/recvmsg4`, `recvmsg6`, `getpeername4`, `getpeername6`: whose answer a caller is told it has |
 //! | `packet` | `cgroup_skb/egress`, `cgroup_skb/ingress`: every IP packet of the cgroup's sockets |
+//! | `loopback` | none of its own: what the others ask of flows that stay on loopback |
 //! | `socket` | `cgroup/sock_create`, `cgroup/sock_release`, `cgroup/setsockopt`: sockets and options that nothing later could judge, and how many sockets there are |
 //!
 //! Every path that ends in an error, a missing map entry or an unreadable header ends in a denial.
@@ -20,6 +21,7 @@
 mod address;
 mod asked;
 mod judge;
+mod loopback;
 mod maps;
 mod named;
 mod opaque;

@@ -1,7 +1,7 @@
 //! The maps. Layouts are `opencode_egress_common::abi`'s.
 
 use aya_ebpf::{
-    bindings::bpf_map_type::BPF_MAP_TYPE_CGROUP_STORAGE_DEPRECATED,
+    bindings::bpf_map_type::{BPF_MAP_TYPE_CGROUP_STORAGE_DEPRECATED, BPF_MAP_TYPE_SK_STORAGE},
     btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, PerCpuArray, RingBuf, SkStorage},
     helpers::{bpf_get_local_storage, bpf_map_lookup_elem},
     macros::btf_map,
@@ -9,17 +9,17 @@ use aya_ebpf::{
 use opencode_egress_common::{
     abi::{
         ConfinedCgroup, CountedSocket, Counter, Current, Denied, DestinationDenials, DestinationKey, Entry,
-        Event, Learned, LearnedKey, Limits, MAX_DESTINATIONS, MAX_INSTANCES, MAX_LEARNED, MAX_POLICIES,
-        PolicyHeader, RESET_RING_BYTES, RING_BYTES, Reset, SOCKET_SLOTS, SocketCount, SocketSlot, Taken,
-        TrieKey,
+        Event, Learned, LearnedKey, Limits, MAX_DESTINATIONS, MAX_INSTANCES, MAX_LEARNED, MAX_LISTED_PORTS,
+        MAX_POLICIES, PolicyHeader, RESET_RING_BYTES, RING_BYTES, Reset, SOCKET_SLOTS, SocketCount,
+        SocketSlot, Taken, TrieKey,
     },
     cache::TAG_KEYS,
     decide::Rules,
 };
 
 use crate::{
-    storage::{Asked, AskedResolver, BegunFlows},
-    uapi::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
+    storage::{Asked, AskedResolver, BegunFlows, OwnPeer, OwnSocket},
+    uapi::{BPF_F_CLONE, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
 };
 
 /// The policy in force, by instance. User space stores a [`Current`] as one atomic word.
@@ -87,9 +87,37 @@ pub(crate) static RESETS: RingBuf<Reset, { RESET_RING_BYTES as usize }> = RingBu
 #[btf_map]
 pub(crate) static RESET_ASKED: SkStorage<u64> = SkStorage::new();
 
-/// The instance whose socket this is: bound to one of its listeners, or connected to one.
+/// A socket storage whose value accepted sockets inherit. aya's own definition has no flags.
+#[repr(C)]
+pub(crate) struct InheritedStorage<T> {
+    r#type: *const [i32; BPF_MAP_TYPE_SK_STORAGE as usize],
+    key: *const i32,
+    value: *const T,
+    max_entries: *const [i32; 0],
+    map_flags: *const [i32; BPF_F_NO_PREALLOC | BPF_F_CLONE],
+}
+
+// SAFETY: the pointers only carry types to the loader through BTF; nothing ever follows them.
+unsafe impl<T> Sync for InheritedStorage<T> {}
+
+/// Sockets that are known to be an instance's own.
 #[btf_map]
-pub(crate) static OWN_SOCKETS: SkStorage<u32> = SkStorage::new();
+pub(crate) static OWN_SOCKETS: InheritedStorage<OwnSocket> = InheritedStorage {
+    r#type: core::ptr::null(),
+    key: core::ptr::null(),
+    value: core::ptr::null(),
+    max_entries: core::ptr::null(),
+    map_flags: core::ptr::null(),
+};
+
+/// What was found out about where a socket sends over loopback.
+#[btf_map]
+pub(crate) static OWN_PEERS: SkStorage<OwnPeer> = SkStorage::new();
+
+/// Whose listener has a port, over all policies in force: an instance, or that it is several ones'.
+#[btf_map]
+pub(crate) static LISTED_PORTS: HashMap<u32, u32, { MAX_LISTED_PORTS as usize }, BPF_F_NO_PREALLOC> =
+    HashMap::new();
 
 /// The sockets that are open, by instance.
 #[btf_map]

@@ -19,7 +19,7 @@ use opencode_egress_common::{
 use crate::{
     asked::Sent,
     judge::Instance,
-    maps, opaque, own,
+    loopback, maps, opaque,
     report::{Denial, Details, denied},
     reset::{self, Target},
     shortcut::{EXPIRED, In, Out, PASSES, by_name},
@@ -32,7 +32,7 @@ use crate::{
 #[cgroup_skb(egress)]
 pub(crate) fn egress(ctx: SkBuffContext) -> i32 {
     let skb = Skb(ctx);
-    if skb.passes::<Out>() {
+    if skb.passes::<Out>() || skb.interface() == LOOPBACK_IFINDEX && loopback::leaves(&skb) != 0 {
         return 1;
     }
     match by_name::<Out>(&skb) {
@@ -138,7 +138,7 @@ fn outbound(skb: &Skb, instance: &Instance, packet: &Packet) -> Verdict {
         // `connect()` refused this already; here it is refused to everything that went round it.
         return Verdict::Deny(DropReason::ListenerPort);
     }
-    let verdict = instance.decision(&flow).settle(|| goes_to_own(skb, instance, packet));
+    let verdict = instance.decision(&flow).settle(|| false);
     match verdict {
         Verdict::Deny(_)
             if !packet.opens && instance.head().is_some_and(|header| skb.was_accepted(header)) =>
@@ -149,31 +149,14 @@ fn outbound(skb: &Skb, instance: &Instance, packet: &Packet) -> Verdict {
     }
 }
 
-/// Whether a segment is of a connection to a socket of the instance's own. The first one has it searched for, and marks the
-/// connecting socket for those that follow.
-#[inline(never)]
-fn goes_to_own(skb: &Skb, instance: &Instance, packet: &Packet) -> bool {
-    let Some(sk) = skb.full_socket() else { return false };
-    if sk.kind() != SOCK_STREAM {
-        return false;
-    }
-    if !packet.opens {
-        return own::is_marked(sk.as_ptr(), instance.index);
-    }
-    // SAFETY: the programs of this hook may search sockets.
-    let own = unsafe {
-        own::listens(skb.raw().cast(), instance.index, &packet.destination, packet.destination_port)
-    };
-    if own {
-        own::mark(sk.as_ptr(), instance.index);
-    }
-    own
-}
-
 #[cgroup_skb(ingress)]
 pub(crate) fn ingress(ctx: SkBuffContext) -> i32 {
     let skb = Skb(ctx);
-    if skb.passes::<In>() || by_name::<In>(&skb) == PASSES { 1 } else { judge_ingress(skb) }
+    if loopback::arrives(&skb) || skb.passes::<In>() || by_name::<In>(&skb) == PASSES {
+        1
+    } else {
+        judge_ingress(skb)
+    }
 }
 
 /// A packet that is not plain, or that the shortcut does not let pass. Where it would open a connection from this host, and is
@@ -220,17 +203,20 @@ fn end_attempt(instance: &Instance, packet: &Packet) -> i32 {
 
 /// A new connection must reach a listener. What comes from a peer that the instance may send to passes too:
 /// a datagram, because that is what answers look like; and a connection over loopback, because that is the
-/// instance talking to a server of its own on a port of the kernel's choice, as test suites do, and dropping what
-/// egress let pass would leave it hanging.
+/// instance talking to a server of its own, as test suites do, and dropping what egress let pass would leave it hanging.
+/// With own loopback it must be the instance itself, for then its servers are on ports that others know.
 #[inline(always)]
 fn inbound(skb: &Skb, instance: &Instance, packet: &Packet) -> Verdict {
     let loopback = skb.interface() == LOOPBACK_IFINDEX;
+    let Some(header) = instance.head() else { return Verdict::Deny(DropReason::NoPolicy) };
     if (packet.protocol != Protocol::TCP || loopback)
         && let Verdict::Allow = instance.decision(&packet.back()).settle(|| false)
+        && (packet.protocol != Protocol::TCP
+            || header.own_loopback == 0
+            || loopback::is_from_own(skb, instance.index, packet))
     {
         return Verdict::Allow;
     }
-    let Some(header) = instance.head() else { return Verdict::Deny(DropReason::NoPolicy) };
     match header.judge_inbound(&packet.destination, packet.destination_port, loopback) {
         Verdict::Deny(DropReason::NotAListener) if packet.protocol != Protocol::TCP => {
             Verdict::Deny(DropReason::PeerNotAllowed)
@@ -317,7 +303,7 @@ impl Skb {
     }
 }
 
-trait Unknown {
+pub(crate) trait Unknown {
     /// What is told of a packet that could not be read.
     const UNKNOWN: Self;
 }

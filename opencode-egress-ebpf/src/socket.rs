@@ -26,15 +26,18 @@ use opencode_egress_common::{
 use crate::{
     judge::Instance,
     maps::setsockopt_knows_caller,
+    own,
     report::{Call, Denial, Details, denied, tell_process},
     sk::FullSk,
     sockets,
+    storage::{SHARES, SHARES_GROUP},
     uapi::{
         IP_ADD_MEMBERSHIP, IP_ADD_SOURCE_MEMBERSHIP, IP_BLOCK_SOURCE, IP_HDRINCL, IP_MSFILTER, IP_OPTIONS,
         IP_UNBLOCK_SOURCE, IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_MPTCP, IPPROTO_RAW, IPPROTO_TCP,
         IPPROTO_UDP, IPPROTO_UDPLITE, IPV6_2292PKTOPTIONS, IPV6_HDRINCL, IPV6_JOIN_ANYCAST, IPV6_JOIN_GROUP,
         IPV6_NEXTHOP, IPV6_RTHDR, MCAST_BLOCK_SOURCE, MCAST_JOIN_GROUP, MCAST_JOIN_SOURCE_GROUP,
-        MCAST_MSFILTER, MCAST_UNBLOCK_SOURCE, SOCK_DGRAM, SOCK_RAW, SOL_IP, SOL_IPV6, SOL_RAW,
+        MCAST_MSFILTER, MCAST_UNBLOCK_SOURCE, SO_REUSEADDR, SO_REUSEPORT, SOCK_DGRAM, SOCK_RAW, SOCK_STREAM,
+        SOL_IP, SOL_IPV6, SOL_RAW, SOL_SOCKET,
     },
 };
 
@@ -91,6 +94,8 @@ pub(crate) fn setsockopt(ctx: SockoptContext) -> i32 {
     let (level, name, len) = unsafe { ((*sockopt).level, (*sockopt).optname, (*sockopt).optlen) };
     let reason = match (level, name) {
         (SOL_IP, IP_HDRINCL) | (SOL_IPV6 | SOL_RAW, IPV6_HDRINCL) => DropReason::HeaderIncluded,
+        // The kernel has no memory for it.
+        (SOL_SOCKET, SO_REUSEADDR | SO_REUSEPORT) if !note_sharing(sockopt) => return 0,
         // An empty value clears the option.
         (SOL_IP, IP_OPTIONS) | (SOL_IPV6, IPV6_RTHDR | IPV6_2292PKTOPTIONS | IPV6_NEXTHOP) if len > 0 => {
             DropReason::RoutingOption
@@ -117,6 +122,19 @@ pub(crate) fn setsockopt(ctx: SockoptContext) -> i32 {
 fn refuse(instance: &Instance, reason: DropReason, flow: &Flow) -> i32 {
     let denial = Denial { hook: Hook::Setsockopt, reason, flow, bytes: None };
     i32::from(denied(instance, &denial, &Setsockopt))
+}
+
+/// Notes that a socket may share its port. Of a stream socket that only `SO_REUSEPORT` does: a port where another one listens the kernel
+/// gives to none by `SO_REUSEADDR`. (A 32-bit caller's options no program sees.)
+#[inline(always)]
+fn note_sharing(sockopt: *mut bpf_sockopt) -> bool {
+    // SAFETY: the kernel's context, valid while the program runs; it is a full socket in this hook.
+    let (sk, name) = unsafe { ((*sockopt).__bindgen_anon_1.sk, (*sockopt).optname) };
+    let Some(full) = FullSk::new(sk) else { return false };
+    match name {
+        SO_REUSEPORT => own::note_sharing(sk, SHARES | SHARES_GROUP),
+        _ => full.kind() == SOCK_STREAM || own::note_sharing(sk, SHARES),
+    }
 }
 
 /// The least size of a page: more of an option's value is not shown.

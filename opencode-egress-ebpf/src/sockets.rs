@@ -6,7 +6,9 @@
 
 use aya_ebpf::{
     bindings::bpf_sock,
+    EbpfContext as _,
     helpers::{bpf_get_socket_cookie, bpf_sk_storage_get},
+    programs::SockAddrContext,
 };
 use opencode_egress_common::abi::{
     CountedSocket, DEFAULT_MAX_SOCKETS, SOCKET_SLOTS, SocketCount, SocketSlot,
@@ -81,6 +83,14 @@ pub(crate) fn close(sk: *mut bpf_sock) {
     }
 }
 
+/// Whether the socket of a call was made by an instance, and not by the kernel for its listener.
+#[inline(always)]
+pub(crate) fn is_counted(ctx: &SockAddrContext, sk: *mut bpf_sock) -> bool {
+    // SAFETY: the helper takes the context of these programs.
+    let slot = Slot::with(unsafe { bpf_get_socket_cookie(ctx.as_ptr()) });
+    slot.is_some_and(|slot| slot.is_its()) || instance_in(storage(sk, 0)) != 0
+}
+
 /// Takes a socket out of the count that it is said to be in, if it is in one.
 #[inline(always)]
 fn leave(counted: *mut CountedSocket) {
@@ -116,7 +126,11 @@ impl Slot {
     #[inline(always)]
     fn of(sk: *mut bpf_sock) -> Option<Self> {
         // SAFETY: the helper takes the context of these programs.
-        let cookie = unsafe { bpf_get_socket_cookie(sk.cast()) };
+        Self::with(unsafe { bpf_get_socket_cookie(sk.cast()) })
+    }
+
+    #[inline(always)]
+    fn with(cookie: u64) -> Option<Self> {
         let slot = maps::COUNTED_SLOTS.get_ptr_mut(cookie as u32 & (SOCKET_SLOTS - 1))?;
         Some(Self { slot, cookie })
     }
@@ -185,7 +199,7 @@ fn write(counted: *mut CountedSocket, instance: u32, epoch: u32) {
 
 #[inline(always)]
 fn storage(sk: *mut bpf_sock, flags: u64) -> *mut CountedSocket {
-    // SAFETY: the map is a socket storage of a CountedSocket, the socket the program's context.
+    // SAFETY: the map is a socket storage of a CountedSocket, the socket a full one.
     unsafe {
         bpf_sk_storage_get(
             (&raw const maps::COUNTED).cast_mut().cast(),

@@ -35,6 +35,35 @@ pub(crate) struct AskedResolver {
     pub(crate) port: u32,
 }
 
+/// Of a socket: whose it is, and with whom it may share its port. The sockets that a listener accepts inherit it.
+#[repr(C)]
+pub(crate) struct OwnSocket {
+    /// The instance; 0 for none.
+    pub(crate) instance: u32,
+    /// [`SHARES`], [`SHARES_GROUP`].
+    pub(crate) shares: u32,
+}
+
+/// In [`OwnSocket::shares`]: others may bind the port too (`SO_REUSEADDR` of a datagram socket, `SO_REUSEPORT`).
+pub(crate) const SHARES: u32 = 1;
+/// Likewise: what comes may go to any socket of a group (`SO_REUSEPORT`).
+pub(crate) const SHARES_GROUP: u32 = 2;
+
+/// What was found out about where a socket sends over loopback.
+#[repr(C)]
+pub(crate) struct OwnPeer {
+    /// Where to; network byte order.
+    pub(crate) address: [u32; 4],
+    /// The source port in the upper half, the destination port in the lower.
+    pub(crate) ports: u32,
+    /// The instance.
+    pub(crate) instance: u32,
+    /// The generation that judged; 0 for nothing found out.
+    pub(crate) generation: u32,
+    /// The packets' protocol.
+    pub(crate) protocol: u32,
+}
+
 /// A destination that a connect asked for.
 #[repr(C)]
 pub(crate) struct Asked {

@@ -33,6 +33,8 @@ pub(crate) const SOL_IPV6: i32 = 41;
 pub(crate) const SOL_RAW: i32 = 255;
 
 // Options at SOL_SOCKET, <asm-generic/socket.h>.
+pub(crate) const SO_REUSEADDR: i32 = 2;
+pub(crate) const SO_REUSEPORT: i32 = 15;
 pub(crate) const SO_MARK: i32 = 36;
 
 // Options at SOL_IP, <linux/in.h>.
@@ -71,6 +73,8 @@ pub(crate) const LOOPBACK_IFINDEX: u32 = 1;
 pub(crate) const BPF_F_MMAPABLE: usize = 1 << 10;
 /// `BPF_F_NO_PREALLOC`: the map's memory is what its entries take.
 pub(crate) const BPF_F_NO_PREALLOC: usize = 1;
+/// `BPF_F_CLONE`: a socket that is accepted inherits the listening one's value.
+pub(crate) const BPF_F_CLONE: usize = 1 << 9;
 
 /// `BPF_F_CURRENT_NETNS`, <linux/bpf.h>: sockets of the network namespace of the program's own.
 pub(crate) const BPF_F_CURRENT_NETNS: u64 = -1_i64 as u64;

@@ -130,6 +130,7 @@ pub fn load(lifetime: &Lifetime<'_>) -> Result<Loaded, LoadError> {
                 loader.map_max_entries(name, 4);
             }
             loader.map_max_entries("LEARNED", 1 << 16);
+            loader.map_max_entries("LISTED_PORTS", 64);
         }
         Lifetime::Pinned(directory) => {
             // A descriptor for each policy's rules. Where too few may be open, making one too many says so.

@@ -5,14 +5,14 @@ use std::path::Path;
 use aya::maps::{MapData, MapError, MapType};
 use opencode_egress_common::abi::{
     ConfinedCgroup, CountedSocket, Counter, Denied, DestinationDenials, DestinationKey, Learned, LearnedKey,
-    Limits, MAX_DESTINATIONS, MAX_INSTANCES, MAX_LEARNED, MAX_POLICIES, PolicyHeader, RESET_RING_BYTES,
-    RING_BYTES, SOCKET_SLOTS, SocketCount, SocketSlot, Taken,
+    Limits, MAX_DESTINATIONS, MAX_INSTANCES, MAX_LEARNED, MAX_LISTED_PORTS, MAX_POLICIES, PolicyHeader,
+    RESET_RING_BYTES, RING_BYTES, SOCKET_SLOTS, SocketCount, SocketSlot, Taken,
 };
 
 /// The maps that outlive the daemon, with what a pin must be to be one of them. The others belong to one
 /// load of the programs.
 #[rustfmt::skip]
-pub(super) const PINNED_MAPS: [(&str, MapShape); 18] = [
+pub(super) const PINNED_MAPS: [(&str, MapShape); 20] = [
     ("CURRENT", MapShape::of::<u32, u64>(MapType::Array, MAX_INSTANCES)),
     ("HEADS", MapShape::of::<u32, PolicyHeader>(MapType::Array, MAX_POLICIES)),
     ("TRIES", MapShape::of::<u32, u32>(MapType::ArrayOfMaps, MAX_POLICIES)),
@@ -29,7 +29,9 @@ pub(super) const PINNED_MAPS: [(&str, MapShape); 18] = [
     ("SOCKETS", MapShape::of::<u32, SocketCount>(MapType::Array, MAX_INSTANCES)),
     ("COUNTED_SLOTS", MapShape::of::<u32, SocketSlot>(MapType::Array, SOCKET_SLOTS)),
     ("COUNTED", MapShape::of::<u32, CountedSocket>(MapType::SkStorage, 0)),
-    ("OWN_SOCKETS", MapShape::of::<u32, u32>(MapType::SkStorage, 0)),
+    ("OWN_SOCKETS", MapShape::of::<u32, [u32; 2]>(MapType::SkStorage, 0)),
+    ("OWN_PEERS", MapShape::of::<u32, [u32; 8]>(MapType::SkStorage, 0)),
+    ("LISTED_PORTS", MapShape::of::<u32, u32>(MapType::Hash, MAX_LISTED_PORTS)),
     ("SCOPES", MapShape::of::<u64, ConfinedCgroup>(MapType::CgroupStorage, 0)),
 ];
 

@@ -20,7 +20,8 @@ use opencode_egress_common::abi::{MAX_INSTANCES, MAX_LISTENERS};
 use rules::Listed;
 
 use crate::policy::{
-    DEFAULT_MAX_SOCKETS, InstanceName, Listen, LogLimits, Mode, Policy, PolicySet, Resolver, UnitName,
+    DEFAULT_MAX_SOCKETS, InstanceName, Listen, LogLimits, Loopback, Mode, Policy, PolicySet, Resolver,
+    UnitName,
     resolver::{DEFAULT_MARK, MAX_UPSTREAM},
 };
 
@@ -196,6 +197,18 @@ fn instance(name: &InstanceName, form: Instance, key: &Text, taken: &mut Taken) 
             other => return Err(text.wrong(format!("`{other}` is no mode; write `enforce` or `audit`"))),
         },
     };
+    let loopback = match &form.loopback {
+        None => Loopback::default(),
+        Some(text) => match text.value.as_str() {
+            "own" => Loopback::Own,
+            "listed" => Loopback::Listed,
+            other => {
+                return Err(
+                    text.wrong(format!("`{other}` is not what loopback may be; write `own` or `listed`"))
+                );
+            }
+        },
+    };
     if form.listen.len() > MAX_LISTENERS {
         return Err(key.wrong(format!(
             "instance `{name}` has {} listeners; at most {MAX_LISTENERS} are possible",
@@ -208,7 +221,7 @@ fn instance(name: &InstanceName, form: Instance, key: &Text, taken: &mut Taken) 
     let max_sockets = form.limits.sockets.map_or(DEFAULT_MAX_SOCKETS, |count| count.0);
     match deny.first_name {
         Some(misplaced) => Err(misplaced),
-        None => Ok(Policy { units, mode, allow, names, deny: deny.networks, listen, max_sockets }),
+        None => Ok(Policy { units, mode, allow, names, deny: deny.networks, listen, loopback, max_sockets }),
     }
 }
 

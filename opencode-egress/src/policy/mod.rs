@@ -33,6 +33,26 @@ pub fn mode_name(mode: Mode) -> &'static str {
     }
 }
 
+/// What an instance may say to itself over loopback.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Loopback {
+    /// Whatever goes to a socket of its own needs no rule, and it may bind ports from 1024 on for itself.
+    #[default]
+    Own,
+    /// What the rules and listeners list.
+    Listed,
+}
+
+impl Loopback {
+    /// The name in policies and reports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Own => "own",
+            Self::Listed => "listed",
+        }
+    }
+}
+
 /// Why a text is not a value of one of this module's types, with what to write instead.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("{0}")]
@@ -95,6 +115,8 @@ pub struct Policy {
     pub deny: Vec<Rule>,
     /// Where the instance listens.
     pub listen: Vec<Listen>,
+    /// What it may say to itself over loopback.
+    pub loopback: Loopback,
     /// How many sockets it may have open, of those that it made.
     pub max_sockets: u32,
 }
@@ -108,6 +130,7 @@ impl Default for Policy {
             names: vec![],
             deny: vec![],
             listen: vec![],
+            loopback: Loopback::Own,
             max_sockets: DEFAULT_MAX_SOCKETS,
         }
     }

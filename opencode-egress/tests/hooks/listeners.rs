@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use opencode_egress::policy::{Listen, Policy};
+use opencode_egress::policy::{Listen, Loopback, Policy};
 use opencode_egress_common::reason::DropReason;
 
 use crate::{
@@ -140,7 +140,7 @@ fn talk_to_oneself() -> io::Result<()> {
 fn the_instance_talks_to_itself_over_loopback_when_loopback_is_allowed() {
     let mut world = World::new(&Policy { allow: vec![any("127.0.0.0/8")], ..Policy::default() });
     assert_eq!(world.run(talk_to_oneself).0, Outcome::DONE, "loopback is allowed");
-    world.install(&base_policy());
+    world.install(&Policy { loopback: Loopback::Listed, ..base_policy() });
     assert_eq!(
         world.run(talk_to_oneself).0,
         Outcome::EPERM,
@@ -209,7 +209,8 @@ fn inbound_connections_reach_listeners_only() {
 
 #[test]
 fn binds_are_judged() {
-    let mut world = World::new(&only(&[listen("192.0.2.1", LISTENER, true), listen("::", 9000, false)]));
+    let listeners = only(&[listen("192.0.2.1", LISTENER, true), listen("::", 9000, false)]);
+    let mut world = World::new(&Policy { loopback: Loopback::Listed, ..listeners });
     let mut check = |kind, to: (&str, u16), expect| {
         let to = SocketAddr::new(to.0.parse().expect("an address"), to.1);
         let (outcome, _) = world.run(|| bind(&socket(domain(to), kind, 0)?, to));

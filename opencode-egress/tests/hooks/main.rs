@@ -18,6 +18,7 @@ mod holders;
 mod ipsec;
 mod joins;
 mod listeners;
+mod loopback;
 mod names;
 mod network;
 mod numbers;

@@ -2,6 +2,7 @@
 
 mod error;
 mod learned;
+mod listed;
 mod policies;
 mod seen;
 mod words;
@@ -22,7 +23,7 @@ use opencode_egress_common::abi::{
 };
 
 pub(crate) use self::words::{CurrentWords, TakenKind, TakenWords};
-use self::{learned::LearnedMap, seen::Seen};
+use self::{learned::LearnedMap, listed::ListedPorts, seen::Seen};
 pub use self::{
     learned::{LearnedAddress, boottime},
     policies::{KernelRules, LoadedPolicy},
@@ -48,6 +49,7 @@ pub struct Maps {
     taken: Arc<TakenWords>,
     seen: Seen,
     learned: LearnedMap,
+    listed: ListedPorts,
     limits: Array<MapData, Limits>,
     sockets: Array<MapData, SocketCount>,
     scopes: HashMap<MapData, u64, ConfinedCgroup>,
@@ -81,7 +83,7 @@ impl Maps {
         let tries = ebpf.take_map("TRIES").ok_or(MapsError::Missing("TRIES"))?;
         let Map::ArrayOfMaps(data) = &tries else { return Err(MapsError::Missing("TRIES")) };
         let tries = data.fd().as_fd().try_clone_to_owned().map_err(MapsError::tries("open"))?;
-        Ok(Self {
+        let mut maps = Self {
             current: CurrentWords::map(ebpf.take_map("CURRENT").ok_or(MapsError::Missing("CURRENT"))?)?,
             heads: take(ebpf, "HEADS")?,
             tries,
@@ -91,11 +93,14 @@ impl Maps {
             taken: Arc::new(TakenWords::map(ebpf.take_map("TAKEN").ok_or(MapsError::Missing("TAKEN"))?)?),
             seen: Seen::open(ebpf)?,
             learned: LearnedMap::open(ebpf)?,
+            listed: ListedPorts::open(ebpf)?,
             limits: take(ebpf, "LIMITS")?,
             sockets: take(ebpf, "SOCKETS")?,
             scopes,
             empty: NewTrie::of(&[]).map_err(MapsError::tries("create"))?,
-        })
+        };
+        maps.know_listed()?;
+        Ok(maps)
     }
 
     /// Goes on from the generation and the counters that an instance had elsewhere. It has had no policy here, and no cgroup

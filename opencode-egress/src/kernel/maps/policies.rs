@@ -88,6 +88,9 @@ impl Maps {
             let slot = if before.slot() == first { first + 1 } else { first };
             Current::new(before.generation().wrapping_add(1).max(1), slot)
         };
+        for (instance, policy) in &policies {
+            self.listed.claim(*instance, &policy.header)?;
+        }
         let (mut slots, mut tries) = (vec![], vec![]);
         let current = &self.current;
         let learned = policies.iter().flat_map(|(instance, policy)| {
@@ -105,6 +108,7 @@ impl Maps {
             self.set_tries(&slots, &tries)?;
         }
         let mut old = vec![];
+        let headers: Vec<_> = policies.iter().map(|(instance, policy)| (*instance, policy.header)).collect();
         for (instance, policy) in policies {
             let before = self.current(instance);
             self.current.store(instance, next(instance, before));
@@ -113,6 +117,8 @@ impl Maps {
         }
         // They are in force now. Old rules that cannot be freed take memory until their slots are filled again.
         let _ = self.free(&old);
+        // Ports that stay taken are denied to others until the next change.
+        let _ = self.listed.settle(headers.iter().map(|(instance, header)| (*instance, Some(header))));
         Ok(())
     }
 
@@ -143,8 +149,23 @@ impl Maps {
             self.current.store(*instance, Current::new(before.generation(), 0));
             self.in_force.remove(instance);
         }
+        let given_back = self.listed.settle(instances.iter().map(|instance| (*instance, None)));
         let slots = instances.iter().flat_map(|instance| [instance.number() * 2, instance.number() * 2 + 1]);
-        self.free(&slots.collect::<Vec<_>>())
+        self.free(&slots.collect::<Vec<_>>())?;
+        given_back
+    }
+
+    /// Reads whose listeners have which ports, of the policies in force.
+    pub(super) fn know_listed(&mut self) -> Result<(), MapsError> {
+        for number in 1..self.heads.len() / 2 {
+            let Some(instance) = InstanceIndex::new(number) else { continue };
+            let slot = self.current.load(instance).slot();
+            if slot != 0 {
+                let header = self.heads.get(&slot, 0).map_err(MapsError::operation("read", "HEADS"))?;
+                self.listed.know(instance, &header);
+            }
+        }
+        self.listed.correct()
     }
 
     /// The part outside the trie of the policy in force, and its rules, read from the kernel. `None`: the

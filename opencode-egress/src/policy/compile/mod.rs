@@ -23,7 +23,7 @@ use ports::{PortSpan, Ports, Said, prefixes_of};
 pub(crate) use prefix::Prefix;
 pub use rules::CompiledRules;
 
-use crate::policy::{Cidr, Listen, Policy, PortRange, Rule, RuleProtocol};
+use crate::policy::{Cidr, Listen, Loopback, Policy, PortRange, Rule, RuleProtocol};
 
 /// Why a policy does not fit the maps.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -105,8 +105,12 @@ fn own_rules(listen: &Listen) -> impl Iterator<Item = Rule> {
 }
 
 fn header(policy: &Policy) -> Result<PolicyHeader, CompileError> {
-    let mut header =
-        PolicyHeader { mode: policy.mode as u32, max_sockets: policy.max_sockets, ..PolicyHeader::default() };
+    let mut header = PolicyHeader {
+        mode: policy.mode as u32,
+        own_loopback: u32::from(policy.loopback == Loopback::Own),
+        max_sockets: policy.max_sockets,
+        ..PolicyHeader::default()
+    };
     if policy.listen.len() > MAX_LISTENERS {
         return Err(CompileError::Listeners(policy.listen.len()));
     }

@@ -59,6 +59,7 @@ pub(super) struct Instance {
     pub(super) deny: Rules,
     #[serde(default)]
     pub(super) listen: Vec<ListenForm>,
+    pub(super) loopback: Option<Text>,
     #[serde(default)]
     pub(super) limits: Limits,
 }

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv6Addr};
 
 use opencode_egress_common::{
+    abi::RESOLVER_PORTS,
     decide::Verdict,
     flow::{Address, Flow, Protocol},
     reason::DropReason,
@@ -10,7 +11,7 @@ use opencode_egress_common::{
 };
 
 use super::{names::Host, packets::Frame, reference};
-use crate::policy::Policy;
+use crate::policy::{Loopback, Policy};
 
 /// What must become of a packet.
 pub(crate) struct Expected {
@@ -65,7 +66,29 @@ fn outbound(policy: Option<&Policy>, host: &Host, headers: &Headers, to: &Flow, 
     }
     // The test run's socket is nobody's.
     let verdict = reference::judge(policy, to).settle(|| false);
+    if loopback && is_own_segment(policy, headers, to, verdict) {
+        return Verdict::Allow;
+    }
     if headers.may_be_named(port) { host.turn(verdict, to) } else { verdict }
+}
+
+/// Whether a segment passes to a place of loopback where nobody listens, so that its sender is told.
+fn is_own_segment(policy: &Policy, headers: &Headers, to: &Flow, verdict: Verdict) -> bool {
+    use DropReason::{NotAllowed, PortNotAllowed, ProtocolNotAllowed};
+    let unspoken = matches!(verdict, Verdict::Deny(NotAllowed | PortNotAllowed | ProtocolNotAllowed));
+    let (address, port) = headers.destination;
+    let reached = match address {
+        IpAddr::V4(v4) => v4.is_loopback() && ![[127, 0, 0, 0], [127, 255, 255, 255]].contains(&v4.octets()),
+        IpAddr::V6(v6) => v6.is_loopback(),
+    };
+    let resolvers = (RESOLVER_PORTS.0..=RESOLVER_PORTS.1).contains(&port);
+    policy.loopback == Loopback::Own
+        && to.protocol == Protocol::TCP
+        && headers.plain
+        && !headers.data
+        && unspoken
+        && reached
+        && !resolvers
 }
 
 fn inbound(policy: Option<&Policy>, host: &Host, headers: &Headers, back: &Flow, loopback: bool) -> Verdict {
@@ -78,7 +101,9 @@ fn inbound(policy: Option<&Policy>, host: &Host, headers: &Headers, back: &Flow,
     let verdict =
         host.judge_resolver(back).unwrap_or_else(|| reference::judge(policy, back).settle(|| false));
     let by_name = headers.plain && headers.protocol == 17 && host.turn(verdict, back) == Verdict::Allow;
-    if (!tcp || loopback) && verdict == Verdict::Allow || by_name {
+    // With own loopback a connection must be the instance's own, which nothing here is.
+    let from_peer = !tcp || loopback && policy.loopback == Loopback::Listed;
+    if from_peer && verdict == Verdict::Allow || by_name {
         return Verdict::Allow;
     }
     let (address, port) = headers.destination;
@@ -108,8 +133,10 @@ struct Headers {
     protocol: u8,
     /// A TCP segment with SYN and without ACK.
     opens: bool,
-    /// Without options and extension headers. Others do not pass by name: no rule promises it, and few send them.
+    /// Without options and extension headers. Others do not pass by name, nor as own loopback: no rule promises it, and few send them.
     plain: bool,
+    /// Of TCP: with more than headers.
+    data: bool,
 }
 
 impl Headers {
@@ -216,5 +243,6 @@ fn transport(
     }
     let (from, to) = if ports { (port(0), port(2)) } else { (0, 0) };
     let opens = protocol == 6 && bytes[13] & (SYN | ACK) == SYN;
-    Ok(Headers { source: (source, from), destination: (destination, to), protocol, opens, plain })
+    let data = protocol == 6 && bytes.len() > usize::from(bytes[12] >> 4) * 4;
+    Ok(Headers { source: (source, from), destination: (destination, to), protocol, opens, plain, data })
 }

@@ -8,7 +8,7 @@ use ipnet::{IpNet, Ipv4Net};
 use opencode_egress_common::flow::{Flow, Protocol};
 use proptest::prelude::*;
 
-use crate::policy::{Cidr, Listen, Mode, Policy, PortRange, Rule, RuleProtocol};
+use crate::policy::{Cidr, Listen, Loopback, Mode, Policy, PortRange, Rule, RuleProtocol};
 
 fn cidrs() -> impl Strategy<Value = Cidr> {
     // A narrow space, so that prefixes cover one another and flows hit them.
@@ -65,12 +65,14 @@ pub(crate) fn policies() -> impl Strategy<Value = Policy> {
         prop::collection::vec(rules(), 0..6),
         prop::collection::vec(listen, 0..3),
         prop_oneof![4 => Just(Mode::Enforce), 1 => Just(Mode::Audit)],
+        prop_oneof![Just(Loopback::Own), Just(Loopback::Listed)],
     )
-        .prop_map(|(allow, deny, listen, mode)| Policy {
+        .prop_map(|(allow, deny, listen, mode, loopback)| Policy {
             allow,
             deny,
             listen,
             mode,
+            loopback,
             ..Policy::default()
         })
 }

@@ -1,0 +1,347 @@
+//! Own loopback: what an instance says to itself needs no rule.
+//!
+//! | | decides |
+//! |---|---|
+//! | `called` | at a connect or a sendmsg: refused at once where somebody else's socket would take it |
+//! | `leaves` | at each packet that leaves over loopback: whose socket takes this one |
+//! | `arrives` | at each packet that arrives: whether the sender's `leaves` has vouched for it |
+//! | `binds` | at a bind: a place that is nobody else's |
+//!
+//! A port may change hands between two packets, so nothing is concluded from an earlier one but this: a TCP connection whose other end
+//! was found and is the instance's own stays that, for no other socket can take its place. Until then only segments pass that carry no
+//! data, or reach a socket of the instance's. So a SYN to a port where nobody listens passes, and the kernel refuses the connection as it
+//! would without us; who comes to listen there in that moment gets that SYN, and nothing after it. A datagram carries what it
+//! has to say, and passes only to a socket that was found.
+
+use aya_ebpf::{
+    EbpfContext as _, bindings::bpf_sock, helpers::bpf_sk_storage_get, programs::SockAddrContext,
+};
+use opencode_egress_common::{
+    abi::PolicyHeader,
+    decide::{Decision, Verdict},
+    flow::{Flow, Protocol},
+    loopback::{VOUCHED, may_be_own},
+    packet::{Bytes as _, Packet, ipv4, ipv6},
+};
+
+use crate::{
+    judge::Instance,
+    maps,
+    opaque::{difference, opaque},
+    own::{self, LISTENS, NOBODY, OTHER, OWN},
+    packet::Unknown as _,
+    sk::FullSk,
+    skb::{Linear, Skb},
+    storage::OwnPeer,
+    uapi::{BPF_SK_STORAGE_GET_F_CREATE, ETH_P_IP, ETH_P_IPV6, LOOPBACK_IFINDEX, SOCK_DGRAM, SOCK_STREAM},
+};
+
+#[inline(always)]
+fn storage(sk: *mut bpf_sock, flags: u64) -> *mut OwnPeer {
+    // SAFETY: the map is a socket storage of an `OwnPeer`, the socket a full one. Null where there is none, or no memory for one.
+    unsafe {
+        bpf_sk_storage_get(
+            (&raw const maps::OWN_PEERS).cast_mut().cast(),
+            sk.cast(),
+            core::ptr::null_mut(),
+            flags,
+        )
+        .cast()
+    }
+}
+
+#[inline(always)]
+fn ports(packet: &Packet) -> u32 {
+    u32::from(packet.source_port) << 16 | u32::from(packet.destination_port)
+}
+
+/// Whether something was found out about where the packet goes, under the policy in force.
+#[inline(always)]
+fn is_known(sk: FullSk, instance: &Instance, packet: &Packet) -> bool {
+    let peer = storage(sk.as_ptr(), 0);
+    if peer.is_null() {
+        return false;
+    }
+    let to = packet.destination.words();
+    // SAFETY: not null, and the socket's for as long as the program runs. What two processors write at once mixes two destinations of
+    // the same socket; of TCP there is one.
+    unsafe {
+        let word = |index: usize| (&raw const (*peer).address).cast::<u32>().add(index).read_volatile();
+        0 == difference((&raw const (*peer).generation).read_volatile(), instance.current.generation())
+            | difference((&raw const (*peer).instance).read_volatile(), instance.index)
+            | difference((&raw const (*peer).ports).read_volatile(), ports(packet))
+            | difference((&raw const (*peer).protocol).read_volatile(), u32::from(packet.protocol.0))
+            | difference(word(0), to[0])
+            | difference(word(1), to[1])
+            | difference(word(2), to[2])
+            | difference(word(3), to[3])
+    }
+}
+
+/// Where there is no memory for it, each packet is asked for.
+#[inline(always)]
+fn remember(sk: FullSk, instance: &Instance, packet: &Packet) {
+    let peer = storage(sk.as_ptr(), BPF_SK_STORAGE_GET_F_CREATE);
+    if peer.is_null() {
+        return;
+    }
+    let to = packet.destination.words();
+    // SAFETY: as in `is_known`.
+    unsafe {
+        (&raw mut (*peer).generation).write_volatile(0);
+        for (index, word) in to.into_iter().enumerate() {
+            (&raw mut (*peer).address).cast::<u32>().add(index).write_volatile(word);
+        }
+        (&raw mut (*peer).ports).write_volatile(ports(packet));
+        (&raw mut (*peer).protocol).write_volatile(u32::from(packet.protocol.0));
+        (&raw mut (*peer).instance).write_volatile(instance.index);
+        (&raw mut (*peer).generation).write_volatile(instance.current.generation());
+    }
+}
+
+/// A socket that opens another connection knows nothing of it.
+#[inline(always)]
+fn forget(sk: FullSk) {
+    let peer = storage(sk.as_ptr(), 0);
+    if !peer.is_null() {
+        // SAFETY: as in `is_known`.
+        unsafe { (&raw mut (*peer).generation).write_volatile(0) };
+    }
+}
+
+/// The verdict on a call, of which the rules have said this. Where nobody is found, its packets are judged when they are there.
+#[inline(never)]
+pub(crate) fn called(
+    ctx: &SockAddrContext,
+    instance: &Instance,
+    flow: &Flow,
+    decision: &Decision,
+) -> Verdict {
+    let (reason, own_loopback) = match (*decision, instance.head()) {
+        (Decision::Settled(Verdict::Deny(reason)), Some(header))
+            if may_be_own(reason) && header.leaves_to_own(flow) =>
+        {
+            (reason, true)
+        }
+        (Decision::OwnOnly(reason), Some(header)) => {
+            (reason, may_be_own(reason) && header.leaves_to_own(flow))
+        }
+        (Decision::Settled(verdict), _) => return verdict,
+        (Decision::OwnOnly(reason), None) => return Verdict::Deny(reason),
+    };
+    let reaches_loopback =
+        FullSk::of_call(ctx).is_some_and(|sk| matches!(sk.interface(), 0 | LOOPBACK_IFINDEX));
+    if !reaches_loopback {
+        return Verdict::Deny(reason);
+    }
+    let packet = own::probe(flow.address, flow.protocol, flow.port);
+    // SAFETY: the programs of these hooks may search sockets.
+    match unsafe { own::taker(ctx.as_ptr(), instance.index, &packet) } {
+        OWN | LISTENS => Verdict::Allow,
+        NOBODY if own_loopback => Verdict::Allow,
+        _ => Verdict::Deny(reason),
+    }
+}
+
+/// The verdict on a bind to a port: a listener's place; or one for the instance itself, unless it would share it with somebody else.
+#[inline(never)]
+pub(crate) fn binds(ctx: &SockAddrContext, header: &PolicyHeader, instance: u32, flow: &Flow) -> Verdict {
+    let listed = header.judge_bind(&flow.address, flow.port);
+    // SAFETY: the value is a whole word, and lives as long as the program runs.
+    let owner = unsafe { maps::LISTED_PORTS.get(&u32::from(flow.port)) }.copied();
+    let is_own_place = header.is_own_place(&flow.address, flow.port, owner, instance);
+    let (Verdict::Deny(_), true, Some(sk)) = (listed, is_own_place, FullSk::of_call(ctx)) else {
+        return listed;
+    };
+    // Where somebody is that shares its port with nobody, the kernel says so.
+    if !own::may_share(ctx, sk.as_ptr()) {
+        return Verdict::Allow;
+    }
+    let packet = own::probe(flow.address.reached(), flow.protocol, flow.port);
+    // SAFETY: the programs of these hooks may search sockets.
+    match unsafe { own::taker(ctx.as_ptr(), instance, &packet) } {
+        OTHER => listed,
+        _ => Verdict::Allow,
+    }
+}
+
+/// Whether a plain packet that leaves over loopback goes to the instance itself, as the rules leave it to. It is asked before the
+/// packet is judged, and says no more than this one number, so that the verifier has little to keep apart.
+#[inline(never)]
+pub(crate) fn leaves(skb: &Skb) -> u32 {
+    let mut packet = Packet::UNKNOWN;
+    let passes = read(skb, &mut packet) != 0
+        && match packet.protocol {
+            Protocol::TCP => segment(skb, &packet) != 0,
+            _ => datagram(skb, &packet) != 0,
+        };
+    if passes {
+        Instance::get().count_allowed(skb.0.len());
+    }
+    opaque(u32::from(passes), skb.0.len())
+}
+
+/// Reads a plain packet of TCP or UDP, of a socket that makes such ones.
+#[inline(never)]
+fn read(skb: &Skb, packet: &mut Packet) -> u32 {
+    let plain = match skb.ethertype() {
+        ETH_P_IP => ipv4(&Linear(skb)),
+        ETH_P_IPV6 => ipv6(&Linear(skb)),
+        _ => return 0,
+    };
+    let Ok(plain) = plain else { return 0 };
+    let of_its_socket = match (skb.full_socket(), plain.protocol) {
+        // A request for a connection, which only TCP has.
+        (None, Protocol::TCP) => !plain.opens,
+        // What a raw socket sends is of no socket that could have an answer. (The kernel's test run of a program has a socket without
+        // a type.)
+        (Some(sk), Protocol::TCP) => match sk.kind() {
+            0 => true,
+            kind => kind == SOCK_STREAM && sk.protocol() == Protocol::TCP,
+        },
+        (Some(sk), Protocol::UDP) => match sk.kind() {
+            0 => true,
+            kind => kind == SOCK_DGRAM && sk.protocol() == Protocol::UDP && sk.port() == plain.source_port,
+        },
+        _ => false,
+    };
+    *packet = plain;
+    opaque(u32::from(of_its_socket), skb.0.len())
+}
+
+/// The rules themselves say what becomes of a flow.
+const SETTLED: u32 = 0;
+/// They leave it to whose socket takes it.
+const TO_OWN: u32 = 1;
+/// They leave it to that, and no rule speaks of it.
+const UNSPOKEN: u32 = 2;
+
+/// Whether the rules leave a flow to whose socket takes it.
+#[inline(never)]
+fn is_left(instance: &Instance, flow: &Flow) -> u32 {
+    let unspoken =
+        |reason| may_be_own(reason) && instance.head().is_some_and(|header| header.leaves_to_own(flow));
+    let left = match instance.judge(flow) {
+        Decision::OwnOnly(reason) | Decision::Settled(Verdict::Deny(reason)) if unspoken(reason) => UNSPOKEN,
+        Decision::OwnOnly(_) => TO_OWN,
+        Decision::Settled(_) => SETTLED,
+    };
+    opaque(left, instance.current.generation())
+}
+
+/// A segment of a connection to the instance itself.
+#[inline(never)]
+fn segment(skb: &Skb, packet: &Packet) -> u32 {
+    let instance = Instance::get();
+    let (Some(header), sk) = (instance.head(), skb.full_socket()) else { return 0 };
+    if packet.opens {
+        let Some(sk) = sk else { return 0 };
+        // Nothing opens a connection from a listener's port.
+        if header.listens_on(packet.source_port) {
+            return 0;
+        }
+        forget(sk);
+    } else {
+        if let Some(sk) = sk
+            && is_known(sk, &instance, packet)
+        {
+            return 1;
+        }
+        if skb.was_accepted(header) {
+            return 0;
+        }
+    }
+    let left = is_left(&instance, &packet.outbound());
+    if left == SETTLED {
+        return 0;
+    }
+    // SAFETY: the programs of this hook may search sockets.
+    match unsafe { own::taker(skb.raw().cast(), instance.index, packet) } {
+        OWN => {
+            if let (Some(sk), false) = (sk, packet.opens) {
+                remember(sk, &instance, packet);
+            }
+        }
+        LISTENS => {}
+        NOBODY if left == UNSPOKEN && !carries_data(skb) => {}
+        _ => return 0,
+    }
+    if let (Some(sk), true) = (sk, packet.opens) {
+        own::adopt(sk.as_ptr(), instance.index);
+        vouch(skb, &instance);
+    }
+    1
+}
+
+/// A datagram to the instance itself. That the rules leave its flow to who takes it is remembered, and not who does.
+#[inline(never)]
+fn datagram(skb: &Skb, packet: &Packet) -> u32 {
+    let instance = Instance::get();
+    let Some(sk) = skb.full_socket() else { return 0 };
+    if !is_known(sk, &instance, packet) {
+        if is_left(&instance, &packet.outbound()) == SETTLED {
+            return 0;
+        }
+        remember(sk, &instance, packet);
+        // Answers come to it, though it may never have been bound.
+        own::adopt(sk.as_ptr(), instance.index);
+    }
+    // SAFETY: the programs of this hook may search sockets.
+    if unsafe { own::taker(skb.raw().cast(), instance.index, packet) } != OWN {
+        return 0;
+    }
+    vouch(skb, &instance);
+    1
+}
+
+/// Whether a segment carries more than headers, or may.
+#[inline(always)]
+fn carries_data(skb: &Skb) -> bool {
+    let bytes = Linear(skb);
+    let (header, word) = match skb.ethertype() {
+        ETH_P_IP => match bytes.near::<0, 1>() {
+            Some([first]) if u32::from_be(first) >> 24 == 0x45 => (20, bytes.near::<32, 1>()),
+            _ => return true,
+        },
+        _ => match bytes.near::<4, 1>() {
+            Some([second]) if u32::from_be(second) >> 8 & 0xff == 6 => (40, bytes.near::<52, 1>()),
+            _ => return true,
+        },
+    };
+    match word {
+        Some([word]) => skb.0.len() > header + (u32::from_be(word) >> 28) * 4,
+        None => true,
+    }
+}
+
+/// Tells the program of the socket that takes it that this is the instance's own, in what no other process can write.
+#[inline(always)]
+fn vouch(skb: &Skb, instance: &Instance) {
+    // SAFETY: the kernel's context, valid while the program runs; these programs may write the priority.
+    unsafe { (&raw mut (*skb.raw()).priority).write_volatile(VOUCHED | instance.index) };
+}
+
+/// Whether a packet that arrives is one for which the sender's program has vouched, of this instance.
+#[inline(always)]
+pub(crate) fn arrives(skb: &Skb) -> bool {
+    // SAFETY: the kernel's context, valid while the program runs.
+    let priority = unsafe { (&raw const (*skb.raw()).priority).read_volatile() };
+    priority & VOUCHED == VOUCHED && skb.interface() == LOOPBACK_IFINDEX && {
+        let instance = Instance::get();
+        priority == VOUCHED | instance.index && instance.head().is_some()
+    }
+}
+
+/// Whether who opens a connection over loopback is the instance itself.
+#[inline(never)]
+pub(crate) fn is_from_own(skb: &Skb, instance: u32, packet: &Packet) -> bool {
+    let back = Packet {
+        source: packet.destination,
+        destination: packet.source,
+        source_port: packet.destination_port,
+        destination_port: packet.source_port,
+        ..*packet
+    };
+    // SAFETY: the programs of this hook may search sockets.
+    unsafe { own::taker(skb.raw().cast(), instance, &back) == OWN }
+}
