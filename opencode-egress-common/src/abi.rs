@@ -8,7 +8,7 @@ mod learned;
 mod records;
 
 pub use counters::{Counter, Counters, Denied};
-pub use learned::{Learned, LearnedKey, MAX_LEARNED, NameRuleId};
+pub use learned::{AskerKey, Learned, LearnedKey, MAX_ASKERS, MAX_LEARNED, NameRuleId};
 pub use records::{DestinationDenials, DestinationKey, Event, Limits, Reset, Taken};
 
 use crate::flow::{Address, Class, Family};

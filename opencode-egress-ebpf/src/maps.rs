@@ -2,16 +2,16 @@
 
 use aya_ebpf::{
     bindings::bpf_map_type::{BPF_MAP_TYPE_CGROUP_STORAGE_DEPRECATED, BPF_MAP_TYPE_SK_STORAGE},
-    btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, PerCpuArray, RingBuf, SkStorage},
+    btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SkStorage},
     helpers::{bpf_get_local_storage, bpf_map_lookup_elem},
     macros::btf_map,
 };
 use opencode_egress_common::{
     abi::{
-        ConfinedCgroup, CountedSocket, Counter, Current, Denied, DestinationDenials, DestinationKey, Entry,
-        Event, Learned, LearnedKey, Limits, MAX_DESTINATIONS, MAX_INSTANCES, MAX_LEARNED, MAX_LISTED_PORTS,
-        MAX_POLICIES, PolicyHeader, RESET_RING_BYTES, RING_BYTES, Reset, SOCKET_SLOTS, SocketCount,
-        SocketSlot, Taken, TrieKey,
+        AskerKey, ConfinedCgroup, CountedSocket, Counter, Current, Denied, DestinationDenials,
+        DestinationKey, Entry, Event, Learned, LearnedKey, Limits, MAX_ASKERS, MAX_DESTINATIONS,
+        MAX_INSTANCES, MAX_LEARNED, MAX_LISTED_PORTS, MAX_POLICIES, PolicyHeader, RESET_RING_BYTES, RING_BYTES, Reset,
+        SOCKET_SLOTS, SocketCount, SocketSlot, Taken, TrieKey,
     },
     cache::TAG_KEYS,
     decide::Rules,
@@ -49,6 +49,10 @@ pub(crate) static NAMED_FLOWS: SkStorage<BegunFlows> = SkStorage::new();
 /// What a socket's last question was addressed to.
 #[btf_map]
 pub(crate) static ASKED_RESOLVERS: SkStorage<AskedResolver> = SkStorage::new();
+
+/// The users whose questions passed, by where those came from.
+#[btf_map]
+pub(crate) static ASKERS: LruHashMap<AskerKey, u32, { MAX_ASKERS as usize }> = LruHashMap::new();
 
 /// What passed, by instance. One copy a CPU, so that counting stays cheap.
 #[btf_map]

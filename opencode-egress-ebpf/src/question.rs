@@ -6,20 +6,28 @@
 use core::mem::offset_of;
 
 use aya_ebpf::{
-    bindings::bpf_sock_addr, helpers::bpf_sk_storage_get, macros::cgroup_sock_addr, programs::SockAddrContext,
+    bindings::bpf_sock_addr,
+    helpers::{bpf_sk_storage_get, generated::bpf_get_socket_uid},
+    macros::cgroup_sock_addr,
+    programs::SockAddrContext,
 };
 use opencode_egress_common::{
-    abi::PolicyHeader,
+    abi::{AskerKey, PolicyHeader},
     decide::Verdict,
     flow::{Address, Family, Flow, Protocol},
+    packet::Bytes as _,
 };
 
 use crate::{
     judge::Instance,
     maps,
+    opaque::opaque,
     sk::FullSk,
+    skb::{Linear, Skb},
     storage::AskedResolver,
-    uapi::{BPF_SK_STORAGE_GET_F_CREATE, LOOPBACK_IFINDEX},
+    uapi::{
+        BPF_SK_STORAGE_GET_F_CREATE, ETH_P_IP, ETH_P_IPV6, LOOPBACK_IFINDEX, SOCK_STREAM, TCP_ESTABLISHED,
+    },
 };
 
 /// The port of every resolver that could be asked in the clear. What is asked in TLS or HTTPS is a flow like any other.
@@ -55,6 +63,35 @@ pub(crate) fn redirect(ctx: &SockAddrContext, instance: &Instance, flow: &Flow, 
         write_port(addr, header.resolver_port as u16);
     }
     true
+}
+
+/// Remembers whose a question is that leaves for the resolver. Its socket may be closed when it is refused, and then nothing else knows.
+/// Returns `result`: of a function whose result nobody takes the compiler makes one that the verifier refuses.
+#[inline(never)]
+pub(crate) fn remember_asker(skb: &Skb, instance: u32, result: u32) -> u32 {
+    put_asker(skb, instance);
+    opaque(result, skb.0.len())
+}
+
+#[inline(always)]
+fn put_asker(skb: &Skb, instance: u32) {
+    let Some(sk) = skb.full_socket() else { return };
+    // What follows the first segment is the same user's.
+    if sk.kind() == SOCK_STREAM && sk.state() == TCP_ESTABLISHED {
+        return;
+    }
+    // The packet has an address where its socket may have none.
+    let source = match skb.ethertype() {
+        ETH_P_IP => Linear(skb).near::<12, 1>().map(|[word]| Address::v4(word)),
+        ETH_P_IPV6 => Linear(skb).near::<8, 4>().map(Address::v6),
+        _ => None,
+    };
+    let Some(source) = source else { return };
+    let key = AskerKey::new(instance, &source, sk.port());
+    // SAFETY: the helper takes the context of these programs.
+    let user = unsafe { bpf_get_socket_uid(skb.raw()) };
+    // The oldest ones make room.
+    let _ = maps::ASKERS.insert(&key, user, 0);
 }
 
 /// Writes a word of the context. The verifier wants its place to be a constant in the instruction itself, where the compiler computes it

@@ -12,6 +12,7 @@ use crate::{
     judge::Instance,
     named::{self, ByName},
     opaque::{self, opaque},
+    question,
     sk::FullSk,
     skb::{Linear, Skb},
     uapi::{ETH_P_IP, ETH_P_IPV6, LOOPBACK_IFINDEX, SOCK_DGRAM, SOCK_STREAM, TCP_NEW_SYN_RECV},
@@ -31,6 +32,9 @@ pub(crate) trait Shortcut {
 
     /// Counts one that passes.
     fn count(skb: &Skb, instance: &Instance);
+
+    /// Takes note of one between the instance and its resolver, which passes.
+    fn note_question(skb: &Skb, instance: &Instance) -> u32;
 }
 
 /// What names say of a packet.
@@ -49,7 +53,7 @@ pub(crate) fn by_name<S: Shortcut>(skb: &Skb) -> u32 {
     let instance = Instance::get();
     let (Some(header), Some(sk)) = (instance.head(), skb.full_socket()) else { return NOTHING };
     let said = match header.judge_resolver(&flow) {
-        Some(Verdict::Allow) if skb.interface() == LOOPBACK_IFINDEX => PASSES,
+        Some(Verdict::Allow) if skb.interface() == LOOPBACK_IFINDEX => S::note_question(skb, &instance),
         Some(_) => NOTHING,
         None => named_now(&instance, &flow, sk),
     };
@@ -156,6 +160,11 @@ impl Shortcut for Out {
     fn count(skb: &Skb, instance: &Instance) {
         instance.count_allowed(skb.0.len());
     }
+
+    #[inline(always)]
+    fn note_question(skb: &Skb, instance: &Instance) -> u32 {
+        question::remember_asker(skb, instance.index, PASSES)
+    }
 }
 
 /// Of what comes to it.
@@ -190,6 +199,12 @@ impl Shortcut for In {
     /// What comes in is not counted.
     #[inline(always)]
     fn count(_: &Skb, _: &Instance) {}
+
+    /// An answer.
+    #[inline(always)]
+    fn note_question(_: &Skb, _: &Instance) -> u32 {
+        PASSES
+    }
 }
 
 impl Skb {

@@ -44,6 +44,33 @@ pub struct Learned {
     pub rule: NameRuleId,
 }
 
+/// Where a question for an instance's resolver came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct AskerKey {
+    /// The instance's number in the upper half, the port in the lower one.
+    pub place: u32,
+    /// 4 or 6.
+    pub family: u32,
+    /// Network byte order.
+    pub address: [u32; 4],
+}
+
+impl AskerKey {
+    /// The key of an address and port from which an instance asked.
+    #[inline(always)]
+    pub const fn new(instance: u32, address: &Address, port: u16) -> Self {
+        Self {
+            place: instance << 16 | port as u32,
+            family: address.family() as u32,
+            address: address.words(),
+        }
+    }
+}
+
+/// Of how many places that questions came from the kernel remembers the user.
+pub const MAX_ASKERS: u32 = 4096;
+
 /// Learned addresses of all instances together.
 pub const MAX_LEARNED: u32 = 1 << 20;
 
@@ -56,5 +83,6 @@ mod tests {
     fn layouts_have_no_padding() {
         assert_eq!(size_of::<LearnedKey>(), 4 + 4 + 16);
         assert_eq!(size_of::<Learned>(), 8 + 8);
+        assert_eq!(size_of::<AskerKey>(), 4 + 4 + 16);
     }
 }

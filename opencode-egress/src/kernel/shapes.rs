@@ -4,15 +4,15 @@ use std::path::Path;
 
 use aya::maps::{MapData, MapError, MapType};
 use opencode_egress_common::abi::{
-    ConfinedCgroup, CountedSocket, Counter, Denied, DestinationDenials, DestinationKey, Learned, LearnedKey,
-    Limits, MAX_DESTINATIONS, MAX_INSTANCES, MAX_LEARNED, MAX_LISTED_PORTS, MAX_POLICIES, PolicyHeader,
+    AskerKey, ConfinedCgroup, CountedSocket, Counter, Denied, DestinationDenials, DestinationKey, Learned,
+    LearnedKey, Limits, MAX_ASKERS, MAX_DESTINATIONS, MAX_INSTANCES, MAX_LEARNED, MAX_LISTED_PORTS, MAX_POLICIES, PolicyHeader,
     RESET_RING_BYTES, RING_BYTES, SOCKET_SLOTS, SocketCount, SocketSlot, Taken,
 };
 
 /// The maps that outlive the daemon, with what a pin must be to be one of them. The others belong to one
 /// load of the programs.
 #[rustfmt::skip]
-pub(super) const PINNED_MAPS: [(&str, MapShape); 20] = [
+pub(super) const PINNED_MAPS: [(&str, MapShape); 21] = [
     ("CURRENT", MapShape::of::<u32, u64>(MapType::Array, MAX_INSTANCES)),
     ("HEADS", MapShape::of::<u32, PolicyHeader>(MapType::Array, MAX_POLICIES)),
     ("TRIES", MapShape::of::<u32, u32>(MapType::ArrayOfMaps, MAX_POLICIES)),
@@ -24,6 +24,7 @@ pub(super) const PINNED_MAPS: [(&str, MapShape); 20] = [
     ("EVENTS", MapShape::of::<(), ()>(MapType::RingBuf, RING_BYTES)),
     ("RESETS", MapShape::of::<(), ()>(MapType::RingBuf, RESET_RING_BYTES)),
     ("LEARNED", MapShape::of::<LearnedKey, Learned>(MapType::Hash, MAX_LEARNED)),
+    ("ASKERS", MapShape::of::<AskerKey, u32>(MapType::LruHash, MAX_ASKERS)),
     ("NAMED_FLOWS", MapShape::of::<u32, [u64; 17]>(MapType::SkStorage, 0)),
     ("ASKED_RESOLVERS", MapShape::of::<u32, [u64; 3]>(MapType::SkStorage, 0)),
     ("SOCKETS", MapShape::of::<u32, SocketCount>(MapType::Array, MAX_INSTANCES)),

@@ -139,10 +139,10 @@ impl Daemon {
         now: Instant,
     ) -> Option<LoggedDenial> {
         let index = InstanceIndex::new(number)?;
-        let Self { names, policies, connections, .. } = self;
+        let Self { names, policies, connections, loaded, .. } = self;
         let instance = names.of.get_mut(&index)?;
         let port = instance.sockets.port();
-        let uid = || connections.user_of(source, port);
+        let uid = || loaded.maps.asker(index, source).or_else(|| connections.user_of(source, port));
         let (name, qtype) = (shown(name, LONGEST_NAME), shown(qtype, LONGEST_TYPE));
         let question = Question { name, qtype, reason, address: None };
         let limits = (&policies.log, instance.mode, now);

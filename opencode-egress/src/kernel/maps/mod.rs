@@ -9,6 +9,7 @@ mod words;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
     os::fd::{AsFd as _, OwnedFd},
     sync::Arc,
 };
@@ -18,7 +19,7 @@ use aya::{
     maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues},
 };
 use opencode_egress_common::abi::{
-    ConfinedCgroup, Counter, Counters, Current, Denied, DestinationDenials, DestinationKey, Limits,
+    AskerKey, ConfinedCgroup, Counter, Counters, Current, Denied, DestinationDenials, DestinationKey, Limits,
     PolicyHeader, SocketCount,
 };
 
@@ -50,6 +51,7 @@ pub struct Maps {
     seen: Seen,
     learned: LearnedMap,
     listed: ListedPorts,
+    askers: HashMap<MapData, AskerKey, u32>,
     limits: Array<MapData, Limits>,
     sockets: Array<MapData, SocketCount>,
     scopes: HashMap<MapData, u64, ConfinedCgroup>,
@@ -94,6 +96,7 @@ impl Maps {
             seen: Seen::open(ebpf)?,
             learned: LearnedMap::open(ebpf)?,
             listed: ListedPorts::open(ebpf)?,
+            askers: take(ebpf, "ASKERS")?,
             limits: take(ebpf, "LIMITS")?,
             sockets: take(ebpf, "SOCKETS")?,
             scopes,
@@ -182,6 +185,12 @@ impl Maps {
         let allowed = Counter::sum(allowed.iter());
         let denied = self.denied.get(&index, 0).map_err(MapsError::operation("read", "DENIED"))?;
         Ok(Counters { allowed, denied })
+    }
+
+    /// The user who asked an instance's resolver from here lately, whether or not the socket is still there; `None`: nobody did, or too many
+    /// have since.
+    pub fn asker(&self, instance: InstanceIndex, source: SocketAddr) -> Option<u32> {
+        self.askers.get(&AskerKey::new(instance.number(), &source.ip().into(), source.port()), 0).ok()
     }
 
     /// How many sockets an instance has open, of those that it made itself.

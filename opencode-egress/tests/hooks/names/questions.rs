@@ -7,6 +7,7 @@ use std::{
 };
 
 use io_uring::{IoUring, opcode, types};
+use opencode_egress::kernel::instance::InstanceIndex;
 
 use super::{API, Named, names};
 use crate::{
@@ -193,6 +194,40 @@ fn questions_of_bound_sockets_go_there_too() {
             send(&socket, QUESTION, 0)?;
             is_answer(receive_from(&socket)?, QUESTION, server)
         });
+    }
+}
+
+/// A refused question is told with its user, who may have closed the socket by then.
+#[test]
+fn whose_a_question_was_is_known_when_its_socket_is_gone() {
+    let named = Named::new(&names(&[API]));
+    let server = SocketAddr::new(FAR.into(), DOMAIN);
+    let asks: [fn(SocketAddr) -> io::Result<OwnedFd>; 4] = [
+        |to| connected(to).inspect(|socket| drop(send(socket, QUESTION, 0))),
+        |to| udp(to).inspect(|socket| drop(send_to(socket, QUESTION, 0, to))),
+        tcp,
+        |to| {
+            let to = SocketAddr::new(UNKNOWN6.into(), to.port());
+            udp(to).inspect(|socket| drop(send_to(socket, QUESTION, 0, to)))
+        },
+    ];
+    for (ask, user) in asks.into_iter().zip(65_530..) {
+        let probe = named.world.start(move |_| {
+            // SAFETY: only this process, which the test made, becomes another user's.
+            if unsafe { libc::setresuid(user, user, user) } != 0 {
+                return Err(io::Error::last_os_error());
+            }
+            let socket = ask(server)?;
+            Ok(u64::from(SocketAddr::try_from(rustix::net::getsockname(&socket)?)?.port()))
+        });
+        let outcome = probe.end();
+        let Outcome::Done(port) = outcome else { panic!("{outcome:?}") };
+        let port = u16::try_from(port).expect("a port");
+        let asker = |of, from: IpAddr| named.world.loaded.maps.asker(of, SocketAddr::new(from, port));
+        let own: IpAddr = if user == 65_533 { Ipv6Addr::LOCALHOST.into() } else { [127, 0, 0, 1].into() };
+        assert_eq!(asker(InstanceIndex::FIRST, own), Some(user), "from port {port}");
+        assert_eq!(asker(InstanceIndex::FIRST, UNIT.into()), None);
+        assert_eq!(asker(InstanceIndex::new(2).expect("a number"), own), None, "another instance's");
     }
 }
 

@@ -50,8 +50,9 @@ fn listed(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     units.cannot("n", "curl -sS -m 5 http://wild.example.net/", "Could not resolve host")?;
     let uid = units.can("n", "id -u")?;
     let uid = uid.lines().next().unwrap_or_default();
-    units.line("n", &["query=evil.example type=A reason=name-not-allowed uid="])?;
-    // Of a client whose socket is still there to be looked at.
+    // Of a client that had closed its socket when it was told.
+    units.line("n", &[&format!("query=evil.example type=A reason=name-not-allowed uid={uid} ")])?;
+    // Of one whose socket is still there to be looked at.
     units.can("n", &format!("(python3 -c '{HELD}' &)"))?;
     units
         .line("n", &[&format!("query=held.example type=A reason=name-not-allowed uid={uid} suppressed=0")])?;
