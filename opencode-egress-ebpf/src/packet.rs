@@ -22,7 +22,7 @@ use crate::{
     loopback, maps, opaque,
     report::{Denial, Details, denied},
     reset::{self, Target},
-    shortcut::{EXPIRED, In, Out, PASSES, by_name},
+    shortcut::{EXPIRED, In, Out, PASSES, by_name, goes_on},
     skb::Skb,
     uapi::{
         ETH_P_IP, LOOPBACK_IFINDEX, SOCK_DGRAM, SOCK_RAW, SOCK_STREAM, TCP_CLOSE, TCP_ESTABLISHED, TCP_LISTEN,
@@ -32,7 +32,10 @@ use crate::{
 #[cgroup_skb(egress)]
 pub(crate) fn egress(ctx: SkBuffContext) -> i32 {
     let skb = Skb(ctx);
-    if skb.passes::<Out>() || skb.interface() == LOOPBACK_IFINDEX && loopback::leaves(&skb) != 0 {
+    if skb.passes::<Out>()
+        || goes_on::<Out>(&skb)
+        || skb.interface() == LOOPBACK_IFINDEX && loopback::leaves(&skb) != 0
+    {
         return 1;
     }
     match by_name::<Out>(&skb) {
@@ -152,7 +155,11 @@ fn outbound(skb: &Skb, instance: &Instance, packet: &Packet) -> Verdict {
 #[cgroup_skb(ingress)]
 pub(crate) fn ingress(ctx: SkBuffContext) -> i32 {
     let skb = Skb(ctx);
-    if loopback::arrives(&skb) || skb.passes::<In>() || by_name::<In>(&skb) == PASSES {
+    if loopback::arrives(&skb)
+        || skb.passes::<In>()
+        || goes_on::<In>(&skb)
+        || by_name::<In>(&skb) == PASSES
+    {
         1
     } else {
         judge_ingress(skb)

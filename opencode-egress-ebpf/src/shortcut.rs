@@ -21,11 +21,14 @@ use crate::{
 /// What lets a plain packet pass without judging it: nearly every packet. Apart from the rest it is short
 /// code that hardly needs the stack.
 pub(crate) trait Shortcut {
-    /// Whether the cache, or the socket's storage, has what lets the packet pass.
+    /// Whether the cache has what lets the packet pass.
     fn passes(skb: &Skb, packet: &Packet) -> bool;
 
     /// Whether a packet that is plain otherwise may be of a flow by name.
     fn may_be_named(skb: &Skb, header: &PolicyHeader, packet: &Packet) -> bool;
+
+    /// Whether a packet is as its socket made it, or for it.
+    fn is_of_socket(skb: &Skb, packet: &Packet) -> bool;
 
     /// The flow that the packet belongs to, seen from the instance.
     fn flow(packet: &Packet) -> Flow;
@@ -90,12 +93,27 @@ fn flow_that_may_be_named<S: Shortcut>(skb: &Skb, flow: &mut Flow) -> bool {
     true
 }
 
-/// Whether a packet is of a flow that its socket began by name, under the policy in force. It is asked after the cache, and costs an instance
-/// without name rules nothing while that has its flows. (Only a socket's own flows are in its storage, so it need not be asked for more.)
-#[inline(always)]
-fn goes_on(skb: &Skb, instance: &Instance, flow: &Flow) -> bool {
-    instance.head().is_some_and(PolicyHeader::has_names)
-        && skb.full_socket().is_some_and(|sk| named::goes_on(sk.as_ptr(), instance, flow))
+/// Whether a plain packet is of a flow that its socket began by name, under the policy in force. It is asked after the cache, so it costs an
+/// instance without name rules nothing for the flows that are there. (A function of its own, for what it takes of the stack.)
+#[inline(never)]
+pub(crate) fn goes_on<S: Shortcut>(skb: &Skb) -> bool {
+    let instance = Instance::get();
+    if !instance.head().is_some_and(PolicyHeader::has_names) {
+        return false;
+    }
+    let Some(sk) = skb.full_socket() else { return false };
+    let packet = match skb.ethertype() {
+        ETH_P_IP => ipv4(&Linear(skb)),
+        ETH_P_IPV6 => ipv6(&Linear(skb)),
+        _ => return false,
+    };
+    let Ok(packet) = packet else { return false };
+    // Only a socket's own flows are in its storage, of TCP and UDP, and none from a listener's port.
+    if !S::is_of_socket(skb, &packet) || !named::goes_on(sk.as_ptr(), &instance, &S::flow(&packet)) {
+        return false;
+    }
+    S::count(skb, &instance);
+    true
 }
 
 /// What names say now of a flow, where no rule for networks says that it passes or does not.
@@ -133,12 +151,11 @@ impl Shortcut for Out {
         if !plain {
             return false;
         }
-        let flow = packet.outbound();
-        let passes = instance.remembers(&flow) || goes_on(skb, &instance, &flow);
-        if passes {
+        let remembered = instance.remembers(&packet.outbound());
+        if remembered {
             Self::count(skb, &instance);
         }
-        passes
+        remembered
     }
 
     #[inline(always)]
@@ -149,6 +166,11 @@ impl Shortcut for Out {
             Protocol::UDP => skb.is_from_its_port(packet),
             _ => false,
         }
+    }
+
+    #[inline(always)]
+    fn is_of_socket(skb: &Skb, packet: &Packet) -> bool {
+        packet.protocol == Protocol::TCP || skb.is_from_its_port(packet)
     }
 
     #[inline(always)]
@@ -174,13 +196,9 @@ impl Shortcut for In {
     /// A packet passes that is of a connection that was judged when it was opened, from here or from there; or from a peer that the
     /// instance may send to.
     #[inline(always)]
-    fn passes(skb: &Skb, packet: &Packet) -> bool {
+    fn passes(_: &Skb, packet: &Packet) -> bool {
         match packet.protocol {
             Protocol::TCP => !packet.opens,
-            Protocol::UDP => {
-                let (instance, flow) = (Instance::get(), packet.back());
-                instance.remembers(&flow) || goes_on(skb, &instance, &flow)
-            }
             _ => Instance::get().remembers(&packet.back()),
         }
     }
@@ -189,6 +207,11 @@ impl Shortcut for In {
     #[inline(always)]
     fn may_be_named(_: &Skb, _: &PolicyHeader, packet: &Packet) -> bool {
         packet.protocol == Protocol::UDP
+    }
+
+    #[inline(always)]
+    fn is_of_socket(_: &Skb, _: &Packet) -> bool {
+        true
     }
 
     #[inline(always)]
