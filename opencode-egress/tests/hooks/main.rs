@@ -17,6 +17,7 @@ mod exec;
 mod holders;
 mod ipsec;
 mod joins;
+mod limits;
 mod listeners;
 mod loopback;
 mod names;
