@@ -56,6 +56,22 @@ impl Reason {
     }
 }
 
+/// Where a question came from, which says how long its answer may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// UDP.
+    Udp,
+    /// TCP.
+    Tcp,
+}
+
+impl Transport {
+    /// How many bytes an answer to this client may have.
+    pub fn most(self, client: &Client) -> u16 {
+        if self == Self::Udp { client.most_udp } else { u16::MAX }
+    }
+}
+
 /// An answer.
 #[derive(Clone, Copy, Debug)]
 pub struct Answer<'a> {
@@ -100,6 +116,13 @@ impl Answer<'_> {
     /// Something went wrong; to be asked again.
     pub fn error(code: ResponseCode, reason: Reason) -> Self {
         Self { code, reason: Some(reason), ..Self::default() }
+    }
+
+    /// No answer. A client without a daemon is told that there is no such name, which none asks again; one that may ask again soon, that
+    /// this failed.
+    pub fn failed(reason: Reason) -> Self {
+        let code = if reason == Reason::NoDaemon { ResponseCode::NXDomain } else { ResponseCode::ServFail };
+        Self::error(code, reason)
     }
 
     /// The message, in at most so many bytes; where it has more, it says that it was cut.

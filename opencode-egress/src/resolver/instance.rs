@@ -22,7 +22,7 @@ use crate::{
     control::learned::{FromResolver, QueryReason},
     report::human::error_chain,
     resolver::{
-        answer::{Answer, Reason},
+        answer::{Answer, Reason, Transport},
         cache::{Cache, Key, Known},
         names::{Listed, Names},
         outbox::{Outbox, Tally},
@@ -104,15 +104,6 @@ impl Drop for Waiting {
     }
 }
 
-/// Where a question came from, which says how long its answer may be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Transport {
-    /// UDP.
-    Udp,
-    /// TCP.
-    Tcp,
-}
-
 impl Instance {
     /// One whose names are yet to be told.
     pub(super) fn new(number: u32, shared: Rc<Shared>) -> Rc<Self> {
@@ -169,7 +160,7 @@ impl Instance {
             .as_ref()
             .map_or_else(Default::default, |query| (escaped(&query.name), query.query_type.to_string()));
         self.tell(name, qtype, QueryReason::Unreadable, source);
-        written(&Answer { code, ..Answer::default() }, &client, most(&client, transport))
+        written(&Answer { code, ..Answer::default() }, &client, transport.most(&client))
     }
 
     fn judge(self: &Rc<Self>, question: Question, source: SocketAddr, transport: Transport) -> Step {
@@ -186,7 +177,7 @@ impl Instance {
             self.tell(name_text.clone(), qtype.to_string(), reason, source);
         }
         self.tally.count(|counts| counts.questions += 1);
-        let most = most(&client, transport);
+        let most = transport.most(&client);
         let refused = |answer: Answer<'_>| {
             self.tally.count(|counts| counts.refused += 1);
             written(&answer, &client, most)
@@ -216,7 +207,7 @@ impl Instance {
             }
             Err(reason) => {
                 self.tally.count(|counts| counts.failed += 1);
-                written(&failed(reason), &client, most)
+                written(&Answer::failed(reason), &client, most)
             }
         }
     }
@@ -392,16 +383,6 @@ impl Known {
             }
         }
     }
-}
-
-/// A client without a daemon is told that there is no such name, which none asks again; one that may ask again soon, that this failed.
-fn failed(reason: Reason) -> Answer<'static> {
-    let code = if reason == Reason::NoDaemon { ResponseCode::NXDomain } else { ResponseCode::ServFail };
-    Answer::error(code, reason)
-}
-
-fn most(client: &Client, transport: Transport) -> u16 {
-    if transport == Transport::Udp { client.most_udp } else { u16::MAX }
 }
 
 fn written(answer: &Answer<'_>, client: &Client, most: u16) -> Step {

@@ -19,7 +19,10 @@ use tokio::{
 };
 use tracing::warn;
 
-use crate::resolver::instance::{Instance, Step, Transport};
+use crate::resolver::{
+    answer::Transport,
+    instance::{Instance, Step},
+};
 
 /// Questions that are longer are cut, and unreadable then: this has room for a name of 255 bytes and the options of its time.
 const LONGEST: usize = 4096;

@@ -3,6 +3,7 @@
 
 mod answers;
 mod daemon;
+mod families;
 mod lists;
 mod questions;
 mod upstream;
