@@ -24,7 +24,7 @@ use crate::{
     process::{checked, ensure as ensure_programs, root, text},
 };
 
-/// How long a client may take to say that a name does not exist, unless it takes longer where one does: its own start is in both.
+/// How much longer a client may take to say that a name does not exist than for one that does: its own start is in both.
 const LIMIT: Duration = Duration::from_secs(1);
 
 /// Runs a command, a directory and a number of times: each with a home of its own in the directory, and the microseconds that it took and its
@@ -240,7 +240,7 @@ impl Place {
         ensure!(outcome.refused.iter().any(|name| name == UNLISTED), "no line says that it was refused");
         if let Some(listed) = listed {
             ensure!(
-                outcome.took <= listed.max(LIMIT),
+                outcome.took <= listed + LIMIT,
                 "it took {:?}, and {listed:?} where the name is listed",
                 outcome.took
             );

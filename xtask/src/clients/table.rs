@@ -227,6 +227,28 @@ pub(super) const CLIENTS: &[Client] = &[
         ..CURL
     },
     Client {
+        title: "Gradle: a repository",
+        install: &[("gradle", "gradle")],
+        prepare: "cp {PROGRAMS}/build.gradle {BUILT}",
+        version: "gradle --version",
+        // In one process: its daemon would be asked over loopback, which is on no list.
+        command: "gradle -q --no-daemon -g $HOME/gradle -b {BUILT}/build.gradle -Phost={NAME} --project-cache-dir $HOME/cache get",
+        words: "Name or service not known",
+        proof: Proof::Request(80),
+        ..CURL
+    },
+    Client {
+        title: "Chromium: headless",
+        install: &[("chromium", "chromium")],
+        prepare: "",
+        version: "chromium --version",
+        // Its own sandbox is not for root.
+        command: "chromium --headless --no-sandbox --disable-gpu --disable-background-networking --dump-dom http://{NAME}/ 2>&1 | grep -e reached -e net::",
+        words: "net::ERR_NAME_NOT_RESOLVED",
+        proof: Proof::Request(80),
+        ..CURL
+    },
+    Client {
         title: "cargo: a registry's index",
         install: &[],
         prepare: "mkdir -p {BUILT}/crate/src && touch {BUILT}/crate/src/lib.rs && \

@@ -36,6 +36,11 @@ def files():
         archive.writestr("left-1.0.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: left\nVersion: 1.0.0\n")
         archive.writestr("left-1.0.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         archive.writestr("left-1.0.0.dist-info/RECORD", "")
+    # A Maven repository.
+    pom = "<project><modelVersion>4.0.0</modelVersion><groupId>left</groupId><artifactId>left</artifactId><version>1.0.0</version></project>"
+    file("maven/left/left/1.0.0/left-1.0.0.pom", pom)
+    with zipfile.ZipFile(root / "maven/left/left/1.0.0/left-1.0.0.jar", "w") as archive:
+        archive.writestr("META-INF/MANIFEST.MF", "Manifest-Version: 1.0\n")
     # A registry of crates.
     crate = {"name": "left", "vers": "1.0.0", "deps": [], "cksum": "0" * 64, "features": {}, "yanked": False}
     file("index/config.json", json.dumps({"dl": "https://left/"}))
