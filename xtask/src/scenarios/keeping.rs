@@ -63,6 +63,9 @@ fn other_version(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     ensure!(reply.contains("refused"), "no daemon runs and this passes: {reply}");
     // As if the daemon that pinned them had been of another version.
     machine.succeed(&["mv", &format!("{PINS}/v4"), &format!("{PINS}/v0")])?;
+    // One with a hook that this version does not have.
+    let link = format!("for link in {PINS}/v0/links/*/*/connect4; do ln $link ${{link%4}}7 || exit 1; done");
+    machine.succeed(&["sh", "-c", &link])?;
     ensure!(get(machine, A, "192.0.2.20/from-a")?.contains("refused"), "between versions this passes");
     machine.succeed(&["systemctl", "start", "opencode-egress"])?;
     let left = machine.succeed(&["ls", PINS])?;

@@ -176,7 +176,12 @@ impl LinkDirectory {
         for hook in ATTACH_ORDER.iter().rev() {
             self.unpin(*hook)?;
         }
-        [LATE, OTHER_NETWORK].iter().try_for_each(|mark| self.unmark(mark))?;
+        // What is left are marks, and links of hooks that only a newer version has.
+        let entries = fs::read_dir(&self.path).map_err(io_error("list", &self.path))?;
+        for path in entries.flatten().map(|entry| entry.path()).collect::<Vec<_>>() {
+            let removed = if path.is_dir() { fs::remove_dir(&path) } else { fs::remove_file(&path) };
+            gone(removed).map_err(io_error("remove", &path))?;
+        }
         fs::remove_dir(&self.path).map_err(io_error("remove", &self.path))?;
         if let Some(unit_directory) = self.path.parent() {
             // Not empty: another cgroup of the unit is confined.
