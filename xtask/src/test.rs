@@ -28,9 +28,9 @@ pub(crate) struct Args {
     /// Only this tier; all by default
     #[arg(long, value_enum)]
     tier: Option<Tier>,
-    /// Of the machine's scenarios only those whose title has these words
+    /// Of the machine's scenarios only those whose titles have one of these
     #[arg(requires = "tier", value_name = "WORDS")]
-    only: Option<String>,
+    only: Vec<String>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -61,7 +61,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     match Machine::impossible() {
         Some(why) if wanted(Tier::Machine) => println!("SKIPPED tier 3, machine: {why}"),
-        None if wanted(Tier::Machine) => machine(args.only.as_deref().unwrap_or_default())?,
+        None if wanted(Tier::Machine) => machine(&args.only)?,
         _ => {}
     }
     // Last: what it asks for takes long, and says nothing about the rest.
@@ -127,12 +127,13 @@ fn hooks() -> Result<()> {
     if status.success() { Ok(()) } else { bail!("the hook tests failed with {status}") }
 }
 
-fn machine(only: &str) -> Result<()> {
+fn machine(only: &[String]) -> Result<()> {
     let binary = daemon::with_object()?;
     eprintln!("xtask: tier 3, machine");
     let mut machine = Machine::boot(&binary)?;
     let mut outcomes = vec![];
-    for scenario in scenarios::all().filter(|scenario| scenario.title.contains(only)) {
+    let wanted = |title: &str| only.is_empty() || only.iter().any(|words| title.contains(words));
+    for scenario in scenarios::all().filter(|scenario| wanted(scenario.title)) {
         let begin = Instant::now();
         let said = RefCell::new(String::new());
         let result = (scenario.run)(&mut machine, &|text| *said.borrow_mut() += &format!("{text}\n"));
@@ -162,7 +163,7 @@ fn machine(only: &str) -> Result<()> {
         }
     }
     if outcomes.is_empty() {
-        bail!("no machine scenario has `{only}` in its title");
+        bail!("no machine scenario has one of {only:?} in its title");
     }
     println!("{}", script::totals(outcomes.iter()));
     let failed = outcomes.iter().filter(|outcome| matches!(outcome, Outcome::Failed)).count();
