@@ -27,6 +27,9 @@ pub const MAX_POLICIES: u32 = MAX_INSTANCES * 2;
 /// How many listeners one policy can have.
 pub const MAX_LISTENERS: usize = 16;
 
+/// How many cgroups can be confined: an instance has one for each unit, and those of earlier starts that have sockets left.
+pub const MAX_CONFINED: u32 = 1 << 14;
+
 /// How many ports the listeners of all policies can have.
 pub const MAX_LISTED_PORTS: u32 = 1 << 15;
 const _: () = assert!(MAX_LISTED_PORTS as usize == MAX_INSTANCES as usize * MAX_LISTENERS);
@@ -312,6 +315,10 @@ pub struct ConfinedCgroup {
     pub instance: u32,
     /// Denials of this cgroup's sockets and processes. It may start again from 0; only that it grows says something.
     pub denials: u32,
+    /// How deep below the root of its hierarchy the cgroup is, as the programs found out; 0 where they have not yet.
+    pub level: u32,
+    /// Keeps the layout free of padding.
+    pub reserved: u32,
     /// [`crate::cache`] tags; 0 is empty.
     pub cache: [u64; CACHE_SLOTS],
 }
@@ -319,7 +326,7 @@ pub struct ConfinedCgroup {
 impl ConfinedCgroup {
     /// The scope of a cgroup of `instance`, with nothing remembered.
     pub const fn new(instance: u32) -> Self {
-        Self { instance, denials: 0, cache: [0; CACHE_SLOTS] }
+        Self { instance, denials: 0, level: 0, reserved: 0, cache: [0; CACHE_SLOTS] }
     }
 }
 
@@ -369,7 +376,7 @@ mod tests {
         assert_eq!(size_of::<Entry>(), 8);
         assert_eq!(size_of::<Listener>(), 16 + 2 + 2 + 4);
         assert_eq!(size_of::<PolicyHeader>(), 40 + MAX_LISTENERS * size_of::<Listener>());
-        assert_eq!(size_of::<ConfinedCgroup>(), 8 + CACHE_SLOTS * 8);
+        assert_eq!(size_of::<ConfinedCgroup>(), 16 + CACHE_SLOTS * 8);
         assert_eq!(size_of::<SocketCount>(), 8);
         assert_eq!(size_of::<CountedSocket>(), 8);
         assert_eq!(size_of::<SocketSlot>(), 16);

@@ -196,16 +196,19 @@ fn by_name(ctx: &SockAddrContext, instance: &Instance, hook: Hook, flow: &Flow, 
 /// A bind. Port 0 asks the kernel for an ephemeral port.
 #[inline(always)]
 fn bind(ctx: &SockAddrContext, hook: Hook, address: Address) -> i32 {
-    let (_, protocol, port) = call(ctx);
+    let (kind, protocol, port) = call(ctx);
     let instance = Instance::get();
     let flow = Flow { address, protocol, port };
     let verdict = match instance.head() {
         _ if port == 0 => Verdict::Allow,
-        Some(head) => loopback::binds(ctx, head, instance.index, &flow),
+        Some(head) => loopback::binds(ctx, head, &instance, &flow),
         None => Verdict::Deny(DropReason::NoPolicy),
     };
-    if let (Verdict::Allow, Some(sk)) = (verdict, FullSk::of_call(ctx)) {
-        own::adopt(sk.as_ptr(), instance.index);
+    // What a call's program may ask of one that it finds.
+    if let (Verdict::Allow, Some(sk)) = (verdict, FullSk::of_call(ctx))
+        && (kind == SOCK_STREAM || own::sharing(sk.as_ptr()) != 0)
+    {
+        own::mark(sk.as_ptr(), instance.index);
     }
     conclude(&instance, hook, &flow, verdict)
 }

@@ -83,11 +83,8 @@ impl Instance {
                 None => Decision::Settled(Verdict::Deny(DropReason::NoPolicy)),
             },
         };
-        let tag = cache::tag(flow, self.current.generation(), maps::tag_key);
-        if let (Decision::Settled(Verdict::Allow), true) = (decision, tag != 0) {
-            // SAFETY: the slot is inside the scope's cache; one aligned 64-bit store. The tag carries the
-            // generation that judged, so a store that comes late is a miss for the next generation.
-            unsafe { self.cache_slot(flow).write_volatile(tag) };
+        if let Decision::Settled(Verdict::Allow) = decision {
+            self.remember(flow);
         }
         decision
     }
@@ -104,10 +101,28 @@ impl Instance {
         }
     }
 
+    /// Has the cache remember a flow under the current policy.
+    #[inline(always)]
+    pub(crate) fn remember(&self, flow: &Flow) {
+        let tag = cache::tag(flow, self.current.generation(), maps::tag_key);
+        if tag != 0 {
+            // SAFETY: the slot is inside the scope's cache; one aligned 64-bit store. The tag carries the
+            // generation that judged, so a store that comes late is a miss for the next generation.
+            unsafe { self.cache_slot(flow).write_volatile(tag) };
+        }
+    }
+
     #[inline(always)]
     fn cache_slot(&self, flow: &Flow) -> *mut u64 {
         // SAFETY: `cache::slot` is below CACHE_SLOTS by a mask that the verifier sees too.
         unsafe { (&raw mut (*self.scope).cache).cast::<u64>().add(cache::slot(flow)) }
+    }
+
+    /// How deep below the root of its hierarchy the confined cgroup is; see [`ConfinedCgroup::level`].
+    #[inline(always)]
+    pub(crate) fn level(&self) -> *mut u32 {
+        // SAFETY: the storage is a whole ConfinedCgroup and lives as long as the program runs.
+        unsafe { &raw mut (*self.scope).level }
     }
 
     /// Counts a denial of the cgroup's.

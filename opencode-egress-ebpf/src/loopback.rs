@@ -27,13 +27,16 @@ use opencode_egress_common::{
 use crate::{
     judge::Instance,
     maps,
-    opaque::{difference, opaque},
-    own::{self, LISTENS, NOBODY, OTHER, OWN},
+    opaque::{self, difference, opaque},
+    own::{self, IN_GROUP, LISTENS, NOBODY, OTHER, OWN, OfCall, OfPacket},
     packet::Unknown as _,
     sk::FullSk,
     skb::{Linear, Skb},
     storage::OwnPeer,
-    uapi::{BPF_SK_STORAGE_GET_F_CREATE, ETH_P_IP, ETH_P_IPV6, LOOPBACK_IFINDEX, SOCK_DGRAM, SOCK_STREAM},
+    uapi::{
+        BPF_SK_STORAGE_GET_F_CREATE, ETH_P_IP, ETH_P_IPV6, LOOPBACK_IFINDEX, SOCK_DGRAM, SOCK_STREAM,
+        TCP_NEW_SYN_RECV,
+    },
 };
 
 #[inline(always)]
@@ -129,6 +132,10 @@ pub(crate) fn called(
         (Decision::Settled(verdict), _) => return verdict,
         (Decision::OwnOnly(reason), None) => return Verdict::Deny(reason),
     };
+    // A datagram is judged when it is there: whose a socket is that was never bound only its program may ask.
+    if own_loopback && flow.protocol != Protocol::TCP {
+        return Verdict::Allow;
+    }
     let reaches_loopback =
         FullSk::of_call(ctx).is_some_and(|sk| matches!(sk.interface(), 0 | LOOPBACK_IFINDEX));
     if !reaches_loopback {
@@ -136,8 +143,8 @@ pub(crate) fn called(
     }
     let packet = own::probe(flow.address, flow.protocol, flow.port);
     // SAFETY: the programs of these hooks may search sockets.
-    match unsafe { own::taker(ctx.as_ptr(), instance.index, &packet) } {
-        OWN | LISTENS => Verdict::Allow,
+    match unsafe { own::taker::<OfCall>(ctx.as_ptr(), instance, &packet) } {
+        OWN | LISTENS | IN_GROUP => Verdict::Allow,
         NOBODY if own_loopback => Verdict::Allow,
         _ => Verdict::Deny(reason),
     }
@@ -145,11 +152,16 @@ pub(crate) fn called(
 
 /// The verdict on a bind to a port: a listener's place; or one for the instance itself, unless it would share it with somebody else.
 #[inline(never)]
-pub(crate) fn binds(ctx: &SockAddrContext, header: &PolicyHeader, instance: u32, flow: &Flow) -> Verdict {
+pub(crate) fn binds(
+    ctx: &SockAddrContext,
+    header: &PolicyHeader,
+    instance: &Instance,
+    flow: &Flow,
+) -> Verdict {
     let listed = header.judge_bind(&flow.address, flow.port);
     // SAFETY: the value is a whole word, and lives as long as the program runs.
     let owner = unsafe { maps::LISTED_PORTS.get(&u32::from(flow.port)) }.copied();
-    let is_own_place = header.is_own_place(&flow.address, flow.port, owner, instance);
+    let is_own_place = header.is_own_place(&flow.address, flow.port, owner, instance.index);
     let (Verdict::Deny(_), true, Some(sk)) = (listed, is_own_place, FullSk::of_call(ctx)) else {
         return listed;
     };
@@ -159,7 +171,7 @@ pub(crate) fn binds(ctx: &SockAddrContext, header: &PolicyHeader, instance: u32,
     }
     let packet = own::probe(flow.address.reached(), flow.protocol, flow.port);
     // SAFETY: the programs of these hooks may search sockets.
-    match unsafe { own::taker(ctx.as_ptr(), instance, &packet) } {
+    match unsafe { own::taker::<OfCall>(ctx.as_ptr(), instance, &packet) } {
         OTHER => listed,
         _ => Verdict::Allow,
     }
@@ -205,8 +217,17 @@ fn read(skb: &Skb, packet: &mut Packet) -> u32 {
         },
         _ => false,
     };
-    *packet = plain;
+    *packet = opaque::packet(plain, skb.0.len());
     opaque(u32::from(of_its_socket), skb.0.len())
+}
+
+/// Protocols that no flow with a port has, under which the cache remembers that the rules leave a flow of TCP or UDP to whose socket takes
+/// it, and no rule speaks of it.
+const LEFT: [Protocol; 2] = [Protocol(253), Protocol(254)];
+
+#[inline(always)]
+fn as_left(flow: &Flow) -> Flow {
+    Flow { protocol: LEFT[usize::from(flow.protocol != Protocol::TCP)], ..*flow }
 }
 
 /// The rules themselves say what becomes of a flow.
@@ -219,55 +240,90 @@ const UNSPOKEN: u32 = 2;
 /// Whether the rules leave a flow to whose socket takes it.
 #[inline(never)]
 fn is_left(instance: &Instance, flow: &Flow) -> u32 {
+    let left = as_left(flow);
+    if flow.port != 0 && instance.remembers(&left) {
+        return UNSPOKEN;
+    }
     let unspoken =
         |reason| may_be_own(reason) && instance.head().is_some_and(|header| header.leaves_to_own(flow));
     let left = match instance.judge(flow) {
-        Decision::OwnOnly(reason) | Decision::Settled(Verdict::Deny(reason)) if unspoken(reason) => UNSPOKEN,
+        Decision::OwnOnly(reason) | Decision::Settled(Verdict::Deny(reason)) if unspoken(reason) => {
+            if flow.port != 0 {
+                instance.remember(&left);
+            }
+            UNSPOKEN
+        }
         Decision::OwnOnly(_) => TO_OWN,
         Decision::Settled(_) => SETTLED,
     };
     opaque(left, instance.current.generation())
 }
 
+/// Whether a segment is of a listener's: it would open a connection from its port, which nothing does, or is of one that it accepted,
+/// which the rules need not let pass.
+#[inline(never)]
+fn is_listeners(skb: &Skb, packet: &Packet) -> u32 {
+    let Some(header) = Instance::get().head() else { return 1 };
+    let port = if packet.opens { packet.source_port } else { accepted_at(skb) };
+    let port = opaque(u32::from(port), skb.0.len()) as u16;
+    opaque(u32::from(header.listens_on(port)), skb.0.len())
+}
+
+/// The port at which a TCP socket was accepted, if it was: what [`Skb::was_accepted`] asks of. 0 is nobody's.
+#[inline(always)]
+fn accepted_at(skb: &Skb) -> u16 {
+    let Some(sk) = skb.socket() else { return 0 };
+    if sk.state() == TCP_NEW_SYN_RECV {
+        return sk.port();
+    }
+    match skb.full_socket() {
+        Some(sk) if sk.kind() == SOCK_STREAM => opaque(u32::from(sk.port()), 0) as u16,
+        _ => 0,
+    }
+}
+
+/// What is known of a segment's connection from earlier ones: 1, where its other end was found. One that opens another connection begins
+/// with nothing.
+#[inline(never)]
+fn is_of_known(skb: &Skb, packet: &Packet) -> u32 {
+    let Some(sk) = skb.full_socket() else { return 0 };
+    if packet.opens {
+        forget(sk);
+        return 0;
+    }
+    opaque(u32::from(is_known(sk, &Instance::get(), packet)), skb.0.len())
+}
+
 /// A segment of a connection to the instance itself.
 #[inline(never)]
 fn segment(skb: &Skb, packet: &Packet) -> u32 {
-    let instance = Instance::get();
-    let (Some(header), sk) = (instance.head(), skb.full_socket()) else { return 0 };
-    if packet.opens {
-        let Some(sk) = sk else { return 0 };
-        // Nothing opens a connection from a listener's port.
-        if header.listens_on(packet.source_port) {
-            return 0;
-        }
-        forget(sk);
-    } else {
-        if let Some(sk) = sk
-            && is_known(sk, &instance, packet)
-        {
-            return 1;
-        }
-        if skb.was_accepted(header) {
-            return 0;
-        }
+    if is_of_known(skb, packet) != 0 {
+        return 1;
     }
+    if is_listeners(skb, packet) != 0 {
+        return 0;
+    }
+    let instance = Instance::get();
     let left = is_left(&instance, &packet.outbound());
     if left == SETTLED {
         return 0;
     }
     // SAFETY: the programs of this hook may search sockets.
-    match unsafe { own::taker(skb.raw().cast(), instance.index, packet) } {
-        OWN => {
-            if let (Some(sk), false) = (sk, packet.opens) {
+    match unsafe { own::taker::<OfPacket>(skb.raw().cast(), &instance, packet) } {
+        OWN if !packet.opens => {
+            if let Some(sk) = skb.full_socket() {
                 remember(sk, &instance, packet);
             }
+            return 1;
         }
-        LISTENS => {}
-        NOBODY if left == UNSPOKEN && !carries_data(skb) => {}
+        OWN | LISTENS => {}
+        IN_GROUP if packet.opens => {}
+        // SAFETY: as above.
+        IN_GROUP if unsafe { own::is_being_opened(skb.raw().cast(), packet) } != 0 => {}
+        NOBODY if left == UNSPOKEN && carries_data(skb) == 0 => {}
         _ => return 0,
     }
-    if let (Some(sk), true) = (sk, packet.opens) {
-        own::adopt(sk.as_ptr(), instance.index);
+    if packet.opens {
         vouch(skb, &instance);
     }
     1
@@ -283,11 +339,9 @@ fn datagram(skb: &Skb, packet: &Packet) -> u32 {
             return 0;
         }
         remember(sk, &instance, packet);
-        // Answers come to it, though it may never have been bound.
-        own::adopt(sk.as_ptr(), instance.index);
     }
     // SAFETY: the programs of this hook may search sockets.
-    if unsafe { own::taker(skb.raw().cast(), instance.index, packet) } != OWN {
+    if unsafe { own::taker::<OfPacket>(skb.raw().cast(), &instance, packet) } != OWN {
         return 0;
     }
     vouch(skb, &instance);
@@ -295,22 +349,22 @@ fn datagram(skb: &Skb, packet: &Packet) -> u32 {
 }
 
 /// Whether a segment carries more than headers, or may.
-#[inline(always)]
-fn carries_data(skb: &Skb) -> bool {
+#[inline(never)]
+fn carries_data(skb: &Skb) -> u32 {
     let bytes = Linear(skb);
     let (header, word) = match skb.ethertype() {
         ETH_P_IP => match bytes.near::<0, 1>() {
             Some([first]) if u32::from_be(first) >> 24 == 0x45 => (20, bytes.near::<32, 1>()),
-            _ => return true,
+            _ => return 1,
         },
         _ => match bytes.near::<4, 1>() {
             Some([second]) if u32::from_be(second) >> 8 & 0xff == 6 => (40, bytes.near::<52, 1>()),
-            _ => return true,
+            _ => return 1,
         },
     };
     match word {
-        Some([word]) => skb.0.len() > header + (u32::from_be(word) >> 28) * 4,
-        None => true,
+        Some([word]) => opaque(u32::from(skb.0.len() > header + (u32::from_be(word) >> 28) * 4), word),
+        None => 1,
     }
 }
 
@@ -334,7 +388,7 @@ pub(crate) fn arrives(skb: &Skb) -> bool {
 
 /// Whether who opens a connection over loopback is the instance itself.
 #[inline(never)]
-pub(crate) fn is_from_own(skb: &Skb, instance: u32, packet: &Packet) -> bool {
+pub(crate) fn is_from_own(skb: &Skb, instance: &Instance, packet: &Packet) -> bool {
     let back = Packet {
         source: packet.destination,
         destination: packet.source,
@@ -343,5 +397,5 @@ pub(crate) fn is_from_own(skb: &Skb, instance: u32, packet: &Packet) -> bool {
         ..*packet
     };
     // SAFETY: the programs of this hook may search sockets.
-    unsafe { own::taker(skb.raw().cast(), instance, &back) == OWN }
+    unsafe { own::taker::<OfPacket>(skb.raw().cast(), instance, &back) == OWN }
 }

@@ -1,7 +1,7 @@
 //! The maps. Layouts are `opencode_egress_common::abi`'s.
 
 use aya_ebpf::{
-    bindings::bpf_map_type::{BPF_MAP_TYPE_CGROUP_STORAGE_DEPRECATED, BPF_MAP_TYPE_SK_STORAGE},
+    bindings::bpf_map_type::BPF_MAP_TYPE_CGROUP_STORAGE_DEPRECATED,
     btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SkStorage},
     helpers::{bpf_get_local_storage, bpf_map_lookup_elem},
     macros::btf_map,
@@ -9,9 +9,9 @@ use aya_ebpf::{
 use opencode_egress_common::{
     abi::{
         AskerKey, ConfinedCgroup, CountedSocket, Counter, Current, Denied, DestinationDenials,
-        DestinationKey, Entry, Event, Learned, LearnedKey, Limits, MAX_ASKERS, MAX_DESTINATIONS,
-        MAX_INSTANCES, MAX_LEARNED, MAX_LISTED_PORTS, MAX_POLICIES, PolicyHeader, RESET_RING_BYTES, RING_BYTES, Reset,
-        SOCKET_SLOTS, SocketCount, SocketSlot, Taken, TrieKey,
+        DestinationKey, Entry, Event, Learned, LearnedKey, Limits, MAX_ASKERS, MAX_CONFINED,
+        MAX_DESTINATIONS, MAX_INSTANCES, MAX_LEARNED, MAX_LISTED_PORTS, MAX_POLICIES, PolicyHeader,
+        RESET_RING_BYTES, RING_BYTES, Reset, SOCKET_SLOTS, SocketCount, SocketSlot, Taken, TrieKey,
     },
     cache::TAG_KEYS,
     decide::Rules,
@@ -19,7 +19,7 @@ use opencode_egress_common::{
 
 use crate::{
     storage::{Asked, AskedResolver, BegunFlows, OwnPeer, OwnSocket},
-    uapi::{BPF_F_CLONE, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
+    uapi::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
 };
 
 /// The policy in force, by instance. User space stores a [`Current`] as one atomic word.
@@ -91,28 +91,13 @@ pub(crate) static RESETS: RingBuf<Reset, { RESET_RING_BYTES as usize }> = RingBu
 #[btf_map]
 pub(crate) static RESET_ASKED: SkStorage<u64> = SkStorage::new();
 
-/// A socket storage whose value accepted sockets inherit. aya's own definition has no flags.
-#[repr(C)]
-pub(crate) struct InheritedStorage<T> {
-    r#type: *const [i32; BPF_MAP_TYPE_SK_STORAGE as usize],
-    key: *const i32,
-    value: *const T,
-    max_entries: *const [i32; 0],
-    map_flags: *const [i32; BPF_F_NO_PREALLOC | BPF_F_CLONE],
-}
-
-// SAFETY: the pointers only carry types to the loader through BTF; nothing ever follows them.
-unsafe impl<T> Sync for InheritedStorage<T> {}
-
-/// Sockets that are known to be an instance's own.
+/// Sockets that are known to be an instance's own, and those that may share their port.
 #[btf_map]
-pub(crate) static OWN_SOCKETS: InheritedStorage<OwnSocket> = InheritedStorage {
-    r#type: core::ptr::null(),
-    key: core::ptr::null(),
-    value: core::ptr::null(),
-    max_entries: core::ptr::null(),
-    map_flags: core::ptr::null(),
-};
+pub(crate) static OWN_SOCKETS: SkStorage<OwnSocket> = SkStorage::new();
+
+/// The instances of confined cgroups, by the kernel's number of the cgroup. A cgroup that is gone may still be here: no socket is its.
+#[btf_map]
+pub(crate) static CONFINED: HashMap<u64, u32, { MAX_CONFINED as usize }, BPF_F_NO_PREALLOC> = HashMap::new();
 
 /// What was found out about where a socket sends over loopback.
 #[btf_map]

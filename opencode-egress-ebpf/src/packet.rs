@@ -155,11 +155,7 @@ fn outbound(skb: &Skb, instance: &Instance, packet: &Packet) -> Verdict {
 #[cgroup_skb(ingress)]
 pub(crate) fn ingress(ctx: SkBuffContext) -> i32 {
     let skb = Skb(ctx);
-    if loopback::arrives(&skb)
-        || skb.passes::<In>()
-        || goes_on::<In>(&skb)
-        || by_name::<In>(&skb) == PASSES
-    {
+    if loopback::arrives(&skb) || skb.passes::<In>() || goes_on::<In>(&skb) || by_name::<In>(&skb) == PASSES {
         1
     } else {
         judge_ingress(skb)
@@ -220,7 +216,7 @@ fn inbound(skb: &Skb, instance: &Instance, packet: &Packet) -> Verdict {
         && let Verdict::Allow = instance.decision(&packet.back()).settle(|| false)
         && (packet.protocol != Protocol::TCP
             || header.own_loopback == 0
-            || loopback::is_from_own(skb, instance.index, packet))
+            || loopback::is_from_own(skb, instance, packet))
     {
         return Verdict::Allow;
     }

@@ -5,8 +5,8 @@
 //! the socket; a storage of the socket's own, which is for those that find their slot taken, costs several times as much.
 
 use aya_ebpf::{
-    bindings::bpf_sock,
     EbpfContext as _,
+    bindings::bpf_sock,
     helpers::{bpf_get_socket_cookie, bpf_sk_storage_get},
     programs::SockAddrContext,
 };

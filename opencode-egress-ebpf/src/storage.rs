@@ -35,7 +35,7 @@ pub(crate) struct AskedResolver {
     pub(crate) port: u32,
 }
 
-/// Of a socket: whose it is, and with whom it may share its port. The sockets that a listener accepts inherit it.
+/// Of a socket: whose it is, and with whom it may share its port.
 #[repr(C)]
 pub(crate) struct OwnSocket {
     /// The instance; 0 for none.

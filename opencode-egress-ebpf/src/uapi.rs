@@ -73,8 +73,6 @@ pub(crate) const LOOPBACK_IFINDEX: u32 = 1;
 pub(crate) const BPF_F_MMAPABLE: usize = 1 << 10;
 /// `BPF_F_NO_PREALLOC`: the map's memory is what its entries take.
 pub(crate) const BPF_F_NO_PREALLOC: usize = 1;
-/// `BPF_F_CLONE`: a socket that is accepted inherits the listening one's value.
-pub(crate) const BPF_F_CLONE: usize = 1 << 9;
 
 /// `BPF_F_CURRENT_NETNS`, <linux/bpf.h>: sockets of the network namespace of the program's own.
 pub(crate) const BPF_F_CURRENT_NETNS: u64 = -1_i64 as u64;

@@ -130,7 +130,9 @@ pub fn load(lifetime: &Lifetime<'_>) -> Result<Loaded, LoadError> {
                 loader.map_max_entries(name, 4);
             }
             loader.map_max_entries("LEARNED", 1 << 16);
-            loader.map_max_entries("LISTED_PORTS", 64);
+            for name in ["LISTED_PORTS", "CONFINED"] {
+                loader.map_max_entries(name, 64);
+            }
         }
         Lifetime::Pinned(directory) => {
             // A descriptor for each policy's rules. Where too few may be open, making one too many says so.

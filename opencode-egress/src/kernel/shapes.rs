@@ -5,14 +5,15 @@ use std::path::Path;
 use aya::maps::{MapData, MapError, MapType};
 use opencode_egress_common::abi::{
     AskerKey, ConfinedCgroup, CountedSocket, Counter, Denied, DestinationDenials, DestinationKey, Learned,
-    LearnedKey, Limits, MAX_ASKERS, MAX_DESTINATIONS, MAX_INSTANCES, MAX_LEARNED, MAX_LISTED_PORTS, MAX_POLICIES, PolicyHeader,
-    RESET_RING_BYTES, RING_BYTES, SOCKET_SLOTS, SocketCount, SocketSlot, Taken,
+    LearnedKey, Limits, MAX_ASKERS, MAX_CONFINED, MAX_DESTINATIONS, MAX_INSTANCES, MAX_LEARNED,
+    MAX_LISTED_PORTS, MAX_POLICIES, PolicyHeader, RESET_RING_BYTES, RING_BYTES, SOCKET_SLOTS, SocketCount,
+    SocketSlot, Taken,
 };
 
 /// The maps that outlive the daemon, with what a pin must be to be one of them. The others belong to one
 /// load of the programs.
 #[rustfmt::skip]
-pub(super) const PINNED_MAPS: [(&str, MapShape); 21] = [
+pub(super) const PINNED_MAPS: [(&str, MapShape); 22] = [
     ("CURRENT", MapShape::of::<u32, u64>(MapType::Array, MAX_INSTANCES)),
     ("HEADS", MapShape::of::<u32, PolicyHeader>(MapType::Array, MAX_POLICIES)),
     ("TRIES", MapShape::of::<u32, u32>(MapType::ArrayOfMaps, MAX_POLICIES)),
@@ -32,6 +33,7 @@ pub(super) const PINNED_MAPS: [(&str, MapShape); 21] = [
     ("COUNTED", MapShape::of::<u32, CountedSocket>(MapType::SkStorage, 0)),
     ("OWN_SOCKETS", MapShape::of::<u32, [u32; 2]>(MapType::SkStorage, 0)),
     ("OWN_PEERS", MapShape::of::<u32, [u32; 8]>(MapType::SkStorage, 0)),
+    ("CONFINED", MapShape::of::<u64, u32>(MapType::Hash, MAX_CONFINED)),
     ("LISTED_PORTS", MapShape::of::<u32, u32>(MapType::Hash, MAX_LISTED_PORTS)),
     ("SCOPES", MapShape::of::<u64, ConfinedCgroup>(MapType::CgroupStorage, 0)),
 ];

@@ -55,6 +55,7 @@ pub struct Maps {
     limits: Array<MapData, Limits>,
     sockets: Array<MapData, SocketCount>,
     scopes: HashMap<MapData, u64, ConfinedCgroup>,
+    confined: HashMap<MapData, u64, u32>,
     /// Takes the place of a trie that is no longer in force, so that its memory is freed.
     empty: NewTrie,
 }
@@ -99,6 +100,7 @@ impl Maps {
             askers: take(ebpf, "ASKERS")?,
             limits: take(ebpf, "LIMITS")?,
             sockets: take(ebpf, "SOCKETS")?,
+            confined: take(ebpf, "CONFINED")?,
             scopes,
             empty: NewTrie::of(&[]).map_err(MapsError::tries("create"))?,
         };
@@ -294,6 +296,8 @@ impl Maps {
     ///
     /// When there is no link yet, or the cgroup is gone.
     pub fn set_instance_of(&mut self, cgroup: u64, instance: InstanceIndex) -> Result<(), MapsError> {
+        let write = MapsError::operation("write to", "CONFINED");
+        self.confined.insert(cgroup, instance.number(), 0).map_err(write)?;
         let scope = ConfinedCgroup::new(instance.number());
         self.scopes.insert(cgroup, scope, 0).map_err(MapsError::operation("write to", "SCOPES"))
     }
