@@ -34,6 +34,11 @@ rec {
   logNamespace = name: "opencode-${name}";
   terminals = name: "/run/opencode/pts/${name}";
 
+  # Whether and where the agent reads of its policy, and whether its programs give up at once.
+  tells = instance: instance.networkIsolation.enable && instance.networkIsolation.tellAgent;
+  told = name: "/etc/opencode-instructions/${name}/network.md";
+  failsFast = instance: instance.networkIsolation.enable && instance.networkIsolation.failFast;
+
   option = name: path: "services.opencode.instances.${name}.${path}";
 
   environmentFiles =

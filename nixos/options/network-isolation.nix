@@ -78,6 +78,26 @@ in
       description = "`audit` reports what would be denied and **lets it pass**: for finding out what a new instance needs.";
     };
 
+    tellAgent = mkOption {
+      type = types.bool;
+      default = true;
+      description = ''
+        Whether the agent is told of its policy: what it may reach, how a refusal looks, not to look for a way round it, and what to ask the user for. That is
+        a file of some 250 tokens and the lists, `/etc/opencode-instructions/<name>/network.md`, which is the last of {option}`config.instructions`. It changes with the
+        lists, without a restart, and is empty in `audit` mode. With {option}`configFile` that has to name it.
+      '';
+    };
+
+    failFast = mkOption {
+      type = types.bool;
+      default = true;
+      description = ''
+        Whether programs are told, by environment variables, not to try again what fails: nothing about a refusal passes, and npm waits for 70 seconds. That is for
+        ${lib.concatMapStringsSep ", " (name: "`${name}`") (lib.attrNames (import ../units/fail-fast.nix { wgetrc = ""; }))}; what {option}`environment` or {option}`environmentFile` sets of
+        these counts. They know no refusal from a failure, so a server on the list that fails for a moment is not asked again either.
+      '';
+    };
+
     outboundAllowNames = mkOption {
       type = types.listOf dnsName;
       default = [ ];

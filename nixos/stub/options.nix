@@ -14,7 +14,10 @@ let
       inherit options;
     };
 
-  etc = types.submodule { options.source = mkOption { type = types.path; }; };
+  etc = types.submodule {
+    options.source = mkOption { type = types.path; };
+    options.mode = option "symlink" types.str;
+  };
 
   # Users and groups have the names of their attributes, unless they are given others.
   named =

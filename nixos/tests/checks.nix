@@ -28,6 +28,7 @@ let
     "names"
     "nixos-rules"
     "template"
+    "told"
     "log-level"
     "migrating"
     "units"

@@ -34,6 +34,7 @@ in
     expected = [
       "/etc/nftables-pre-check"
       "/etc/opencode-egress/policy.json"
+      "/etc/opencode-instructions/my-project/network.md"
       "/etc/systemd/journald@opencode-my-project.conf"
       "/etc/systemd/system/multi-user.target.d/wants.conf"
       "/etc/systemd/system/nftables.service"
@@ -54,6 +55,8 @@ in
       "/nix/store/nftables/bin/nft"
       "/nix/store/opencode-my-project-backup"
       "/nix/store/opencode-my-project-files/opencode.json"
+      "/nix/store/opencode-my-project-files/wgetrc"
+      "/nix/store/opencode-my-project-network.md"
       "/nix/store/opencode-my-project-paths"
       "/nix/store/opencode-my-project-setup"
     ];

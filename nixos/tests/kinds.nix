@@ -29,6 +29,11 @@ rec {
       1
     ];
   };
+  on = flag // {
+    default = true;
+    first = false;
+    second = true;
+  };
   networks = {
     default = [ ];
     first = [ "10.0.0.0/8" ];

@@ -3,10 +3,13 @@ let
   inherit (import ./kinds.nix)
     flag
     networks
+    on
     ;
 in
 {
   "networkIsolation.enable" = flag;
+  "networkIsolation.tellAgent" = on;
+  "networkIsolation.failFast" = on;
   "networkIsolation.mode" = {
     default = "enforce";
     first = "audit";

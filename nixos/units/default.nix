@@ -13,7 +13,8 @@ let
     nameValuePair
     ;
   instances = import ../instances.nix { inherit config lib; };
-  filesOf = import ./files.nix { inherit lib pkgs; };
+  filesOf = import ./files.nix { inherit lib pkgs instances; };
+  told = import ../told.nix { inherit lib; };
   # Below /etc. Links in the state directory point here, so it must not change.
   etcName = name: "opencode-instances/${name}";
 
@@ -80,7 +81,15 @@ in
             RuntimeMaxUse=${toString instance.resources.journalMax}
           '';
         }
-      ) instances.enabled;
+      ) instances.enabled
+      # What agents are told of their policies. No link, so that a unit that has its directory sees it change with the list.
+      // mapAttrs' (
+        name: instance:
+        nameValuePair (lib.removePrefix "/etc/" (instances.told name)) {
+          source = pkgs.writeText "opencode-${name}-network.md" (told instance.networkIsolation);
+          mode = "0444";
+        }
+      ) (lib.filterAttrs (_: instances.tells) instances.enabled);
 
     # Pseudo-terminals of its own, of which it may have so many: the host has a limited number.
     systemd.mounts = mapAttrsToList (name: instance: {

@@ -1,5 +1,9 @@
-# An instance's declared files, as one directory in the store: opencode.json, agents/, commands/, skills/.
-{ lib, pkgs }:
+# An instance's declared files, as one directory in the store: opencode.json, agents/, commands/, skills/; and what its variables name.
+{
+  lib,
+  pkgs,
+  instances,
+}:
 let
   inherit (lib) filter mapAttrsToList;
   opencodeJson = import ../opencode-json { inherit lib; };
@@ -11,6 +15,14 @@ let
       pkgs.writeText fileName value
     else
       "${value}";
+
+  # What the agent is told of its policy comes after the operator's own instructions.
+  configOf =
+    name: instance:
+    instance.config
+    // lib.optionalAttrs (instances.tells instance) {
+      instructions = lib.defaultTo [ ] instance.config.instructions ++ [ (instances.told name) ];
+    };
 
   entries =
     name: instance:
@@ -29,12 +41,16 @@ let
           if instance.configFile != null then
             "${instance.configFile}"
           else
-            pkgs.writeText "opencode-${name}.json" (opencodeJson.render instance.config);
+            pkgs.writeText "opencode-${name}.json" (opencodeJson.render (configOf name instance));
       }
     ]
     ++ projected "agents"
     ++ projected "commands"
-    ++ projected "skills";
+    ++ projected "skills"
+    ++ lib.optional (instances.failsFast instance) {
+      name = "wgetrc";
+      path = pkgs.writeText "wgetrc" "tries = 1\n";
+    };
 
   inStore = path: !lib.isString path || lib.hasPrefix "${builtins.storeDir}/" path;
 in

@@ -5,6 +5,7 @@
   files,
   attachProgram,
   terminals,
+  told,
 }:
 let
   # Files that programs of all kinds need: who is who, how names are resolved, whom TLS trusts, what time it is, and the two
@@ -48,6 +49,7 @@ in
     "-/run/opencode-egress"
   ]
   ++ [ "${files.package}:${files.at}" ]
+  ++ lib.optional (told != null) (dirOf told)
   ++ files.outside
   ++ instance.sandbox.readOnlyPaths
   ++ instance.sandbox.unixSockets.allow;

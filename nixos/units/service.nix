@@ -39,6 +39,12 @@ in
     # The package is the system's to update.
     OPENCODE_DISABLE_AUTOUPDATE = "1";
   }
+  // optionalAttrs (instances.failsFast instance) (
+    # npm takes its variables in any case.
+    lib.filterAttrs (name: _: !lib.elem (lib.toLower name) (map lib.toLower (lib.attrNames instance.environment))) (
+      import ./fail-fast.nix { wgetrc = "${files.at}/wgetrc"; }
+    )
+  )
   // lib.mapAttrs (_: value: mkForce (literal value)) instance.environment;
 
   inherit (instance) path;
@@ -48,6 +54,7 @@ in
       inherit instance files;
       inherit (instances) attachProgram;
       terminals = instances.terminals name;
+      told = if instances.tells instance then instances.told name else null;
     }
     // given {
       MemoryMax = resources.memoryMax;

@@ -159,6 +159,29 @@ fn the_module_and_dist_have_the_same_units() -> Result<()> {
     Ok(())
 }
 
+/// Variables and the file that one of them names are written twice, too.
+#[test]
+fn the_module_and_dist_have_programs_fail_as_fast() -> Result<()> {
+    let dist = read(&root().join("dist/fail-fast.env"))?;
+    let variables = dist.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let host = render::directory().join("two");
+    let unit = read(&host.join("etc/systemd/system/opencode-a.service"))?;
+    for variable in variables {
+        let variable = variable.replace("/usr/share/opencode-egress/", "/etc/opencode-instances/a/");
+        ensure!(
+            unit.contains(&format!("Environment={variable:?}\n")),
+            "dist/fail-fast.env has {variable}, and nixos/units/fail-fast.nix has not"
+        );
+    }
+    let nix = read(&root().join("nixos/units/fail-fast.nix"))?;
+    for name in nix.lines().filter_map(|line| line.trim().strip_suffix(';')?.split_once(" = ")) {
+        ensure!(dist.contains(&format!("\n{}=", name.0)), "nixos/units/fail-fast.nix has {}, and dist/fail-fast.env has not", name.0);
+    }
+    let wgetrc = read(&host.join("nix/store/opencode-a-files/wgetrc"))?;
+    ensure!(wgetrc == read(&root().join("dist/wgetrc"))?, "the module has another wgetrc than dist");
+    Ok(())
+}
+
 fn read(path: &Path) -> Result<String> {
     fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
 }
