@@ -32,6 +32,15 @@ let
     + lib.optionalString (ports != [ ]) ":${concatStringsSep "," ports}"
     + lib.optionalString (protocol != null && protocol != usual) "/${protocol}";
 
+  # As programs have them.
+  messages = {
+    EPERM = "Operation not permitted";
+    ECONNREFUSED = "Connection refused";
+    EHOSTUNREACH = "No route to host";
+    ENETUNREACH = "Network is unreachable";
+  };
+  error = errno: "${errno}, \"${messages.${errno}}\"";
+
   # A line of the list, if there is one.
   line =
     before: rules:
@@ -42,6 +51,7 @@ let
     optional (rules != [ ]) "- ${before}${concatStringsSep ", " shown}";
 in
 {
+  errno,
   mode,
   outboundAllow,
   outboundAllowCidrs,
@@ -67,6 +77,6 @@ else
     ]
     [
       (concatStringsSep "\n" (if reachable == [ ] then [ "- nothing" ] else reachable))
-      "EPERM, \"Operation not permitted\""
+      (concatStringsSep ", or with " (lib.unique [ (error errno) (error "EPERM") ]))
     ]
     (lib.readFile ../dist/network.md)

@@ -50,7 +50,8 @@ let
       deny = isolation.outboundDenyCidrs;
       listen = instances.listeners instance;
       limits = { inherit (instance.resources) sockets; };
-    };
+    }
+    // optionalAttrs (isolation.errno != "EPERM") { inherit (isolation) errno; };
 in
 {
   version = 1;

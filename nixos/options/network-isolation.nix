@@ -78,6 +78,21 @@ in
       description = "`audit` reports what would be denied and **lets it pass**: for finding out what a new instance needs.";
     };
 
+    errno = mkOption {
+      type = types.enum [
+        "EPERM"
+        "ECONNREFUSED"
+        "EHOSTUNREACH"
+        "ENETUNREACH"
+      ];
+      default = "EPERM";
+      example = "ECONNREFUSED";
+      description = ''
+        The error that a denied `connect`, `send` or `bind` gets. Some programs take `EPERM` for the permissions of a file; docs/refused.md has which one says what. Others take
+        Linux 6.1: on an older kernel the daemon refuses the policy. Datagrams of connected sockets, and whatever else is judged as a packet, get `EPERM` in any case.
+      '';
+    };
+
     tellAgent = mkOption {
       type = types.bool;
       default = true;

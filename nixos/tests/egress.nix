@@ -282,6 +282,16 @@ in
       "ct direction reply accept"
       "ip daddr 127.0.0.1/32 tcp dport 4096 accept"
     ]) [ ];
+  "another error is in the policy file" =
+    is
+      (map (errno: (policy (isolated { inherit errno; })).errno or null) [
+        "EPERM"
+        "ENETUNREACH"
+      ])
+      [
+        null
+        "ENETUNREACH"
+      ];
   "the second lock lets pass in audit mode" = is (map (line: has line (host.one (isolated { mode = "audit"; }))) [
     "counter accept"
     "counter reject with icmpx admin-prohibited"

@@ -8,6 +8,16 @@ let
 in
 {
   "networkIsolation.enable" = flag;
+  "networkIsolation.errno" = {
+    default = "EPERM";
+    first = "ECONNREFUSED";
+    second = "ENETUNREACH";
+    bad = [
+      "EACCES"
+      "econnrefused"
+      111
+    ];
+  };
   "networkIsolation.tellAgent" = on;
   "networkIsolation.failFast" = on;
   "networkIsolation.mode" = {

@@ -49,6 +49,18 @@ in
 
     It does not pass: do not try again, and do not look for a way round it, such as another address, mirror, proxy, tunnel or resolver. Do without, or tell the user what is missing and what it is for: "ask the operator for `NAME:PORT`".
   '';
+  "the error of the policy, and the one that packets have" =
+    is
+      (map (errno: lib.filter (lib.hasPrefix "- A connection") (lib.splitString "\n" (text { inherit errno; }))) [
+        "EPERM"
+        "ECONNREFUSED"
+      ])
+      [
+        [ "- A connection or datagram fails with EPERM, \"Operation not permitted\". Some programs take that for the permissions of a file." ]
+        [
+          "- A connection or datagram fails with ECONNREFUSED, \"Connection refused\", or with EPERM, \"Operation not permitted\". Some programs take that for the permissions of a file."
+        ]
+      ];
   "no place is left open" = is (hasInfix "@" (text { })) false;
   "nothing is listed" = is (hasInfix "\n- nothing\n" (text { })) true;
   "presets and lists do not repeat each other" = is (listed {
@@ -233,7 +245,9 @@ in
           CARGO_NET_RETRY = "0";
           OPENCODE_DISABLE_LSP_DOWNLOAD = "1";
           PIP_RETRIES = "0";
+          UV_HTTP_RETRIES = "0";
           WGETRC = "/etc/opencode-instances/a/wgetrc";
+          YARN_HTTP_RETRY = "0";
           npm_config_fetch_retries = "0";
         }
       );

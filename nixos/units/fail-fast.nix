@@ -5,6 +5,8 @@
   CARGO_NET_RETRY = "0";
   OPENCODE_DISABLE_LSP_DOWNLOAD = "1";
   PIP_RETRIES = "0";
+  UV_HTTP_RETRIES = "0";
   WGETRC = wgetrc;
+  YARN_HTTP_RETRY = "0";
   npm_config_fetch_retries = "0";
 }

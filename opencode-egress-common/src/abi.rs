@@ -256,6 +256,8 @@ pub struct PolicyHeader {
     pub max_sockets: u32,
     /// The listeners.
     pub listeners: [Listener; MAX_LISTENERS],
+    /// The error that a denied call gets instead of `EPERM`; 0 for that.
+    pub errno: u32,
 }
 
 impl Default for PolicyHeader {
@@ -272,6 +274,7 @@ impl Default for PolicyHeader {
             listener_count: 0,
             max_sockets: DEFAULT_MAX_SOCKETS,
             listeners: [Listener::default(); MAX_LISTENERS],
+            errno: 0,
         }
     }
 }
@@ -375,7 +378,7 @@ mod tests {
         assert_eq!(size_of::<TrieKey>(), 4 + 4 + 16);
         assert_eq!(size_of::<Entry>(), 8);
         assert_eq!(size_of::<Listener>(), 16 + 2 + 2 + 4);
-        assert_eq!(size_of::<PolicyHeader>(), 40 + MAX_LISTENERS * size_of::<Listener>());
+        assert_eq!(size_of::<PolicyHeader>(), 40 + MAX_LISTENERS * size_of::<Listener>() + 4);
         assert_eq!(size_of::<ConfinedCgroup>(), 16 + CACHE_SLOTS * 8);
         assert_eq!(size_of::<SocketCount>(), 8);
         assert_eq!(size_of::<CountedSocket>(), 8);

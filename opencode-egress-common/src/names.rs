@@ -110,6 +110,13 @@ impl PolicyHeader {
         self.name_grants != 0
     }
 
+    /// Whether the programs of datagrams' calls are needed, whatever those of packets know: questions get another address before they are
+    /// packets, and a packet's program cannot choose the error that the caller gets.
+    #[inline(always)]
+    pub const fn takes_every_hook(&self) -> bool {
+        self.has_names() || self.errno != 0
+    }
+
     /// The verdict on a flow to where instances' resolvers listen, which is above all rules: an instance reaches its own, and no
     /// other's. `None`: it goes elsewhere.
     #[inline(always)]

@@ -1,7 +1,9 @@
-//! `cgroup/connect4`, `connect6`, `sendmsg4`, `sendmsg6`, `bind4`, `bind6`: the quick, clear `EPERM`,
-//! with the process that asked.
+//! `cgroup/connect4`, `connect6`, `sendmsg4`, `sendmsg6`, `bind4`, `bind6`: the quick, clear `EPERM`, or the error that the policy has
+//! instead, with the process that asked.
 
-use aya_ebpf::{EbpfContext as _, macros::cgroup_sock_addr, programs::SockAddrContext};
+use aya_ebpf::{
+    EbpfContext as _, helpers::generated::bpf_set_retval, macros::cgroup_sock_addr, programs::SockAddrContext,
+};
 use opencode_egress_common::{
     decide::Verdict,
     flow::{Address, Flow, Protocol},
@@ -131,11 +133,8 @@ fn sendmsg(ctx: &SockAddrContext, hook: Hook, address: Address) -> i32 {
     if instance.head().is_some_and(|header| header.has_names()) {
         return send_by_name(ctx, &instance, hook, &flow);
     }
-    if !maps::sendmsg_judges() || instance.remembers(&flow) {
-        1
-    } else {
-        judge_datagram(ctx, &instance, hook, &flow)
-    }
+    let judges = maps::sendmsg_judges() || instance.head().is_some_and(|header| header.errno != 0);
+    if !judges || instance.remembers(&flow) { 1 } else { judge_datagram(ctx, &instance, hook, &flow) }
 }
 
 /// The same of an instance with name rules.
@@ -151,7 +150,7 @@ fn send_by_name(ctx: &SockAddrContext, instance: &Instance, hook: Hook, flow: &F
         named::settle(instance, flow, verdict, sk.as_ptr(), false)
     };
     named::mark_if_possible(ctx, *sk, header.mark, named);
-    if maps::sendmsg_judges() { conclude(instance, hook, flow, verdict) } else { 1 }
+    if maps::sendmsg_judges() || header.errno != 0 { conclude(instance, hook, flow, verdict) } else { 1 }
 }
 
 /// A datagram that is not in the cache. Apart from the rest, so that a call that is there needs little code.
@@ -217,5 +216,14 @@ fn bind(ctx: &SockAddrContext, hook: Hook, address: Address) -> i32 {
 fn conclude(instance: &Instance, hook: Hook, flow: &Flow, verdict: Verdict) -> i32 {
     let Verdict::Deny(reason) = verdict else { return 1 };
     let denial = Denial { hook, reason, flow, bytes: None };
-    i32::from(denied(instance, &denial, &Call))
+    let passes = denied(instance, &denial, &Call);
+    if maps::call_may_set_error()
+        && !passes
+        && let Some(header) = instance.head()
+        && header.errno != 0
+    {
+        // SAFETY: sets the number that the call returns. What is no error number changes nothing: the program's own result is a refusal.
+        unsafe { bpf_set_retval(-(header.errno as i32)) };
+    }
+    i32::from(passes)
 }

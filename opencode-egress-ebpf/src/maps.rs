@@ -157,6 +157,10 @@ static PACKET_KNOWS_CALLER: u32 = 0;
 #[unsafe(no_mangle)]
 static SETSOCKOPT_KNOWS_CALLER: u32 = 0;
 
+/// Whether the programs of calls may choose the error that the caller gets; set by the loader.
+#[unsafe(no_mangle)]
+static CALL_MAY_SET_ERROR: u32 = 0;
+
 /// The verifier knows the value, and does not look at what is never reached.
 #[inline(always)]
 fn is_set(flag: *const u32) -> bool {
@@ -175,6 +179,12 @@ pub(crate) fn sendmsg_judges() -> bool {
 #[inline(always)]
 pub(crate) fn sendmsg_may_mark() -> bool {
     is_set(&raw const SENDMSG_MAY_MARK)
+}
+
+/// See [`CALL_MAY_SET_ERROR`].
+#[inline(always)]
+pub(crate) fn call_may_set_error() -> bool {
+    is_set(&raw const CALL_MAY_SET_ERROR)
 }
 
 /// See [`PACKET_KNOWS_CALLER`].

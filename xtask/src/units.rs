@@ -175,7 +175,11 @@ fn the_module_and_dist_have_programs_fail_as_fast() -> Result<()> {
     }
     let nix = read(&root().join("nixos/units/fail-fast.nix"))?;
     for name in nix.lines().filter_map(|line| line.trim().strip_suffix(';')?.split_once(" = ")) {
-        ensure!(dist.contains(&format!("\n{}=", name.0)), "nixos/units/fail-fast.nix has {}, and dist/fail-fast.env has not", name.0);
+        ensure!(
+            dist.contains(&format!("\n{}=", name.0)),
+            "nixos/units/fail-fast.nix has {}, and dist/fail-fast.env has not",
+            name.0
+        );
     }
     let wgetrc = read(&host.join("nix/store/opencode-a-files/wgetrc"))?;
     ensure!(wgetrc == read(&root().join("dist/wgetrc"))?, "the module has another wgetrc than dist");

@@ -8,7 +8,7 @@ use clap_complete::Shell;
 use crate::{
     daemon::serve::exposition,
     policy::{
-        AnyRule, InstanceName, Rule,
+        AnyRule, Errno, InstanceName, Rule,
         preset::{Preset, preset},
     },
 };
@@ -182,6 +182,10 @@ pub struct ExecArgs {
     /// Report what would be denied, and let it pass
     #[arg(long)]
     pub audit: bool,
+    /// The error that a denied connect, send or bind gets: EPERM, ECONNREFUSED, EHOSTUNREACH or ENETUNREACH. Others than EPERM take a
+    /// kernel that lets programs choose one, such as Linux 6.1
+    #[arg(long, value_name = "ERRNO")]
+    pub errno: Option<Errno>,
     /// The command and its arguments
     #[arg(last = true, required = true, value_name = "CMD")]
     pub command: Vec<OsString>,

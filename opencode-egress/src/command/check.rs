@@ -34,6 +34,8 @@ struct Checked {
     deny: Vec<String>,
     listen: Vec<String>,
     limits: Limits,
+    /// What a denied call gets.
+    errno: &'static str,
     entries: usize,
     port_sets: usize,
     /// Combinations of protocol and ports that rules for names have.
@@ -61,6 +63,7 @@ pub(super) fn check(args: &CheckArgs) -> Result<()> {
             deny: policy.deny.iter().map(ToString::to_string).collect(),
             listen: policy.listen.iter().map(ToString::to_string).collect(),
             limits: Limits { sockets: policy.max_sockets },
+            errno: policy.errno.name(),
             entries: compiled.entries.len(),
             port_sets: compiled.port_sets,
             name_grants: compiled.header.name_grants,
@@ -74,14 +77,26 @@ pub(super) fn check(args: &CheckArgs) -> Result<()> {
         return print_line(serde_json::to_string_pretty(&instances)?);
     }
     for checked in &instances {
-        let Checked { instance, units, mode, allow, names, deny, listen, limits, entries, port_sets, .. } =
-            checked;
+        let Checked {
+            instance,
+            units,
+            mode,
+            allow,
+            names,
+            deny,
+            listen,
+            limits,
+            errno,
+            entries,
+            port_sets,
+            ..
+        } = checked;
         let grants = match checked.name_grants {
             0 => String::new(),
             grants => format!(", {grants} of {MAX_NAME_GRANTS} combinations of protocol and ports for names"),
         };
         print_line(format_args!(
-            "{instance}  mode {mode}; at most {} sockets; {entries} map entries, {port_sets} port sets{grants}",
+            "{instance}  mode {mode}; at most {} sockets; denied calls get {errno}; {entries} map entries, {port_sets} port sets{grants}",
             limits.sockets
         ))?;
         let lists =

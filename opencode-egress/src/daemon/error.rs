@@ -6,8 +6,8 @@ use crate::{
     cgroups::CgroupError,
     control::caller::CallerError,
     kernel::{
-        confine::ConfineError, loader::LoadError, maps::MapsError, pins::PinError, programs::AttachError,
-        registry::InstanceNumbersError,
+        confine::ConfineError, features::KernelError, loader::LoadError, maps::MapsError, pins::PinError,
+        programs::AttachError, registry::InstanceNumbersError,
     },
     policy::{InstanceName, UnitName, compile::CompileError, file::ConfigError},
 };
@@ -26,6 +26,15 @@ pub enum DaemonError {
         /// What there is too much of.
         #[source]
         source: CompileError,
+    },
+    /// A policy takes what the kernel has not.
+    #[error("instance `{name}` cannot be confined as its policy has it")]
+    Kernel {
+        /// The instance whose policy it is.
+        name: InstanceName,
+        /// What the kernel lacks.
+        #[source]
+        source: KernelError,
     },
     /// The programs or maps could not be loaded.
     #[error(transparent)]

@@ -133,7 +133,7 @@ pub(super) struct Confinement {
     pub(super) confined: HashSet<u64>,
     /// The ids of cgroups that `detach` made it let go.
     pub(super) let_go: HashSet<u64>,
-    /// Instances whose links are made for name rules, which come into force once these are there.
+    /// Instances whose links are made for name rules, or for another error than `EPERM`, which come into force once these are there.
     pub(super) soon_with_names: BTreeSet<InstanceIndex>,
     /// Cgroups that are gone and of which there are sockets, by id.
     pub(super) outlived: BTreeMap<u64, Outlived>,

@@ -9,6 +9,8 @@ use aya::{
     util::KernelVersion,
 };
 
+use crate::policy::Errno;
+
 /// The oldest kernel on which everything works: shared cgroup storage is of 5.9, inner maps of any size
 /// and the checks on them of 5.10.
 const OLDEST: KernelVersion = KernelVersion::new(5, 10, 0);
@@ -45,6 +47,11 @@ pub enum KernelError {
          namespaces and of seccomp filters that forbid it"
     )]
     NotPermitted(&'static str),
+    /// Programs of calls cannot choose the error.
+    #[error(
+        "this kernel denies calls with EPERM alone, and the policy has `\"errno\": \"{0}\"`, which takes a newer one (bpf_set_retval() in connect, sendmsg and bind programs; 6.1 has it); leave out `errno`, or use such a kernel"
+    )]
+    FixedErrno(&'static str),
     /// The kernel answered with an error that says nothing about the feature.
     #[error("cannot find out whether this kernel has {feature}")]
     Unknown {
@@ -105,6 +112,8 @@ pub struct Features {
     /// It lets a sendmsg program set a socket's mark: Linux 5.12 and newer
     /// (<https://github.com/torvalds/linux/commit/357490601621>).
     pub sendmsg_may_mark: bool,
+    /// It lets the programs of connect, sendmsg and bind choose the error that the caller gets.
+    pub call_may_set_error: bool,
 }
 
 impl Features {
@@ -119,6 +128,23 @@ impl Features {
             packet_knows_caller: knows_caller(ProgramType::CgroupSkb),
             // The answer differs with the hook, and aya asks for the first one alone.
             sendmsg_may_mark: KernelVersion::current().is_ok_and(|version| version >= SENDMSG_MARKS),
+            call_may_set_error: is_helper_supported(
+                ProgramType::CgroupSockAddr,
+                BpfHelper::BPF_FUNC_set_retval,
+            )
+            .unwrap_or(false),
+        }
+    }
+
+    /// Finds out whether calls can be denied with the error that a policy has.
+    ///
+    /// # Errors
+    ///
+    /// When it has another than `EPERM`, and the kernel knows no other.
+    pub fn check_errno(errno: Errno) -> Result<(), KernelError> {
+        match errno == Errno::default() || Self::of_this_kernel().call_may_set_error {
+            true => Ok(()),
+            false => Err(KernelError::FixedErrno(errno.name())),
         }
     }
 }

@@ -116,6 +116,7 @@ pub fn load(lifetime: &Lifetime<'_>) -> Result<Loaded, LoadError> {
         ("PACKET_KNOWS_CALLER", features.packet_knows_caller),
         ("SENDMSG_JUDGES", !features.packet_knows_caller),
         ("SENDMSG_MAY_MARK", features.sendmsg_may_mark),
+        ("CALL_MAY_SET_ERROR", features.call_may_set_error),
     ]
     .map(|(name, set)| (name, u32::from(set)));
     for (name, set) in &flags {

@@ -218,10 +218,13 @@ fn instance(name: &InstanceName, form: Instance, key: &Text, taken: &mut Taken) 
     let listen = form.listen.iter().map(|form| taken.listener(name, form)).collect::<Result<_, _>>()?;
     let Listed { networks: allow, names, .. } = form.allow.0?;
     let deny = form.deny.0?;
+    let errno = form.errno.as_ref().map(Text::parse).transpose()?.unwrap_or_default();
     let max_sockets = form.limits.sockets.map_or(DEFAULT_MAX_SOCKETS, |count| count.0);
     match deny.first_name {
         Some(misplaced) => Err(misplaced),
-        None => Ok(Policy { units, mode, allow, names, deny: deny.networks, listen, loopback, max_sockets }),
+        None => {
+            Ok(Policy { units, mode, allow, names, deny: deny.networks, listen, loopback, max_sockets, errno })
+        }
     }
 }
 

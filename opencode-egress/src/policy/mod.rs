@@ -3,6 +3,7 @@
 
 pub mod compile;
 pub mod destination;
+mod errno;
 pub mod explain;
 pub mod file;
 pub mod known;
@@ -18,6 +19,7 @@ mod text;
 
 use std::{collections::BTreeMap, fmt, path::Path, str::FromStr, time::Duration};
 
+pub use errno::Errno;
 pub use listen::Listen;
 pub use name::NameRule;
 pub use opencode_egress_common::abi::{DEFAULT_MAX_SOCKETS, Mode};
@@ -119,6 +121,8 @@ pub struct Policy {
     pub loopback: Loopback,
     /// How many sockets it may have open, of those that it made.
     pub max_sockets: u32,
+    /// The error that a denied call gets.
+    pub errno: Errno,
 }
 
 impl Default for Policy {
@@ -132,6 +136,7 @@ impl Default for Policy {
             listen: vec![],
             loopback: Loopback::Own,
             max_sockets: DEFAULT_MAX_SOCKETS,
+            errno: Errno::default(),
         }
     }
 }

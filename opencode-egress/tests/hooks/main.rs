@@ -12,6 +12,7 @@ mod changes;
 mod children;
 mod decision;
 mod ends;
+mod errno;
 mod events;
 mod exec;
 mod holders;

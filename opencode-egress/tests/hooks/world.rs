@@ -127,7 +127,7 @@ impl World {
     pub(crate) fn confine(&mut self) {
         let attach =
             |loaded: &mut Loaded, hook, cgroup: &Cgroup| loaded.programs.attach_for_good(hook, cgroup);
-        let names = self.loaded.maps.has_names(InstanceIndex::FIRST);
+        let names = self.loaded.maps.takes_every_hook(InstanceIndex::FIRST);
         self.loaded
             .confine(&self.cgroup.0, InstanceIndex::FIRST, names, attach)
             .expect("the cgroup is confined");
@@ -142,7 +142,7 @@ impl World {
         self.loaded.maps.install(instance, &policy).expect("the policy is installed");
         let attach =
             |loaded: &mut Loaded, hook, cgroup: &Cgroup| loaded.programs.attach_for_good(hook, cgroup);
-        let names = self.loaded.maps.has_names(instance);
+        let names = self.loaded.maps.takes_every_hook(instance);
         self.loaded.confine(&cgroup.0, instance, names, attach).expect("the cgroup is confined");
         cgroup
     }

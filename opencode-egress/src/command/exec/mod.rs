@@ -32,6 +32,7 @@ use crate::{
     command::args::ExecArgs,
     kernel::{
         connections::SocketDiagnosis,
+        features::Features,
         instance::InstanceIndex,
         loader::{Lifetime, Loaded, load},
         maps::LoadedPolicy,
@@ -64,6 +65,7 @@ const DROPPED: CapabilitySet = CapabilitySet::NET_RAW
 /// When it could not be confined or started; nothing ran then.
 pub(super) fn exec(args: &ExecArgs) -> Result<ExitCode> {
     let (policy, resolver) = policy(args)?;
+    Features::check_errno(policy.errno)?;
     let compiled = compile(&policy)?;
     let mut loaded = load(&Lifetime::Process)?;
     loaded.maps.set_limits(&LogLimits::default())?;
@@ -72,11 +74,12 @@ pub(super) fn exec(args: &ExecArgs) -> Result<ExitCode> {
         true => None,
         false => Some(Names::start(compiled.names, policy.mode, &resolver, &mut loaded_policy)?),
     };
+    let every_hook = loaded_policy.takes_every_hook();
     loaded.maps.put_in_force(vec![(InstanceIndex::FIRST, loaded_policy)])?;
     let diagnosis = SocketDiagnosis::open().context("cannot look at open connections")?;
     let signals = Signals::take()?;
     let cgroup = Scratch::create()?;
-    loaded.confine(&cgroup.0, InstanceIndex::FIRST, names.is_some(), |loaded, hook, cgroup| {
+    loaded.confine(&cgroup.0, InstanceIndex::FIRST, every_hook, |loaded, hook, cgroup| {
         loaded.programs.attach_for_good(hook, cgroup)
     })?;
     let (child, mut output) = spawn(args, &cgroup.0, signals.release())?;
@@ -101,6 +104,7 @@ fn policy(args: &ExecArgs) -> Result<(Policy, Resolver)> {
     if args.audit {
         policy.mode = Mode::Audit;
     }
+    policy.errno = args.errno.unwrap_or(policy.errno);
     Ok((policy, resolver))
 }
 

@@ -137,14 +137,14 @@ impl Daemon {
         }
         self.confinement.confined.insert(cgroup.id());
         // Those for names were not missing where the policy has had none until now.
-        let expected: Vec<_> = self.loaded.programs.hooks(self.loaded.maps.has_names(index)).collect();
+        let expected: Vec<_> = self.loaded.programs.hooks(self.loaded.maps.takes_every_hook(index)).collect();
         let made = missing.iter().filter(|hook| before == 0 || expected.contains(hook)).count();
         Ok(Confined { there: before, made })
     }
 
     /// Whether an instance's cgroups have the links of name rules: its policy has some, or is about to.
     pub(in crate::daemon) fn takes_names(&self, index: InstanceIndex) -> bool {
-        self.confinement.soon_with_names.contains(&index) || self.loaded.maps.has_names(index)
+        self.confinement.soon_with_names.contains(&index) || self.loaded.maps.takes_every_hook(index)
     }
 
     /// Makes new links where those that are there judge by maps that are nobody's any more; each of them goes when a new one is

@@ -58,6 +58,9 @@ pub(super) fn changes(
             if policy.max_sockets != other.max_sockets {
                 add("sockets at most", &policy.max_sockets);
             }
+            if policy.errno != other.errno {
+                add("denied calls get", &policy.errno);
+            }
             policy.units.iter().filter(|unit| !other.units.contains(unit)).for_each(|unit| add("unit", unit));
         };
         differ('-', before, after);
@@ -131,7 +134,7 @@ mod tests {
         let new = policies(
             r#"{"version": 1, "log": {"burst": 7}, "resolver": {"upstream": ["192.0.2.53", "[2001:db8::53]:5353"]}, "instances": {
                 "a": {"units": ["a.service", "a2.service"], "mode": "audit", "allow": ["192.0.2.0/24", {"cidr": "10.0.0.0/8", "protocol": "tcp"}, {"name": "api.example.org", "ports": [22, 443]}, "b.example.org"]},
-                "b": {"units": ["b.service"], "limits": {"sockets": 64}, "listen": [{"address": "127.0.0.1", "port": 80}]},
+                "b": {"units": ["b.service"], "limits": {"sockets": 64}, "errno": "ECONNREFUSED", "listen": [{"address": "127.0.0.1", "port": 80}]},
                 "d": {"units": ["c.service"]}}}"#,
         );
         let expect = [
@@ -147,8 +150,10 @@ mod tests {
             "+ a: mode audit",
             "+ a: unit a2.service",
             "- b: sockets at most 4096",
+            "- b: denied calls get EPERM",
             "+ b: listen 127.0.0.1:80",
             "+ b: sockets at most 64",
+            "+ b: denied calls get ECONNREFUSED",
             "- c: mode enforce",
             "- c: unit c.service",
             "+ d: mode enforce",

@@ -170,6 +170,8 @@ impl Daemon {
             if !names.is_empty() {
                 let (port, learned) = self.names.prepare(index, &name, &names)?;
                 loaded.with_names(port, mark, learned);
+            }
+            if loaded.takes_every_hook() {
                 self.confinement.soon_with_names.insert(index);
             }
             changes.with_names.push((index, names, policies[&name].mode));
@@ -218,7 +220,7 @@ impl Daemon {
     /// Makes the links that name rules take, for the units of instances that are about to have some.
     fn confine_for_names(&mut self) -> Result<(), DaemonError> {
         let soon = &self.confinement.soon_with_names;
-        let new = soon.iter().copied().filter(|index| !self.loaded.maps.has_names(*index));
+        let new = soon.iter().copied().filter(|index| !self.loaded.maps.takes_every_hook(*index));
         let new: Vec<_> = new.collect();
         if new.is_empty() {
             return Ok(());

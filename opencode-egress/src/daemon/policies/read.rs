@@ -14,7 +14,7 @@ pub(in crate::daemon) use super::changes::InstancePolicies;
 use super::changes::changes;
 use crate::{
     daemon::{error::DaemonError, last_applied::is_own},
-    kernel::maps::LoadedPolicy,
+    kernel::{features::Features, maps::LoadedPolicy},
     policy::{
         InstanceName, LogLimits, Resolver,
         compile::{CompiledName, CompiledPolicy, compile},
@@ -44,6 +44,8 @@ pub(in crate::daemon) fn read(
     let set = file::parse(config, &text)?;
     let (mut policies, mut compiled) = (BTreeMap::new(), BTreeMap::new());
     for (name, policy) in set.instances {
+        Features::check_errno(policy.errno)
+            .map_err(|source| DaemonError::Kernel { name: name.clone(), source })?;
         // Sockets of flows by name are marked as the policy says.
         let marked = policy.names.is_empty() || mark == set.resolver.mark;
         if let Some(same) = in_force.get(&name).filter(|in_force| marked && ***in_force == policy) {

@@ -43,6 +43,11 @@ impl LoadedPolicy {
         Ok(Self { header: policy.header, rules, learned: vec![] })
     }
 
+    /// Whether it takes the links of every hook.
+    pub fn takes_every_hook(&self) -> bool {
+        self.header.takes_every_hook()
+    }
+
     /// Gives a policy with name rules what the host has for it: the port of the instance's resolver, the bit of the mark by which the
     /// second lock lets its flows pass, and what its names brought so far.
     pub fn with_names(&mut self, port: u16, mark: u32, learned: Vec<LearnedAddress>) {
@@ -215,9 +220,18 @@ impl Maps {
 
     /// Whether the policy in force for an instance has name rules.
     pub fn has_names(&self, instance: InstanceIndex) -> bool {
+        self.header(instance).is_some_and(|header| header.has_names())
+    }
+
+    /// Whether it takes the links of every hook, those of datagrams' calls among them.
+    pub fn takes_every_hook(&self, instance: InstanceIndex) -> bool {
+        self.header(instance).is_some_and(|header| header.takes_every_hook())
+    }
+
+    fn header(&self, instance: InstanceIndex) -> Option<PolicyHeader> {
         match self.current.load(instance).slot() {
-            0 => false,
-            slot => self.heads.get(&slot, 0).is_ok_and(|header| header.has_names()),
+            0 => None,
+            slot => self.heads.get(&slot, 0).ok(),
         }
     }
 }

@@ -23,7 +23,7 @@ use ports::{PortSpan, Ports, Said, prefixes_of};
 pub(crate) use prefix::Prefix;
 pub use rules::CompiledRules;
 
-use crate::policy::{Cidr, Listen, Loopback, Policy, PortRange, Rule, RuleProtocol};
+use crate::policy::{Cidr, Errno, Listen, Loopback, Mode, Policy, PortRange, Rule, RuleProtocol};
 
 /// Why a policy does not fit the maps.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -111,6 +111,10 @@ fn header(policy: &Policy) -> Result<PolicyHeader, CompileError> {
         max_sockets: policy.max_sockets,
         ..PolicyHeader::default()
     };
+    // What passes in audit mode gets no error.
+    if policy.errno != Errno::default() && policy.mode == Mode::Enforce {
+        header.errno = policy.errno.number().unsigned_abs();
+    }
     if policy.listen.len() > MAX_LISTENERS {
         return Err(CompileError::Listeners(policy.listen.len()));
     }

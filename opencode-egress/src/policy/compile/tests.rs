@@ -246,3 +246,12 @@ fn the_limit_of_sockets_is_in_the_header() {
     let compiled = compile(&Policy { max_sockets: 64, ..Policy::default() }).expect("it fits");
     assert_eq!(compiled.header.max_sockets, 64);
 }
+
+#[test]
+fn the_error_of_denied_calls_is_in_the_header_where_calls_are_denied() {
+    let of =
+        |errno, mode| compile(&Policy { errno, mode, ..Policy::default() }).expect("it fits").header.errno;
+    assert_eq!(of(Errno::Eperm, Mode::Enforce), 0);
+    assert_eq!(of(Errno::Enetunreach, Mode::Enforce), libc::ENETUNREACH.unsigned_abs());
+    assert_eq!(of(Errno::Enetunreach, Mode::Audit), 0);
+}

@@ -62,6 +62,7 @@ pub(super) struct Instance {
     pub(super) loopback: Option<Text>,
     #[serde(default)]
     pub(super) limits: Limits,
+    pub(super) errno: Option<Text>,
 }
 
 #[derive(Deserialize, Default)]

@@ -105,6 +105,26 @@ fn the_limit_of_sockets_is_a_number() {
     assert!(text.contains("unknown field `socket`, expected `sockets`"), "{text}");
 }
 
+#[test]
+fn the_error_of_denied_calls_is_one_of_four() {
+    let with = |errno: &str| GOOD.replacen("\"mode\"", &format!("\"errno\": {errno},\n\"mode\""), 1);
+    let errno = |text: &str| {
+        let set = parse(Path::new("p.json"), text).expect("a good file");
+        set.instances.values().next().expect("an instance").errno.name()
+    };
+    assert_eq!(errno(GOOD), "EPERM");
+    for name in ["EPERM", "ECONNREFUSED", "EHOSTUNREACH", "ENETUNREACH"] {
+        assert_eq!(errno(&with(&format!("{name:?}"))), name);
+    }
+    for bad in ["EACCES", "econnrefused", "111", ""] {
+        let text = shown(&with(&format!("{bad:?}")));
+        let message = format!(
+            "`{bad}` is no error that a denied call can have; write `EPERM`, `ECONNREFUSED`, `EHOSTUNREACH` or `ENETUNREACH`"
+        );
+        assert!(text.starts_with("p.json:6:") && text.contains(&message), "{bad}: {text}");
+    }
+}
+
 /// One instance's clients would find themselves at the other's server.
 #[test]
 fn listeners_of_two_instances_do_not_overlap() {
