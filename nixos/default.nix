@@ -9,5 +9,6 @@
     ./units
     ./users.nix
     ./egress
+    ./keys
   ];
 }

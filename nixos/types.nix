@@ -51,6 +51,8 @@ let
       { value = text; };
 in
 rec {
+  inherit parsed;
+
   absolutePath = parsed "absolutePath" "absolute path, as a string" checkPath;
 
   # Where a path without quotes, which Nix copies to the store, is a mistake each time.

@@ -210,6 +210,7 @@ if __name__ == "__main__":
     witness = Witness()
     machine = Machine(xtask, files, daemon, *root)
     names = {"machine": machine, "witness": witness, "subtest": subtest, "skip": skip}
+    names["PROVIDER"] = Path(__file__).with_name("provider.py").read_text()
     names |= {"arrived": machine.arrived, "switch_to": machine.switch_to}
     signal.signal(signal.SIGALRM, too_long)
     signal.alarm(int(seconds))

@@ -70,6 +70,7 @@ let
     networking.firewall.enable = false;
     environment.systemPackages = [
       pkgs.curl
+      pkgs.openssl
       pkgs.python3
     ];
     systemd.services.upstream = {
@@ -107,7 +108,7 @@ let
         });
       };
       nodes.witness = witness;
-      testScript = lib.concatMapStrings builtins.readFile [
+      testScript = "PROVIDER = ${builtins.toJSON (builtins.readFile ./provider.py)}\n" + lib.concatMapStrings builtins.readFile [
         ./nixos/environment.py
         ./prelude.py
         (./scenarios + "/${name}.py")

@@ -1,10 +1,10 @@
-"""What the scenarios share. It is read before each, in every environment; `machine`, `witness`, `subtest`, `arrived`, `switch_to` and
-`skip` are there.
+"""What the scenarios share. It is read before each, in every environment; `machine`, `witness`, `subtest`, `arrived`, `switch_to`, `skip` and
+`PROVIDER` are there.
 
 `arrived()` gives what has arrived at the second host since it was last called, a line a packet as tcpdump prints it.
 `switch_to(name)` makes the machine another host, as `switch-to-configuration switch` does; with `whole=False` as it does when `nftables` cannot be
 reloaded: it goes on.
-`skip(why)` ends a scenario that cannot be run here.
+`PROVIDER` is the text of provider.py. `skip(why)` ends a scenario that cannot be run here.
 
 Programs that scripts may run, beside NixOS' own (coreutils, findutils, grep, sed, awk, procps, util-linux, iproute2, systemd, nft):
 on the machine curl, git, postgres, python3, sqlite3, and what opencode-egress brings. The agent has coreutils, findutils, grep, sed, and:
@@ -140,6 +140,23 @@ def traces(name, part=""):
         "links": f"ls -d /sys/fs/bpf/opencode-egress/v4/links/{unit},service",
         "temporary files": f"ls -d /tmp/systemd-private-*-{unit}.service-*",
     }
+
+
+# Where everybody on the host can look.
+PLACES = {
+    "store": "cat /nix/store/*opencode-*{,/*,/*/*}",
+    "units": "systemctl cat 'opencode-*' 'control*'",
+    "properties": "systemctl show --all '*'",
+    "journal": "journalctl --namespace='*' --no-pager -o export",
+    "command lines": "cat /proc/[0-9]*/cmdline",
+}
+
+
+def places(word):
+    """Those that have the word. It is read from a file, so that the search does not find itself."""
+    machine.succeed(f"echo {shlex.quote(word)} > /run/word")
+    counts = {place: machine.execute(f"({show}) 2>&1 | grep -caF -f /run/word")[1] for place, show in PLACES.items()}
+    return {place for place, count in counts.items() if int(count) > 0}
 
 
 def not_shown(why):

@@ -8,6 +8,7 @@
 let
   inherit (config.services.opencode) egress;
   instances = import ../instances.nix { inherit config lib; };
+  keyed = import ../keys/keyed.nix { inherit config lib; };
   policy = builtins.toJSON (import ./policy.nix { inherit config lib; });
 
   # What the daemon would refuse, the build refuses, where the machine that builds can run the daemon. Where it cannot, the daemon refuses
@@ -31,12 +32,15 @@ in
 {
   config = lib.mkMerge [
     { networking.firewall.allowedTCPPorts = lib.unique openPorts; }
-    (lib.mkIf (instances.isolated != { }) {
+    # Instances under a policy; what has their keys is one, too.
+    (lib.mkIf (instances.isolated != { } || keyed.exists) {
       environment.etc."opencode-egress/policy.json".source = policyFile;
       environment.etc.${instances.attachEtcName}.source = "${egress.package}/bin/opencode-egress";
       environment.systemPackages = [ egress.package ];
       systemd.services.opencode-egress = import ./daemon.nix { inherit lib egress policyFile; };
       systemd.services.opencode-egress-resolver = import ./resolver.nix { inherit lib egress; };
+    })
+    (lib.mkIf (instances.isolated != { }) {
       networking.nftables.tables.opencode-egress = {
         family = "inet";
         content = nftables.content;

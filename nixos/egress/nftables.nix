@@ -4,6 +4,7 @@
 { config, lib }:
 let
   instances = import ../instances.nix { inherit config lib; };
+  keyed = import ../keys/keyed.nix { inherit config lib; };
   inherit (config.services.opencode.egress) log;
   inherit (lib)
     concatMap
@@ -109,6 +110,7 @@ let
           "ip6 daddr @allow6-${name} accept"
         ]
         ++ map match (filter (rule: rule.cidr != null) isolation.outboundAllow)
+        ++ map match (lib.optional (keyed.keyed ? ${name}) (keyed.rule name))
         # The addresses of names are known to the first lock alone, which marks what it lets go there.
         ++ optional hasNames "meta mark & ${hex} == ${hex} accept"
         ++ [ "goto refuse-${name}" ]

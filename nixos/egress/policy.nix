@@ -3,6 +3,7 @@
 let
   inherit (lib) mapAttrs optionalAttrs;
   instances = import ../instances.nix { inherit config lib; };
+  keyed = import ../keys/keyed.nix { inherit config lib; };
   inherit (config.services.opencode) egress;
 
   rule =
@@ -46,7 +47,8 @@ let
         isolation.outboundAllowCidrs
         ++ map rule isolation.outboundAllow
         ++ map (name: { inherit name; }) isolation.outboundAllowNames
-        ++ map (preset: { inherit preset; }) isolation.presets;
+        ++ map (preset: { inherit preset; }) isolation.presets
+        ++ lib.optional (keyed.keyed ? ${name}) (keyed.rule name);
       deny = isolation.outboundDenyCidrs;
       listen = instances.listeners instance;
       limits = { inherit (instance.resources) sockets; };
@@ -60,9 +62,9 @@ in
     inherit (egress.log) burst;
     per_sec = egress.log.perSec;
   };
-  instances = mapAttrs policy instances.isolated;
+  instances = mapAttrs policy instances.isolated // optionalAttrs keyed.exists { keys = keyed.policy; };
 }
-// optionalAttrs (instances.named != { }) {
+// optionalAttrs (instances.named != { } || keyed.exists) {
   resolver = {
     mark = (import ./mark.nix { inherit config lib; }).value;
   }

@@ -15,6 +15,7 @@ let
     ./environment.nix
     ./sandbox.nix
     ./network-isolation.nix
+    ./providers.nix
     ./moved.nix
   ];
   # Options take `pkgs` for their defaults; submodules have it only if it is given to them.

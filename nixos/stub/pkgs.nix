@@ -40,6 +40,7 @@ in
     meta.mainProgram = "nft";
     entries."bin/nft".text = "#!/bin/sh\nexec /usr/sbin/nft \"$@\"\n";
   };
+  nginx = stored "nginx" { entries."bin/nginx".text = "#!/bin/sh\nexec /usr/sbin/nginx \"$@\"\n"; };
   nodejs = debian;
   python3 = debian;
   ripgrep = named "ripgrep" (program "rg");

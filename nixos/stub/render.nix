@@ -115,9 +115,12 @@ let
         ;
       failed = filter (assertion: !assertion.assertion) config.assertions;
       services = config.systemd.services;
-      enabledUnits = map (name: "${name}.service") (
-        filter (name: lib.elem "multi-user.target" services.${name}.wantedBy) (attrNames services)
-      );
+      enabled =
+        suffix: units:
+        map (name: name + suffix) (
+          filter (name: lib.elem "multi-user.target" units.${name}.wantedBy) (attrNames units)
+        );
+      enabledUnits = enabled ".service" services ++ enabled ".path" config.systemd.paths;
       commands = concatMap (
         service:
         concatMap toList (
@@ -126,6 +129,7 @@ let
       ) (attrValues services);
       packages =
         [ (import ./pkgs.nix { inherit lib; }).nftables ]
+        ++ lib.optional (services ? opencode-keys) (import ./pkgs.nix { inherit lib; }).nginx
         ++ filter isAttrs commands
         ++ map (etc: etc.source) (attrValues config.environment.etc);
       # What /etc has of a package's files is a link, as on NixOS.
@@ -142,6 +146,15 @@ let
         nameValuePair "/etc/systemd/system/${name}.service" (unit config.systemd.globalEnvironment service)
       ) services
       // listToAttrs (map mount config.systemd.mounts)
+      // mapAttrs' (
+        name: path:
+        nameValuePair "/etc/systemd/system/${name}.path" ''
+          [Unit]
+          Description=${path.description}
+
+          [Path]
+          ${settings path.pathConfig}''
+      ) config.systemd.paths
       // mergeAttrsList (map packageFiles packages)
       # systemd reads these before there could be a link.
       // mapAttrs' (name: etc: nameValuePair "/etc/${name}" etc.source.text) (

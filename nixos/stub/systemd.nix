@@ -95,6 +95,12 @@ let
       };
     };
 
+  path.options = {
+    description = option "" types.singleLineStr;
+    wantedBy = units;
+    pathConfig = option { } (types.attrsOf setting);
+  };
+
   mount = types.submodule {
     options = {
       description = option "" types.singleLineStr;
@@ -112,6 +118,7 @@ in
   options.systemd = {
     services = option { } (types.attrsOf (types.submodule service));
     mounts = option [ ] (types.listOf mount);
+    paths = option { } (types.attrsOf (types.submodule path));
     globalEnvironment = option { } (types.attrsOf (types.nullOr atom));
     tmpfiles.rules = option [ ] (types.listOf types.str);
   };

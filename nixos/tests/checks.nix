@@ -25,6 +25,7 @@ let
     "files"
     "firewall"
     "listeners"
+    "keys"
     "names"
     "nixos-rules"
     "template"

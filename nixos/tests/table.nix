@@ -293,5 +293,21 @@ in
       { Nice = [ "5\nUser=root" ]; }
     ];
   };
+  providers = {
+    default = { };
+    first.anthropic.keyFile = "/run/secrets/anthropic";
+    second.own.keyFile = "/run/secrets/own";
+    merged = {
+      anthropic = "/run/secrets/anthropic";
+      own = "/run/secrets/own";
+    };
+    bad = [
+      "anthropic"
+      { anthropic = { }; }
+      { anthropic.keyFile = "key"; }
+      { "a b".keyFile = "/run/secrets/x"; }
+    ];
+    shown = lib.mapAttrs (_: { keyFile, ... }: keyFile);
+  };
 }
 // import ./table-network.nix

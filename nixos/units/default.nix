@@ -13,8 +13,13 @@ let
     nameValuePair
     ;
   instances = import ../instances.nix { inherit config lib; };
-  filesOf = import ./files.nix { inherit lib pkgs instances; };
   told = import ../told.nix { inherit lib; };
+  keyed = import ../keys/keyed.nix { inherit config lib; };
+  filesOf =
+    name: instance:
+    import ./files.nix { inherit lib pkgs instances; } name (
+      instance // { config = keyed.withProviders name instance; }
+    );
   # Below /etc. Links in the state directory point here, so it must not change.
   etcName = name: "opencode-instances/${name}";
 
@@ -40,7 +45,13 @@ let
           ;
         terminals = instances.terminals name;
       };
-      setup = import ./setup.nix { inherit lib pkgs; } (arguments // { inherit hasTable; });
+      setup = import ./setup.nix { inherit lib pkgs; } (
+        arguments
+        // {
+          inherit hasTable;
+          keyless = import ../keys/keyless.nix { inherit lib pkgs keyed; };
+        }
+      );
     in
     {
       ${instances.pathsUnit name} = import ./paths.nix { inherit config lib pkgs; } {

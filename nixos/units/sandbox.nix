@@ -6,6 +6,8 @@
   attachProgram,
   terminals,
   told,
+  # What it shows to opencode-keys.service, to be reached there.
+  tokens,
 }:
 let
   # Files that programs of all kinds need: who is who, how names are resolved, whom TLS trusts, what time it is, and the two
@@ -50,6 +52,7 @@ in
   ]
   ++ [ "${files.package}:${files.at}" ]
   ++ lib.optional (told != null) (dirOf told)
+  ++ tokens
   ++ files.outside
   ++ instance.sandbox.readOnlyPaths
   ++ instance.sandbox.unixSockets.allow;

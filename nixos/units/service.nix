@@ -13,6 +13,7 @@ let
   inherit (lib) mkForce optionalAttrs;
   inherit (instance) networkIsolation resources;
   instances = import ../instances.nix { inherit config lib; };
+  keyed = import ../keys/keyed.nix { inherit config lib; };
   sandbox = import ./sandbox.nix { inherit lib; };
   exec = import ./exec.nix { inherit lib; };
 
@@ -55,6 +56,7 @@ in
       inherit (instances) attachProgram;
       terminals = instances.terminals name;
       told = if instances.tells instance then instances.told name else null;
+      tokens = keyed.tokens name instance;
     }
     // given {
       MemoryMax = resources.memoryMax;

@@ -6,6 +6,7 @@
   files,
   common,
   hasTable,
+  keyless,
   ...
 }:
 let
@@ -14,6 +15,9 @@ let
     "opencode-egress.service"
     "nftables.service"
   ];
+
+  # What makes the token. Without it the server starts, and says so when it is asked something.
+  keys = optional (instance.providers != { }) "opencode-keys.service";
 
   # Before anything is mounted.
   paths = "opencode-${name}-paths.service";
@@ -105,7 +109,8 @@ in
   # Both locks. Here it is Requires=: this unit is over when the server starts, so what becomes of them later does not stop it.
   # A daemon whose first start fails is waited for, by its RestartMode=.
   requires = locks ++ [ paths ];
-  after = [ "network.target" ] ++ locks ++ [ paths ];
+  wants = keys;
+  after = [ "network.target" ] ++ locks ++ keys ++ [ paths ];
 
   inherit (common) environment path unitConfig;
 
@@ -113,7 +118,8 @@ in
     # Not RemainAfterExit=: with it, restarting the daemon would stop this unit, and so the server.
     Type = "oneshot";
     ExecStart =
-      hook "pre-init" instance.preInitScript
+      optional (instance.providers != { }) (keyless { inherit name instance; })
+      ++ hook "pre-init" instance.preInitScript
       ++ [ setup ]
       ++ hook "post-init" instance.postInitScript;
   }

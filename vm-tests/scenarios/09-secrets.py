@@ -20,24 +20,6 @@ for name, text in FILES.items():
 prepare("keyed", "other")
 start("keyed", "other")
 
-
-# Where everybody on the host can look.
-PLACES = {
-    "store": "cat /nix/store/*opencode-*{,/*,/*/*}",
-    "units": "systemctl cat 'opencode-*' 'control*'",
-    "properties": "systemctl show --all '*'",
-    "journal": "journalctl --namespace='*' --no-pager -o export",
-    "command lines": "cat /proc/[0-9]*/cmdline",
-}
-
-
-def places(word):
-    """Those that have the word. It is read from a file, so that the search does not find itself."""
-    machine.succeed(f"echo {shlex.quote(word)} > /run/word")
-    counts = {place: machine.execute(f"({show}) 2>&1 | grep -caF -f /run/word")[1] for place, show in PLACES.items()}
-    return {place for place, count in counts.items() if int(count) > 0}
-
-
 with subtest("the module's own variables, those of `environment` over them, and those of files over these, in order"):
     expected = {
         "HOME": "/var/lib/opencode/instance-state/keyed",

@@ -88,7 +88,9 @@ pub(crate) fn evaluate(file: &str) -> Result<String> {
 /// Everything that decides what is rendered, but for nixpkgs.
 fn inputs() -> Result<Vec<PathBuf>> {
     let mut files =
-        vec![root().join("vm-tests/common.nix"), root().join("opencode-egress/src/policy/presets.json")];
+        ["vm-tests/common.nix", "opencode-egress/src/policy/presets.json", "dist/opencode-keys-load"]
+            .map(|file| root().join(file))
+            .to_vec();
     collect(&root().join("nixos"), &mut files)?;
     collect(&root().join("vm-tests/hosts"), &mut files)?;
     files.retain(|file| !file.starts_with(root().join("nixos/tests")));

@@ -30,13 +30,15 @@ struct Unit {
     differences: &'static [Difference],
 }
 
-const UNITS: [Unit; 2] = [
+const UNITS: [Unit; 4] = [
     Unit { name: "opencode-egress.service", nix: "nixos/egress/daemon.nix", differences: DAEMON },
     Unit {
         name: "opencode-egress-resolver.service",
         nix: "nixos/egress/resolver.nix",
         differences: RESOLVER,
     },
+    Unit { name: "opencode-keys.service", nix: "nixos/keys/units.nix", differences: KEYS },
+    Unit { name: "opencode-keys-gone.service", nix: "nixos/keys/units.nix", differences: GONE },
 ];
 
 /// NixOS adds it to every unit.
@@ -58,6 +60,57 @@ const RESOLVER: &[Difference] = &[
     },
     ENVIRONMENT,
 ];
+
+const KEYS: &[Difference] = &[
+    Difference {
+        setting: "Service.ExecStartPre",
+        dist: Some(
+            "+/usr/bin/opencode-egress attach --timeout 60 keys +/usr/libexec/opencode-keys-load start /etc/opencode-keys/list",
+        ),
+        module: Some(
+            "+/etc/opencode-egress/opencode-egress attach --timeout 60 keys +/etc/opencode-keys/load start /etc/opencode-keys/list",
+        ),
+        because: IN_STORE,
+    },
+    Difference {
+        setting: "Service.ExecStart",
+        dist: Some("/usr/sbin/nginx -c /etc/opencode-keys/nginx.conf -e stderr"),
+        module: Some("/nix/store/nginx/bin/nginx -c /etc/opencode-keys/nginx.conf -e stderr"),
+        because: IN_STORE,
+    },
+    Difference {
+        setting: "Service.ExecReload",
+        dist: Some("+/usr/libexec/opencode-keys-load reload /etc/opencode-keys/list /bin/kill -HUP $MAINPID"),
+        module: Some("+/etc/opencode-keys/load reload /etc/opencode-keys/list /usr/bin/kill -HUP $MAINPID"),
+        because: IN_STORE,
+    },
+    Difference {
+        setting: "Service.LoadCredential",
+        dist: None,
+        module: Some("a.anthropic:/run/secrets/a b.anthropic:/run/secrets/b b.own:/run/secrets/own"),
+        because: "the keys are the host's",
+    },
+    Difference {
+        setting: "Service.SetCredential",
+        dist: None,
+        module: Some("a.anthropic:none b.anthropic:none b.own:none"),
+        because: "the keys are the host's",
+    },
+    ENVIRONMENT,
+];
+
+const GONE: &[Difference] = &[
+    Difference {
+        setting: "Service.ExecStart",
+        dist: Some("/usr/sbin/nginx -c /etc/opencode-keys/gone.conf -e stderr"),
+        module: Some("/nix/store/nginx/bin/nginx -c /etc/opencode-keys/gone.conf -e stderr"),
+        because: IN_STORE,
+    },
+    ENVIRONMENT,
+];
+
+/// Why the module names another file.
+const IN_STORE: &str = "the programs are in the store, and the module says where";
 
 const DAEMON: &[Difference] = &[
     Difference {

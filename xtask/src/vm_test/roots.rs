@@ -21,7 +21,7 @@ pub(crate) enum Root {
 }
 
 /// What servers, scenarios and the second lock take of a minimal system.
-const PACKAGES: &str = "ca-certificates,curl,dbus,git,iproute2,libnss-systemd,nftables,postgresql,procps,python3,sqlite3,systemd,systemd-sysv";
+const PACKAGES: &str = "ca-certificates,curl,dbus,git,iproute2,libnss-systemd,nftables,nginx,postgresql,procps,python3,sqlite3,systemd,systemd-sysv";
 
 impl Root {
     /// Where it is, if it is not this machine's own; it is installed when it is not there.
@@ -48,8 +48,13 @@ impl Root {
 /// A release's root under `target/roots`. What is there is taken; remove it for newer packages.
 fn installed(suite: &str) -> Result<PathBuf> {
     let directory = root().join("target/roots").join(suite);
+    // Of which packages what is there was made.
+    let made_of = directory.with_extension("packages");
     if directory.exists() {
-        return Ok(directory);
+        if fs::read_to_string(&made_of).is_ok_and(|packages| packages == PACKAGES) {
+            return Ok(directory);
+        }
+        fs::remove_dir_all(&directory)?;
     }
     ensure("another release's root", &[("debootstrap", "debootstrap")])?;
     let partial = directory.with_extension("part");
@@ -67,6 +72,7 @@ fn installed(suite: &str) -> Result<PathBuf> {
     run_command(&format!("installing Debian {suite} under target/roots, once"), &mut debootstrap)?;
     settle(&partial)?;
     fs::rename(&partial, &directory)?;
+    fs::write(&made_of, PACKAGES).with_context(|| format!("cannot write {}", made_of.display()))?;
     Ok(directory)
 }
 

@@ -31,6 +31,7 @@ pub(super) fn run(roots: &[Root], names: &[String]) -> Result<()> {
     render::check()?;
     ensure_program("the scenarios", &[("python3", "python3"), ("sqlite3", "sqlite3")])?;
     apt_install("the second lock", &["nftables"])?;
+    apt_install("what has the providers' keys, and a provider's certificate", &["nginx", "openssl"])?;
     apt_install("a database on a Unix socket", &["postgresql"])?;
     // Of what is there now: whoever edits something from here on is to run all again.
     let hash = verification::hash()?;

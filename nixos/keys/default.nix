@@ -1,0 +1,73 @@
+# opencode-keys.service: nginx, between instances and their providers, which has the keys.
+{
+  config,
+  lib,
+  pkgs,
+  ...
+}:
+let
+  instances = import ../instances.nix { inherit config lib; };
+  keyed = import ./keyed.nix { inherit config lib; };
+  nginx = import ./nginx.nix { inherit lib; };
+  runtime = name: "/run/${name}";
+
+  file = name: text: pkgs.writeText name text;
+  configuration = file "opencode-keys-nginx.conf" (
+    nginx.config {
+      runtime = runtime "opencode-keys";
+      secrets = "/run/opencode/keys/secrets.conf";
+      trusted = "/etc/ssl/certs/ca-certificates.crt";
+      resolver = "127.0.0.53";
+      instances = keyed.nginxInstances;
+    }
+  );
+  gone = file "opencode-keys-gone.conf" (
+    nginx.gone {
+      runtime = runtime "opencode-keys-gone";
+      ports = lib.attrValues keyed.ports;
+    }
+  );
+  # What the packages of other systems have as well.
+  load = pkgs.writeShellScript "opencode-keys-load" ''
+    PATH=${lib.makeBinPath [ pkgs.coreutils ]}
+    ${builtins.readFile ../../dist/opencode-keys-load}'';
+  list = file "opencode-keys-list" keyed.list;
+in
+{
+  imports = [ ./assertions.nix ];
+
+  config = lib.mkIf keyed.exists {
+    users.users.opencode-keys = {
+      isSystemUser = true;
+      group = "opencode-keys";
+      description = "Keys of opencode servers' providers";
+    };
+    users.groups.opencode-keys = { };
+
+    # A changed configuration is a reload: what streams goes on.
+    environment.etc = {
+      "opencode-keys/nginx.conf".source = configuration;
+      "opencode-keys/gone.conf".source = gone;
+      "opencode-keys/list".source = list;
+      "opencode-keys/load".source = load;
+    };
+
+    systemd.services = import ./units.nix {
+      inherit
+        lib
+        pkgs
+        instances
+        keyed
+        configuration
+        list
+        ;
+    };
+
+    # A key that changes is read.
+    systemd.paths.opencode-keys-reload = {
+      description = "Keys of opencode servers' providers, watched";
+      wantedBy = [ "multi-user.target" ];
+      pathConfig.PathChanged = lib.unique (map (provider: provider.keyFile) keyed.providers);
+    };
+  };
+}

@@ -1,0 +1,282 @@
+# nginx.conf of opencode-keys.service: from what `instances` says, and nothing else, to text. It holds no secret; those are in `secrets`, a file that
+# opencode-keys-load writes when the unit starts and when it is reloaded.
+{ lib }:
+let
+  inherit (lib) concatMapStringsSep concatStringsSep escapeRegex mapAttrsToList optionals;
+
+  lines = concatStringsSep "\n";
+  indent = text: concatMapStringsSep "\n" (line: if line == "" then line else "  ${line}") (lib.splitString "\n" text);
+  block = head: body: "${head} {\n${indent (lines body)}\n}";
+
+  # What goes to the provider of a client's headers, if it is there. No other does, so no credential of whatever name.
+  passed = [
+    "Accept"
+    "Accept-Encoding"
+    "Anthropic-Beta"
+    "Anthropic-Version"
+    "Content-Type"
+    "HTTP-Referer"
+    "OpenAI-Beta"
+    "Originator"
+    "Session-Id"
+    "User-Agent"
+    "X-Session-Affinity"
+    "X-Session-Id"
+    "X-Title"
+  ];
+  variable = header: "$http_${lib.toLower (lib.replaceStrings [ "-" ] [ "_" ] header)}";
+
+  # An answer that every client of the AI SDK shows, and that opencode does not try again after: not one of 408, 409, 429 and 500 up.
+  refused =
+    status: message:
+    "return ${toString status} '${
+      builtins.toJSON {
+        type = "error";
+        error = {
+          type = "invalid_request_error";
+          message = "opencode-keys: ${message}";
+        };
+      }
+    }';";
+
+  # A JSON object of which the one member that is called `model`, whatever its case, is one of these: PCRE, in one pass, and nothing else matches, however a
+  # parser takes escapes in names or two members of a name. What is too deep or too long for PCRE does not match either.
+  modelPattern =
+    models:
+    let
+      # A backslash is written `\x5c`: nginx takes two for one.
+      string = ''"[^"\x5c]*+(?:\x5c.[^"\x5c]*+)*+"'';
+      name = ''\s*+(?!"(?i:model)")"[^"\x5c]*+"\s*+:'';
+      value = "(?<v>\\s*+(?:${string}|[-+.0-9A-Za-z]++|\\[(?:(?&v)(?:,(?&v))*+)?+\\s*+\\]|\\{(?:\\s*+${string}\\s*+:(?&v)(?:,\\s*+${string}\\s*+:(?&v))*+)?+\\s*+\\})\\s*+)";
+    in
+    "(?s)^\\s*+\\{(?:${name}${value},)*+\\s*+\"model\"\\s*+:\\s*+\"(?<keys_named>${concatMapStringsSep "|" escapeRegex models})\"\\s*+(?:,${name}(?&v))*+\\}\\s*+$";
+
+  ofProvider =
+    runtime: name: { id, ... }@provider:
+    let
+      inherit (provider) upstream models limit;
+      byPath = lib.any (lib.hasInfix "<model>") provider.requests;
+      target =
+        request:
+        let
+          parts = lib.splitString " " request;
+          method = lib.head parts;
+          path = lib.last parts;
+          of = lib.splitString "<model>" path;
+          any = if models == null then "[A-Za-z0-9._-]+" else concatMapStringsSep "|" escapeRegex models;
+        in
+        if lib.length of == 1 then
+          ''"${method} /${name}${upstream.path}${path}" ${upstream.path}${path};''
+        else
+          "'~^${method} /${escapeRegex "${name}${upstream.path}${lib.head of}"}(?<keys_model_${id}>${any})${escapeRegex (lib.last of)}$' ${upstream.path}${lib.head of}$keys_model_${id}${lib.last of};";
+      inBody = models != null && !byPath;
+      host = upstream.host + lib.optionalString (upstream.port != 443) ":${toString upstream.port}";
+      pass =
+        lib.optional (models != null || byPath) "set $keys_model $keys_model_${id};"
+        ++ [
+        "client_max_body_size ${toString limit.bytes};"
+      ]
+      ++ optionals (limit.requests != null) [
+        "limit_req zone=keys_${id} burst=${toString (limit.requests - 1)} nodelay;"
+      ]
+      ++ [
+        "proxy_pass https://${upstream.host}:${toString upstream.port}$keys_path_${id}$is_args$args;"
+        "proxy_ssl_name ${upstream.host};"
+        "proxy_set_header Host ${host};"
+        ''proxy_set_header Connection "";''
+        "proxy_set_header ${provider.header.name} $keys_key_${id};"
+      ]
+      ++ map (header: "proxy_set_header ${header} ${variable header};") passed;
+    in
+    {
+      http = [
+        (block ''map "$request_method $uri" $keys_path_${id}'' ([ ''default "";'' ] ++ map target provider.requests))
+      ]
+      ++ optionals (limit.requests != null) [
+        "limit_req_zone $server_port zone=keys_${id}:32k rate=${toString limit.requests}r/m;"
+      ]
+      ++ optionals inBody [
+        (block "map $request_body $keys_model_${id}" [
+          ''default "";''
+          "'~${modelPattern models}' $keys_named;"
+        ])
+        # What has no body asks for no model.
+        (block ''map "$request_method $keys_model_${id}" $keys_may_${id}'' [
+          ''default "";''
+          "'~^GET |^POST .' 1;"
+        ])
+      ];
+      server = [
+        (block "location /${name}/" (
+          [
+            "if ($keys_known_${id} = \"\") { ${refused 401 "this needs the token of the instance that the port is for"} }"
+            "if ($keys_path_${id} = \"\") { ${refused 404 "of ${name} only these are passed on: ${concatMapStringsSep ", " (lib.replaceStrings [ " " ] [ " ${upstream.path}" ]) provider.requests}"} }"
+            "if ($args !~ '^(?:alt=sse|beta=true)?$') { ${refused 400 "no query but alt=sse and beta=true is passed on"} }"
+          ]
+          ++ (
+            if !inBody then
+              pass
+            else
+              [
+                # `mirror` reads the body. Then nginx looks for a file below a directory that has the model's verdict in its name, finds none, and goes on to the other
+                # location. The verdict is found here, where nothing is logged: the log of a body that is too intricate for PCRE would have the body.
+                "error_log stderr emerg;"
+                "root ${runtime}/none$keys_may_${id};"
+                "client_max_body_size ${toString limit.bytes};"
+                "client_body_in_single_buffer on;"
+                "client_body_buffer_size ${toString limit.bytes};"
+                "mirror /read;"
+                "error_page 404 = @${name};"
+              ]
+          )
+        ))
+      ]
+      ++ optionals inBody [
+        (block "location @${name}" (
+          [
+            "if ($keys_may_${id} = \"\") { ${refused 403 "the model is not among those that the instance may ask for: ${concatStringsSep ", " models}"} }"
+          ]
+          ++ pass
+        ))
+      ];
+    };
+
+  ofInstance =
+    runtime: name:
+    { port, providers }:
+    let
+      parts = mapAttrsToList (ofProvider runtime) providers;
+    in
+    {
+      http = lib.concatMap (part: part.http) parts;
+      server = block "server" (
+        [
+          "listen 127.0.0.1:${toString port};"
+          "set $keys_model -;"
+          "if ($http_host != 127.0.0.1:${toString port}) { ${refused 421 "this is 127.0.0.1:${toString port}, and no other host"} }"
+          "if ($request !~ '^[A-Z]+ /') { ${refused 400 "this is no proxy: ask for a path"} }"
+          # A path as it would be passed on: without `..`, `//` and escapes.
+          "if ($request_uri != $uri$is_args$args) { ${refused 400 "the path is not in its shortest form"} }"
+          "location / { ${refused 404 "no such provider: ${concatStringsSep ", " (lib.attrNames providers)}"} }"
+          "location = /read { internal; return 204; }"
+          "location @redirect { ${refused 403 "the provider sends its client elsewhere, which is not passed on"} }"
+        ]
+        ++ lib.concatMap (part: part.server) parts
+      );
+    };
+
+  # Whose a request is: of the port and the path, which are there for every request that has a line of log.
+  names = instances: [
+    (block "map $server_port $keys_instance" (
+      [ "default -;" ] ++ mapAttrsToList (name: { port, ... }: "${toString port} ${name};") instances
+    ))
+    (block "map $uri $keys_provider" (
+      [ "default -;" ]
+      ++ map (name: "'~^/${escapeRegex name}/' ${name};") (
+        lib.unique (lib.concatMap ({ providers, ... }: lib.attrNames providers) (lib.attrValues instances))
+      )
+    ))
+  ];
+
+  logged = "instance=$keys_instance provider=$keys_provider model=$keys_model method=$request_method path=\"$uri\" status=$status received=$request_length sent=$bytes_sent seconds=$request_time first=$upstream_header_time";
+
+  common = runtime: [
+    "daemon on;"
+    "pid ${runtime}/nginx.pid;"
+    "error_log stderr error;"
+    "worker_processes auto;"
+    (block "events" [ "worker_connections 4096;" ])
+  ];
+  temporary = runtime: map (kind: "${kind}_temp_path ${runtime}/${kind};") [ "client_body" "proxy" "fastcgi" "uwsgi" "scgi" ];
+in
+{
+  config =
+    {
+      # A directory of its own in memory, the file of secrets, and whom TLS trusts.
+      runtime,
+      secrets,
+      trusted,
+      # Whom names are asked of. The kernel hands the question to the resolver of the unit's instance, whoever this is.
+      resolver,
+      # name -> { port, providers }
+      instances,
+    }:
+    let
+      parts = mapAttrsToList (ofInstance runtime) instances;
+    in
+    lines (
+      common runtime
+      ++ [
+        (block "http" (
+          temporary runtime
+          ++ [
+            "map_hash_bucket_size 256;"
+            "variables_hash_max_size 4096;"
+            "include ${secrets};"
+            "default_type application/json;"
+            "server_tokens off;"
+            "log_format keys '${logged}';"
+            "access_log syslog:server=unix:/dev/log,nohostname,tag=opencode_keys keys;"
+            ""
+            "# Long requests, and answers that come piece by piece and may be silent for long."
+            "client_body_timeout 60s;"
+            "keepalive_timeout 1h;"
+            "keepalive_requests 100000;"
+            "proxy_http_version 1.1;"
+            "proxy_request_buffering off;"
+            "proxy_buffering off;"
+            "proxy_max_temp_file_size 0;"
+            "proxy_read_timeout 1h;"
+            "proxy_send_timeout 60s;"
+            "proxy_connect_timeout 20s;"
+            ""
+            "# To the provider, and to nobody else."
+            "resolver ${resolver};"
+            "resolver_timeout 10s;"
+            "proxy_ssl_server_name on;"
+            "proxy_ssl_verify on;"
+            "proxy_ssl_verify_depth 5;"
+            "proxy_ssl_trusted_certificate ${trusted};"
+            "proxy_ssl_protocols TLSv1.2 TLSv1.3;"
+            "proxy_pass_request_headers off;"
+            "proxy_redirect off;"
+            "proxy_next_upstream off;"
+            "proxy_intercept_errors on;"
+            "recursive_error_pages on;"
+            "error_page 300 301 302 303 305 307 308 = @redirect;"
+            "limit_req_status 429;"
+            ""
+          ]
+          ++ names instances
+          ++ lib.concatMap (part: part.http) parts
+          ++ map (part: part.server) parts
+        ))
+        ""
+      ]
+    );
+
+  # What answers in its place while it does not run.
+  gone =
+    { runtime, ports }:
+    lines (
+      common runtime
+      ++ [
+        (block "http" (
+          temporary runtime
+          ++ [
+            "default_type application/json;"
+            "server_tokens off;"
+            "access_log off;"
+            "client_max_body_size 0;"
+            (block "server" (
+              map (port: "listen 127.0.0.1:${toString port};") ports
+              ++ [
+                (refused 424 "opencode-keys.service does not run on this host, so no provider is reached; `systemctl status opencode-keys` says why")
+              ]
+            ))
+          ]
+        ))
+        ""
+      ]
+    );
+}

@@ -1,0 +1,129 @@
+# opencode-keys.service, as dist/opencode-keys.service has it, but for what xtask/src/units.rs lists; what answers while it does not run; and what reloads it.
+{
+  lib,
+  pkgs,
+  instances,
+  keyed,
+  configuration,
+  list,
+}:
+let
+  exec = import ../units/exec.nix { inherit lib; };
+  nginx = lib.getExe' pkgs.nginx "nginx";
+  load = "/etc/opencode-keys/load";
+  credential = provider: "${provider.instance}.${provider.name}";
+
+  serve = name: {
+    Type = "forking";
+    PIDFile = "/run/${name}/nginx.pid";
+    RuntimeDirectory = name;
+    RuntimeDirectoryMode = "0700";
+    User = "opencode-keys";
+    Group = "opencode-keys";
+    LimitNOFILE = 16384;
+    # Keys are in its memory.
+    LimitCORE = 0;
+    TasksMax = 128;
+
+    CapabilityBoundingSet = "";
+    NoNewPrivileges = true;
+    ProtectSystem = "strict";
+    ProtectHome = true;
+    PrivateTmp = true;
+    PrivateDevices = true;
+    PrivateMounts = true;
+    PrivateIPC = true;
+    DevicePolicy = "closed";
+    PrivateUsers = true;
+    ProtectProc = "invisible";
+    ProcSubset = "pid";
+    ProtectClock = true;
+    ProtectHostname = true;
+    ProtectKernelLogs = true;
+    ProtectKernelModules = true;
+    ProtectKernelTunables = true;
+    ProtectControlGroups = true;
+    RestrictNamespaces = true;
+    RestrictRealtime = true;
+    RestrictSUIDSGID = true;
+    RemoveIPC = true;
+    LockPersonality = true;
+    MemoryDenyWriteExecute = true;
+    KeyringMode = "private";
+    UMask = "0077";
+    RestrictAddressFamilies = [
+      "AF_UNIX"
+      "AF_INET"
+      "AF_INET6"
+    ];
+    SystemCallArchitectures = "native";
+    SystemCallFilter = [
+      "@system-service"
+      "~@privileged @resources @keyring @aio"
+    ];
+    SystemCallErrorNumber = "EPERM";
+  };
+in
+{
+  opencode-keys = {
+    description = "Keys of opencode servers' providers";
+    wantedBy = [ "multi-user.target" ];
+    wants = [ "opencode-egress.service" ];
+    after = [
+      "network.target"
+      "opencode-egress.service"
+    ];
+    reloadTriggers = [
+      configuration
+      list
+    ];
+    # An upgrade restarts it in one step.
+    stopIfChanged = false;
+    unitConfig = {
+      # Clients are told at once, and do not try for a minute.
+      OnFailure = "opencode-keys-gone.service";
+      OnSuccess = "opencode-keys-gone.service";
+    };
+    serviceConfig = serve "opencode-keys" // {
+      ExecStartPre = [
+        "+${exec [ instances.attachProgram "attach" "--timeout" "60" "keys" ]}"
+        "+${exec [ load "start" "/etc/opencode-keys/list" ]}"
+      ];
+      ExecStart = exec [ nginx "-c" "/etc/opencode-keys/nginx.conf" "-e" "stderr" ];
+      ExecReload = [
+        "+${exec [ load "reload" "/etc/opencode-keys/list" ]}"
+        "${lib.getExe' pkgs.coreutils "kill"} -HUP $MAINPID"
+      ];
+      Restart = "always";
+      LoadCredential = map (provider: "${credential provider}:${provider.keyFile}") keyed.providers;
+      # Where a file is missing it is opencode-keys-load that says so, with what to do.
+      SetCredential = map (provider: "${credential provider}:none") keyed.providers;
+      # `attach` is root's.
+      UnsetEnvironment = import ../units/loader-variables.nix;
+    };
+  };
+
+  opencode-keys-gone = {
+    description = "Answers of opencode-keys.service while it does not run";
+    conflicts = [ "opencode-keys.service" ];
+    unitConfig.ConditionPathExists = "/etc/opencode-keys/gone.conf";
+    serviceConfig = serve "opencode-keys-gone" // {
+      ExecStart = exec [ nginx "-c" "/etc/opencode-keys/gone.conf" "-e" "stderr" ];
+      IPAddressDeny = "any";
+      IPAddressAllow = "localhost";
+    };
+  };
+
+  # Started by opencode-keys-reload.path.
+  opencode-keys-reload = {
+    description = "Reads changed keys of opencode servers' providers";
+    serviceConfig = {
+      Type = "oneshot";
+      # One that has failed may begin anew: the key may be what was wrong.
+      ExecStart = [
+        "-${lib.getExe' pkgs.systemd "systemctl"} reset-failed opencode-keys.service"
+        "${lib.getExe' pkgs.systemd "systemctl"} --no-block reload-or-restart opencode-keys.service"
+      ];
+    };
+  };
+}

@@ -1,0 +1,53 @@
+# What a provider's `upstream` and `header` say, as parts: { value } or { problem }, a sentence that says what to write instead.
+{ lib }:
+let
+  inherit (import ../dns-name.nix { inherit lib; }) parseName;
+in
+{
+  # "https://api.example.org/v1" -> { host, port, path }; the path may be empty.
+  parseUpstream =
+    text:
+    let
+      parts = builtins.match "https://([^/:@?#]*)(:([0-9]{1,5}))?(/[A-Za-z0-9._~/-]*)?" text;
+      host = lib.head parts;
+      port = lib.elemAt parts 2;
+      number = if port == null then 443 else lib.toIntBase10 port;
+      path = lib.defaultTo "" (lib.elemAt parts 3);
+      name = parseName host;
+      segments = lib.splitString "/" (lib.removePrefix "/" path);
+    in
+    if lib.hasPrefix "http://" text then
+      { problem = "`${text}` is without TLS, and the key would go over the network for all to read; write `https://`"; }
+    else if parts == null then
+      { problem = "`${text}` is no base URL; write one as in `https://api.example.org/v1`, without a query"; }
+    else if name ? problem || lib.hasInfix "*" host then
+      { problem = "`${host}` in `${text}` is no name of a host, and TLS needs one to verify; write its DNS name"; }
+    else if number < 1 || number > 65535 then
+      { problem = "`${text}` has no port; write one from 1 to 65535" ; }
+    else if path != "" && lib.any (segment: lib.elem segment [ "" "." ".." ]) segments then
+      { problem = "`${text}` has empty, `.` or `..` parts, or ends in `/`; write it without"; }
+    else
+      {
+        value = {
+          host = lib.toLower host;
+          port = number;
+          inherit path;
+        };
+      };
+
+  # "Authorization: Bearer" -> { name, scheme }; the scheme may be null.
+  parseHeader =
+    text:
+    let
+      parts = builtins.match "([A-Za-z0-9-]+)(: ([A-Za-z0-9]+))?" text;
+    in
+    if parts == null then
+      { problem = "`${text}` is no header for a key; write its name, as in `x-api-key`, and maybe a scheme, as in `Authorization: Bearer`"; }
+    else
+      {
+        value = {
+          name = lib.head parts;
+          scheme = lib.elemAt parts 2;
+        };
+      };
+}

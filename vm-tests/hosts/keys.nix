@@ -1,0 +1,42 @@
+# Servers whose keys opencode-keys.service has: `a` and `b` reach nothing but that, and `free` has no policy. The second host is their provider, and the resolver.
+{
+  imports = [ ../common.nix ];
+
+  services.opencode = {
+    egress.resolver.upstream = [ "192.0.2.20" ];
+    instances = {
+      a = {
+        directory = "/srv/a";
+        listen.port = 4101;
+        networkIsolation.enable = true;
+        providers.anthropic = {
+          keyFile = "/run/secrets/a";
+          upstream = "https://llm.example.org/v1";
+        };
+        config.provider.anthropic.options.timeout = 300000;
+      };
+      b = {
+        directory = "/srv/b";
+        listen.port = 4102;
+        networkIsolation.enable = true;
+        providers.anthropic = {
+          keyFile = "/run/secrets/b";
+          upstream = "https://llm.example.org/v1";
+          models = [ "claude-haiku-4-5" ];
+        };
+        providers.own = {
+          keyFile = "/run/secrets/own";
+          upstream = "https://llm.example.org:8443";
+          limit = {
+            requests = 3;
+            bytes = 1048576;
+          };
+        };
+      };
+      free = {
+        directory = "/srv/free";
+        listen.port = 4103;
+      };
+    };
+  };
+}

@@ -1,0 +1,120 @@
+"""A provider of models on the second host, over TLS, and the resolver that knows where it is. Asked how much it has seen, it tells it, on port 8053.
+
+    provider.py DIRECTORY
+
+DIRECTORY has its certificate and key. What an answer is like the request says: see `answer`."""
+
+import asyncio
+import json
+import socket
+import ssl
+import struct
+import sys
+
+ADDRESS, RESOLVER = "192.0.2.10", "192.0.2.20"
+seen = []
+
+
+async def request(reader):
+    """The head of a request, its headers and its body; nothing where the client is gone."""
+    head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+    headers = dict(line.split(": ", 1) for line in head[1:] if line)
+    named = {name.lower(): value for name, value in headers.items()}
+    body = b""
+    if "content-length" in named:
+        body = await reader.readexactly(int(named["content-length"]))
+    elif named.get("transfer-encoding") == "chunked":
+        while size := int(await reader.readline(), 16):
+            body += await reader.readexactly(size)
+            await reader.readline()
+        await reader.readline()
+    return head[0], headers, body
+
+
+def event(**fields):
+    return f"event: {fields['type']}\ndata: {json.dumps(fields)}\n\n".encode()
+
+
+async def answer(writer, line, body):
+    """Five pieces, or as many as `PIECES=` in the body says, a fifth of a second apart, or `GAP=` milliseconds; `REDIRECT` is sent elsewhere."""
+
+    def said(word, default):
+        at = body.find(word)
+        return default if at < 0 else int(body[at + len(word):at + len(word) + 6].split(b" ")[0])
+
+    if b"REDIRECT" in body:
+        writer.write(b"HTTP/1.1 302 Found\r\nlocation: https://elsewhere.example/\r\ncontent-length: 0\r\n\r\n")
+        return
+    if line.startswith("GET"):
+        text = b'{"data":[]}'
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s" % (len(text), text))
+        return
+    writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
+
+    async def send(*events):
+        piece = b"".join(events)
+        writer.write(b"%x\r\n%s\r\n" % (len(piece), piece))
+        await writer.drain()
+
+    usage = {"input_tokens": 1, "output_tokens": 1}
+    message = {"id": "m", "type": "message", "role": "assistant", "model": "x", "content": [], "stop_reason": None, "stop_sequence": None, "usage": usage}
+    await send(
+        event(type="message_start", message=message),
+        event(type="content_block_start", index=0, content_block={"type": "text", "text": ""}),
+    )
+    for number in range(said(b"PIECES=", 5)):
+        await send(event(type="content_block_delta", index=0, delta={"type": "text_delta", "text": f"piece{number} "}))
+        await asyncio.sleep(said(b"GAP=", 200) / 1000)
+    await send(
+        event(type="content_block_stop", index=0),
+        event(type="message_delta", delta={"stop_reason": "end_turn", "stop_sequence": None}, usage=usage),
+        event(type="message_stop"),
+    )
+    writer.write(b"0\r\n\r\n")
+
+
+async def converse(reader, writer):
+    try:
+        while True:
+            line, headers, body = await request(reader)
+            seen.append({"line": line, "headers": headers, "bytes": len(body)})
+            await answer(writer, line, body)
+            await writer.drain()
+    except (asyncio.IncompleteReadError, ConnectionError, ssl.SSLError):
+        pass
+    finally:
+        writer.close()
+
+
+async def tell(reader, writer):
+    """What was seen, and forgets it."""
+    await reader.readuntil(b"\r\n\r\n")
+    text = json.dumps(seen).encode()
+    seen.clear()
+    writer.write(b"HTTP/1.0 200 OK\r\n\r\n" + text)
+    await writer.drain()
+    writer.close()
+
+
+class Names(asyncio.DatagramProtocol):
+    def connection_made(self, transport):
+        self.transport = transport
+
+    def datagram_received(self, query, peer):
+        end = query.index(b"\0", 12) + 5
+        found = [socket.inet_aton(ADDRESS)] if query[end - 3] == 1 else []
+        records = b"".join(struct.pack(">HHHIH", 0xc00c, 1, 1, 5, 4) + address for address in found)
+        self.transport.sendto(query[:2] + struct.pack(">HHHHH", 0x8180, 1, len(found), 0, 0) + query[12:end] + records, peer)
+
+
+async def main(directory):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(f"{directory}/server.crt", f"{directory}/server.key")
+    for port in 443, 8443:
+        await asyncio.start_server(converse, ADDRESS, port, ssl=context, limit=1 << 20, backlog=1000)
+    await asyncio.get_running_loop().create_datagram_endpoint(Names, (RESOLVER, 53))
+    await asyncio.start_server(tell, RESOLVER, 8053)
+    await asyncio.Event().wait()
+
+
+asyncio.run(main(*sys.argv[1:]))
