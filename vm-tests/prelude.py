@@ -171,3 +171,88 @@ def override(unit, text):
     if text:
         machine.succeed(f"mkdir -p {directory}", f"printf %s {shlex.quote(text)} > {directory}/override.conf")
     machine.succeed("systemctl daemon-reload")
+
+
+# With `providers`, on the host `keys`:
+
+HAIKU = {"providerID": "anthropic", "modelID": "claude-haiku-4-5"}
+
+# A client as an agent would write one: each request goes as it is, byte for byte, with an instance's token for TOKEN. It prints what each is answered.
+CLIENT = """
+import json, socket, sys
+answers = []
+for port, request, name in json.load(sys.stdin):
+    try:
+        token = open("/run/opencode/tokens/" + name).read() if "TOKEN" in request else ""
+        peer = socket.create_connection(("127.0.0.1", port), 10)
+        peer.sendall(request.replace("TOKEN", token).encode())
+        reply = b""
+        while piece := peer.recv(65536):
+            reply += piece
+        head, body = reply.decode(errors="replace").split("\\r\\n\\r\\n", 1)
+        answers.append(head.split()[1] + " " + body[:300])
+    except OSError as error:
+        answers.append(str(error))
+print(json.dumps(answers))
+"""
+
+
+def start_provider():
+    """A certificate authority of the test's own, which the machine trusts, and the provider."""
+    directory = witness.succeed("mktemp -d").strip()
+    new = "openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes"
+    witness.succeed(
+        f"cd {directory} && {new} -x509 -days 2 -subj /CN=authority -keyout ca.key -out ca.crt 2>&1",
+        f"cd {directory} && {new} -subj /CN=provider -keyout server.key -out server.csr 2>&1",
+        f"cd {directory} && openssl x509 -req -days 2 -in server.csr -CA ca.crt -CAkey ca.key -out server.crt "
+        "-extfile <(echo subjectAltName=DNS:llm.example.org) 2>&1",
+    )
+    text = base64.b64encode(PROVIDER.encode()).decode()
+    witness.succeed(f"base64 -d <<< {text} > {directory}/provider.py", f"(python3 {directory}/provider.py {directory} > {directory}/log 2>&1 &)")
+    bundle = "/etc/ssl/certs/ca-certificates.crt"
+    authority = shlex.quote(witness.succeed(f"cat {directory}/ca.crt"))
+    machine.succeed(f"cat {bundle} > /run/bundle || true", f"echo {authority} >> /run/bundle", f"cp --remove-destination /run/bundle {bundle}")
+    return directory
+
+
+def seen():
+    """What the provider got since it was last asked."""
+    return json.loads(witness.succeed("curl -sS -m 5 http://192.0.2.20:8053/"))
+
+
+def write_key(name, key, mode="0400"):
+    machine.succeed(f"install -D -m {mode} /dev/stdin /run/secrets/{name} <<< {shlex.quote(key)}")
+
+
+def port(name):
+    """Where an instance has its providers."""
+    return int(json.loads(machine.succeed("cat /etc/opencode-egress/policy.json"))["instances"][name]["allow"][0]["ports"][0])
+
+
+def request(head, body="{}"):
+    """One that an agent's own client would send; `head` has its lines."""
+    return head.replace("\n", "\r\n") + f"\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n{body}"
+
+
+def ask(name, port_, *requests, token=None):
+    """What an agent's own client is answered, status and body, to each request."""
+    data = base64.b64encode(json.dumps([[port_, request_, token or name] for request_ in requests]).encode()).decode()
+    answers = json.loads(agent(name, f"echo {data} | base64 -d | python3 /srv/{name}/client.py"))
+    return answers if len(answers) > 1 else answers[0]
+
+
+def message(name, text, model=HAIKU):
+    """What the server answers to a message, from the session's beginning to its end."""
+    session = post(name, "/session", {})["id"]
+    return post(name, f"/session/{session}/message", {"model": model, "parts": [{"type": "text", "text": text}]})
+
+
+def said(answer):
+    return "".join(part.get("text", "") for part in answer["parts"])
+
+
+def logged(words):
+    """Lines of the unit in the journal that have the words."""
+    journal = "journalctl -q --namespace=opencode-keys"
+    machine.succeed(f"{journal} --sync")
+    return machine.execute(f"{journal} -o cat --no-pager | grep -F {shlex.quote(words)}")[1].splitlines()

@@ -58,7 +58,7 @@ in
       suffix:
       problem (enabled ? ${suffix})
         "services.opencode.instances.${suffix}: its unit would be opencode-${suffix}.service, which is of what has the providers' keys. Call the instance something else."
-    ) [ "keys" "keys-gone" "keys-reload" ]
+    ) [ "keys" "keys-count" "keys-gone" "keys-reload" ]
     ++ problem (length (attrNames keyed.keyed) > 16)
       "services.opencode.instances: ${toString (length (attrNames keyed.keyed))} instances have `providers`, and opencode-keys.service has room for 16, one port for each. Leave the option out of the others, which then have keys of their own in `environmentFile`."
     ++ concatMap lib.id (mapAttrsToList ofInstance (lib.filterAttrs (_: instance: instance.providers != { }) enabled))

@@ -7,6 +7,7 @@
 }:
 let
   instances = import ../instances.nix { inherit config lib; };
+  inherit (config.services.opencode.keys) textfile;
   keyed = import ./keyed.nix { inherit config lib; };
   nginx = import ./nginx.nix { inherit lib; };
   runtime = name: "/run/${name}";
@@ -15,7 +16,6 @@ let
   configuration = file "opencode-keys-nginx.conf" (
     nginx.config {
       runtime = runtime "opencode-keys";
-      secrets = "/run/opencode/keys/secrets.conf";
       trusted = "/etc/ssl/certs/ca-certificates.crt";
       resolver = "127.0.0.53";
       instances = keyed.nginxInstances;
@@ -31,6 +31,17 @@ let
   load = pkgs.writeShellScript "opencode-keys-load" ''
     PATH=${lib.makeBinPath [ pkgs.coreutils ]}
     ${builtins.readFile ../../dist/opencode-keys-load}'';
+  count = pkgs.writeShellScript "opencode-keys-count" ''
+    PATH=${
+      lib.makeBinPath [
+        pkgs.coreutils
+        pkgs.gawk
+        pkgs.gnugrep
+        pkgs.gnused
+        pkgs.systemd
+      ]
+    }
+    ${builtins.readFile ../../dist/opencode-keys-count}'';
   list = file "opencode-keys-list" keyed.list;
 in
 {
@@ -50,7 +61,13 @@ in
       "opencode-keys/gone.conf".source = gone;
       "opencode-keys/list".source = list;
       "opencode-keys/load".source = load;
-    };
+      "systemd/journald@opencode-keys.conf".source = file "journald@opencode-keys.conf" ''
+        [Journal]
+        SystemMaxUse=256M
+        RuntimeMaxUse=256M
+      '';
+    }
+    // lib.optionalAttrs (textfile != null) { "opencode-keys/count".source = count; };
 
     systemd.services = import ./units.nix {
       inherit
@@ -58,9 +75,22 @@ in
         pkgs
         instances
         keyed
+        textfile
         configuration
         list
         ;
+    };
+
+    systemd.timers = lib.mkIf (textfile != null) {
+      opencode-keys-count = {
+        description = "Requests of opencode servers to their providers, counted";
+        wantedBy = [ "timers.target" ];
+        timerConfig = {
+          OnActiveSec = 15;
+          OnUnitInactiveSec = 15;
+          AccuracySec = 1;
+        };
+      };
     };
 
     # A key that changes is read.

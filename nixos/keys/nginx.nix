@@ -1,4 +1,4 @@
-# nginx.conf of opencode-keys.service: from what `instances` says, and nothing else, to text. It holds no secret; those are in `secrets`, a file that
+# nginx.conf of opencode-keys.service: from what `instances` says, and nothing else, to text. It holds no secret; those are in two files that
 # opencode-keys-load writes when the unit starts and when it is reloaded.
 { lib }:
 let
@@ -72,7 +72,7 @@ let
       inBody = models != null && !byPath;
       host = upstream.host + lib.optionalString (upstream.port != 443) ":${toString upstream.port}";
       pass =
-        lib.optional (models != null || byPath) "set $keys_model $keys_model_${id};"
+        lib.optional (models != null || byPath) "set $keys_asked $keys_model_${id};"
         ++ [
         "client_max_body_size ${toString limit.bytes};"
       ]
@@ -152,7 +152,6 @@ let
       server = block "server" (
         [
           "listen 127.0.0.1:${toString port};"
-          "set $keys_model -;"
           "if ($http_host != 127.0.0.1:${toString port}) { ${refused 421 "this is 127.0.0.1:${toString port}, and no other host"} }"
           "if ($request !~ '^[A-Z]+ /') { ${refused 400 "this is no proxy: ask for a path"} }"
           # A path as it would be passed on: without `..`, `//` and escapes.
@@ -178,23 +177,28 @@ let
     ))
   ];
 
-  logged = "instance=$keys_instance provider=$keys_provider model=$keys_model method=$request_method path=\"$uri\" status=$status received=$request_length sent=$bytes_sent seconds=$request_time first=$upstream_header_time";
+  # The model is known of some requests.
+  model = block "map $keys_asked $keys_model" [
+    ''"" -;''
+    "default $keys_asked;"
+  ];
+  # What a client chooses comes last.
+  logged = "instance=$keys_instance provider=$keys_provider model=$keys_model method=$request_method status=$status received=$request_length sent=$bytes_sent seconds=$request_time first=$upstream_header_time path=\"$uri\"";
 
   common = runtime: [
     "daemon on;"
     "pid ${runtime}/nginx.pid;"
     "error_log stderr error;"
     "worker_processes auto;"
-    (block "events" [ "worker_connections 4096;" ])
+    (block "events" [ "worker_connections 16384;" ])
   ];
   temporary = runtime: map (kind: "${kind}_temp_path ${runtime}/${kind};") [ "client_body" "proxy" "fastcgi" "uwsgi" "scgi" ];
 in
 {
   config =
     {
-      # A directory of its own in memory, the file of secrets, and whom TLS trusts.
+      # A directory of its own in memory, and whom TLS trusts.
       runtime,
-      secrets,
       trusted,
       # Whom names are asked of. The kernel hands the question to the resolver of the unit's instance, whoever this is.
       resolver,
@@ -212,7 +216,8 @@ in
           ++ [
             "map_hash_bucket_size 256;"
             "variables_hash_max_size 4096;"
-            "include ${secrets};"
+            "include ${runtime}/tokens.conf;"
+            "include ${runtime}/keys.conf;"
             "default_type application/json;"
             "server_tokens off;"
             "log_format keys '${logged}';"
@@ -220,8 +225,8 @@ in
             ""
             "# Long requests, and answers that come piece by piece and may be silent for long."
             "client_body_timeout 60s;"
-            "keepalive_timeout 1h;"
-            "keepalive_requests 100000;"
+            "# A connection for each request: one that was kept would be closed under a client that just sends the next, when keys are read anew."
+            "keepalive_timeout 0;"
             "proxy_http_version 1.1;"
             "proxy_request_buffering off;"
             "proxy_buffering off;"
@@ -248,6 +253,7 @@ in
             ""
           ]
           ++ names instances
+          ++ [ model ]
           ++ lib.concatMap (part: part.http) parts
           ++ map (part: part.server) parts
         ))

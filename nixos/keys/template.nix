@@ -20,7 +20,6 @@ in
 {
   "opencode-keys.conf" = nginx.config {
     runtime = "/run/opencode-keys";
-    secrets = "/run/opencode/keys/secrets.conf";
     trusted = "/etc/ssl/certs/ca-certificates.crt";
     resolver = "127.0.0.53";
     instances.my-project = {

@@ -4,6 +4,7 @@
   pkgs,
   instances,
   keyed,
+  textfile,
   configuration,
   list,
 }:
@@ -11,16 +12,19 @@ let
   exec = import ../units/exec.nix { inherit lib; };
   nginx = lib.getExe' pkgs.nginx "nginx";
   load = "/etc/opencode-keys/load";
+  count = "/etc/opencode-keys/count";
   credential = provider: "${provider.instance}.${provider.name}";
 
   serve = name: {
     Type = "forking";
     PIDFile = "/run/${name}/nginx.pid";
     RuntimeDirectory = name;
-    RuntimeDirectoryMode = "0700";
+    # What root writes there is for the group to read.
+    RuntimeDirectoryMode = "2700";
     User = "opencode-keys";
     Group = "opencode-keys";
-    LimitNOFILE = 16384;
+    # Of every instance all the sockets that it may have by default, and as many to providers.
+    LimitNOFILE = 131072;
     # Keys are in its memory.
     LimitCORE = 0;
     TasksMax = 128;
@@ -87,7 +91,8 @@ in
     serviceConfig = serve "opencode-keys" // {
       ExecStartPre = [
         "+${exec [ instances.attachProgram "attach" "--timeout" "60" "keys" ]}"
-        "+${exec [ load "start" "/etc/opencode-keys/list" ]}"
+        "+${exec [ load "check" "/etc/opencode-keys/list" ]}"
+        (exec [ load "start" "/etc/opencode-keys/list" ])
       ];
       ExecStart = exec [ nginx "-c" "/etc/opencode-keys/nginx.conf" "-e" "stderr" ];
       ExecReload = [
@@ -95,6 +100,11 @@ in
         "${lib.getExe' pkgs.coreutils "kill"} -HUP $MAINPID"
       ];
       Restart = "always";
+      # Requests that are read for their model are in memory.
+      MemoryMax = "2G";
+      OOMPolicy = "continue";
+      # An agent that asks without end pushes nothing out of the host's journal.
+      LogNamespace = "opencode-keys";
       LoadCredential = map (provider: "${credential provider}:${provider.keyFile}") keyed.providers;
       # Where a file is missing it is opencode-keys-load that says so, with what to do.
       SetCredential = map (provider: "${credential provider}:none") keyed.providers;
@@ -117,6 +127,8 @@ in
   # Started by opencode-keys-reload.path.
   opencode-keys-reload = {
     description = "Reads changed keys of opencode servers' providers";
+    # However often they change.
+    startLimitIntervalSec = 0;
     serviceConfig = {
       Type = "oneshot";
       # One that has failed may begin anew: the key may be what was wrong.
@@ -124,6 +136,39 @@ in
         "-${lib.getExe' pkgs.systemd "systemctl"} reset-failed opencode-keys.service"
         "${lib.getExe' pkgs.systemd "systemctl"} --no-block reload-or-restart opencode-keys.service"
       ];
+    };
+  };
+}
+// lib.optionalAttrs (textfile != null) {
+  # Started by opencode-keys-count.timer.
+  opencode-keys-count = {
+    description = "Counts requests of opencode servers to their providers";
+    serviceConfig = {
+      Type = "oneshot";
+      ExecStart = exec [ count "/var/lib/opencode-keys-count" textfile ];
+      StateDirectory = "opencode-keys-count";
+      ReadWritePaths = [ (dirOf textfile) ];
+      CapabilityBoundingSet = "";
+      NoNewPrivileges = true;
+      ProtectSystem = "strict";
+      ProtectHome = true;
+      PrivateTmp = true;
+      PrivateDevices = true;
+      PrivateNetwork = true;
+      ProtectClock = true;
+      ProtectHostname = true;
+      ProtectKernelLogs = true;
+      ProtectKernelModules = true;
+      ProtectKernelTunables = true;
+      ProtectControlGroups = true;
+      RestrictNamespaces = true;
+      RestrictRealtime = true;
+      RestrictSUIDSGID = true;
+      LockPersonality = true;
+      MemoryDenyWriteExecute = true;
+      RestrictAddressFamilies = "AF_UNIX";
+      SystemCallArchitectures = "native";
+      SystemCallFilter = "@system-service";
     };
   };
 }

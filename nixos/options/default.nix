@@ -30,7 +30,10 @@ let
   inherit (import ../types.nix { inherit lib; }) attrsNamed instanceNameProblem;
 in
 {
-  imports = [ ./egress.nix ];
+  imports = [
+    ./egress.nix
+    ./keys.nix
+  ];
 
   options.services.opencode = {
     enable = mkEnableOption "opencode servers, each a systemd unit `opencode-<name>.service` of its own";

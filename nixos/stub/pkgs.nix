@@ -29,6 +29,7 @@ in
   bash = named "bash" (program "bash");
   coreutils = debian;
   findutils = debian;
+  gawk = debian;
   git = named "git" debian;
   glibcLocales = debian;
   gnugrep = debian;

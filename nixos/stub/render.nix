@@ -76,6 +76,16 @@ let
     '';
   };
 
+  # A unit that starts another.
+  activation =
+    section: suffix: settingsOf: name: unit:
+    nameValuePair "/etc/systemd/system/${name}${suffix}" ''
+      [Unit]
+      Description=${unit.description}
+
+      [${section}]
+      ${settings (settingsOf unit)}'';
+
   # Files that a package stands for. A link is shown as what it points to.
   packageFiles =
     package:
@@ -118,9 +128,14 @@ let
       enabled =
         suffix: units:
         map (name: name + suffix) (
-          filter (name: lib.elem "multi-user.target" units.${name}.wantedBy) (attrNames units)
+          filter (
+            name: lib.any (target: lib.elem target units.${name}.wantedBy) [ "multi-user.target" "timers.target" ]
+          ) (attrNames units)
         );
-      enabledUnits = enabled ".service" services ++ enabled ".path" config.systemd.paths;
+      enabledUnits =
+        enabled ".service" services
+        ++ enabled ".path" config.systemd.paths
+        ++ enabled ".timer" config.systemd.timers;
       commands = concatMap (
         service:
         concatMap toList (
@@ -146,15 +161,8 @@ let
         nameValuePair "/etc/systemd/system/${name}.service" (unit config.systemd.globalEnvironment service)
       ) services
       // listToAttrs (map mount config.systemd.mounts)
-      // mapAttrs' (
-        name: path:
-        nameValuePair "/etc/systemd/system/${name}.path" ''
-          [Unit]
-          Description=${path.description}
-
-          [Path]
-          ${settings path.pathConfig}''
-      ) config.systemd.paths
+      // mapAttrs' (activation "Path" ".path" (path: path.pathConfig)) config.systemd.paths
+      // mapAttrs' (activation "Timer" ".timer" (timer: timer.timerConfig)) config.systemd.timers
       // mergeAttrsList (map packageFiles packages)
       # systemd reads these before there could be a link.
       // mapAttrs' (name: etc: nameValuePair "/etc/${name}" etc.source.text) (

@@ -95,6 +95,11 @@ let
       };
     };
 
+  timer.options = {
+    description = option "" types.singleLineStr;
+    wantedBy = units;
+    timerConfig = option { } (types.attrsOf setting);
+  };
   path.options = {
     description = option "" types.singleLineStr;
     wantedBy = units;
@@ -119,6 +124,7 @@ in
     services = option { } (types.attrsOf (types.submodule service));
     mounts = option [ ] (types.listOf mount);
     paths = option { } (types.attrsOf (types.submodule path));
+    timers = option { } (types.attrsOf (types.submodule timer));
     globalEnvironment = option { } (types.attrsOf (types.nullOr atom));
     tmpfiles.rules = option [ ] (types.listOf types.str);
   };

@@ -4,6 +4,7 @@
 
   services.opencode = {
     egress.resolver.upstream = [ "192.0.2.20" ];
+    keys.textfile = "/run/opencode-keys.prom";
     instances = {
       a = {
         directory = "/srv/a";

@@ -56,5 +56,7 @@ cd "$root"
 mkdir -p .old-root
 pivot_root . .old-root
 umount -l /.old-root
+# As on a machine of its own, where systemd does it, and as systemd-nspawn has it. Without this no unit sees its credentials.
+mount --make-rshared /
 export container=opencode-egress-test
 exec /lib/systemd/systemd --system --unit="${BOOT_UNIT:-multi-user.target}"

@@ -87,10 +87,14 @@ pub(crate) fn evaluate(file: &str) -> Result<String> {
 
 /// Everything that decides what is rendered, but for nixpkgs.
 fn inputs() -> Result<Vec<PathBuf>> {
-    let mut files =
-        ["vm-tests/common.nix", "opencode-egress/src/policy/presets.json", "dist/opencode-keys-load"]
-            .map(|file| root().join(file))
-            .to_vec();
+    let mut files = [
+        "vm-tests/common.nix",
+        "opencode-egress/src/policy/presets.json",
+        "dist/opencode-keys-load",
+        "dist/opencode-keys-count",
+    ]
+    .map(|file| root().join(file))
+    .to_vec();
     collect(&root().join("nixos"), &mut files)?;
     collect(&root().join("vm-tests/hosts"), &mut files)?;
     files.retain(|file| !file.starts_with(root().join("nixos/tests")));

@@ -1,0 +1,193 @@
+# host: keys
+"""What has providers' keys is a service that says what is wrong.
+A line in the journal for each request, without bodies and keys, and counters for Prometheus. A changed key is read by itself, under load too: of 200 streams none is cut, and no request is
+refused. A key that is missing, empty, readable by all, no key, or in the environment as well: the unit, its reload or the server's set-up fails, and says what to do. Without nginx the
+server says so at once; nginx that is killed comes back. Limits hold. What it costs is printed: the time to the first byte, through it and without it."""
+
+import os
+
+KEYS = {"a": "sk-real-key-of-a-0123456789", "b": "sk-real-key-of-b-9876543210", "own": "sk-real-key-of-own-555"}
+
+start_provider()
+machine.succeed("printf 'nameserver 192.0.2.99\\n' > /etc/resolv.conf")
+for name, key in KEYS.items():
+    write_key(name, key)
+prepare("a", "b", "free")
+for name in "a", "b", "free":
+    machine.succeed(f"base64 -d <<< {base64.b64encode(CLIENT.encode()).decode()} > /srv/{name}/client.py")
+witness.wait_until_succeeds("curl -sS -m 5 http://192.0.2.20:8053/")
+start("a", "b", "free")
+machine.wait_for_unit("opencode-keys")
+A, B = port("a"), port("b")
+
+POST = "POST /anthropic/v1/messages HTTP/1.1\nHost: 127.0.0.1:%d\nx-api-key: TOKEN"
+OWN = request("POST /own/chat/completions HTTP/1.1\nHost: 127.0.0.1:%d\nAuthorization: Bearer TOKEN" % B)
+
+with subtest("more requests a minute than the limit are answered 429"):
+    machine.succeed("systemctl restart opencode-keys")
+    got = [answer[:3] for answer in ask("b", B, OWN, OWN, OWN, OWN)]
+    assert got == ["200", "200", "200", "429"], got
+
+with subtest("each request has a line, without bodies and keys"):
+    message("a", "hello")
+    message("b", "hello")
+    line = logged("model=claude-haiku-4-5")[-1]
+    for word in "instance=b", "provider=anthropic", "status=200", "received=", "sent=", "seconds=":
+        assert word in line, line
+    assert logged("instance=a provider=anthropic") and not logged("\"messages\""), logged("\"messages\"")
+
+with subtest("they are counted, for Prometheus"):
+    machine.succeed("systemctl start opencode-keys-count")
+    metrics = machine.succeed("cat /run/opencode-keys.prom")
+    assert re.search(r'opencode_keys_requests_total{instance="b",provider="own",status="429"} 1', metrics), metrics
+    assert int(re.search(r'opencode_keys_received_bytes_total{instance="a",provider="anthropic"} (\d+)', metrics)[1]) > 10_000, metrics
+    machine.succeed("systemctl start opencode-keys-count")
+    assert machine.succeed("cat /run/opencode-keys.prom") == metrics, "what was counted is counted again"
+
+with subtest("it is hardened as a server's unit is"):
+    exposure = machine.execute("systemd-analyze security opencode-keys --no-pager | tail -n 1")[1]
+    assert float(re.search(r"level for .*: ([0-9.]+)", exposure)[1]) <= 2.0, exposure
+
+# So many clients at a time, each of which asks for one stream after another: how many were asked for, and what was wrong with which.
+LOAD = """
+import http.client, json, sys, threading, time
+port, count, seconds = (int(word) for word in sys.argv[1:])
+token, end = open("/run/opencode/tokens/a").read(), time.monotonic() + seconds
+lock, done, wrong = threading.Lock(), [0], []
+
+
+def stream():
+    peer = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    while time.monotonic() < end:
+        try:
+            peer.request("POST", "/anthropic/v1/messages", "PIECES=10 GAP=200 ", {"x-api-key": token})
+            answer = peer.getresponse()
+            text = answer.read()
+            good = answer.status == 200 and text.count(b"piece") == 10 and text.rstrip().endswith(b"}")
+            with lock:
+                done[0] += 1
+                if not good:
+                    wrong.append([answer.status, text[-200:].decode()])
+        except (OSError, http.client.HTTPException) as error:
+            with lock:
+                wrong.append(repr(error))
+            peer.close()
+
+
+threads = [threading.Thread(target=stream) for _ in range(count)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(json.dumps([done[0], wrong]))
+"""
+
+with subtest("200 streams at a time, while the key changes: none is cut, none is refused, and the new key is in use"):
+    machine.succeed(f"base64 -d <<< {base64.b64encode(LOAD.encode()).decode()} > /srv/a/load.py")
+    seconds = int(os.environ.get("OPENCODE_EGRESS_STREAM_SECONDS", 15))
+    seen()
+    machine.succeed(f"((python3 /srv/a/load.py {A} 200 {seconds}; echo ended) > /run/load 2>&1 &)")
+    changes = 0
+    while "ended" not in machine.succeed("cat /run/load"):
+        changes += 1
+        write_key("a", f"sk-key-{changes}-under-load")
+        machine.wait_until_succeeds(f"grep -q sk-key-{changes}-under-load /run/opencode-keys/keys.conf")
+        time.sleep(2)
+    done, wrong = json.loads(machine.succeed("head -n 1 /run/load"))
+    assert not wrong, (len(wrong), wrong[:5])
+    used = [got["headers"]["x-api-key"] for got in seen()]
+    print(f"200 streams for {seconds} s: {done} requests, {changes} changes of the key, {len(set(used))} keys used, {len(wrong)} wrong")
+    assert done >= 200 and len(used) == done and len(set(used)) >= 2, (done, len(used), set(used))
+
+# The time to an answer's first piece, in milliseconds, the median of 100: straight from the provider on a connection of its own, on one that is kept, and through nginx.
+MEASURE = """
+import http.client, json, ssl, statistics, sys, time
+port, address, token = int(sys.argv[1]), sys.argv[2], open("/run/opencode/tokens/a").read()
+trusted = ssl.create_default_context()
+
+
+class Direct(http.client.HTTPSConnection):
+    def connect(self):
+        self.host, name = address, self.host
+        http.client.HTTPConnection.connect(self)
+        self.sock = trusted.wrap_socket(self.sock, server_hostname=name)
+
+
+def first(peer, path):
+    began = time.monotonic()
+    peer.request("POST", path, "PIECES=1 GAP=0 ", {"x-api-key": token, "Host": "llm.example.org" if path[1] == "v" else f"127.0.0.1:{port}"})
+    answer = peer.getresponse()
+    answer.read(1)
+    took = 1000 * (time.monotonic() - began)
+    answer.read()
+    return took
+
+
+kept = Direct("llm.example.org")
+measured = {
+    "straight": lambda: first(Direct("llm.example.org"), "/v1/messages"),
+    "kept": lambda: first(kept, "/v1/messages"),
+    "through": lambda: first(http.client.HTTPConnection("127.0.0.1", port), "/anthropic/v1/messages"),
+}
+print(json.dumps({name: statistics.median(sorted(one() for _ in range(100))) for name, one in measured.items()}))
+"""
+
+with subtest("what it costs is about the time of a connection with TLS"):
+    machine.succeed(f"base64 -d <<< {base64.b64encode(MEASURE.encode()).decode()} > /run/measure.py")
+    times = json.loads(machine.succeed(f"python3 /run/measure.py {A} {ALLOWED}"))
+    print("to the first byte: " + ", ".join(f"{name} {value:.1f} ms" for name, value in times.items()))
+    assert times["through"] < times["straight"] + 50, times
+
+with subtest("a changed key is read by itself, and a bad one is not"):
+    write_key("a", "sk-second-key-of-a")
+    machine.wait_until_succeeds("grep -q sk-second-key-of-a /run/opencode-keys/keys.conf")
+
+    def second():
+        seen()
+        ask("a", A, request(POST % A))
+        return seen()[0]["headers"]["x-api-key"] == "sk-second-key-of-a"
+
+    deadline = time.monotonic() + 30
+    while not second():
+        assert time.monotonic() < deadline, "the first key is still sent"
+    for text, mode, expected in ("", "0400", "is empty"), ("sk-x", "0444", "everybody"), ("ANTHROPIC_API_KEY=x", "0400", "`NAME=`"), ("two\nlines", "0400", "no second line"):
+        write_key("a", text, mode)
+        machine.fail("systemctl reload opencode-keys")
+        assert logged(expected), expected
+        assert second(), f"after a reload that failed ({expected}) the key is not the one of before"
+        # The watch may try once more.
+        machine.wait_until_fails("systemctl is-active opencode-keys-reload")
+
+with subtest("with such a key it does not start, and says what to do; without nginx the server says so at once"):
+    for text, expected in (None, "is no file"), ("", "is empty"):
+        machine.succeed("systemctl stop opencode-keys-reload.path")
+        machine.succeed("rm -f /run/secrets/a") if text is None else write_key("a", text)
+        machine.fail("systemctl restart opencode-keys")
+        assert logged(expected) and logged("/run/secrets/a"), expected
+        machine.wait_for_unit("opencode-keys-gone")
+        machine.wait_until_succeeds(f"curl -s -m 5 http://127.0.0.1:{A}/ | grep -F 'opencode-keys.service does not run'")
+        begin = time.monotonic()
+        answer = message("a", "hello")
+        took = time.monotonic() - begin
+        assert "opencode-keys.service does not run" in json.dumps(answer["info"]["error"]) and took < 5, (took, answer)
+        machine.succeed("systemctl reset-failed opencode-keys")
+    write_key("a", KEYS["a"])
+    machine.succeed("systemctl start opencode-keys", "systemctl start opencode-keys-reload.path")
+    machine.fail("systemctl is-active opencode-keys-gone")
+    assert said(message("a", "hello")).count("piece") == 5
+
+with subtest("it comes back when it is killed, and is stopped with an answer"):
+    machine.succeed("systemctl kill -s KILL opencode-keys")
+    machine.wait_until_succeeds(f"curl -s -m 5 http://127.0.0.1:{A}/ | grep -F 'no such provider'")
+    machine.succeed("systemctl stop opencode-keys")
+    machine.wait_until_succeeds(f"curl -s -m 5 http://127.0.0.1:{A}/ | grep -F 'does not run'")
+    machine.succeed("systemctl start opencode-keys")
+
+with subtest("a key in a file of the environment as well: the server does not start, and says so"):
+    machine.succeed("systemctl stop opencode-a", "echo ANTHROPIC_API_KEY=x > /run/secrets/environment")
+    override("opencode-a-setup", "[Service]\nEnvironmentFile=/run/secrets/environment\n")
+    machine.fail("systemctl start opencode-a")
+    assert "ANTHROPIC_API_KEY is in the environment" in printed("a"), printed("a")
+    override("opencode-a-setup", "")
+    machine.succeed("systemctl reset-failed 'opencode-a*'")
+    start("a")
