@@ -15,20 +15,7 @@ let
   count = "/etc/opencode-keys/count";
   credential = provider: "${provider.instance}.${provider.name}";
 
-  serve = name: {
-    Type = "forking";
-    PIDFile = "/run/${name}/nginx.pid";
-    RuntimeDirectory = name;
-    # What root writes there is for the group to read.
-    RuntimeDirectoryMode = "2700";
-    User = "opencode-keys";
-    Group = "opencode-keys";
-    # Of every instance all the sockets that it may have by default, and as many to providers.
-    LimitNOFILE = 131072;
-    # Keys are in its memory.
-    LimitCORE = 0;
-    TasksMax = 128;
-
+  hardening = {
     CapabilityBoundingSet = "";
     NoNewPrivileges = true;
     ProtectSystem = "strict";
@@ -55,17 +42,36 @@ let
     MemoryDenyWriteExecute = true;
     KeyringMode = "private";
     UMask = "0077";
-    RestrictAddressFamilies = [
-      "AF_UNIX"
-      "AF_INET"
-      "AF_INET6"
-    ];
+    RestrictAddressFamilies = "AF_UNIX";
     SystemCallArchitectures = "native";
     SystemCallFilter = [
       "@system-service"
       "~@privileged @resources @keyring @aio"
     ];
     SystemCallErrorNumber = "EPERM";
+  };
+
+  serve = name: {
+    Type = "forking";
+    PIDFile = "/run/${name}/nginx.pid";
+    RuntimeDirectory = name;
+    # What root writes there is for the group to read.
+    RuntimeDirectoryMode = "2700";
+    User = "opencode-keys";
+    Group = "opencode-keys";
+    # Of every instance all the sockets that it may have by default, and as many to providers.
+    LimitNOFILE = 131072;
+    # Keys are in its memory.
+    LimitCORE = 0;
+    TasksMax = 128;
+  }
+  // hardening
+  // {
+    RestrictAddressFamilies = [
+      "AF_UNIX"
+      "AF_INET"
+      "AF_INET6"
+    ];
   };
 in
 {
@@ -129,7 +135,8 @@ in
     description = "Reads changed keys of opencode servers' providers";
     # However often they change.
     startLimitIntervalSec = 0;
-    serviceConfig = {
+    serviceConfig = hardening // {
+      PrivateNetwork = true;
       Type = "oneshot";
       # One that has failed may begin anew: the key may be what was wrong.
       ExecStart = [
@@ -143,32 +150,12 @@ in
   # Started by opencode-keys-count.timer.
   opencode-keys-count = {
     description = "Counts requests of opencode servers to their providers";
-    serviceConfig = {
+    serviceConfig = hardening // {
+      PrivateNetwork = true;
       Type = "oneshot";
       ExecStart = exec [ count "/var/lib/opencode-keys-count" textfile ];
       StateDirectory = "opencode-keys-count";
       ReadWritePaths = [ (dirOf textfile) ];
-      CapabilityBoundingSet = "";
-      NoNewPrivileges = true;
-      ProtectSystem = "strict";
-      ProtectHome = true;
-      PrivateTmp = true;
-      PrivateDevices = true;
-      PrivateNetwork = true;
-      ProtectClock = true;
-      ProtectHostname = true;
-      ProtectKernelLogs = true;
-      ProtectKernelModules = true;
-      ProtectKernelTunables = true;
-      ProtectControlGroups = true;
-      RestrictNamespaces = true;
-      RestrictRealtime = true;
-      RestrictSUIDSGID = true;
-      LockPersonality = true;
-      MemoryDenyWriteExecute = true;
-      RestrictAddressFamilies = "AF_UNIX";
-      SystemCallArchitectures = "native";
-      SystemCallFilter = "@system-service";
     };
   };
 }

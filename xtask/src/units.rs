@@ -30,7 +30,7 @@ struct Unit {
     differences: &'static [Difference],
 }
 
-const UNITS: [Unit; 4] = [
+const UNITS: [Unit; 5] = [
     Unit { name: "opencode-egress.service", nix: "nixos/egress/daemon.nix", differences: DAEMON },
     Unit {
         name: "opencode-egress-resolver.service",
@@ -39,6 +39,7 @@ const UNITS: [Unit; 4] = [
     },
     Unit { name: "opencode-keys.service", nix: "nixos/keys/units.nix", differences: KEYS },
     Unit { name: "opencode-keys-gone.service", nix: "nixos/keys/units.nix", differences: GONE },
+    Unit { name: "opencode-keys-reload.service", nix: "nixos/keys/units.nix", differences: RELOAD },
 ];
 
 /// NixOS adds it to every unit.
@@ -108,6 +109,8 @@ const GONE: &[Difference] = &[
     },
     ENVIRONMENT,
 ];
+
+const RELOAD: &[Difference] = &[ENVIRONMENT];
 
 /// Why the module names another file.
 const IN_STORE: &str = "the programs are in the store, and the module says where";
