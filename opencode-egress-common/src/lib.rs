@@ -4,6 +4,7 @@
 //! - [`packet`]: from the bytes of an IP packet to a flow, denying what cannot be read safely;
 //! - [`decide`]: the one decision function, a pure function over [`decide::Rules`];
 //! - [`loopback`]: what an instance may say to itself;
+//! - [`hello`]: following a TLS stream until its hello has named a server;
 //! - [`cache`]: the tags that remember an `Allow`;
 //! - [`abi`]: the layouts that cross the kernel boundary in maps and in the ring buffer.
 //!
@@ -17,6 +18,7 @@ pub mod decide;
 #[cfg(feature = "user")]
 pub mod event;
 pub mod flow;
+pub mod hello;
 pub mod loopback;
 pub mod names;
 pub mod packet;

@@ -1,0 +1,181 @@
+//! The name of a server, as a hello has it and as rules list it.
+
+use crate::hello::Number;
+
+/// The longest name of the DNS, in bytes, without the dot at its end (RFC 1035, section 2.3.4).
+pub const LONGEST_NAME: u32 = 253;
+
+/// The name in a hello. From its end to its beginning, as the key of the kernel's trie that has the listed ones.
+#[derive(Debug)]
+#[repr(C)]
+pub struct ServerName {
+    /// How long it is; 0 for none.
+    len: Number<u32>,
+    /// [`ServerNameKey::prefix_len`], once the name is whole.
+    prefix_len: Number<u32>,
+    /// Backwards, and a zero behind it.
+    data: [Number<u8>; 256],
+    /// See [`ServerName::tag`].
+    tag: Number<u32>,
+    /// Keeps the layout free of padding.
+    reserved: u32,
+}
+
+impl Default for ServerName {
+    fn default() -> Self {
+        Self {
+            len: Number::default(),
+            prefix_len: Number::default(),
+            data: [const { Number(core::cell::Cell::new(0)) }; 256],
+            tag: Number::default(),
+            reserved: 0,
+        }
+    }
+}
+
+impl ServerName {
+    /// How long it is, in bytes; 0 for none.
+    #[inline(always)]
+    pub fn len(&self) -> u32 {
+        self.len.get()
+    }
+
+    /// Whether there is none.
+    #[inline(always)]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// A number that differs for different names, mostly: by it repeats of a denial are found.
+    #[inline(always)]
+    pub fn tag(&self) -> u16 {
+        self.tag.get() as u16
+    }
+
+    /// A byte of it, counted from its end.
+    #[inline(always)]
+    pub fn byte(&self, index: u32) -> u8 {
+        self.at(index).get()
+    }
+
+    #[inline(always)]
+    fn at(&self, index: u32) -> &Number<u8> {
+        // No branch: the index is masked, and the array has as many.
+        &self.data[(index & 0xff) as usize]
+    }
+
+    #[inline(always)]
+    pub(super) fn clear(&self) {
+        self.len.set(0);
+        self.tag.set(0);
+    }
+
+    /// Begins a name of a length, which is at most [`LONGEST_NAME`].
+    #[inline(always)]
+    pub(super) fn begin(&self, len: u32) {
+        self.len.set(len);
+        self.tag.set(0);
+        self.at(len).set(0);
+    }
+
+    /// Writes `count` bytes, of which the first is the last one of those `left` that are to come.
+    #[inline(always)]
+    pub(super) fn write(&self, left: u32, bytes: u64, count: u32) {
+        // The first byte at the upper end, and so the last one of eight; those below it are written over by what comes.
+        let bytes = bytes << (64_u32.wrapping_sub(count.wrapping_mul(8)) & 63);
+        let mut index = 0;
+        while index < 8 {
+            let place = left.wrapping_sub(1 + index);
+            // What is before the first place is masked to the last ones, where no name is.
+            self.at(place).set((bytes >> (56 - 8 * index)) as u8);
+            index += 1;
+        }
+    }
+
+    /// Makes a whole name the key that looks it up, in lower case. `false`: it is none that a host has.
+    #[inline(always)]
+    pub(super) fn is_sound(&self) -> bool {
+        let len = self.len.get();
+        self.prefix_len.set((len + 1) * 8);
+        let mut before = b'.';
+        let mut tag = 0_u32;
+        let mut index = 0;
+        let mut sound = 1_u32;
+        while index < LONGEST_NAME {
+            if index >= len {
+                break;
+            }
+            let byte = self.at(index).get();
+            let byte = if byte.is_ascii_uppercase() { byte | 0x20 } else { byte };
+            self.at(index).set(byte);
+            tag = tag.wrapping_mul(31).wrapping_add(byte as u32);
+            if !is_of_host(byte) || byte == b'.' && before == b'.' {
+                sound = 0;
+            }
+            before = byte;
+            index += 1;
+        }
+        self.tag.set(tag >> 16 ^ tag);
+        sound != 0 && before != b'.'
+    }
+
+    /// The key that looks it up, as the kernel takes it: the prefix's length, and what follows it.
+    #[inline(always)]
+    pub fn key(&self) -> *const ServerNameKey {
+        core::ptr::from_ref(self).wrapping_byte_add(core::mem::offset_of!(Self, prefix_len)).cast()
+    }
+
+    /// A copy of that key.
+    pub fn to_key(&self) -> ServerNameKey {
+        ServerNameKey {
+            prefix_len: self.prefix_len.get(),
+            data: core::array::from_fn(|index| self.data[index].get()),
+        }
+    }
+}
+
+/// Whether a name of a host may have a byte: letters in lower case, digits, hyphens and underscores, and dots between its labels.
+#[inline(always)]
+const fn is_of_host(byte: u8) -> bool {
+    matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.')
+}
+
+/// A key of the trie of listed names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct ServerNameKey {
+    /// Significant bits of `data`; host byte order.
+    pub prefix_len: u32,
+    /// The name from its end to its beginning.
+    pub data: [u8; 256],
+}
+
+impl ServerNameKey {
+    /// The key that lists one name, which is in lower case and at most [`LONGEST_NAME`] long.
+    pub fn exact(name: &str) -> Self {
+        // With the zero behind it, so that no longer name has it for a prefix.
+        Self::of(name, b"\0")
+    }
+
+    /// The key that lists every name below this one.
+    pub fn below(name: &str) -> Self {
+        Self::of(name, b".")
+    }
+
+    fn of(name: &str, behind: &[u8]) -> Self {
+        let mut data = [0; 256];
+        let bytes = name.bytes().rev().chain(behind.iter().copied());
+        for (to, from) in data.iter_mut().zip(bytes) {
+            *to = from;
+        }
+        #[expect(clippy::cast_possible_truncation, reason = "at most 254 bytes")]
+        let prefix_len = (name.len() + behind.len()) as u32 * 8;
+        Self { prefix_len, data }
+    }
+
+    /// Whether a key that looks up a name finds this one.
+    pub fn covers(&self, looked_up: &Self) -> bool {
+        let len = (self.prefix_len / 8) as usize;
+        self.prefix_len <= looked_up.prefix_len && self.data[..len] == looked_up.data[..len]
+    }
+}

@@ -1,0 +1,416 @@
+extern crate std;
+
+use std::{format, string::String, string::ToString as _, vec, vec::Vec};
+
+use proptest::prelude::*;
+
+use super::*;
+
+struct Slice<'a>(&'a [u8]);
+
+impl Source for Slice<'_> {
+    fn number(&self, offset: u32, count: u32) -> Option<u64> {
+        assert!((1..=8).contains(&count), "{count} bytes at once");
+        let (from, count) = (offset as usize, count as usize);
+        Some(self.0.get(from..from + count)?.iter().fold(0, |number, byte| number << 8 | u64::from(*byte)))
+    }
+}
+
+/// What became of a stream: the first piece that did not pass, or how it stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Outcome {
+    Open,
+    Over,
+    OtherName(String),
+    NoName,
+    NotTls,
+}
+use Outcome::{NoName, NotTls, Open, Over};
+
+fn other(name: &str) -> Outcome {
+    Outcome::OtherName(name.to_string())
+}
+
+const LISTED: [&str; 2] = ["registry.example.org", "a.example"];
+const BELOW: &str = "below.example.net";
+
+fn is_listed(name: &ServerName) -> bool {
+    let key = name.to_key();
+    let exact = LISTED.iter().any(|listed| ServerNameKey::exact(listed).covers(&key));
+    exact || ServerNameKey::below(BELOW).covers(&key)
+}
+
+fn text(name: &ServerName) -> String {
+    (0..name.len()).rev().map(|index| name.byte(index) as char).collect()
+}
+
+fn follow_with<'a>(hello: &Hello, pieces: impl IntoIterator<Item = &'a [u8]>) -> Outcome {
+    for piece in pieces {
+        // Something before it, which is not to be read.
+        let packet = [&[22; 20][..], piece].concat();
+        let end = u32::try_from(packet.len()).expect("a short one");
+        match judge(hello, &Slice(&packet), 20, end, is_listed) {
+            Followed::Passes if hello.standing() == Standing::Over => return Over,
+            Followed::Passes => assert_eq!(hello.standing(), Standing::Followed),
+            denied => {
+                assert_eq!(hello.standing(), Standing::Denied(denied));
+                return match denied {
+                    Followed::OtherName => other(&text(&hello.name)),
+                    Followed::NoName => NoName,
+                    _ => NotTls,
+                };
+            }
+        }
+    }
+    Open
+}
+
+fn follow<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Outcome {
+    let hello = Hello::default();
+    assert_eq!(hello.standing(), Standing::Over);
+    hello.begin(false);
+    follow_with(&hello, pieces)
+}
+
+fn once(stream: &[u8]) -> Outcome {
+    let whole = follow([stream]);
+    // Wherever it is cut, the same comes of it.
+    assert_eq!(follow(stream.chunks(1)), whole, "in pieces of a byte");
+    for cut in 1..stream.len().min(600) {
+        let (one, other) = stream.split_at(cut);
+        assert_eq!(follow([one, other]), whole, "cut at {cut}");
+    }
+    whole
+}
+
+fn block16(content: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(content.len()).expect("a short one").to_be_bytes();
+    [&length[..], content].concat()
+}
+
+fn extension(kind: u16, content: &[u8]) -> Vec<u8> {
+    [&kind.to_be_bytes()[..], &block16(content)].concat()
+}
+
+fn names(entries: &[(u8, &[u8])]) -> Vec<u8> {
+    let list: Vec<u8> =
+        entries.iter().flat_map(|(kind, name)| [&[*kind][..], &block16(name)].concat()).collect();
+    extension(0, &block16(&list))
+}
+
+fn sni(name: &str) -> Vec<u8> {
+    names(&[(0, name.as_bytes())])
+}
+
+/// The message without its header.
+fn body(extensions: &[Vec<u8>]) -> Vec<u8> {
+    let mut body = vec![3, 3];
+    body.extend([7; 32]);
+    body.push(32);
+    body.extend([9; 32]);
+    body.extend(block16(&[0x13, 0x01, 0x13, 0x02, 0xc0, 0x2b]));
+    body.extend([1, 0]);
+    body.extend(block16(&extensions.concat()));
+    body
+}
+
+fn message(body: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(body.len()).expect("a short one").to_be_bytes();
+    [&[1][..], &length[1..], body].concat()
+}
+
+fn record(kind: u8, content: &[u8]) -> Vec<u8> {
+    [&[kind, 3, 1][..], &block16(content)].concat()
+}
+
+fn hello(extensions: &[Vec<u8>]) -> Vec<u8> {
+    record(22, &message(&body(extensions)))
+}
+
+fn filler() -> Vec<u8> {
+    extension(51, &[5; 100])
+}
+
+#[test]
+fn the_name_is_found_wherever_it_stands() {
+    let good = sni("registry.example.org");
+    for extensions in [
+        vec![good.clone()],
+        vec![good.clone(), filler()],
+        vec![filler(), good.clone()],
+        vec![extension(23, &[]), good.clone(), extension(65281, &[0]), filler()],
+        vec![extension(23, &[]), good.clone(), extension(23, &[])],
+    ] {
+        assert_eq!(once(&hello(&extensions)), Open, "{extensions:?}");
+    }
+    assert_eq!(once(&hello(&[filler(), sni("evil.example"), filler()])), other("evil.example"));
+    assert_eq!(once(&hello(&[filler()])), NoName);
+    assert_eq!(once(&hello(&[])), NoName);
+    let without_extensions = &body(&[])[..2 + 32 + 33 + 8 + 2];
+    assert_eq!(once(&record(22, &message(without_extensions))), NoName);
+}
+
+#[test]
+fn names_are_compared_as_the_dns_does() {
+    let named = |name: &str| once(&hello(&[sni(name)]));
+    assert_eq!(named("Registry.EXAMPLE.org"), Open);
+    assert_eq!(named("x.below.example.net"), Open);
+    assert_eq!(named("X.Y_z-0.below.example.net"), Open);
+    for name in [
+        "below.example.net",
+        "xbelow.example.net",
+        "registry.example.or",
+        "egistry.example.org",
+        "xregistry.example.org",
+        "x.registry.example.org",
+        "registry.example.org.evil.example",
+        "192.0.2.1",
+        "org",
+        // Labels that no host has.
+        ".below.example.net",
+        "x..below.example.net",
+        "x.below.example.net.",
+        "registry.example.org.",
+        "evil\0.below.example.net",
+        "evil .below.example.net",
+        "evil/.below.example.net",
+        "evil*.below.example.net",
+        "registry.example.org\0",
+        "[::1]",
+        ".",
+    ] {
+        assert_eq!(named(name), other(&name.to_ascii_lowercase()), "{name:?}");
+    }
+    assert_eq!(once(&hello(&[names(&[(0, b"\xff.below.example.net")])])), other("\u{ff}.below.example.net"));
+    for length in [1, 7, 8, 9, 247, 248, 249, 252, 253] {
+        let long = "n".repeat(length);
+        assert_eq!(named(&long), other(&long));
+        if let Some(label) = length.checked_sub(BELOW.len() + 1).filter(|label| *label > 0) {
+            assert_eq!(named(&format!("{}.{BELOW}", "n".repeat(label))), Open, "{length}");
+        }
+    }
+    assert_eq!(named(&"n".repeat(254)), NotTls);
+    assert_eq!(named(&"n".repeat(10_000)), NotTls);
+    assert_eq!(named(""), NotTls);
+}
+
+#[test]
+fn there_is_one_name() {
+    let good = b"registry.example.org";
+    for extensions in [
+        vec![names(&[(0, good), (0, good)])],
+        vec![names(&[(0, good), (0, b"evil.example")])],
+        vec![names(&[(1, b"evil.example"), (0, good)])],
+        vec![names(&[(0, good), (1, b"evil.example")])],
+        vec![names(&[(1, good)])],
+        vec![names(&[])],
+        vec![extension(0, &[])],
+        vec![sni("registry.example.org"), sni("registry.example.org")],
+        vec![sni("registry.example.org"), filler(), sni("evil.example")],
+    ] {
+        assert_eq!(once(&hello(&extensions)), NotTls, "{extensions:?}");
+    }
+    // It is denied by the first one, before the second has come.
+    assert_eq!(once(&hello(&[sni("evil.example"), filler()])), other("evil.example"));
+    assert_eq!(follow([&hello(&[sni("evil.example"), filler()])[..130]]), other("evil.example"));
+}
+
+#[test]
+fn what_is_no_hello_is_denied_at_its_first_wrong_byte() {
+    let good = hello(&[filler(), sni("registry.example.org"), filler()]);
+    for text in ["GET / HTTP/1.1\r\n\r\n", "SSH-2.0-x\r\n", "\0", "\u{1}"] {
+        assert_eq!(once(text.as_bytes()), NotTls, "{text:?}");
+    }
+    // SSLv2's, an alert, a record of data, of another version, an empty one, one that is too long.
+    for begin in [
+        &[0x80, 0x2e, 1, 3, 1][..],
+        &[21, 3, 1, 0, 2],
+        &[20, 3, 3, 0, 1],
+        &[23, 3, 3, 0, 2],
+        &[22, 2, 0, 0, 9],
+        &[22, 4, 1, 0, 9],
+        &[22, 3, 5, 0, 9],
+        &[22, 3, 1, 0, 0],
+        &[22, 3, 1, 0x40, 1],
+        &[22, 3, 1, 0, 9, 2],
+        &[22, 3, 1, 0, 9, 0],
+        &[22, 3, 1, 0, 9, 1, 1, 0, 0],
+    ] {
+        assert_eq!(once(&[begin, &[0; 8]].concat()), NotTls, "{begin:?}");
+    }
+    // Each length of the message, one less and one more than it is.
+    let (version, session, suites) = (9, 9 + 2 + 32, 9 + 2 + 32 + 33 + 1);
+    let (compression, extensions) = (suites + 7, suites + 7 + 3);
+    for (place, values) in [
+        (4, &[good[4] - 1, good[4] + 1][..]),
+        (8, &[good[8] - 1, good[8] + 1]),
+        (version, &[2, 4]),
+        (version + 1, &[0, 5]),
+        (session, &[31, 33, 255]),
+        (suites, &[0, 5, 7, 255]),
+        (compression, &[0, 2, 255]),
+        (extensions, &[good[extensions] - 1, good[extensions] + 1]),
+        (extensions + 4, &[99, 101]),
+    ] {
+        for value in values {
+            let mut bad = good.clone();
+            bad[place] = *value;
+            assert!(!matches!(once(&[&bad[..], &[0; 4]].concat()), Over), "{value} at {place}");
+            assert_ne!(follow([&bad[..], &[0; 300]]), Open, "{value} at {place}");
+        }
+    }
+}
+
+#[test]
+fn a_hello_may_come_in_several_records() {
+    let message = message(&body(&[filler(), sni("registry.example.org"), filler()]));
+    let evil = self::message(&body(&[filler(), sni("evil.example"), filler()]));
+    let cut =
+        |message: &[u8], length| message.chunks(length).flat_map(|part| record(22, part)).collect::<Vec<_>>();
+    for length in [16, 33, 64, 100, 16_384] {
+        assert_eq!(once(&cut(&message, length)), Open, "{length}");
+        assert_eq!(once(&cut(&evil, length)), other("evil.example"), "{length}");
+    }
+    // More steps than are taken at once, and as many as one likes in pieces.
+    assert_eq!(follow([&cut(&message, 1)[..]]), NotTls);
+    for length in 1..16 {
+        assert_eq!(follow(cut(&message, length).chunks(50)), Open, "{length}");
+    }
+    for between in [record(20, &[1]), record(21, &[1, 0]), record(23, &[0; 5]), record(22, &[])] {
+        let (one, two) = message.split_at(90);
+        assert_eq!(once(&[record(22, one), between, record(22, two)].concat()), NotTls);
+    }
+    // Behind the hello, in its record.
+    assert_eq!(once(&record(22, &[&message[..], &[0]].concat())), NotTls);
+    assert_eq!(once(&record(22, &[&message[..], &evil].concat())), NotTls);
+}
+
+#[test]
+fn extensions_may_be_many_and_long() {
+    let many = |count: usize| {
+        let mut extensions: Vec<_> = (0..count).map(|_| extension(0x5a5a, &[])).collect();
+        extensions.push(sni("registry.example.org"));
+        hello(&extensions)
+    };
+    assert_eq!(once(&many(60)), Open);
+    assert_eq!(follow([&many(1000)[..]]), NotTls);
+    assert_eq!(follow(many(1000).chunks(100)), Open);
+    // With shares of a key exchange that is large, in two records.
+    let large = message(&body(&[extension(51, &[5; 16_000]), sni("registry.example.org"), filler()]));
+    let stream: Vec<u8> = large.chunks(16_384).flat_map(|part| record(22, part)).collect();
+    assert_eq!(follow([&stream[..]]), Open);
+    assert_eq!(follow(stream.chunks(1)), Open);
+    assert_eq!(follow(stream.chunks(1448)), Open);
+    let longest = message(&body(&[extension(51, &[5; 65_400]), sni("a.example")]));
+    assert!(longest.len() <= 4 + 0xffff);
+    assert_eq!(
+        follow(longest.chunks(16_384).map(|part| record(22, part)).collect::<Vec<_>>().concat().chunks(1448)),
+        Open
+    );
+}
+
+#[test]
+fn following_ends_behind_the_hello() {
+    let good = hello(&[sni("registry.example.org")]);
+    let evil = hello(&[sni("evil.example")]);
+    let behind = |records: &[Vec<u8>]| once(&[&good[..], &records.concat()].concat());
+    assert_eq!(behind(&[record(22, &[16, 0, 0, 2, 1, 1])]), Over);
+    assert_eq!(behind(&[record(20, &[1]), record(23, &[1; 53])]), Over);
+    assert_eq!(behind(&[record(24, &[1; 3])]), Over);
+    assert_eq!(behind(&[record(20, &[1])]), Open);
+    assert_eq!(behind(&[record(22, &[])]), NotTls);
+    // A second hello comes for an answer, not with the first.
+    let pieces = |pieces: &[&[u8]]| follow(pieces.iter().copied());
+    assert_eq!(pieces(&[&[&good[..], &good].concat()]), NotTls);
+    assert_eq!(pieces(&[&good, &good]), Open);
+    assert_eq!(pieces(&[&good, &evil]), other("evil.example"));
+    assert_eq!(pieces(&[&good, &hello(&[filler()])]), NoName);
+    assert_eq!(pieces(&[&good, &[record(20, &[1]), evil.clone()].concat()]), other("evil.example"));
+    assert_eq!(pieces(&[&good, &record(21, &[1, 90]), &evil]), other("evil.example"));
+    assert_eq!(pieces(&[&good, &good, &evil]), other("evil.example"));
+    assert_eq!(pieces(&[&good, &good, &record(23, &[0; 9])]), Over);
+    // Early data may come before it, where the first one announced some.
+    let early = hello(&[sni("registry.example.org"), extension(42, &[])]);
+    let data = record(23, &[0; 1000]);
+    let with_data = [early, record(20, &[1]), data.clone(), data.clone()].concat();
+    assert_eq!(once(&with_data), Open);
+    assert_eq!(pieces(&[&with_data, &data, &evil]), other("evil.example"));
+    let small = record(23, &[0; 100]).repeat(100);
+    assert_eq!(pieces(&[&with_data, &small]), NotTls, "so many records at once");
+    let endless = record(23, &[0; 16_384]).repeat(70);
+    assert_eq!(follow([&with_data[..]].into_iter().chain(endless.chunks(60_000))), Over);
+}
+
+#[test]
+fn a_hello_that_must_come_whole_does() {
+    let good = hello(&[sni("registry.example.org")]);
+    let whole = |pieces: &[&[u8]]| {
+        let hello = Hello::default();
+        hello.begin(true);
+        follow_with(&hello, pieces.iter().copied())
+    };
+    assert_eq!(whole(&[&good]), Open);
+    assert_eq!(whole(&[&good, &good]), Open);
+    assert_eq!(whole(&[&good[..50], &good[50..]]), NotTls);
+    assert_eq!(whole(&[&hello(&[sni("evil.example")])]), other("evil.example"));
+}
+
+#[test]
+fn keys_list_one_name_or_those_below_it() {
+    let longest = ["n".repeat(63), "n".repeat(63), "n".repeat(63), "n".repeat(61)].join(".");
+    assert_eq!(longest.len(), 253);
+    for (listed, name, found) in [
+        (ServerNameKey::exact("a.example"), "a.example", true),
+        (ServerNameKey::exact("a.example"), "b.a.example", false),
+        (ServerNameKey::exact("a.example"), "example", false),
+        (ServerNameKey::below("example"), "a.example", true),
+        (ServerNameKey::below("example"), "b.a.example", true),
+        (ServerNameKey::below("example"), "example", false),
+        (ServerNameKey::below("example"), "anexample", false),
+        (ServerNameKey::exact(&longest), &longest, true),
+    ] {
+        assert_eq!(listed.covers(&ServerNameKey::exact(name)), found, "{name}");
+    }
+    // The kernel's tries take no longer key.
+    assert_eq!(size_of::<ServerNameKey>(), 4 + 256);
+}
+
+proptest! {
+    /// No bytes make it panic, wherever they are cut, and what a hello has is not changed by how it is cut.
+    #[test]
+    fn any_bytes_are_followed(bytes in proptest::collection::vec(any::<u8>(), 0..300), cut in 1..40_usize) {
+        let _ = follow([&bytes[..]]);
+        let _ = follow(bytes.chunks(cut));
+        // Behind a good beginning.
+        let good = hello(&[filler(), sni("registry.example.org"), filler()]);
+        for length in [5, 9, 43, 80, 100, 200, good.len()] {
+            let stream = [&good[..length.min(good.len())], &bytes].concat();
+            let whole = follow([&stream[..]]);
+            let pieces = follow(stream.chunks(cut));
+            // In pieces a second hello may come, which may not with the first.
+            if whole != NotTls {
+                prop_assert_eq!(pieces, whole);
+            }
+        }
+    }
+
+    /// A hello with any extensions in any order is what its name is, however its message is cut into records and these into pieces.
+    #[test]
+    fn hellos_are_followed(
+        kinds in proptest::collection::vec((1..60_000_u16, 0..200_usize), 0..30),
+        place in any::<prop::sample::Index>(),
+        name in prop::sample::select(vec!["registry.example.org", "evil.example", "A.example", "x.below.example.net"]),
+        in_record in 20..3000_usize,
+        in_piece in 1..3000_usize,
+    ) {
+        let mut extensions: Vec<_> = kinds.iter().map(|(kind, length)| extension(*kind, &vec![3; *length])).collect();
+        extensions.insert(place.index(extensions.len() + 1), sni(name));
+        let message = message(&body(&extensions));
+        let stream: Vec<u8> = message.chunks(in_record).flat_map(|part| record(22, part)).collect();
+        let expected = if name == "evil.example" { other(name) } else { Open };
+        if stream.len() / in_record < 20 {
+            prop_assert_eq!(follow([&stream[..]]), expected.clone());
+        }
+        prop_assert_eq!(follow(stream.chunks(in_piece.min(500))), expected);
+    }
+}
