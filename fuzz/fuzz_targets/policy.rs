@@ -68,7 +68,7 @@ fn rule(rule: &Rule) -> Value {
 fn name_rule(rule: &NameRule) -> Value {
     let ports: Vec<_> = rule.ports().iter().map(ToString::to_string).collect();
     let (name, protocol) = (rule.pattern().to_string(), rule.protocol().name());
-    json!({ "name": name, "protocol": protocol, "ports": ports, "private": rule.private() })
+    json!({ "name": name, "protocol": protocol, "ports": ports, "tls": rule.tls(), "private": rule.private() })
 }
 
 /// A rule's text means the rule, and a rule for a name is none for `deny`.

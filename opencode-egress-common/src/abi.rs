@@ -6,10 +6,12 @@
 mod counters;
 mod learned;
 mod records;
+mod tls;
 
 pub use counters::{Counter, Counters, Denied};
 pub use learned::{AskerKey, Learned, LearnedKey, MAX_ASKERS, MAX_LEARNED, NameRuleId};
 pub use records::{DestinationDenials, DestinationKey, Event, Limits, Reset, Taken};
+pub use tls::{GreetedEvent, TlsFlow};
 
 use crate::flow::{Address, Class, Family};
 
@@ -193,6 +195,19 @@ impl Entry {
         Self { grants: [Grant::NONE, some, Grant::NONE, Grant::NONE] }
     }
 
+    /// This, of name rules by which a connection must open TLS to a listed server. They speak of TCP and UDP alone, so that there
+    /// is room to say it in.
+    pub const fn with_tls(mut self) -> Self {
+        self.grants[Class::Other as usize] = Grant::ALLOW;
+        self
+    }
+
+    /// Whether this is of such rules.
+    #[inline(always)]
+    pub const fn is_tls(&self) -> bool {
+        self.grants[Class::Other as usize].0 == Grant::ALLOW.0
+    }
+
     /// Whether this is of a port set that allows some port.
     #[inline(always)]
     pub const fn some_port_is_allowed(&self) -> bool {
@@ -254,6 +269,8 @@ pub struct PolicyHeader {
     pub listener_count: u32,
     /// How many sockets the instance may have open, of those that it made.
     pub max_sockets: u32,
+    /// The policy has name rules by which TLS is followed: 1. Then it has a trie of the servers that they list.
+    pub tls: u32,
     /// The listeners.
     pub listeners: [Listener; MAX_LISTENERS],
     /// The error that a denied call gets instead of `EPERM`; 0 for that.
@@ -273,6 +290,7 @@ impl Default for PolicyHeader {
             own_mark: 0,
             listener_count: 0,
             max_sockets: DEFAULT_MAX_SOCKETS,
+            tls: 0,
             listeners: [Listener::default(); MAX_LISTENERS],
             errno: 0,
         }
@@ -378,7 +396,7 @@ mod tests {
         assert_eq!(size_of::<TrieKey>(), 4 + 4 + 16);
         assert_eq!(size_of::<Entry>(), 8);
         assert_eq!(size_of::<Listener>(), 16 + 2 + 2 + 4);
-        assert_eq!(size_of::<PolicyHeader>(), 40 + MAX_LISTENERS * size_of::<Listener>() + 4);
+        assert_eq!(size_of::<PolicyHeader>(), 44 + MAX_LISTENERS * size_of::<Listener>() + 4);
         assert_eq!(size_of::<ConfinedCgroup>(), 16 + CACHE_SLOTS * 8);
         assert_eq!(size_of::<SocketCount>(), 8);
         assert_eq!(size_of::<CountedSocket>(), 8);

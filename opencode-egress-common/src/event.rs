@@ -1,7 +1,7 @@
 //! Reading a record of the ring buffer: a denial.
 
 use crate::{
-    abi::{DestinationKey, Event},
+    abi::{DestinationKey, Event, GreetedEvent},
     flow::{Address, Flow, Protocol},
     reason::{DropReason, Hook},
 };
@@ -25,6 +25,38 @@ pub enum DecodeError {
     },
 }
 
+/// The server that a hello names.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Server {
+    name: [u8; 256],
+    len: u8,
+    tag: u16,
+}
+
+impl Server {
+    /// A name of which a record has the bytes backwards.
+    fn of(event: &GreetedEvent) -> Option<Self> {
+        let len = u8::try_from(event.name_len).ok().filter(|len| *len > 0)?;
+        let mut name = [0; 256];
+        for (to, from) in name.iter_mut().zip(event.name[..usize::from(len)].iter().rev()) {
+            *to = *from;
+        }
+        #[expect(clippy::cast_possible_truncation, reason = "the kernel's number has 16 bits")]
+        Some(Self { name, len, tag: event.tag as u16 })
+    }
+
+    /// The name, as the program that connects wrote it, but in lower case: any bytes.
+    pub fn name(&self) -> &[u8] {
+        &self.name[..usize::from(self.len)]
+    }
+}
+
+impl core::fmt::Debug for Server {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "{}", self.name().escape_ascii())
+    }
+}
+
 /// A denial, as the kernel reported it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Denial {
@@ -38,6 +70,8 @@ pub struct Denial {
     pub flow: Flow,
     /// Where the process wanted to, address and port, where that was elsewhere.
     pub asked: Option<(Address, u16)>,
+    /// The server that its hello names, where it was denied for what that says and there is one.
+    pub server: Option<Server>,
     /// The hook under which repeats of it are folded.
     key_hook: Hook,
 }
@@ -49,10 +83,15 @@ impl Denial {
     ///
     /// When its size or one of its numbers is none that this version writes.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
-        if bytes.len() != size_of::<Event>() {
-            return Err(DecodeError::Size { found: bytes.len() });
-        }
-        // SAFETY: the size is right, unaligned reads are what this does, and every bit pattern is an Event.
+        let server = match bytes.len() {
+            len if len == size_of::<Event>() => None,
+            // SAFETY: the size is right, unaligned reads are what this does, and every bit pattern is a GreetedEvent.
+            len if len == size_of::<GreetedEvent>() => {
+                Server::of(&unsafe { core::ptr::read_unaligned(bytes.as_ptr().cast()) })
+            }
+            found => return Err(DecodeError::Size { found }),
+        };
+        // SAFETY: either begins with an Event; otherwise as above.
         let event: Event = unsafe { core::ptr::read_unaligned(bytes.as_ptr().cast()) };
         let number = |field, number| DecodeError::Number { field, number };
         let hook = Hook::from_number(event.hook).ok_or_else(|| number("hook", event.hook))?;
@@ -72,11 +111,12 @@ impl Denial {
             0 => None,
             family => Some((address(family, event.asked_address)?, event.asked_port)),
         };
-        Ok(Self { event, hook, reason, flow, asked, key_hook })
+        Ok(Self { event, hook, reason, flow, asked, server, key_hook })
     }
 
     /// What repeats of it have in common.
     pub fn destination_key(&self) -> DestinationKey {
-        DestinationKey::new(self.event.instance, &self.flow, self.key_hook, self.reason)
+        let key = DestinationKey::new(self.event.instance, &self.flow, self.key_hook, self.reason);
+        DestinationKey { server: self.server.map_or(0, |server| server.tag), ..key }
     }
 }

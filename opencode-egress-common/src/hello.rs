@@ -9,7 +9,7 @@
 //! it. Parsers differ on everything else, and another one may be at the other end. Where a server asks for a second hello (RFC 8446,
 //! section 4.1.4), that has to name a server, too. What follows otherwise is nobody's concern here.
 
-use core::cell::Cell;
+use core::{cell::Cell, hint::black_box};
 
 mod name;
 
@@ -90,8 +90,12 @@ pub struct Hello {
     /// Where in the piece is read, and where it ends.
     at: Number<u32>,
     end: Number<u32>,
-    /// How many bytes are read next.
+    /// How many bytes are read next. Whoever looks at the program forgets what it knew of that number.
     count: Number<u32>,
+    /// What the last step said.
+    said: Number<u32>,
+    /// Keeps the layout free of padding.
+    reserved: u32,
     /// The name of the last hello.
     pub name: ServerName,
 }
@@ -135,10 +139,6 @@ const MORE: u32 = 1;
 const OVER: u32 = 2;
 const NO_NAME: u32 = 3;
 const NOT_TLS: u32 = 4;
-
-/// How many steps are taken in one piece: each passes over something, reads a field, or the header of a record. That is a hello with some
-/// seventy extensions, in one record or in several; a browser's has eighteen.
-const STEPS: u32 = 160;
 
 /// The longest message that is followed. Its length has three bytes, and no server takes so much.
 const LONGEST_MESSAGE: u64 = 0xffff;
@@ -189,6 +189,13 @@ impl Hello {
         }
     }
 
+    /// Takes note of the stream's next piece: where in what is sent it begins, and where it ends.
+    #[inline(always)]
+    pub fn come(&self, offset: u32, end: u32) {
+        self.at.set(offset);
+        self.end.set(end);
+    }
+
     /// Denies the stream from now on.
     #[inline(always)]
     pub fn deny(&self, why: Followed) {
@@ -208,7 +215,9 @@ impl Hello {
         self.skip.set(skip);
         self.needed.set(needed);
         self.had.set(0);
-        if skip + needed > self.message_left.get() { NOT_TLS } else { GO_ON }
+        let left = i64::from(self.message_left.get()) - i64::from(skip) - i64::from(needed);
+        // Not by a branch, which the verifier would follow both ways.
+        (left >> 63) as u32 & NOT_TLS
     }
 
     /// Notes that bytes of the message were read or passed over.
@@ -219,48 +228,52 @@ impl Hello {
         self.message_left.set(self.message_left.get().wrapping_sub(count));
     }
 
-    /// The next bytes, as many as `count` says. Whoever looks at the program forgets what it knew of that number.
+    /// One step, of which [`Hello::said`] has what came of it.
+    #[inline(never)]
+    fn step(&self, source: &impl Source) {
+        if self.message_left.get() == 0 && self.phase.get() != AFTER {
+            self.said.set(self.end_hello());
+            return;
+        }
+        let left = self.end.get().wrapping_sub(self.at.get());
+        if left == 0 {
+            self.said.set(MORE);
+            return;
+        }
+        match self.record_left.get() {
+            0 => self.read_header(source, left),
+            in_record => {
+                self.read_content(source, least(least(left, in_record), self.message_left.get()));
+            }
+        }
+    }
+
+    /// The next bytes, at most so many: there are as many as [`Hello::count`] says then.
     #[inline(always)]
-    fn take(&self, source: &impl Source) -> Option<u64> {
+    fn take(&self, source: &impl Source, most: u32, here: u32) -> Option<u64> {
+        self.count.set(least(most, here));
         source.number(self.at.get(), self.count.get())
     }
 
-    /// One step. [`GO_ON`]: there is another.
-    #[inline(never)]
-    fn step(&self, source: &impl Source) -> u32 {
-        let left = self.end.get().wrapping_sub(self.at.get());
-        if left == 0 {
-            return MORE;
-        }
-        let in_record = self.record_left.get();
-        if in_record == 0 {
-            return self.read_header(source, left);
-        }
-        let here = if left < in_record { left } else { in_record };
-        let skip = self.skip.get();
-        if skip == 0 {
-            return self.read_field(source, here);
-        }
-        let count = if skip < here { skip } else { here };
-        self.skip.set(skip - count);
-        self.advance(count);
-        self.end_if_over()
-    }
-
     #[inline(always)]
-    fn read_header(&self, source: &impl Source, left: u32) -> u32 {
+    fn read_header(&self, source: &impl Source, left: u32) {
         let had = self.header_had.get();
-        let needed = 5_u32.wrapping_sub(had);
-        self.count.set(if left < needed { left } else { needed });
-        let Some(number) = self.take(source) else { return NOT_TLS };
+        let Some(number) = self.take(source, 5_u32.wrapping_sub(had), left) else {
+            self.said.set(NOT_TLS);
+            return;
+        };
         let count = self.count.get();
         self.at.set(self.at.get().wrapping_add(count));
-        let header = join(self.header.get(), number, count);
-        if had.wrapping_add(count) != 5 {
-            self.header.set(header);
-            self.header_had.set(had.wrapping_add(count));
-            return GO_ON;
+        self.header.set(join(self.header.get(), number, count));
+        self.header_had.set(had.wrapping_add(count));
+        if self.header_had.get() == 5 {
+            self.said.set(self.take_header());
         }
+    }
+
+    #[inline(never)]
+    fn take_header(&self) -> u32 {
+        let header = self.header.get();
         self.header_had.set(0);
         self.header.set(0);
         let (kind, major, minor) = (part(header, 32, 0xff), part(header, 24, 0xff), part(header, 16, 0xff));
@@ -279,46 +292,51 @@ impl Hello {
             return NOT_TLS;
         }
         self.skip.set(length);
+        self.message_left.set(length);
         match kind {
-            CHANGE_CIPHER_SPEC | ALERT => {
-                if length > 2 {
-                    return OVER;
-                }
-            }
-            APPLICATION_DATA => {
+            CHANGE_CIPHER_SPEC | ALERT if length <= 2 => GO_ON,
+            APPLICATION_DATA if length <= LONGEST_ENCRYPTED => {
                 let early = self.early_left.get();
-                if length > LONGEST_ENCRYPTED || length > early {
+                if length > early {
                     return OVER;
                 }
                 self.early_left.set(early - length);
+                GO_ON
             }
-            _ => return OVER,
+            _ => OVER,
         }
-        GO_ON
     }
 
+    /// Reads or passes over what is in a record, of which so much is here.
     #[inline(always)]
-    fn read_field(&self, source: &impl Source, here: u32) -> u32 {
-        let had = self.had.get();
-        let needed = self.needed.get();
-        let missing = needed.wrapping_sub(had);
-        self.count.set(if here < missing { here } else { missing });
-        let Some(number) = self.take(source) else { return NOT_TLS };
+    fn read_content(&self, source: &impl Source, here: u32) {
+        let skip = self.skip.get();
+        let passed = least(skip, here);
+        self.skip.set(skip.wrapping_sub(passed));
+        self.advance(passed);
+        let here = here.wrapping_sub(passed);
+        if here == 0 {
+            return;
+        }
+        let (had, needed) = (self.had.get(), self.needed.get());
+        let Some(number) = self.take(source, needed.wrapping_sub(had), here) else {
+            self.said.set(NOT_TLS);
+            return;
+        };
         let count = self.count.get();
         self.advance(count);
-        let field = join(self.field.get(), number, count);
-        self.field.set(field);
+        self.field.set(join(self.field.get(), number, count));
         self.had.set(had.wrapping_add(count));
-        if had.wrapping_add(count) != needed {
-            return GO_ON;
+        if self.had.get() == needed {
+            self.said.set(self.take_field());
         }
-        self.field.set(0);
-        let said = self.take_field(field);
-        if said == GO_ON { self.end_if_over() } else { said }
     }
 
-    #[inline(always)]
-    fn take_field(&self, field: u64) -> u32 {
+    #[inline(never)]
+    fn take_field(&self) -> u32 {
+        let field = self.field.get();
+        self.field.set(0);
+        self.had.set(0);
         let number = part(field, 0, 0xffff);
         match self.phase.get() {
             MESSAGE => {
@@ -432,12 +450,9 @@ impl Hello {
         self.expect(NAME, 0, if left < 8 { left } else { 8 })
     }
 
-    /// Ends the hello where nothing of it is left. Its fields were checked to be in it, so none is cut.
-    #[inline(always)]
-    fn end_if_over(&self) -> u32 {
-        if self.message_left.get() != 0 || self.phase.get() == AFTER {
-            return GO_ON;
-        }
+    /// Ends the hello, of which nothing is left. Its fields were checked to be in it, so none is cut.
+    #[inline(never)]
+    fn end_hello(&self) -> u32 {
         // Another message behind it would be read with it.
         if self.record_left.get() != 0 {
             return NOT_TLS;
@@ -451,17 +466,27 @@ impl Hello {
         GO_ON
     }
 
+    /// Takes steps until one says something else than [`GO_ON`]. Written out, for the kernel's verifier forgets too soon what it saw of
+    /// earlier turns of a loop, and looks at the rest of it again for each branch in it.
     #[inline(always)]
-    fn steps(&self, source: &impl Source) -> u32 {
-        let mut step = 0;
-        while step < STEPS {
-            let said = self.step(source);
-            if said != GO_ON {
-                return said;
-            }
-            step += 1;
+    fn steps(&self, source: &impl Source) {
+        macro_rules! steps {
+            ($($step:literal)*) => {
+                $(
+                    let _ = $step;
+                    self.step(source);
+                    if self.said.get() != GO_ON {
+                        return;
+                    }
+                )*
+            };
         }
-        NOT_TLS
+        self.said.set(GO_ON);
+        steps!(
+            0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0
+            0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0
+        );
+        self.said.set(NOT_TLS);
     }
 
     /// Whether what has come of a record's header and of a field, where the rest is to come, can become a good one.
@@ -509,6 +534,17 @@ impl Hello {
     }
 }
 
+/// The lesser number, not by a branch, which the verifier would follow both ways.
+#[inline(always)]
+fn least(one: u32, other: u32) -> u32 {
+    let difference = i64::from(one) - i64::from(other);
+    // All ones where it is negative. The compiler, if it saw that, would make a branch of it.
+    let negative = black_box(difference >> 63);
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "one of the two")]
+    let least = (i64::from(other) + (difference & negative)) as u32;
+    least
+}
+
 /// What has come of a field, and what came now.
 #[inline(always)]
 fn join(before: u64, number: u64, count: u32) -> u64 {
@@ -525,29 +561,22 @@ fn part(number: u64, shift: u32, mask: u64) -> u32 {
     part
 }
 
-/// Follows a stream through its next piece, from `offset` to `end` of its bytes. `is_listed` is asked for a name.
+/// Follows a stream through the piece of it that [came](Hello::come). `is_listed` is asked for a name.
 #[inline(always)]
-pub fn judge(
-    hello: &Hello,
-    source: &impl Source,
-    offset: u32,
-    end: u32,
-    is_listed: impl FnOnce(&ServerName) -> bool,
-) -> Followed {
-    hello.at.set(offset);
-    hello.end.set(end);
-    let said = match hello.steps(source) {
-        MORE if !hello.is_good_beginning() => NOT_TLS,
-        said => said,
-    };
-    let flags = hello.flags.get();
-    let judged = if flags & WAITING != 0
-        && !{
-            hello.flags.set(flags & !WAITING);
-            hello.name.is_sound() && is_listed(&hello.name)
-        } {
-        Followed::OtherName
-    } else if said == NO_NAME {
+pub fn judge(hello: &Hello, source: &impl Source, is_listed: impl FnOnce(&ServerName) -> bool) -> Followed {
+    hello.steps(source);
+    if hello.said.get() == MORE && !hello.is_good_beginning() {
+        hello.said.set(NOT_TLS);
+    }
+    if hello.flags.get() & WAITING != 0 {
+        hello.flags.set(hello.flags.get() & !WAITING);
+        if !(hello.name.is_sound() && is_listed(&hello.name)) {
+            hello.deny(Followed::OtherName);
+            return Followed::OtherName;
+        }
+    }
+    let (said, flags) = (hello.said.get(), hello.flags.get());
+    let judged = if said == NO_NAME {
         Followed::NoName
     } else if said == NOT_TLS || said == MORE && flags & WHOLE != 0 {
         Followed::NotTls

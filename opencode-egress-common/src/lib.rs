@@ -5,6 +5,7 @@
 //! - [`decide`]: the one decision function, a pure function over [`decide::Rules`];
 //! - [`loopback`]: what an instance may say to itself;
 //! - [`hello`]: following a TLS stream until its hello has named a server;
+//! - [`segment`]: where in its stream a TCP segment belongs;
 //! - [`cache`]: the tags that remember an `Allow`;
 //! - [`abi`]: the layouts that cross the kernel boundary in maps and in the ring buffer.
 //!
@@ -25,3 +26,4 @@ pub mod packet;
 #[cfg(feature = "user")]
 mod pod;
 pub mod reason;
+pub mod segment;

@@ -97,6 +97,72 @@ pub fn by_name(
     said
 }
 
+/// What name rules say of how a new flow that they allow must go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum GoesOn {
+    /// They do not know it.
+    Unknown = 0,
+    /// With TLS, to a listed server.
+    AsTls = 1,
+    /// As it likes.
+    Freely = 2,
+}
+
+/// Whether a flow that no rule for networks allows must open TLS: where some name rule with `tls` knows its address, and none without
+/// allows it. An address whose time is over counts for the former: time passes between two programs that look at one packet.
+#[inline(always)]
+pub fn goes_on(
+    rules: &impl Rules,
+    addresses: &impl LearnedAddresses,
+    grants: u32,
+    flow: &NamedFlow,
+    now: u64,
+) -> GoesOn {
+    let mut said = GoesOn::Unknown;
+    // Written out: of the turns of a loop the kernel's verifier forgets too soon what it saw.
+    macro_rules! each {
+        ($($grant:literal)*) => {
+            $(
+                if $grant >= grants {
+                    return said;
+                }
+                match goes_on_by(rules, addresses, $grant, flow, now) {
+                    GoesOn::Unknown => {}
+                    GoesOn::AsTls => said = GoesOn::AsTls,
+                    GoesOn::Freely => return GoesOn::Freely,
+                }
+            )*
+        };
+    }
+    const { assert!(MAX_NAME_GRANTS == 8) };
+    each!(0 1 2 3 4 5 6 7);
+    said
+}
+
+/// What the rules of one grant say of that.
+#[inline(never)]
+fn goes_on_by(
+    rules: &impl Rules,
+    addresses: &impl LearnedAddresses,
+    grant: u32,
+    flow: &NamedFlow,
+    now: u64,
+) -> GoesOn {
+    let key = TrieKey::name_grant(grant);
+    if !covers(rules, &key, flow) {
+        return GoesOn::Unknown;
+    }
+    let Some(learned) = addresses.learned(grant, &flow.address) else { return GoesOn::Unknown };
+    if rules.entry(&key).is_some_and(|entry| entry.is_tls()) {
+        GoesOn::AsTls
+    } else if learned.until > now {
+        GoesOn::Freely
+    } else {
+        GoesOn::Unknown
+    }
+}
+
 /// Whether a denial by the network rules is one that a name may turn: no rule for networks speaks of the flow.
 #[inline(always)]
 pub const fn may_be_allowed_by_name(reason: DropReason) -> bool {
@@ -104,6 +170,12 @@ pub const fn may_be_allowed_by_name(reason: DropReason) -> bool {
 }
 
 impl PolicyHeader {
+    /// Whether the policy has name rules by which TLS is followed.
+    #[inline(always)]
+    pub const fn has_tls(&self) -> bool {
+        self.tls != 0
+    }
+
     /// Whether the policy has name rules.
     #[inline(always)]
     pub const fn has_names(&self) -> bool {
@@ -203,6 +275,48 @@ mod tests {
         let fewer = by_name(&Fixed, &Known, 1, &udp, 0);
         assert_eq!(fewer, ByName::Unknown, "a grant that the policy does not have");
         assert!(NamedFlow::of(&flow("192.0.2.1", Protocol::ICMP, 0)).is_none());
+    }
+
+    #[test]
+    fn a_rule_without_tls_frees_a_flow_and_one_with_it_binds_it() {
+        /// Both are for TCP 443; the second has `tls`.
+        struct Both;
+        impl Rules for Both {
+            fn entry(&self, key: &TrieKey) -> Option<Entry> {
+                let entry = Fixed.entry(&TrieKey::name_grant(0))?;
+                match key {
+                    key if *key == TrieKey::name_grant(0) => Some(entry),
+                    key if *key == TrieKey::name_grant(1) => Some(entry.with_tls()),
+                    key => Fixed.entry(key),
+                }
+            }
+        }
+        /// The last byte's first bit: by the first rule; its second: by the second.
+        struct Last;
+        impl LearnedAddresses for Last {
+            fn learned(&self, grant: u32, address: &Address) -> Option<Learned> {
+                let last = address.words()[0].to_ne_bytes()[3];
+                (last >> grant & 1 != 0).then_some(Learned { until: 100, rule: NameRuleId(0) })
+            }
+        }
+        let said = |last: u8, port, now| {
+            let mut flow = flow("192.0.2.0", Protocol::TCP, port);
+            flow.address = IpAddr::from([192, 0, 2, last]).into();
+            goes_on(&Both, &Last, 2, &NamedFlow::of(&flow).expect("TCP"), now)
+        };
+        assert_eq!(said(0, 443, 0), GoesOn::Unknown);
+        assert_eq!(said(1, 443, 0), GoesOn::Freely);
+        assert_eq!(said(1, 443, 100), GoesOn::Unknown);
+        assert_eq!(said(2, 443, 0), GoesOn::AsTls);
+        assert_eq!(said(2, 443, 100), GoesOn::AsTls, "its time ended a moment ago");
+        assert_eq!(said(2, 80, 0), GoesOn::Unknown);
+        assert_eq!(said(3, 443, 0), GoesOn::Freely);
+        assert_eq!(said(3, 443, 100), GoesOn::AsTls);
+        assert!(covers(
+            &Both,
+            &TrieKey::name_grant(1),
+            &NamedFlow::of(&flow("192.0.2.2", Protocol::TCP, 443)).expect("TCP")
+        ));
     }
 
     #[test]

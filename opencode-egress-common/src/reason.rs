@@ -79,6 +79,10 @@ numbered! {
         NameExpired = 21, "name-expired";
         /// The resolver of another instance, whatever the rules say of loopback.
         OtherResolver = 22, "other-resolver";
+        /// The hello that opens TLS names another server than those that rules with `tls` list, or none.
+        TlsNameNotAllowed = 23, "tls-name-not-allowed";
+        /// What comes where a hello that opens TLS must come is none.
+        NotTls = 24, "not-tls";
     }
 }
 
@@ -115,6 +119,8 @@ numbered! {
         Getpeername4 = 14, "getpeername4";
         /// `cgroup/getpeername6`, which judges nothing.
         Getpeername6 = 15, "getpeername6";
+        /// `cgroup_skb/egress`, once more: what opens TLS.
+        Tls = 16, "tls";
     }
 }
 
@@ -164,6 +170,8 @@ mod tests {
         (20, "too-many-sockets"),
         (21, "name-expired"),
         (22, "other-resolver"),
+        (23, "tls-name-not-allowed"),
+        (24, "not-tls"),
     ];
     const HOOKS: &[(u8, &str)] = &[
         (1, "connect4"),
@@ -181,6 +189,7 @@ mod tests {
         (13, "recvmsg6"),
         (14, "getpeername4"),
         (15, "getpeername6"),
+        (16, "tls"),
     ];
 
     /// Fails unless these are the ones that were given out, each under a name of its own.

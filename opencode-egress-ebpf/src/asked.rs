@@ -42,6 +42,8 @@ pub(crate) struct Sent {
 }
 
 impl Details for Sent {
+    type Record = Event;
+
     #[inline(always)]
     unsafe fn add(&self, event: *mut Event, flow: &Flow) {
         // SAFETY: the helper takes the context of these programs. Another process, or none, may be running when the kernel

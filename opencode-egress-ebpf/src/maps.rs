@@ -11,10 +11,11 @@ use opencode_egress_common::{
         AskerKey, ConfinedCgroup, CountedSocket, Counter, Current, Denied, DestinationDenials,
         DestinationKey, Entry, Event, Learned, LearnedKey, Limits, MAX_ASKERS, MAX_CONFINED,
         MAX_DESTINATIONS, MAX_INSTANCES, MAX_LEARNED, MAX_LISTED_PORTS, MAX_POLICIES, PolicyHeader,
-        RESET_RING_BYTES, RING_BYTES, Reset, SOCKET_SLOTS, SocketCount, SocketSlot, Taken, TrieKey,
+        RESET_RING_BYTES, RING_BYTES, Reset, SOCKET_SLOTS, SocketCount, SocketSlot, Taken, TlsFlow, TrieKey,
     },
     cache::TAG_KEYS,
     decide::Rules,
+    hello::ServerName,
 };
 
 use crate::{
@@ -45,6 +46,25 @@ pub(crate) static LEARNED: HashMap<LearnedKey, Learned, { MAX_LEARNED as usize }
 /// Flows that began by name, by socket.
 #[btf_map]
 pub(crate) static NAMED_FLOWS: SkStorage<BegunFlows> = SkStorage::new();
+
+/// Connections whose beginning is followed, by socket: a [`TlsFlow`].
+#[btf_map]
+pub(crate) static TLS_FLOWS: SkStorage<[u64; size_of::<TlsFlow>() / 8]> = SkStorage::new();
+
+/// The servers that rules with `tls` list, by policy slot: an [`opencode_egress_common::hello::ServerNameKey`] each. Of a policy without such rules the slot may have
+/// what an earlier policy left.
+#[btf_map]
+static TLS_NAMES: ArrayOfMaps<LpmTrie<[u8; 256], u32, 1>, { MAX_POLICIES as usize }> = ArrayOfMaps::new();
+
+/// Whether a policy lists a server.
+#[inline(always)]
+pub(crate) fn lists_server(slot: u32, name: &ServerName) -> bool {
+    let Some(names) = TLS_NAMES.get(slot) else { return false };
+    // SAFETY: the pointer is an inner map of TLS_NAMES, and the key, in a socket's storage, is one of its keys.
+    let found =
+        unsafe { bpf_map_lookup_elem(core::ptr::from_ref(names).cast_mut().cast(), name.key().cast()) };
+    !found.is_null()
+}
 
 /// What a socket's last question was addressed to.
 #[btf_map]

@@ -235,6 +235,8 @@ struct Received {
 }
 
 impl Details for Received {
+    type Record = Event;
+
     #[inline(always)]
     unsafe fn add(&self, event: *mut Event, _: &Flow) {
         // SAFETY: the caller's promise; the helper takes the context of these programs.
@@ -280,7 +282,7 @@ impl Skb {
 
     /// Asks for the reset of the TCP socket whose packet was refused. Returns that the packet does not pass.
     #[inline(never)]
-    fn end_connection(&self, instance: &Instance) -> i32 {
+    pub(crate) fn end_connection(&self, instance: &Instance) -> i32 {
         let Some(sk) = self.full_socket() else { return 0 };
         let connected = sk.kind() == SOCK_STREAM
             && sk.protocol() == Protocol::TCP

@@ -11,7 +11,7 @@ use aya_ebpf::{
     bindings::{BPF_NOEXIST, BPF_RB_AVAIL_DATA},
     helpers::{
         bpf_get_current_pid_tgid, bpf_get_current_uid_gid, bpf_ktime_get_ns, bpf_ringbuf_query,
-        generated::bpf_get_current_comm,
+        bpf_ringbuf_reserve, bpf_ringbuf_submit, generated::bpf_get_current_comm,
     },
 };
 use opencode_egress_common::{
@@ -39,11 +39,20 @@ pub(crate) struct Denial<'a> {
 
 /// What else is told of a denial, as far as the program can know it: which helpers there are differs from one to another.
 pub(crate) trait Details {
+    /// The record: an [`Event`], and maybe something behind it.
+    type Record;
+
+    /// What tells repeats from one another, beside where the flow goes and why it is denied.
+    #[inline(always)]
+    fn tag(&self) -> u16 {
+        0
+    }
+
     /// Writes who asked, and what there is beside. What the event has for it is zero before.
     ///
     /// # Safety
     ///
-    /// `event` is a record of the ring buffer.
+    /// `event` is a record of the ring buffer, of the kind of these details.
     unsafe fn add(&self, event: *mut Event, flow: &Flow);
 }
 
@@ -51,6 +60,8 @@ pub(crate) trait Details {
 pub(crate) struct Call;
 
 impl Details for Call {
+    type Record = Event;
+
     #[inline(always)]
     unsafe fn add(&self, event: *mut Event, _: &Flow) {
         // SAFETY: the caller's promise.
@@ -107,7 +118,10 @@ fn record<D: Details>(instance: u32, generation: u32, denial: &Denial<'_>, audit
     // SAFETY: the helper has no arguments and cannot fail.
     let now = unsafe { bpf_ktime_get_ns() };
     let key_hook = key_hook(denial, audit);
-    let key = DestinationKey::new(instance, denial.flow, key_hook, denial.reason);
+    let key = DestinationKey {
+        server: details.tag(),
+        ..DestinationKey::new(instance, denial.flow, key_hook, denial.reason)
+    };
     let Some(Due { attempts, suppressed }) = due(denied, taken, &key, now) else { return };
     if !within_rate(denied, now) {
         // SAFETY: the map value is alive, and the number is only ever added to.
@@ -121,17 +135,18 @@ fn record<D: Details>(instance: u32, generation: u32, denial: &Denial<'_>, audit
             .wrapping_sub((&raw const (*taken).events).read_volatile())
     };
     let ring = (&raw const maps::EVENTS).cast_mut().cast();
-    let reserved = match has_room(ring, RING_BYTES, size_of::<Event>() as u64, waiting) {
-        true => maps::EVENTS.reserve(0),
-        false => None,
+    let size = size_of::<D::Record>() as u64;
+    let event: *mut Event = match has_room(ring, RING_BYTES, size, waiting) {
+        // SAFETY: the map is a ring buffer, and the size no more than it has.
+        true => unsafe { bpf_ringbuf_reserve(ring, size, 0) }.cast(),
+        false => core::ptr::null_mut(),
     };
-    let Some(mut slot) = reserved else {
+    if event.is_null() {
         // SAFETY: as above.
         unsafe { add(&raw mut (*denied).lost, 1) };
         return;
-    };
+    }
     let Denial { hook, reason, flow, .. } = denial;
-    let event = slot.as_mut_ptr();
     // SAFETY: the record is an Event, which has no padding, and every field of it is written. One by one: an Event
     // made first and copied here would lie on the stack, of which older kernels leave too little.
     unsafe {
@@ -163,8 +178,8 @@ fn record<D: Details>(instance: u32, generation: u32, denial: &Denial<'_>, audit
         (&raw mut (*event).audit).write(u32::from(audit));
         details.add(event, flow);
         add(&raw mut (*denied).events, 1);
+        bpf_ringbuf_submit(event.cast(), 0);
     }
-    slot.submit(0);
 }
 
 /// The place of a reason's counter. Reasons' numbers are below REASON_SLOTS (a test in -common), but the

@@ -201,6 +201,8 @@ fn value<const OFFSET: usize, const N: usize>(sockopt: *mut bpf_sockopt) -> Opti
 struct Setsockopt;
 
 impl Details for Setsockopt {
+    type Record = Event;
+
     #[inline(always)]
     unsafe fn add(&self, event: *mut Event, _: &Flow) {
         // SAFETY: the caller's promise.

@@ -20,6 +20,8 @@ pub(crate) const IPPROTO_MPTCP: u32 = 262;
 
 // States of sockets, <linux/tcp.h>. A datagram socket with a peer is "established".
 pub(crate) const TCP_ESTABLISHED: u32 = 1;
+/// It has sent what opens a connection, and no answer came yet.
+pub(crate) const TCP_SYN_SENT: u32 = 2;
 pub(crate) const TCP_CLOSE: u32 = 7;
 pub(crate) const TCP_LISTEN: u32 = 10;
 /// A request socket, which only an inbound SYN makes.

@@ -48,8 +48,8 @@ pub struct DestinationKey {
     pub hook: u8,
     /// A [`DropReason`].
     pub reason: u8,
-    /// Keeps the layout free of padding.
-    pub reserved: u16,
+    /// [`crate::hello::ServerName::tag`] of the server that a hello names; otherwise 0.
+    pub server: u16,
 }
 
 impl DestinationKey {
@@ -64,7 +64,7 @@ impl DestinationKey {
             family: flow.address.family() as u8,
             hook: hook as u8,
             reason: reason as u8,
-            reserved: 0,
+            server: 0,
         }
     }
 

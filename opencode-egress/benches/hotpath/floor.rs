@@ -9,7 +9,7 @@ use opencode_egress::{
     cgroups::Cgroup,
     kernel::{
         features::Features,
-        hooks::{attach_type, to_attach},
+        hooks::{Needs, attach_type, to_attach},
         links::attach_for_good,
     },
 };
@@ -17,7 +17,7 @@ use opencode_egress_common::reason::Hook;
 
 /// Attaches such a program at every hook, until the cgroup is removed.
 pub(crate) fn confine(cgroup: &Cgroup) -> io::Result<()> {
-    for hook in to_attach(&Features::of_this_kernel(), false) {
+    for hook in to_attach(&Features::of_this_kernel(), Needs::NONE) {
         attach_for_good(load(hook)?.as_fd(), cgroup.as_fd(), hook)?;
     }
     Ok(())

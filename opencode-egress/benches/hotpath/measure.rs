@@ -18,6 +18,7 @@ use anyhow::{Context as _, Result, bail};
 use opencode_egress::{
     cgroups::{Cgroup, Hierarchy},
     kernel::{
+        hooks::Needs,
         instance::InstanceIndex,
         loader::{Lifetime, Loaded, load},
         maps::{LearnedAddress, LoadedPolicy},
@@ -217,13 +218,14 @@ fn learned(policy: &Policy, address: impl Into<IpAddr>) -> Result<Vec<LearnedAdd
 fn confine(cgroup: &Cgroup, policy: &Policy, learned: Vec<LearnedAddress>) -> Result<Loaded> {
     let mut loaded = load(&Lifetime::Process)?;
     loaded.maps.set_limits(&LogLimits::default())?;
-    let mut loaded_policy = LoadedPolicy::load(&compile(policy)?)?;
-    let names = !learned.is_empty();
-    if names {
+    let compiled = compile(policy)?;
+    let mut loaded_policy = LoadedPolicy::load(&compiled)?;
+    let needs = Needs::of(&compiled.names);
+    if needs.calls {
         loaded_policy.with_names(RESOLVER_PORTS.0, 1 << 25, learned);
     }
     loaded.maps.put_in_force(vec![(InstanceIndex::FIRST, loaded_policy)])?;
-    loaded.confine(cgroup, InstanceIndex::FIRST, names, |loaded, hook, cgroup| {
+    loaded.confine(cgroup, InstanceIndex::FIRST, needs, |loaded, hook, cgroup| {
         loaded.programs.attach_for_good(hook, cgroup)
     })?;
     Ok(loaded)

@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result};
 use opencode_egress::{
     cgroups::Hierarchy,
     kernel::{
+        hooks::Needs,
         instance::InstanceIndex,
         loader::{Lifetime, load},
         maps::LearnedAddress,
@@ -112,8 +113,9 @@ fn many_instances(line: &mut impl FnMut(&str, String)) -> Result<()> {
     for (cgroup, (index, _)) in cgroups.iter().zip(&all) {
         let unit: UnitName = format!("bench-{}.service", index.number()).parse()?;
         let directory = pins.links(&unit, cgroup.id())?;
-        let links = loaded
-            .confine(cgroup, *index, false, |loaded, hook, cgroup| loaded.programs.attach(hook, cgroup))?;
+        let links = loaded.confine(cgroup, *index, Needs::NONE, |loaded, hook, cgroup| {
+            loaded.programs.attach(hook, cgroup)
+        })?;
         for (hook, link) in links {
             directory.pin(hook, &link)?;
         }

@@ -69,7 +69,7 @@ impl Daemon {
             upkeep_trouble: None,
             confined: HashSet::new(),
             let_go: HashSet::new(),
-            soon_with_names: BTreeSet::new(),
+            soon: BTreeMap::new(),
             outlived: BTreeMap::new(),
             next_look: 0,
             users_units: BTreeSet::new(),

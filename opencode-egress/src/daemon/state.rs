@@ -21,6 +21,7 @@ use super::{
 use crate::{
     cgroups::{Hierarchy, watch},
     kernel::{
+        hooks::Needs,
         instance::InstanceIndex,
         loader::Loaded,
         pins::{MapPins, PinLock, Pins},
@@ -133,8 +134,8 @@ pub(super) struct Confinement {
     pub(super) confined: HashSet<u64>,
     /// The ids of cgroups that `detach` made it let go.
     pub(super) let_go: HashSet<u64>,
-    /// Instances whose links are made for name rules, or for another error than `EPERM`, which come into force once these are there.
-    pub(super) soon_with_names: BTreeSet<InstanceIndex>,
+    /// What policies take that come into force once the links for it are there.
+    pub(super) soon: BTreeMap<InstanceIndex, Needs>,
     /// Cgroups that are gone and of which there are sockets, by id.
     pub(super) outlived: BTreeMap<u64, Outlived>,
     /// The id from which the next turn looks at them.

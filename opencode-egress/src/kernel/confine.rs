@@ -4,7 +4,7 @@ use opencode_egress_common::reason::Hook;
 
 use crate::{
     cgroups::Cgroup,
-    kernel::{instance::InstanceIndex, loader::Loaded, maps::MapsError, programs::AttachError},
+    kernel::{hooks::Needs, instance::InstanceIndex, loader::Loaded, maps::MapsError, programs::AttachError},
 };
 
 /// Why a cgroup is not confined.
@@ -20,7 +20,7 @@ pub enum ConfineError {
 
 impl Loaded {
     /// Confines a cgroup to an instance's policy, which must be in force already: `attach` makes the
-    /// attachment of one hook. With `names` the hooks are those of a policy with name rules.
+    /// attachment of one hook, of those that a policy with these `needs` takes.
     ///
     /// `sock_create` lets nearly everything pass whatever the policy is; attaching it makes the cgroup's
     /// storage, so that what says whose the cgroup is can be written before any hook that judges. Until all are attached the
@@ -33,11 +33,11 @@ impl Loaded {
         &mut self,
         cgroup: &Cgroup,
         instance: InstanceIndex,
-        names: bool,
+        needs: Needs,
         mut attach: impl FnMut(&mut Self, Hook, &Cgroup) -> Result<T, AttachError>,
     ) -> Result<Vec<(Hook, T)>, ConfineError> {
         let mut attached = vec![];
-        for hook in self.programs.hooks(names) {
+        for hook in self.programs.hooks(needs) {
             attached.push((hook, attach(self, hook, cgroup)?));
             if hook == Hook::SockCreate && self.maps.instance_of(cgroup.id()) != Some(instance) {
                 self.maps.set_instance_of(cgroup.id(), instance)?;

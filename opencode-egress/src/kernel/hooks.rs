@@ -1,16 +1,17 @@
 //! The hooks, as the kernel numbers them and in the order in which links are made.
 
-use opencode_egress_common::reason::Hook;
+use opencode_egress_common::{abi::PolicyHeader, reason::Hook};
 
 use crate::kernel::features::Features;
 
 /// Every hook, in the order in which links are made. `sock_release` lets everything pass; it comes first, for a socket that
 /// `sock_create` counts must not close unseen. That lets nearly everything pass whatever the policy is, so it can come before the
 /// scope is written, and its link makes the scope's storage.
-pub const ATTACH_ORDER: [Hook; 15] = [
+pub const ATTACH_ORDER: [Hook; 16] = [
     Hook::SockRelease,
     Hook::SockCreate,
     Hook::Egress,
+    Hook::Tls,
     Hook::Ingress,
     Hook::Connect4,
     Hook::Connect6,
@@ -25,14 +26,44 @@ pub const ATTACH_ORDER: [Hook; 15] = [
     Hook::Setsockopt,
 ];
 
-/// The hooks at which links are made on a kernel, in that order, for an instance with or without name rules. Where a packet's
+/// What a policy takes, beside what every policy does: links at some hooks are made for those that need them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Needs {
+    /// The calls of datagram sockets: it has rules for names, or another error than `EPERM`.
+    pub calls: bool,
+    /// The beginning of connections: some of its rules for names have `tls`.
+    pub tls: bool,
+}
+
+impl Needs {
+    /// Nothing.
+    pub const NONE: Self = Self { calls: false, tls: false };
+    /// What rules for names take, without `tls`.
+    pub const CALLS: Self = Self { calls: true, tls: false };
+    /// All there is.
+    pub const ALL: Self = Self { calls: true, tls: true };
+
+    /// What a policy takes.
+    pub const fn of(header: &PolicyHeader) -> Self {
+        Self { calls: header.has_names() || header.errno != 0, tls: header.has_tls() }
+    }
+
+    /// What either takes.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self { calls: self.calls || other.calls, tls: self.tls || other.tls }
+    }
+}
+
+/// The hooks at which links are made on a kernel, in that order, for an instance whose policy has these needs. Where a packet's
 /// program can name the process, nothing is lost when datagrams are judged there alone, and each costs one program less. Questions
 /// for names are given another address before they are packets.
-pub fn to_attach(features: &Features, names: bool) -> impl Iterator<Item = Hook> + use<> {
+pub fn to_attach(features: &Features, needs: Needs) -> impl Iterator<Item = Hook> + use<> {
     let at_packets = features.packet_knows_caller;
     ATTACH_ORDER.into_iter().filter(move |hook| match hook {
-        Hook::Sendmsg4 | Hook::Sendmsg6 => names || !at_packets,
-        Hook::Recvmsg4 | Hook::Recvmsg6 | Hook::Getpeername4 | Hook::Getpeername6 => names,
+        Hook::Sendmsg4 | Hook::Sendmsg6 => needs.calls || !at_packets,
+        Hook::Recvmsg4 | Hook::Recvmsg6 | Hook::Getpeername4 | Hook::Getpeername6 => needs.calls,
+        Hook::Tls => needs.tls,
         _ => true,
     })
 }
@@ -42,7 +73,7 @@ pub fn to_attach(features: &Features, names: bool) -> impl Iterator<Item = Hook>
 pub const fn attach_type(hook: Hook) -> u32 {
     match hook {
         Hook::Ingress => 0,
-        Hook::Egress => 1,
+        Hook::Egress | Hook::Tls => 1,
         Hook::SockCreate => 2,
         Hook::Bind4 => 8,
         Hook::Bind6 => 9,

@@ -16,7 +16,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::kernel::{
     features::{self, Features, KernelError},
-    hooks,
+    hooks::{self, Needs},
     maps::{Maps, MapsError},
     pins::{self, PinError},
     programs::{Programs, load_program},
@@ -110,7 +110,7 @@ pub fn load(lifetime: &Lifetime<'_>) -> Result<Loaded, LoadError> {
     let mut loader = EbpfLoader::new();
     loader.override_global("VERDICT_TAG_KEYS", &keys, true);
     let features = Features::of_this_kernel();
-    let hooks: Vec<_> = hooks::to_attach(&features, true).collect();
+    let hooks: Vec<_> = hooks::to_attach(&features, Needs::ALL).collect();
     let flags = [
         ("SETSOCKOPT_KNOWS_CALLER", features.setsockopt_knows_caller),
         ("PACKET_KNOWS_CALLER", features.packet_knows_caller),
@@ -127,7 +127,7 @@ pub fn load(lifetime: &Lifetime<'_>) -> Result<Loaded, LoadError> {
             for name in ["CURRENT", "ALLOWED", "DENIED", "TAKEN", "SOCKETS"] {
                 loader.map_max_entries(name, 2);
             }
-            for name in ["HEADS", "TRIES"] {
+            for name in ["HEADS", "TRIES", "TLS_NAMES"] {
                 loader.map_max_entries(name, 4);
             }
             loader.map_max_entries("LEARNED", 1 << 16);

@@ -18,7 +18,7 @@ use crate::{
     kernel::{
         features::Features,
         holders::{self, Holder},
-        hooks::to_attach,
+        hooks::{Needs, to_attach},
         links::{CgroupLink, CgroupLinkInfo, attach_for_good},
     },
 };
@@ -53,9 +53,9 @@ pub struct Programs {
 }
 
 impl Programs {
-    /// The hooks at which links are made for an instance with or without name rules, in that order.
-    pub fn hooks(&self, names: bool) -> impl Iterator<Item = Hook> + use<> {
-        to_attach(&self.features, names)
+    /// The hooks at which links are made for an instance whose policy has these needs, in that order.
+    pub fn hooks(&self, needs: Needs) -> impl Iterator<Item = Hook> + use<> {
+        to_attach(&self.features, needs)
     }
 
     /// What the kernel may do, as the programs were told.

@@ -7,13 +7,13 @@ use opencode_egress_common::abi::{
     AskerKey, ConfinedCgroup, CountedSocket, Counter, Denied, DestinationDenials, DestinationKey, Learned,
     LearnedKey, Limits, MAX_ASKERS, MAX_CONFINED, MAX_DESTINATIONS, MAX_INSTANCES, MAX_LEARNED,
     MAX_LISTED_PORTS, MAX_POLICIES, PolicyHeader, RESET_RING_BYTES, RING_BYTES, SOCKET_SLOTS, SocketCount,
-    SocketSlot, Taken,
+    SocketSlot, Taken, TlsFlow,
 };
 
 /// The maps that outlive the daemon, with what a pin must be to be one of them. The others belong to one
 /// load of the programs.
 #[rustfmt::skip]
-pub(super) const PINNED_MAPS: [(&str, MapShape); 22] = [
+pub(super) const PINNED_MAPS: [(&str, MapShape); 24] = [
     ("CURRENT", MapShape::of::<u32, u64>(MapType::Array, MAX_INSTANCES)),
     ("HEADS", MapShape::of::<u32, PolicyHeader>(MapType::Array, MAX_POLICIES)),
     ("TRIES", MapShape::of::<u32, u32>(MapType::ArrayOfMaps, MAX_POLICIES)),
@@ -27,6 +27,8 @@ pub(super) const PINNED_MAPS: [(&str, MapShape); 22] = [
     ("LEARNED", MapShape::of::<LearnedKey, Learned>(MapType::Hash, MAX_LEARNED)),
     ("ASKERS", MapShape::of::<AskerKey, u32>(MapType::LruHash, MAX_ASKERS)),
     ("NAMED_FLOWS", MapShape::of::<u32, [u64; 17]>(MapType::SkStorage, 0)),
+    ("TLS_FLOWS", MapShape::of::<u32, TlsFlow>(MapType::SkStorage, 0)),
+    ("TLS_NAMES", MapShape::of::<u32, u32>(MapType::ArrayOfMaps, MAX_POLICIES)),
     ("ASKED_RESOLVERS", MapShape::of::<u32, [u64; 3]>(MapType::SkStorage, 0)),
     ("SOCKETS", MapShape::of::<u32, SocketCount>(MapType::Array, MAX_INSTANCES)),
     ("COUNTED_SLOTS", MapShape::of::<u32, SocketSlot>(MapType::Array, SOCKET_SLOTS)),

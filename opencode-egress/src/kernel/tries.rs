@@ -1,4 +1,4 @@
-//! The tries that hold instances' rules: making one with its entries, and putting tries into the map of tries, many in one
+//! The tries that hold instances' rules, and the servers that these list: making one with its entries, and putting tries into the map of tries, many in one
 //! system call.
 //!
 //! aya writes one entry a call. A policy can have 100,000 of them, and every call that changes a map of maps
@@ -8,8 +8,6 @@ use std::{
     io,
     os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
 };
-
-use opencode_egress_common::abi::{Entry, TrieKey};
 
 use crate::kernel::{
     elements::{Element, Partial, fill, update},
@@ -28,9 +26,9 @@ const CHUNK: usize = 16 * 1024;
 pub(crate) struct NewTrie(OwnedFd);
 
 impl NewTrie {
-    /// A trie of these entries; no key comes twice.
-    pub(crate) fn of(entries: &[(TrieKey, Entry)]) -> io::Result<Self> {
-        let trie = Self::create(entries.len())?;
+    /// A trie of these entries; no key comes twice. A key is the length of a prefix, in 32 bits, and its bytes.
+    pub(crate) fn of<K: Copy, V: Copy>(entries: &[(K, V)]) -> io::Result<Self> {
+        let trie = Self::create::<K, V>(entries.len())?;
         for chunk in entries.chunks(CHUNK) {
             let (keys, values): (Vec<_>, Vec<_>) = chunk.iter().copied().unzip();
             fill(trie.0.as_fd(), &keys, &values)?;
@@ -43,7 +41,7 @@ impl NewTrie {
         self.0.try_clone()
     }
 
-    fn create(entries: usize) -> io::Result<Self> {
+    fn create<K, V>(entries: usize) -> io::Result<Self> {
         #[repr(C)]
         struct Attr {
             map_type: u32,
@@ -62,12 +60,12 @@ impl NewTrie {
         const BPF_MAP_TYPE_LPM_TRIE: u32 = 11;
         /// The kernel makes no trie without this flag.
         const BPF_F_NO_PREALLOC: u32 = 1;
-        let types = load_types()?;
-        #[expect(clippy::cast_possible_truncation, reason = "a few bytes")]
+        let types = load_types::<K, V>()?;
+        #[expect(clippy::cast_possible_truncation, reason = "some bytes")]
         let mut attr = Attr {
             map_type: BPF_MAP_TYPE_LPM_TRIE,
-            key_size: size_of::<TrieKey>() as u32,
-            value_size: size_of::<Entry>() as u32,
+            key_size: size_of::<K>() as u32,
+            value_size: size_of::<V>() as u32,
             max_entries: u32::try_from(entries.max(1)).unwrap_or(u32::MAX),
             flags: BPF_F_NO_PREALLOC,
             inner: 0,
@@ -87,7 +85,7 @@ impl NewTrie {
 ///
 /// aya makes the map of maps with a model that has types, and Linux 6.1 takes no map without any in its place:
 /// it answers EINVAL.
-fn load_types() -> io::Result<OwnedFd> {
+fn load_types<K, V>() -> io::Result<OwnedFd> {
     #[repr(C)]
     struct Type {
         name: u32,
@@ -120,7 +118,7 @@ fn load_types() -> io::Result<OwnedFd> {
     }
     const STRUCT_WITHOUT_MEMBERS: u32 = 4 << 24;
     const fn opaque<T>() -> Type {
-        #[expect(clippy::cast_possible_truncation, reason = "a few bytes")]
+        #[expect(clippy::cast_possible_truncation, reason = "some bytes")]
         Type { name: 0, info: STRUCT_WITHOUT_MEMBERS, size: size_of::<T>() as u32 }
     }
     let types = Types {
@@ -132,7 +130,7 @@ fn load_types() -> io::Result<OwnedFd> {
         types_len: 24,
         strings_offset: 24,
         strings_len: 4,
-        types: [opaque::<TrieKey>(), opaque::<Entry>()],
+        types: [opaque::<K>(), opaque::<V>()],
         strings: [0; 4],
     };
     #[expect(clippy::cast_possible_truncation, reason = "52 bytes")]

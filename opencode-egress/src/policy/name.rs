@@ -10,7 +10,7 @@ use psl::Psl as _;
 
 pub use learned::LearnedName;
 pub use rule::NameRule;
-pub(super) use rule::PRIVATE;
+pub(super) use rule::{NO_TLS, PRIVATE, TLS};
 
 use crate::policy::{Cidr, Invalid};
 

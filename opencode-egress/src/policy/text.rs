@@ -1,11 +1,12 @@
 //! A rule as text, the same wherever one is typed or printed: a network or a name, then maybe `:PORTS`, then maybe
-//! `/PROTOCOL`. An IPv6 network stands in brackets before ports. A name that may bring private addresses ends with `/private`.
+//! `/PROTOCOL`. An IPv6 network stands in brackets before ports. Behind a name there may be `/tls` or `/notls`, and one that may bring
+//! private addresses ends with `/private`.
 
 use std::{fmt, net::IpAddr, str::FromStr};
 
 use crate::policy::{
     Cidr, Invalid, NameRule, PortRange, Rule, RuleProtocol,
-    name::{NamePattern, PRIVATE},
+    name::{NO_TLS, NamePattern, PRIVATE, TLS},
 };
 
 /// A rule for a network or for a name.
@@ -35,12 +36,13 @@ impl FromStr for AnyRule {
             return Ok(Self::Network(Rule::any(network)));
         }
         let (place, rest) = split_place(text)?;
-        let Rest { ports, protocol, private } = Rest::parse(text, rest, matches!(place, Place::Name(_)))?;
+        let Rest { ports, protocol, tls, private } =
+            Rest::parse(text, rest, matches!(place, Place::Name(_)))?;
         match place {
             Place::Network(network) => {
                 Rule::new(network.parse()?, protocol.unwrap_or_default(), ports).map(Self::Network)
             }
-            Place::Name(name) => NameRule::new(name.parse()?, protocol, ports, private).map(Self::Name),
+            Place::Name(name) => NameRule::new(name.parse()?, protocol, ports, tls, private).map(Self::Name),
         }
     }
 }
@@ -153,6 +155,7 @@ fn instead_of_url(url: &str, after_scheme: &str) -> Invalid {
 struct Rest {
     ports: Vec<PortRange>,
     protocol: Option<RuleProtocol>,
+    tls: Option<bool>,
     private: bool,
 }
 
@@ -169,16 +172,18 @@ impl Rest {
             }
         };
         let mut words = words.split('/').skip(1).peekable();
+        let is_of_name = |word: &str| of_name && [TLS, NO_TLS, PRIVATE].contains(&word);
         let mut protocol = None;
-        if let Some(word) = words.next_if(|word| !(of_name && *word == PRIVATE)) {
+        if let Some(word) = words.next_if(|word| !is_of_name(word)) {
             protocol = Some(word.parse().map_err(|Invalid(invalid): Invalid| {
                 let path = if of_name { "; a rule has no path, and is for all that is there" } else { "" };
                 Invalid(format!("{invalid}{path}"))
             })?);
         }
-        let private = words.next_if(|word| of_name && *word == PRIVATE).is_some();
+        let tls = words.next_if(|word| is_of_name(word) && *word != PRIVATE).map(|word| word == TLS);
+        let private = words.next_if(|word| is_of_name(word) && *word == PRIVATE).is_some();
         match words.next() {
-            None => Ok(Self { ports, protocol, private }),
+            None => Ok(Self { ports, protocol, tls, private }),
             Some(word) => Err(Invalid(format!(
                 "`{text}` has `/{word}` at its end, where nothing more can be; leave it out"
             ))),

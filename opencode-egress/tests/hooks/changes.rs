@@ -9,6 +9,7 @@ use std::{
 
 use opencode_egress::{
     kernel::{
+        hooks::Needs,
         instance::InstanceIndex,
         loader::{Lifetime, load},
     },
@@ -217,7 +218,7 @@ fn a_new_build_takes_the_links_of_an_old_one() {
     let pins = bpffs.0.path().join("maps");
     let load = || load(&Lifetime::Pinned(&pins)).expect("the kernel side loads");
     let (old, new) = (load(), load());
-    for hook in old.programs.hooks(false) {
+    for hook in old.programs.hooks(Needs::NONE) {
         let link = old.programs.attach(hook, cgroup).expect("a link");
         let attached = || link.info().expect("what the kernel says of the link").program;
         let before = attached();

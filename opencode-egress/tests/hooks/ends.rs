@@ -10,7 +10,10 @@ use std::{
 
 use opencode_egress::{
     cgroups::{Cgroup, Hierarchy},
-    kernel::{connections::SocketDiagnosis, instance::InstanceIndex, links::attach_for_good, loader::Loaded},
+    kernel::{
+        connections::SocketDiagnosis, hooks::Needs, instance::InstanceIndex, links::attach_for_good,
+        loader::Loaded,
+    },
     policy::{Policy, Rule},
 };
 use opencode_egress_common::reason::{DropReason, Hook};
@@ -150,7 +153,7 @@ fn a_destination_that_a_program_above_rewrites() {
     let path = world.cgroup.0.path().join("unit");
     let unit = Hierarchy::find().and_then(|hierarchy| hierarchy.open(&path)).expect("the unit's cgroup");
     let attach = |loaded: &mut Loaded, hook, cgroup: &Cgroup| loaded.programs.attach_for_good(hook, cgroup);
-    world.loaded.confine(&unit, InstanceIndex::FIRST, false, attach).expect("the cgroup is confined");
+    world.loaded.confine(&unit, InstanceIndex::FIRST, Needs::NONE, attach).expect("the cgroup is confined");
     world.passes("TCP", (ALLOWED, PORT), |to| tcp(to).map(drop));
     let program = rewriting_program(ALLOWED, DENIED).expect("a program");
     attach_for_good(program.as_fd(), world.cgroup.0.as_fd(), Hook::Connect4).expect("it is attached");

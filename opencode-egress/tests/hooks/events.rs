@@ -7,7 +7,7 @@ use std::{
 };
 
 use opencode_egress::{
-    kernel::{features::Features, instance::InstanceIndex},
+    kernel::{features::Features, hooks::Needs, instance::InstanceIndex},
     policy::LogLimits,
 };
 use opencode_egress_common::{
@@ -50,7 +50,7 @@ fn events_say_what_was_denied_to_whom() {
     let features = Features::of_this_kernel();
     // Where a packet's program knows the process, nothing is judged before.
     let call = |hook| {
-        if world.loaded.programs.hooks(false).any(|known| known == hook) { hook } else { Hook::Egress }
+        if world.loaded.programs.hooks(Needs::NONE).any(|known| known == hook) { hook } else { Hook::Egress }
     };
     let (sendmsg4, sendmsg6) = (call(Hook::Sendmsg4), call(Hook::Sendmsg6));
     let (v4, v6) = (SocketAddr::from((DENIED, PORT)), SocketAddr::from((DENIED6, PORT)));

@@ -14,7 +14,7 @@ use std::{
 
 use opencode_egress::{
     cgroups::Hierarchy,
-    kernel::{instance::InstanceIndex, loader::Lifetime},
+    kernel::{hooks::Needs, instance::InstanceIndex, loader::Lifetime},
     policy::{Mode, Policy, compile::compile},
 };
 use opencode_egress_common::{
@@ -345,9 +345,9 @@ fn a_socket_is_in_one_count() {
     let below = below.expect("the cgroup below");
     let second = InstanceIndex::new(2).expect("a number");
     world.loaded.maps.install(second, &compile(&limited(2)).expect("it compiles")).expect("a policy");
-    let confined = world
-        .loaded
-        .confine(&below, second, false, |loaded, hook, cgroup| loaded.programs.attach_for_good(hook, cgroup));
+    let confined = world.loaded.confine(&below, second, Needs::NONE, |loaded, hook, cgroup| {
+        loaded.programs.attach_for_good(hook, cgroup)
+    });
     confined.expect("it is confined");
     let mut probe = world.start(|steps| {
         let sockets = [udp()?, udp()?];

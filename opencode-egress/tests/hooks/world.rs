@@ -17,6 +17,7 @@ use opencode_egress::{
     cgroups::{Cgroup, Hierarchy},
     kernel::{
         connections::SocketDiagnosis,
+        hooks::Needs,
         instance::InstanceIndex,
         loader::{Lifetime, Loaded, load},
     },
@@ -127,9 +128,9 @@ impl World {
     pub(crate) fn confine(&mut self) {
         let attach =
             |loaded: &mut Loaded, hook, cgroup: &Cgroup| loaded.programs.attach_for_good(hook, cgroup);
-        let names = self.loaded.maps.takes_every_hook(InstanceIndex::FIRST);
+        let needs = self.loaded.maps.needs(InstanceIndex::FIRST);
         self.loaded
-            .confine(&self.cgroup.0, InstanceIndex::FIRST, names, attach)
+            .confine(&self.cgroup.0, InstanceIndex::FIRST, needs, attach)
             .expect("the cgroup is confined");
     }
 
@@ -142,8 +143,8 @@ impl World {
         self.loaded.maps.install(instance, &policy).expect("the policy is installed");
         let attach =
             |loaded: &mut Loaded, hook, cgroup: &Cgroup| loaded.programs.attach_for_good(hook, cgroup);
-        let names = self.loaded.maps.takes_every_hook(instance);
-        self.loaded.confine(&cgroup.0, instance, names, attach).expect("the cgroup is confined");
+        let needs = self.loaded.maps.needs(instance);
+        self.loaded.confine(&cgroup.0, instance, needs, attach).expect("the cgroup is confined");
         cgroup
     }
 
@@ -265,7 +266,7 @@ impl World {
 
     /// Whether a datagram's call is judged, and not only its packet.
     pub(crate) fn judges_sendmsg(&self) -> bool {
-        self.loaded.programs.hooks(false).any(|hook| hook == Hook::Sendmsg4)
+        self.loaded.programs.hooks(Needs::NONE).any(|hook| hook == Hook::Sendmsg4)
     }
 
     /// Whether the program of a datagram's call may mark its socket.

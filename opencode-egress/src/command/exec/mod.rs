@@ -74,12 +74,12 @@ pub(super) fn exec(args: &ExecArgs) -> Result<ExitCode> {
         true => None,
         false => Some(Names::start(compiled.names, policy.mode, &resolver, &mut loaded_policy)?),
     };
-    let every_hook = loaded_policy.takes_every_hook();
+    let needs = loaded_policy.needs();
     loaded.maps.put_in_force(vec![(InstanceIndex::FIRST, loaded_policy)])?;
     let diagnosis = SocketDiagnosis::open().context("cannot look at open connections")?;
     let signals = Signals::take()?;
     let cgroup = Scratch::create()?;
-    loaded.confine(&cgroup.0, InstanceIndex::FIRST, every_hook, |loaded, hook, cgroup| {
+    loaded.confine(&cgroup.0, InstanceIndex::FIRST, needs, |loaded, hook, cgroup| {
         loaded.programs.attach_for_good(hook, cgroup)
     })?;
     let (child, mut output) = spawn(args, &cgroup.0, signals.release())?;

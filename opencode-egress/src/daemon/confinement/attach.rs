@@ -9,7 +9,7 @@ use crate::{
     cgroups::{Cgroup, Services, unit_of},
     control::caller::Caller,
     daemon::{error::DaemonError, state::Daemon},
-    kernel::{instance::InstanceIndex, loader::Loaded, pins::LinkDirectory},
+    kernel::{hooks::Needs, instance::InstanceIndex, loader::Loaded, pins::LinkDirectory},
     policy::{InstanceName, UnitName},
     report::{
         human::{error_chain, now},
@@ -96,9 +96,9 @@ impl Daemon {
         cgroup: &Cgroup,
     ) -> Result<Confined, DaemonError> {
         let directory = self.confinement.pins.links(unit, cgroup.id())?;
-        let names = self.takes_names(index);
+        let needs = self.needs(index);
         let (mut there, mut missing) = (vec![], vec![]);
-        for hook in self.loaded.programs.hooks(names) {
+        for hook in self.loaded.programs.hooks(needs) {
             match directory.link(hook)? {
                 Some(link) => there.push((hook, link)),
                 None => missing.push(hook),
@@ -111,13 +111,13 @@ impl Daemon {
         let scope = self.loaded.maps.instance_of(cgroup.id());
         if scope.is_none() && before > 0 {
             self.replace_orphans(index, &directory, cgroup)?;
-            return Ok(Confined { there: before, made: self.loaded.programs.hooks(names).count() });
+            return Ok(Confined { there: before, made: self.loaded.programs.hooks(needs).count() });
         }
         if !missing.is_empty() || scope != Some(index) {
             let attach = |loaded: &mut Loaded, hook: Hook, cgroup: &Cgroup| {
                 missing.contains(&hook).then(|| loaded.programs.attach(hook, cgroup)).transpose()
             };
-            for (hook, link) in self.loaded.confine(cgroup, index, names, attach)? {
+            for (hook, link) in self.loaded.confine(cgroup, index, needs, attach)? {
                 if let Some(link) = link {
                     directory.pin(hook, &link)?;
                 }
@@ -129,22 +129,21 @@ impl Daemon {
         for (hook, link) in there {
             self.loaded.programs.renew(hook, &link, cgroup.path())?;
         }
-        if !names {
-            let without: Vec<_> = self.loaded.programs.hooks(false).collect();
-            for hook in self.loaded.programs.hooks(true).filter(|hook| !without.contains(hook)) {
-                directory.unpin(hook)?;
-            }
+        let needed: Vec<_> = self.loaded.programs.hooks(needs).collect();
+        for hook in self.loaded.programs.hooks(Needs::ALL).filter(|hook| !needed.contains(hook)) {
+            directory.unpin(hook)?;
         }
         self.confinement.confined.insert(cgroup.id());
-        // Those for names were not missing where the policy has had none until now.
-        let expected: Vec<_> = self.loaded.programs.hooks(self.loaded.maps.takes_every_hook(index)).collect();
+        // Those for what the policy has had none of until now were not missing.
+        let expected: Vec<_> = self.loaded.programs.hooks(self.loaded.maps.needs(index)).collect();
         let made = missing.iter().filter(|hook| before == 0 || expected.contains(hook)).count();
         Ok(Confined { there: before, made })
     }
 
-    /// Whether an instance's cgroups have the links of name rules: its policy has some, or is about to.
-    pub(in crate::daemon) fn takes_names(&self, index: InstanceIndex) -> bool {
-        self.confinement.soon_with_names.contains(&index) || self.loaded.maps.takes_every_hook(index)
+    /// What an instance's cgroups have links for: what its policy takes, and what one does that is about to be in force.
+    pub(in crate::daemon) fn needs(&self, index: InstanceIndex) -> Needs {
+        let soon = self.confinement.soon.get(&index).copied().unwrap_or_default();
+        soon.and(self.loaded.maps.needs(index))
     }
 
     /// Makes new links where those that are there judge by maps that are nobody's any more; each of them goes when a new one is
@@ -156,7 +155,7 @@ impl Daemon {
         directory: &LinkDirectory,
         cgroup: &Cgroup,
     ) -> Result<(), DaemonError> {
-        for hook in self.loaded.programs.hooks(self.takes_names(index)) {
+        for hook in self.loaded.programs.hooks(self.needs(index)) {
             let link = self.loaded.programs.attach(hook, cgroup)?;
             directory.pin(hook, &link)?;
         }
@@ -229,7 +228,7 @@ impl Daemon {
         if let Some(diagnosis) = diagnosis {
             self.keep_diagnosis(index, &links, diagnosis);
         }
-        if links.is_in_other_network() && self.loaded.maps.has_names(index) {
+        if links.is_in_other_network() && self.loaded.maps.needs(index).names {
             return Err(DaemonError::OtherNetwork { unit, name });
         }
         self.confinement.let_go.remove(&cgroup.id());

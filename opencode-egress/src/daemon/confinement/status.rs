@@ -132,7 +132,7 @@ impl Daemon {
             running,
             unlisted,
             links: confined.min().unwrap_or(0),
-            hooks: self.loaded.programs.hooks(self.takes_names(index)).count(),
+            hooks: self.loaded.programs.hooks(self.needs(index)).count(),
             late: judged.iter().filter_map(of).any(LinkDirectory::is_late),
             users: users.map(|(user, _)| *user).collect(),
         }

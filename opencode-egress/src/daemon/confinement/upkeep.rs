@@ -14,7 +14,7 @@ use crate::{
         error::DaemonError,
         state::{Confinement, Daemon, InstanceState},
     },
-    kernel::pins::LinkDirectory,
+    kernel::{hooks::Needs, pins::LinkDirectory},
     policy::{InstanceName, UnitName},
     report::{
         human::error_chain,
@@ -166,8 +166,8 @@ impl Daemon {
                 let new = own.iter().find(|new| new.is_for_the_same(&links));
                 let all = |new: &LinkDirectory| {
                     let index = self.loaded.maps.instance_of(new.cgroup);
-                    let names = index.is_some_and(|index| self.takes_names(index));
-                    self.ours(new) == self.loaded.programs.hooks(names).count()
+                    let needs = index.map_or(Needs::NONE, |index| self.needs(index));
+                    self.ours(new) == self.loaded.programs.hooks(needs).count()
                 };
                 if new.is_some_and(all) {
                     info!("{}: the links of another version are replaced", links.unit);

@@ -22,7 +22,7 @@ use crate::{
         policies::read::ChangedPolicy,
         state::{Daemon, InstanceState},
     },
-    kernel::instance::InstanceIndex,
+    kernel::{hooks::Needs, instance::InstanceIndex},
     policy::{InstanceName, LogLimits, Mode, Resolver, compile::CompiledName},
     report::{
         human::{error_chain, now},
@@ -106,7 +106,7 @@ impl Daemon {
         self.claim_numbers(&policies)?;
         let had_names: BTreeSet<_> = self.names.of.keys().copied().collect();
         let in_force = self.put_in_force(changed, &policies, &log, resolver.mark);
-        self.confinement.soon_with_names.clear();
+        self.confinement.soon.clear();
         let Changes { with_names, other_mode, new, entries, mut judged } = match in_force {
             Ok(changes) => changes,
             Err(error) => {
@@ -171,8 +171,8 @@ impl Daemon {
                 let (port, learned) = self.names.prepare(index, &name, &names)?;
                 loaded.with_names(port, mark, learned);
             }
-            if loaded.takes_every_hook() {
-                self.confinement.soon_with_names.insert(index);
+            if loaded.needs() != Needs::NONE {
+                self.confinement.soon.insert(index, loaded.needs());
             }
             changes.with_names.push((index, names, policies[&name].mode));
             match self.instances.get(&name) {
@@ -219,9 +219,12 @@ impl Daemon {
 
     /// Makes the links that name rules take, for the units of instances that are about to have some.
     fn confine_for_names(&mut self) -> Result<(), DaemonError> {
-        let soon = &self.confinement.soon_with_names;
-        let new = soon.iter().copied().filter(|index| !self.loaded.maps.takes_every_hook(*index));
-        let new: Vec<_> = new.collect();
+        let soon = self.confinement.soon.iter();
+        let new = soon.filter(|(index, needs)| {
+            let before = self.loaded.maps.needs(**index);
+            before.and(**needs) != before
+        });
+        let new: Vec<_> = new.map(|(index, _)| *index).collect();
         if new.is_empty() {
             return Ok(());
         }

@@ -5,6 +5,7 @@ mod learned;
 mod listed;
 mod policies;
 mod seen;
+mod servers;
 mod words;
 
 use std::{
@@ -19,12 +20,12 @@ use aya::{
     maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues},
 };
 use opencode_egress_common::abi::{
-    AskerKey, ConfinedCgroup, Counter, Counters, Current, Denied, DestinationDenials, DestinationKey, Limits,
-    PolicyHeader, SocketCount,
+    AskerKey, ConfinedCgroup, Counter, Counters, Current, Denied, DestinationDenials, DestinationKey, Entry,
+    Limits, PolicyHeader, SocketCount, TrieKey,
 };
 
 pub(crate) use self::words::{CurrentWords, TakenKind, TakenWords};
-use self::{learned::LearnedMap, listed::ListedPorts, seen::Seen};
+use self::{learned::LearnedMap, listed::ListedPorts, seen::Seen, servers::Servers};
 pub use self::{
     learned::{LearnedAddress, boottime},
     policies::{KernelRules, LoadedPolicy},
@@ -58,6 +59,8 @@ pub struct Maps {
     confined: HashMap<MapData, u64, u32>,
     /// Takes the place of a trie that is no longer in force, so that its memory is freed.
     empty: NewTrie,
+    /// The servers that rules with `tls` list.
+    servers: Servers,
 }
 
 /// Takes a map out of the object as what it is.
@@ -102,7 +105,8 @@ impl Maps {
             sockets: take(ebpf, "SOCKETS")?,
             confined: take(ebpf, "CONFINED")?,
             scopes,
-            empty: NewTrie::of(&[]).map_err(MapsError::tries("create"))?,
+            empty: NewTrie::of::<TrieKey, Entry>(&[]).map_err(MapsError::tries("create"))?,
+            servers: Servers::open(ebpf)?,
         };
         maps.know_listed()?;
         Ok(maps)

@@ -8,9 +8,10 @@ use opencode_egress_common::{
     decide::Rules,
 };
 
-use super::{LearnedAddress, Maps, MapsError};
+use super::{LearnedAddress, Maps, MapsError, servers};
 use crate::{
     kernel::{
+        hooks::Needs,
         instance::InstanceIndex,
         tries::{self, NewTrie},
     },
@@ -29,6 +30,7 @@ fn trie_key(key: &TrieKey) -> Key<TrieData> {
 pub struct LoadedPolicy {
     header: PolicyHeader,
     rules: NewTrie,
+    servers: Option<NewTrie>,
     learned: Vec<LearnedAddress>,
 }
 
@@ -40,12 +42,14 @@ impl LoadedPolicy {
     /// When the kernel refuses.
     pub fn load(policy: &CompiledPolicy) -> Result<Self, MapsError> {
         let rules = NewTrie::of(&policy.entries).map_err(MapsError::tries("fill an entry of"))?;
-        Ok(Self { header: policy.header, rules, learned: vec![] })
+        let servers = servers::load(&policy.names)?;
+        let header = PolicyHeader { tls: u32::from(servers.is_some()), ..policy.header };
+        Ok(Self { header, rules, servers, learned: vec![] })
     }
 
-    /// Whether it takes the links of every hook.
-    pub fn takes_every_hook(&self) -> bool {
-        self.header.takes_every_hook()
+    /// What it takes, beside what every policy does.
+    pub fn needs(&self) -> Needs {
+        Needs::of(&self.header)
     }
 
     /// Gives a policy with name rules what the host has for it: the port of the instance's resolver, the bit of the mark by which the
@@ -96,7 +100,7 @@ impl Maps {
         for (instance, policy) in &policies {
             self.listed.claim(*instance, &policy.header)?;
         }
-        let (mut slots, mut tries) = (vec![], vec![]);
+        let (mut slots, mut tries, mut servers) = (vec![], vec![], vec![]);
         let current = &self.current;
         let learned = policies.iter().flat_map(|(instance, policy)| {
             let generation = next(*instance, current.load(*instance)).generation();
@@ -108,7 +112,9 @@ impl Maps {
             self.heads.set(slot, policy.header, 0).map_err(MapsError::operation("write to", "HEADS"))?;
             slots.push(slot);
             tries.push(&policy.rules);
+            servers.extend(policy.servers.as_ref().map(|servers| (slot, servers)));
         }
+        self.servers.set(&servers)?;
         if !slots.is_empty() {
             self.set_tries(&slots, &tries)?;
         }
@@ -139,7 +145,8 @@ impl Maps {
         }
         // Slot 0 is nobody's. Setting it is a way to wait.
         self.set_tries(&[0], &[&self.empty])?;
-        self.set_tries(slots, &vec![&self.empty; slots.len()])
+        self.set_tries(slots, &vec![&self.empty; slots.len()])?;
+        self.servers.free(slots)
     }
 
     /// Takes instances' policies out of force: everything is denied to them. Their generations stay, so that no later one
@@ -218,20 +225,11 @@ impl Maps {
         })
     }
 
-    /// Whether the policy in force for an instance has name rules.
-    pub fn has_names(&self, instance: InstanceIndex) -> bool {
-        self.header(instance).is_some_and(|header| header.has_names())
-    }
-
-    /// Whether it takes the links of every hook, those of datagrams' calls among them.
-    pub fn takes_every_hook(&self, instance: InstanceIndex) -> bool {
-        self.header(instance).is_some_and(|header| header.takes_every_hook())
-    }
-
-    fn header(&self, instance: InstanceIndex) -> Option<PolicyHeader> {
+    /// What the policy in force for an instance takes.
+    pub fn needs(&self, instance: InstanceIndex) -> Needs {
         match self.current.load(instance).slot() {
-            0 => None,
-            slot => self.heads.get(&slot, 0).ok(),
+            0 => Needs::NONE,
+            slot => self.heads.get(&slot, 0).map_or(Needs::NONE, |header| Needs::of(&header)),
         }
     }
 }

@@ -38,7 +38,7 @@ pub enum CompileError {
     Listeners(usize),
     /// Too many different combinations in rules for names.
     #[error(
-        "the policy's rules for names have more than {MAX_NAME_GRANTS} different combinations of protocol and ports; let names share them, as in `github.com:22,443` and `gitlab.com:22,443`"
+        "the policy's rules for names have more than {MAX_NAME_GRANTS} different combinations of protocol, ports and `tls`; let names share them, as in `github.com:22,443` and `gitlab.com:22,443`"
     )]
     NameGrants,
 }

@@ -25,7 +25,7 @@ pub struct CompiledName {
 }
 
 impl Compiler {
-    /// Adds the entries of rules for names, and says how many grants they have: one for each combination of protocol and ports.
+    /// Adds the entries of rules for names, and says how many grants they have: one for each combination of protocol, ports and `tls`.
     pub(super) fn names(
         &mut self,
         rules: &[NameRule],
@@ -40,6 +40,7 @@ impl Compiler {
                 let ranges = ranges.iter().filter(|_| spoken_of);
                 ports::merge(ranges.map(|range| ((range.first(), range.last()), Said::ALLOW)))
             }))?;
+            let entry = if rule.tls() { entry.with_tls() } else { entry };
             let same = (0..).zip(&grants).find_map(|(number, known)| (*known == entry).then_some(number));
             let grant = match (same, u32::try_from(grants.len())) {
                 (Some(number), _) => number,

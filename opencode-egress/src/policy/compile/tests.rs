@@ -11,6 +11,7 @@ use std::{
 use opencode_egress_common::{
     decide::{Rules as _, Verdict, decide},
     flow::{Family, Flow, Protocol},
+    names::NamedFlow,
     reason::DropReason,
 };
 use proptest::prelude::*;
@@ -43,7 +44,7 @@ proptest! {
     ) {
         let policy = Policy { names: names.clone(), ..Policy::default() };
         let Ok(compiled) = compile(&policy) else {
-            let different: BTreeSet<_> = names.iter().map(|rule| (rule.protocol(), rule.ports())).collect();
+            let different: BTreeSet<_> = names.iter().map(|rule| (rule.protocol(), rule.ports(), rule.tls())).collect();
             prop_assert!(different.len() > MAX_NAME_GRANTS as usize);
             return Ok(());
         };
@@ -55,7 +56,9 @@ proptest! {
             for flow in &flows {
                 for key in [TrieKey::name_grant(*grant), TrieKey::name_rule(*id)] {
                     let entry = rules.entry(&key).expect("an entry");
+                    prop_assert_eq!(entry.is_tls(), rule.tls());
                     let passes = match entry.grant(flow.class()) {
+                        _ if NamedFlow::of(flow).is_none() => false,
                         Grant::ALLOW => true,
                         Grant::NONE => false,
                         set => rules.entry(&TrieKey::port(set, flow.port)).is_some_and(|port| port.grants[0] == Grant::ALLOW),

@@ -21,6 +21,7 @@ pub(super) struct DetailedRule {
     pub(super) place: PlaceForm,
     pub(super) protocol: Option<Text>,
     pub(super) ports: Vec<PortForm>,
+    pub(super) tls: Option<bool>,
     pub(super) private: Option<bool>,
 }
 
@@ -40,6 +41,7 @@ struct RuleObject {
     protocol: Option<Text>,
     #[serde(default)]
     ports: Vec<PortForm>,
+    tls: Option<bool>,
     private: Option<bool>,
 }
 
@@ -47,7 +49,7 @@ impl TryFrom<RuleObject> for DetailedRule {
     type Error = &'static str;
 
     fn try_from(object: RuleObject) -> Result<Self, &'static str> {
-        let RuleObject { cidr, name, preset, protocol, ports, private } = object;
+        let RuleObject { cidr, name, preset, protocol, ports, tls, private } = object;
         let place = match (cidr, name, preset) {
             (Some(cidr), None, None) => PlaceForm::Cidr(cidr),
             (None, Some(name), None) => PlaceForm::Name(name),
@@ -55,7 +57,7 @@ impl TryFrom<RuleObject> for DetailedRule {
             (None, None, None) => return Err("a rule needs a `cidr`, a `name` or a `preset`"),
             _ => return Err("a rule has one of `cidr`, `name` and `preset`; write a rule for each"),
         };
-        Ok(Self { place, protocol, ports, private })
+        Ok(Self { place, protocol, ports, tls, private })
     }
 }
 

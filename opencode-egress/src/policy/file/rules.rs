@@ -107,7 +107,7 @@ impl Listed {
     }
 
     fn add_detailed(&mut self, form: &DetailedRule) -> Result<(), Misplaced> {
-        let DetailedRule { place, protocol, ports, private } = form;
+        let DetailedRule { place, protocol, ports, tls, private } = form;
         let protocol_value = protocol.as_ref().map(Text::parse::<RuleProtocol>).transpose()?;
         let range = |form: &PortForm| match form {
             PortForm::Number(port) => Ok(PortRange::one(*port)),
@@ -117,6 +117,9 @@ impl Listed {
         match place {
             PlaceForm::Cidr(cidr) if private.is_some() => Err(cidr.wrong(
                 "`private` is for rules with a `name`; a network is reached whatever it is, so leave it out",
+            )),
+            PlaceForm::Cidr(cidr) if tls.is_some() => Err(cidr.wrong(
+                "`tls` is for rules with a `name`, which a server must be; behind a network there is whatever answers, so leave it out",
             )),
             PlaceForm::Cidr(cidr) => {
                 // Where a number stands is not known.
@@ -131,12 +134,14 @@ impl Listed {
             }
             PlaceForm::Name(name) => {
                 let private = private.unwrap_or_default();
-                let rule = NameRule::new(parse_name(name)?, protocol_value, ports_value, private);
+                let rule = NameRule::new(parse_name(name)?, protocol_value, ports_value, *tls, private);
                 let place = protocol.as_ref().unwrap_or(name);
                 self.add_rule(AnyRule::Name(rule.map_err(|invalid| place.wrong(invalid))?), name);
                 Ok(())
             }
-            PlaceForm::Preset(name) if protocol.is_some() || !ports.is_empty() || private.is_some() => {
+            PlaceForm::Preset(name)
+                if protocol.is_some() || !ports.is_empty() || tls.is_some() || private.is_some() =>
+            {
                 Err(name.wrong("a preset has protocols and ports of its own; leave everything else out, or list its names"))
             }
             PlaceForm::Preset(name) => {

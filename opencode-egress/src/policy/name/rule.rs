@@ -16,20 +16,24 @@ pub struct NameRule {
     protocol: RuleProtocol,
     /// Ascending and apart; empty for all.
     ports: Vec<PortRange>,
+    tls: bool,
     private: bool,
 }
 
 impl NameRule {
     /// A rule. Without a protocol it is for TCP, and without ports then for 443; with a protocol and without ports for all of
-    /// its ports. [`RuleProtocol::Any`] is TCP and UDP.
+    /// its ports. [`RuleProtocol::Any`] is TCP and UDP. Without `tls`, connections must open TLS to a listed server where it is for TCP
+    /// 443 alone.
     ///
     /// # Errors
     ///
-    /// For ICMP: what passes by name is found out where a program connects or sends, and the hooks there see TCP and UDP alone.
+    /// For ICMP: what passes by name is found out where a program connects or sends, and the hooks there see TCP and UDP alone. With `tls`
+    /// for anything but TCP: by UDP the same servers are reached without.
     pub fn new(
         pattern: NamePattern,
         protocol: Option<RuleProtocol>,
         ports: Vec<PortRange>,
+        tls: Option<bool>,
         private: bool,
     ) -> Result<Self, Invalid> {
         let (protocol, ports) = match (protocol, ports) {
@@ -41,7 +45,20 @@ impl NameRule {
             (None, ports) if ports.is_empty() => (RuleProtocol::Tcp, Self::DEFAULT_PORTS.to_vec()),
             (protocol, ports) => (protocol.unwrap_or(RuleProtocol::Tcp), PortRange::joined(ports)),
         };
-        Ok(Self { pattern, protocol, ports, private })
+        let tls = match tls {
+            Some(true) if protocol != RuleProtocol::Tcp => {
+                return Err(Invalid(format!(
+                    "`{TLS}` is for TCP, and by UDP (QUIC) the same servers are reached without; write a rule for `{pattern}` with `tcp`, and leave the one for UDP out or let it stand alone"
+                )));
+            }
+            Some(tls) => tls,
+            None => Self::is_tls_where_unsaid(protocol, &ports),
+        };
+        Ok(Self { pattern, protocol, ports, tls, private })
+    }
+
+    fn is_tls_where_unsaid(protocol: RuleProtocol, ports: &[PortRange]) -> bool {
+        protocol == RuleProtocol::Tcp && ports == Self::DEFAULT_PORTS
     }
 
     const DEFAULT_PORTS: [PortRange; 1] = [PortRange::one(443)];
@@ -61,6 +78,16 @@ impl NameRule {
         &self.ports
     }
 
+    /// Whether a connection must open TLS to a server that such a rule lists.
+    pub fn tls(&self) -> bool {
+        self.tls
+    }
+
+    /// Whether [`Self::tls`] is what the protocol and the ports make it where nothing is said.
+    pub fn has_usual_tls(&self) -> bool {
+        self.tls == Self::is_tls_where_unsaid(self.protocol, &self.ports)
+    }
+
     /// Whether the name may bring private addresses, too.
     pub fn private(&self) -> bool {
         self.private
@@ -68,7 +95,7 @@ impl NameRule {
 
     /// Whether it is for TCP 443 alone, which is what a name alone means.
     pub fn is_plain(&self) -> bool {
-        self.protocol == RuleProtocol::Tcp && self.ports == Self::DEFAULT_PORTS && !self.private
+        self.protocol == RuleProtocol::Tcp && self.ports == Self::DEFAULT_PORTS && self.tls && !self.private
     }
 
     /// Whether it speaks of a class of packets.
@@ -93,7 +120,7 @@ impl NameRule {
 
 impl fmt::Display for NameRule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { pattern, protocol, ports, private } = self;
+        let Self { pattern, protocol, ports, tls, private } = self;
         pattern.fmt(f)?;
         let tcp = *protocol == RuleProtocol::Tcp;
         if !(tcp && *ports == Self::DEFAULT_PORTS) {
@@ -102,9 +129,16 @@ impl fmt::Display for NameRule {
                 write!(f, "/{}", protocol.name())?;
             }
         }
+        if !self.has_usual_tls() {
+            write!(f, "/{}", if *tls { TLS } else { NO_TLS })?;
+        }
         if *private { write!(f, "/{PRIVATE}") } else { Ok(()) }
     }
 }
+
+/// The word of a rule as text by which a connection must open TLS to a listed server, and the one by which it need not.
+pub(in crate::policy) const TLS: &str = "tls";
+pub(in crate::policy) const NO_TLS: &str = "notls";
 
 /// The last word of a rule as text whose name may bring private addresses, too.
 pub(in crate::policy) const PRIVATE: &str = "private";

@@ -67,7 +67,7 @@ impl WantedNames {
             }
         }
         suggestion.rules.extend(rules.into_iter().map(|((pattern, protocol), (ports, attempts))| {
-            let rule = NameRule::new(pattern, Some(protocol), PortRange::runs(ports), false);
+            let rule = NameRule::new(pattern, Some(protocol), PortRange::runs(ports), None, false);
             SuggestedRule { rule: AnyRule::Name(rule.expect("it is no ICMP")), attempts }
         }));
     }

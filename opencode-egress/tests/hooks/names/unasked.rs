@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
+use opencode_egress::kernel::hooks::Needs;
 use opencode_egress_common::reason::{DropReason, Hook};
 
 use super::{
@@ -96,10 +97,10 @@ fn other_protocols_are_no_questions() {
 #[test]
 fn without_names_questions_are_flows_like_any_other() {
     let mut world = World::new(&base_policy());
-    let links: Vec<_> = world.loaded.programs.hooks(false).collect();
+    let links: Vec<_> = world.loaded.programs.hooks(Needs::NONE).collect();
     for hook in [Hook::Recvmsg4, Hook::Recvmsg6, Hook::Getpeername4, Hook::Getpeername6] {
         assert!(!links.contains(&hook), "{hook:?}");
-        assert!(world.loaded.programs.hooks(true).any(|named| named == hook), "{hook:?}");
+        assert!(world.loaded.programs.hooks(Needs::CALLS).any(|named| named == hook), "{hook:?}");
     }
     let sends = |to| send_to(&udp(to)?, QUESTION, 0, to).map(drop);
     let connected = |to| send(&connected(to)?, QUESTION, 0).map(drop);

@@ -19,8 +19,11 @@ pub(crate) fn name_rules() -> impl Strategy<Value = NameRule> {
         Just(Some(RuleProtocol::Udp)),
         Just(Some(RuleProtocol::Any))
     ];
-    (pattern, protocol, ports(), any::<bool>()).prop_map(|(pattern, protocol, ports, private)| {
-        NameRule::new(pattern.parse().expect("a pattern"), protocol, ports, private).expect("a rule")
+    let said = (any::<Option<bool>>(), any::<bool>());
+    (pattern, protocol, ports(), said).prop_map(|(pattern, protocol, ports, (tls, private))| {
+        let may_have_tls = matches!(protocol, None | Some(RuleProtocol::Tcp));
+        let tls = tls.filter(|tls| may_have_tls || !tls);
+        NameRule::new(pattern.parse().expect("a pattern"), protocol, ports, tls, private).expect("a rule")
     })
 }
 

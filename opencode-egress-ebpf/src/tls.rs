@@ -1,0 +1,301 @@
+//! `cgroup_skb/egress`, once more: a connection that passes by name rules with `tls` alone lives only when what it begins with is
+//! a hello to a server that one of them lists.
+//!
+//! The program of `packet` judges each packet, this one follows such a connection's stream: from the SYN, which says how its bytes are
+//! counted, until the hello is over. A segment passes when all of it is what a hello may begin with. What was read may be sent again
+//! and passes unread, for the kernel sends it from its own copy; what comes before what is missing does not pass.
+
+use aya_ebpf::{
+    bindings::{__sk_buff, bpf_sock},
+    helpers::{bpf_ktime_get_boot_ns, bpf_sk_storage_get, bpf_skb_load_bytes},
+    macros::cgroup_skb,
+    programs::SkBuffContext,
+};
+use opencode_egress_common::{
+    abi::{Event, GreetedEvent, Learned, LearnedKey, TlsFlow},
+    decide::Verdict,
+    flow::{Address, Class, Flow},
+    hello::{self, Followed, ServerName, Source, Standing},
+    names::{GoesOn, LearnedAddresses, NamedFlow, goes_on},
+    reason::{DropReason, Hook},
+    segment::{Mptcp, Segment, URG, mptcp},
+};
+
+use crate::{
+    asked::Sent,
+    judge::Instance,
+    maps,
+    named::opaque,
+    report::{Denial, Details, denied},
+    sk::FullSk,
+    skb::Skb,
+    uapi::{BPF_SK_STORAGE_GET_F_CREATE, SOCK_STREAM, TCP_SYN_SENT},
+};
+
+#[cgroup_skb(egress)]
+pub(crate) fn tls(ctx: SkBuffContext) -> i32 {
+    let skb = Skb(ctx);
+    let Some(sk) = skb.full_socket() else { return 1 };
+    if sk.kind() != SOCK_STREAM {
+        return 1;
+    }
+    if sk.state() != TCP_SYN_SENT {
+        match flow_of(sk.as_ptr(), 0) {
+            Some(flow) if flow.hello.standing() != Standing::Over => {}
+            _ => return 1,
+        }
+    }
+    let said = opaque(must_open_tls(&skb, sk));
+    if !prepare(&skb, sk, said) {
+        return 0;
+    }
+    match flow_of(sk.as_ptr(), 0) {
+        Some(flow) if flow.hello.standing() != Standing::Over => go_on(&skb, flow),
+        _ => 1,
+    }
+}
+
+/// What is remembered of a full socket's connection.
+#[inline(always)]
+fn flow_of(sk: *mut bpf_sock, flags: u64) -> Option<&'static TlsFlow> {
+    // SAFETY: the map is a socket storage of as many bytes as a TlsFlow has, of which all may be zeros. It is null where there is
+    // none, or no memory for one, and otherwise the socket's for as long as the program runs.
+    unsafe {
+        bpf_sk_storage_get(
+            (&raw const maps::TLS_FLOWS).cast_mut().cast(),
+            sk.cast(),
+            core::ptr::null_mut(),
+            flags,
+        )
+        .cast::<TlsFlow>()
+        .as_ref()
+    }
+}
+
+/// Begins to follow a connection that is opened, where it must open TLS, and ends that where it need not any more, under another
+/// policy. `said` is a [`GoesOn`]. `false`: it cannot be followed, and must not pass.
+#[inline(never)]
+fn prepare(skb: &Skb, sk: FullSk, said: u32) -> bool {
+    let opens = sk.state() == TCP_SYN_SENT;
+    if let Some(flow) = flow_of(sk.as_ptr(), 0) {
+        flow.generation.set(Instance::get().current.generation());
+        if said == GoesOn::Freely as u32 || opens {
+            flow.hello.end();
+        }
+    }
+    if !opens || said != GoesOn::AsTls as u32 {
+        return true;
+    }
+    let Some(flow) = flow_of(sk.as_ptr(), BPF_SK_STORAGE_GET_F_CREATE) else { return false };
+    begin(skb, flow);
+    true
+}
+
+/// Begins to follow a connection, of which this is the SYN.
+#[inline(never)]
+fn begin(skb: &Skb, flow: &TlsFlow) {
+    let Some(segment) = Segment::read(skb) else { return };
+    let mptcp = mptcp(skb, &segment) as u32;
+    // Subflows of MPTCP share a stream, of which each has a part: only the first one's begins where the stream does. Bytes of it may be
+    // sent twice by MPTCP itself, which the other end knows and nobody here, so what opens TLS must be one piece.
+    flow.hello.begin(mptcp == Mptcp::Capable as u32);
+    flow.next.set(segment.sequence.wrapping_add(1));
+    flow.generation.set(Instance::get().current.generation());
+    if mptcp == Mptcp::Joins as u32 {
+        flow.hello.deny(Followed::NotTls);
+    }
+}
+
+/// Whether the flow of a packet must open TLS: a [`GoesOn`]. Of one that is followed already it is asked under another policy. Either question reads the packet anew, for the verifier keeps what a caller
+/// has read, and each way in which it can be read, apart while it looks at what is called.
+#[inline(never)]
+fn must_open_tls(skb: &Skb, sk: FullSk) -> u32 {
+    let instance = Instance::get();
+    if sk.state() != TCP_SYN_SENT
+        && flow_of(sk.as_ptr(), 0).is_some_and(|flow| flow.generation.get() == instance.current.generation())
+    {
+        return GoesOn::AsTls as u32;
+    }
+    if !instance.head().is_some_and(|header| header.has_tls()) {
+        return GoesOn::Unknown as u32;
+    }
+    if is_allowed_by_networks(skb, &instance) {
+        return GoesOn::Freely as u32;
+    }
+    goes_on_by_name(skb, &instance)
+}
+
+/// Whether a rule for networks allows the flow of a packet.
+#[inline(never)]
+fn is_allowed_by_networks(skb: &Skb, instance: &Instance) -> bool {
+    let Some(segment) = Segment::read(skb) else { return false };
+    instance.decision(&segment.flow()).settle(|| false) == Verdict::Allow
+}
+
+/// How a flow of TCP that no rule for networks allows must go on: a [`GoesOn`].
+#[inline(never)]
+fn goes_on_by_name(skb: &Skb, instance: &Instance) -> u32 {
+    // What cannot be read does not pass by name.
+    let Some(segment) = Segment::read(skb) else { return GoesOn::Unknown as u32 };
+    let words = segment.destination.words().map(u64::from);
+    let place = opaque((segment.destination.family() as u32) << 16 | u32::from(segment.port));
+    ask_grants(instance, words[0] | words[1] << 32, words[2] | words[3] << 32, place)
+}
+
+/// The same for an address, whose words are in pairs, and its family and the port in one number, of which the verifier knows nothing.
+#[inline(never)]
+fn ask_grants(instance: &Instance, first: u64, second: u64, place: u32) -> u32 {
+    let (Some(header), Some(trie)) = (instance.head(), maps::trie(instance.current.slot())) else {
+        return GoesOn::Unknown as u32;
+    };
+    // SAFETY: the helper has no arguments and cannot fail.
+    let now = unsafe { bpf_ktime_get_boot_ns() } / 1_000_000_000;
+    let key = LearnedKey {
+        generation: instance.current.generation(),
+        place: instance.index << 16 | (place >> 16) << 8,
+        address: [first as u32, (first >> 32) as u32, second as u32, (second >> 32) as u32],
+    };
+    // The address is in the key.
+    let flow = NamedFlow { address: Address::v4(0), class: Class::Tcp as u32, port: place as u16 };
+    goes_on(&trie, &OneAddress(key), header.name_grants, &flow, now) as u32
+}
+
+/// What was learned of one address: its key, under the first grant.
+struct OneAddress(LearnedKey);
+
+impl LearnedAddresses for OneAddress {
+    #[inline(always)]
+    fn learned(&self, grant: u32, _: &Address) -> Option<Learned> {
+        let key = LearnedKey { place: self.0.place | grant, ..self.0 };
+        // SAFETY: a value that was found is whole and aligned, and lives as long as the program runs (RCU). One that user space
+        // prolongs meanwhile has the old time or the new one.
+        unsafe { maps::LEARNED.get(&key) }.copied()
+    }
+}
+
+/// A segment of a connection that is followed, or was denied.
+#[inline(never)]
+fn go_on(skb: &Skb, flow: &TlsFlow) -> i32 {
+    match place(skb, flow) {
+        PASSES => 1,
+        READ if read(skb, flow) == PASSES => 1,
+        _ => deny(skb, flow),
+    }
+}
+
+// What becomes of a segment. (Functions return one of these and leave the rest in the connection's storage, of which the verifier
+// forgets what it knew.)
+const PASSES: u32 = 0;
+const READ: u32 = 1;
+const DENIED: u32 = 2;
+
+/// Finds the place of a segment in its connection's stream, and what of it was not read yet.
+#[inline(never)]
+fn place(skb: &Skb, flow: &TlsFlow) -> u32 {
+    let Some(segment) = Segment::read(skb) else { return DENIED };
+    let end = skb.0.len();
+    let length = end.wrapping_sub(segment.payload);
+    let urgent = segment.flags & URG != 0;
+    let opens = segment.opens();
+    if flow.hello.standing() != Standing::Followed {
+        return if length != 0 || urgent || opens { DENIED } else { PASSES };
+    }
+    if length == 0 && !urgent {
+        return PASSES;
+    }
+    let first = segment.sequence.wrapping_add(u32::from(opens));
+    let known = flow.next.get().wrapping_sub(first);
+    if urgent || known >> 31 != 0 {
+        flow.hello.deny(Followed::NotTls);
+        return DENIED;
+    }
+    if known >= length {
+        return PASSES;
+    }
+    flow.hello.come(segment.payload.wrapping_add(known), end);
+    flow.next.set(first.wrapping_add(length));
+    READ
+}
+
+/// Reads on, where [`place`] found something to be read.
+#[inline(never)]
+fn read(skb: &Skb, flow: &TlsFlow) -> u32 {
+    let judged = hello::judge(&flow.hello, skb, |name| {
+        let instance = Instance::get();
+        instance.head().is_some_and(|header| header.has_tls())
+            && maps::lists_server(instance.current.slot(), name)
+    });
+    if judged == Followed::Passes { PASSES } else { DENIED }
+}
+
+/// Tells of a connection that is denied, and asks for its reset. Returns whether it passes all the same: then it is followed no more.
+#[inline(never)]
+fn deny(skb: &Skb, followed: &TlsFlow) -> i32 {
+    let Some(segment) = Segment::read(skb) else { return 0 };
+    let instance = Instance::get();
+    let (reason, name) = match followed.hello.standing() {
+        Standing::Denied(Followed::OtherName) => (DropReason::TlsNameNotAllowed, Some(&followed.hello.name)),
+        Standing::Denied(Followed::NoName) => (DropReason::TlsNameNotAllowed, None),
+        _ => (DropReason::NotTls, None),
+    };
+    let flow = segment.flow();
+    let denial = Denial { hook: Hook::Tls, reason, flow: &flow, bytes: Some(skb.0.len()) };
+    if denied(&instance, &denial, &Greeted { skb: skb.raw(), name }) {
+        followed.hello.end();
+        1
+    } else {
+        skb.end_connection(&instance)
+    }
+}
+
+/// A segment that was denied for what its connection's hello says.
+struct Greeted<'a> {
+    skb: *mut __sk_buff,
+    name: Option<&'a ServerName>,
+}
+
+impl Details for Greeted<'_> {
+    type Record = GreetedEvent;
+
+    #[inline(always)]
+    fn tag(&self) -> u16 {
+        self.name.map_or(0, ServerName::tag)
+    }
+
+    #[inline(always)]
+    unsafe fn add(&self, event: *mut Event, flow: &Flow) {
+        // SAFETY: the caller's promise; every field of the record is written.
+        unsafe {
+            Sent { skb: self.skb, transformed: false }.add(event, flow);
+            let record: *mut GreetedEvent = event.cast();
+            let mut len = 0;
+            let mut word = 0;
+            while word < 256 / 8 {
+                let bytes = match self.name {
+                    Some(name) => name.word(word),
+                    None => 0,
+                };
+                (&raw mut (*record).name).cast::<u64>().add(word).write_volatile(bytes);
+                word += 1;
+            }
+            if let Some(name) = self.name {
+                len = name.len();
+            }
+            (&raw mut (*record).name_len).write_volatile(len);
+            (&raw mut (*record).tag).write_volatile(u32::from(self.tag()));
+        }
+    }
+}
+
+impl Source for Skb {
+    #[inline(always)]
+    fn number(&self, offset: u32, count: u32) -> Option<u64> {
+        let mut bytes = [0_u8; 8];
+        // From 1 to 8, which the verifier sees by this.
+        let count = (count.wrapping_sub(1) & 7) + 1;
+        // SAFETY: the destination is on the stack, and long enough.
+        let result =
+            unsafe { bpf_skb_load_bytes(self.raw().cast(), offset, bytes.as_mut_ptr().cast(), count) };
+        (result == 0).then_some(u64::from_be_bytes(bytes) >> ((8 - count) * 8))
+    }
+}
