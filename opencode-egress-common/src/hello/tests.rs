@@ -6,6 +6,10 @@ use proptest::prelude::*;
 
 use super::*;
 
+mod made;
+
+use made::*;
+
 struct Slice<'a>(&'a [u8]);
 
 impl Source for Slice<'_> {
@@ -82,54 +86,6 @@ fn once(stream: &[u8]) -> Outcome {
         assert_eq!(follow([one, other]), whole, "cut at {cut}");
     }
     whole
-}
-
-fn block16(content: &[u8]) -> Vec<u8> {
-    let length = u16::try_from(content.len()).expect("a short one").to_be_bytes();
-    [&length[..], content].concat()
-}
-
-fn extension(kind: u16, content: &[u8]) -> Vec<u8> {
-    [&kind.to_be_bytes()[..], &block16(content)].concat()
-}
-
-fn names(entries: &[(u8, &[u8])]) -> Vec<u8> {
-    let list: Vec<u8> =
-        entries.iter().flat_map(|(kind, name)| [&[*kind][..], &block16(name)].concat()).collect();
-    extension(0, &block16(&list))
-}
-
-fn sni(name: &str) -> Vec<u8> {
-    names(&[(0, name.as_bytes())])
-}
-
-/// The message without its header.
-fn body(extensions: &[Vec<u8>]) -> Vec<u8> {
-    let mut body = vec![3, 3];
-    body.extend([7; 32]);
-    body.push(32);
-    body.extend([9; 32]);
-    body.extend(block16(&[0x13, 0x01, 0x13, 0x02, 0xc0, 0x2b]));
-    body.extend([1, 0]);
-    body.extend(block16(&extensions.concat()));
-    body
-}
-
-fn message(body: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(body.len()).expect("a short one").to_be_bytes();
-    [&[1][..], &length[1..], body].concat()
-}
-
-fn record(kind: u8, content: &[u8]) -> Vec<u8> {
-    [&[kind, 3, 1][..], &block16(content)].concat()
-}
-
-fn hello(extensions: &[Vec<u8>]) -> Vec<u8> {
-    record(22, &message(&body(extensions)))
-}
-
-fn filler() -> Vec<u8> {
-    extension(51, &[5; 100])
 }
 
 #[test]

@@ -38,7 +38,7 @@ struct Checked {
     errno: &'static str,
     entries: usize,
     port_sets: usize,
-    /// Combinations of protocol and ports that rules for names have.
+    /// Combinations of protocol, ports and `tls` that rules for names have.
     name_grants: u32,
     /// Who is asked for names; nobody here: the servers of the host's `resolv.conf`.
     upstream: Vec<String>,
@@ -93,7 +93,9 @@ pub(super) fn check(args: &CheckArgs) -> Result<()> {
         } = checked;
         let grants = match checked.name_grants {
             0 => String::new(),
-            grants => format!(", {grants} of {MAX_NAME_GRANTS} combinations of protocol and ports for names"),
+            grants => {
+                format!(", {grants} of {MAX_NAME_GRANTS} combinations of protocol, ports and TLS for names")
+            }
         };
         print_line(format_args!(
             "{instance}  mode {mode}; at most {} sockets; denied calls get {errno}; {entries} map entries, {port_sets} port sets{grants}",

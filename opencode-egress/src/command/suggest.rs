@@ -158,7 +158,14 @@ fn nix(name: &InstanceName, rules: &[SuggestedRule]) -> String {
             AnyRule::Name(rule) if rule.is_plain() => (&mut names, format!("\"{rule}\"")),
             AnyRule::Name(rule) => (
                 &mut detailed,
-                nix_rule(&format!("name = \"{}\"", rule.pattern()), rule.protocol(), rule.ports()),
+                nix_rule(
+                    &match rule.has_usual_tls() {
+                        true => format!("name = \"{}\"", rule.pattern()),
+                        false => format!("name = \"{}\"; tls = {}", rule.pattern(), rule.tls()),
+                    },
+                    rule.protocol(),
+                    rule.ports(),
+                ),
             ),
         };
         // Writing to a string cannot fail.

@@ -94,6 +94,10 @@ pub fn suggest(
             }
             continue;
         }
+        if let (true, Some(name)) = (reason == DropReason::TlsNameNotAllowed.name(), name) {
+            wanted_names.add_server(name, destination.port, *attempts);
+            continue;
+        }
         if !BY_RULES.iter().any(|by_rules| by_rules.name() == reason) {
             *suggestion.beyond_rules.entry(reason.clone()).or_default() += attempts;
             continue;

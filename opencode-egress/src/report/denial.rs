@@ -48,7 +48,8 @@ pub struct DenialLine {
     /// What to do instead, where the policy has that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
-    /// The name whose answer brought the address; in audit mode that may be one that no rule lists.
+    /// The name whose answer brought the address; in audit mode that may be one that no rule lists. Where it was denied for what the
+    /// hello says that opens TLS: the server that this names, if it names one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
 }
@@ -149,8 +150,13 @@ impl DenialLine {
             generation: record.event.generation,
             audit: record.event.audit != 0,
             hint: None,
-            name: None,
+            name: record.server.map(|server| shown_server(server.name())),
         }
+    }
+
+    /// The line with the name that brought the address, unless it is about another one: the server that a hello names, or does not.
+    pub fn with_name(self, name: Option<String>) -> Self {
+        if self.reason == DropReason::TlsNameNotAllowed.name() { self } else { Self { name, ..self } }
     }
 
     /// The line with what the instance's policy has instead of what was denied: for a bind, the listener that is listed.
@@ -188,6 +194,12 @@ impl fmt::Display for DenialLine {
     }
 }
 
+/// A server's name as a hello has it, of which any byte may be anything: it cannot end its line, nor look like another field.
+fn shown_server(name: &[u8]) -> String {
+    let shown = |byte: &u8| if byte.is_ascii_graphic() && *byte != b'=' { char::from(*byte) } else { '?' };
+    name.iter().map(shown).collect()
+}
+
 /// The line of a denial with its instance and time, as `events` has it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LoggedDenial {
@@ -208,7 +220,12 @@ impl fmt::Display for LoggedDenial {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use opencode_egress_common::{abi::Event, event::DecodeError, flow::Address, reason::Hook};
+    use opencode_egress_common::{
+        abi::{Event, GreetedEvent},
+        event::DecodeError,
+        flow::Address,
+        reason::Hook,
+    };
 
     use super::*;
     use crate::policy::Listen;
@@ -330,6 +347,38 @@ pub(crate) mod tests {
         let documented = r#"{"time":7,"instance":"a","query":"evil.example","type":"A","reason":"name-not-allowed","uid":987,"suppressed":0,"audit":false}"#;
         assert_eq!(text, documented);
         assert_eq!(serde_json::from_str::<LoggedDenial>(&text).expect("an event"), event);
+    }
+
+    #[test]
+    fn the_server_that_a_hello_names_is_told() {
+        let greeted = |name: &str, len: u32| {
+            let mut record = GreetedEvent {
+                event: Event {
+                    reason: DropReason::TlsNameNotAllowed as u8,
+                    hook: Hook::Tls as u8,
+                    ..event()
+                },
+                name: [0; 256],
+                name_len: len,
+                tag: 7,
+            };
+            for (to, from) in record.name.iter_mut().zip(name.bytes().rev()) {
+                *to = from;
+            }
+            // SAFETY: a GreetedEvent has no padding, so all its bytes are initialised.
+            let bytes = unsafe {
+                std::slice::from_raw_parts(std::ptr::from_ref(&record).cast(), size_of::<GreetedEvent>())
+            };
+            let denial = Denial::decode(bytes).expect("an event");
+            assert_eq!(denial.destination_key().server, if len == 0 || len > 255 { 0 } else { 7 });
+            DenialLine::of(&denial, 0).with_name(Some("listed.example".to_owned())).to_string()
+        };
+        let told = greeted("evil.example", 12);
+        assert!(told.contains("dport=443 name=evil.example hook=tls reason=tls-name-not-allowed "), "{told}");
+        let forged = greeted("a b=c\n\u{1b}[2K", 10);
+        assert!(forged.contains(" name=a?b?c??[2K hook=tls "), "{forged}");
+        assert!(!greeted("", 0).contains("name="), "it names none");
+        assert!(!greeted("", 300).contains("name="), "it is no longer than a name can be");
     }
 
     #[test]

@@ -33,6 +33,7 @@ mod shares;
 mod sockets;
 mod sys;
 mod tcp;
+mod tls;
 mod udp;
 mod uring;
 mod verifier;

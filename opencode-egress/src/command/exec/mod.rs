@@ -232,8 +232,7 @@ fn report(loaded: &mut Loaded, (policy, names): (&Policy, &Option<Names>), outpu
         Ok(denial) => {
             let line = DenialLine::of(&denial, denial.event.suppressed).with_hint(policy);
             let name = names.as_ref().and_then(|names| names.name_of(line.dst));
-            let line = DenialLine { name, ..line };
-            output.say(&format!("denied: {line}"));
+            output.say(&format!("denied: {}", line.with_name(name)));
         }
         Err(error) => output.say(&error.to_string()),
     })

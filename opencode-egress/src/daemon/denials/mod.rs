@@ -263,7 +263,11 @@ fn line<'a>(
         None => line,
     };
     let by_name = index.and_then(|index| names.deny(index, line.dst));
-    Some((name, DenialLine { name: by_name, ..line }))
+    let line = line.with_name(by_name);
+    if let (Some(index), DropReason::TlsNameNotAllowed, Some(server)) = (index, denial.reason, &line.name) {
+        names.deny_server(index, &denial.flow, server, denial.event.attempts);
+    }
+    Some((name, line))
 }
 
 /// A line with its instance, and the time that it is.

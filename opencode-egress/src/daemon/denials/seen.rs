@@ -32,12 +32,21 @@ impl Daemon {
         }
         let names = self.names.of.get(&index);
         let destinations = destinations.into_iter().filter_map(|((destination, reason), attempts)| {
-            let reason = DropReason::from_number(reason)?.name().to_owned();
-            let name = names.and_then(|names| names.name_of_denied(destination.address));
+            let reason = DropReason::from_number(reason)?;
+            let by_hello = reason == DropReason::TlsNameNotAllowed;
+            // These come with the servers' names below.
+            if by_hello && names.is_some_and(|names| names.servers.knows(destination)) {
+                return None;
+            }
+            let reason = reason.name().to_owned();
+            let name =
+                names.filter(|_| !by_hello).and_then(|names| names.name_of_denied(destination.address));
             Some(DeniedDestination { destination, reason, attempts, name: name.map(ToString::to_string) })
         });
         let asked = names.map(|names| names.questions.unlisted()).unwrap_or_default();
         let asked = asked.into_iter().map(|(name, attempts)| DeniedName { name, attempts });
-        Ok(RememberedDenials { destinations: destinations.collect(), names: asked.collect(), remembered })
+        let servers = names.into_iter().flat_map(|names| names.servers.iter().cloned());
+        let destinations = destinations.chain(servers).collect();
+        Ok(RememberedDenials { destinations, names: asked.collect(), remembered })
     }
 }

@@ -4,6 +4,7 @@ mod denied;
 mod learn;
 mod questions;
 mod resolver;
+mod servers;
 mod sockets;
 mod store;
 mod weigh;
@@ -19,6 +20,7 @@ use std::{
 use opencode_egress_common::{
     abi::{Entry, TrieKey},
     decide::Rules,
+    flow::Flow,
 };
 use tokio::sync::mpsc::Receiver;
 
@@ -27,6 +29,7 @@ pub use self::weigh::{Weighed, weigh};
 use self::{
     denied::DeniedNames,
     resolver::Resolvers,
+    servers::DeniedServers,
     store::{NameStore, Record},
 };
 pub(crate) use self::{
@@ -45,6 +48,7 @@ use crate::{
     policy::{
         InstanceName, Mode, Resolver,
         compile::CompiledName,
+        destination::Destination,
         known::KnownNames,
         name::{DnsName, LearnedName},
     },
@@ -86,6 +90,8 @@ pub(in crate::daemon) struct InstanceNames {
     pub(in crate::daemon) sockets: ResolverSockets,
     pub(in crate::daemon) questions: Questions,
     denied: DeniedNames,
+    /// Servers that hellos named and that are not listed.
+    pub(in crate::daemon) servers: DeniedServers,
     /// Addresses that only names brought which the last change of the policy dropped.
     dropped: BTreeSet<IpAddr>,
 }
@@ -201,6 +207,7 @@ impl Names {
                 sockets,
                 questions: Questions::default(),
                 denied: DeniedNames::default(),
+                servers: DeniedServers::default(),
                 dropped: BTreeSet::new(),
             };
             self.of.insert(index, names);
@@ -314,6 +321,19 @@ impl Names {
     pub(in crate::daemon) fn deny(&mut self, index: InstanceIndex, address: IpAddr) -> Option<String> {
         let InstanceNames { known, denied, .. } = self.of.get_mut(&index)?;
         denied.deny(known, address)
+    }
+
+    /// Takes note of a server that a hello named and that is not listed, and of how often so far.
+    pub(in crate::daemon) fn deny_server(
+        &mut self,
+        index: InstanceIndex,
+        flow: &Flow,
+        server: &str,
+        attempts: u64,
+    ) {
+        if let (Some(names), Some(destination)) = (self.of.get_mut(&index), Destination::of(flow)) {
+            names.servers.deny(destination, server, attempts);
+        }
     }
 
     /// Addresses that only names brought to an instance which the last change of its policy dropped.

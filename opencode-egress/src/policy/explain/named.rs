@@ -28,7 +28,8 @@ pub(super) fn explain_name(
         (false, false) => None,
     };
     let behind = if allowing.is_empty() { listing.iter().collect() } else { allowing };
-    let rules = behind.iter().map(|rule| format!("allow {rule}")).collect();
+    let mut rules: Vec<_> = behind.iter().map(|rule| format!("allow {rule}")).collect();
+    rules.extend(must_open_tls(reason.is_none(), behind.into_iter().copied()));
     let of_name = learned.iter().filter(|learned| learned.name == named.name && learned.seconds > 0);
     let addresses =
         of_name.map(|learned| KnownAddress { address: learned.address, seconds: learned.seconds }).collect();
@@ -62,22 +63,33 @@ pub(super) fn by_name(
     }
     let flow = destination.flow();
     let of_address = learned.iter().filter(|learned| learned.address == destination.address);
-    let (mut in_time, mut over) = (vec![], vec![]);
+    let (mut in_time, mut over, mut allowing) = (vec![], vec![], vec![]);
     for LearnedName { name, seconds, .. } in of_address {
         for rule in listing(policy, name).into_iter().filter(|rule| rule.speaks_of(&flow)) {
             match seconds {
                 0 => over.push(format!(
                     "allow {rule}: {name} had this address, and the time for which that was told is over; who asks for the name again gets what it has now"
                 )),
-                _ => in_time.push(format!("allow {rule}: {name} has this address (for {seconds} s)")),
+                _ => {
+                    in_time.push(format!("allow {rule}: {name} has this address (for {seconds} s)"));
+                    allowing.push(rule);
+                }
             }
         }
     }
+    in_time.extend(must_open_tls(!in_time.is_empty(), allowing.into_iter()));
     match (in_time.is_empty(), over.is_empty()) {
         (false, _) => Judgement { allowed: true, reason: None, rules: in_time, ..judgement },
         (true, false) => Judgement { reason: Some(NAME_EXPIRED.to_owned()), rules: over, ..judgement },
         (true, true) => judgement,
     }
+}
+
+/// What is said of a flow that only rules with `tls` allow.
+fn must_open_tls<'a>(allowed: bool, mut by: impl Iterator<Item = &'a NameRule>) -> Option<String> {
+    (allowed && by.all(NameRule::tls)).then(|| {
+        "what opens it must be a TLS hello to a server that a rule with `tls` lists; otherwise it is reset (tls-name-not-allowed, not-tls)".to_owned()
+    })
 }
 
 /// The rules that list a name.

@@ -204,6 +204,7 @@ fn a_name_is_explained_by_the_rules_that_list_it() {
         shown(&policy, "b.example.org"),
         "b.example.org:443/tcp: allowed
   allow *.example.org
+  what opens it must be a TLS hello to a server that a rule with `tls` lists; otherwise it is reset (tls-name-not-allowed, not-tls)
   no addresses are known: nothing asked for it yet, or what it was told is over"
     );
     assert_eq!(
@@ -257,7 +258,9 @@ fn an_address_that_a_name_brought_is_allowed_by_the_name() {
     ];
     assert_eq!(
         shown_with(&policy, "203.0.113.9:443", &known),
-        "203.0.113.9:443/tcp: allowed\n  allow api.example.org: api.example.org has this address (for 312 s)"
+        "203.0.113.9:443/tcp: allowed
+  allow api.example.org: api.example.org has this address (for 312 s)
+  what opens it must be a TLS hello to a server that a rule with `tls` lists; otherwise it is reset (tls-name-not-allowed, not-tls)"
     );
     assert_eq!(
         shown_with(&policy, "203.0.113.8:443", &known),

@@ -18,6 +18,8 @@ pub(super) struct WantedNames(BTreeMap<String, Wanted>);
 struct Wanted {
     /// How often, by protocol and port.
     flows: BTreeMap<(RuleProtocol, u16), u64>,
+    /// How often a hello named it, by port.
+    hellos: BTreeMap<u16, u64>,
     questions: u64,
 }
 
@@ -29,48 +31,69 @@ impl WantedNames {
         *wanted.flows.entry((protocol, flow.port)).or_default() += attempts;
     }
 
+    /// A hello that names the name, on a port of TCP.
+    pub(super) fn add_server(&mut self, name: &str, port: u16, attempts: u64) {
+        *self.0.entry(name.to_owned()).or_default().hellos.entry(port).or_default() += attempts;
+    }
+
     pub(super) fn add_question(&mut self, DeniedName { name, attempts }: &DeniedName) {
         self.0.entry(name.clone()).or_default().questions += attempts;
     }
 
     /// Adds the rules that the policy lacks: for each name with the ports that were tried, 443 where none was.
     pub(super) fn suggest(self, policy: &Policy, wildcards: bool, suggestion: &mut Suggestion) {
-        let mut wanted: BTreeMap<(RuleProtocol, u16), BTreeMap<DnsName, u64>> = BTreeMap::new();
-        for (text, Wanted { mut flows, questions }) in self.0 {
+        let mut wanted: BTreeMap<(RuleProtocol, u16, Tls), BTreeMap<DnsName, u64>> = BTreeMap::new();
+        for (text, Wanted { mut flows, hellos, questions }) in self.0 {
             let Ok(NamePattern::Exact(name)) = text.parse() else {
                 suggestion.no_names.insert(text);
                 continue;
             };
-            if flows.is_empty() {
+            if flows.is_empty() && hellos.is_empty() {
                 flows.insert((RuleProtocol::Tcp, 443), 0);
             }
             flows.retain(|(protocol, port), _| !is_allowed(policy, &name, *protocol, *port));
-            match flows.first_entry() {
+            let mut all: BTreeMap<(RuleProtocol, u16, Tls), u64> = BTreeMap::new();
+            for (port, attempts) in hellos.into_iter().filter(|_| !is_listed_server(policy, &name)) {
+                let flows = flows.remove(&(RuleProtocol::Tcp, port)).unwrap_or_default();
+                all.insert((RuleProtocol::Tcp, port, Some(true)), attempts + flows);
+            }
+            all.extend(
+                flows.into_iter().map(|((protocol, port), attempts)| ((protocol, port, None), attempts)),
+            );
+            match all.first_entry() {
                 Some(mut first) => *first.get_mut() += questions,
                 None => suggestion.allowed_by_now += 1,
             }
-            for (to, attempts) in flows {
+            for (to, attempts) in all {
                 *wanted.entry(to).or_default().entry(name.clone()).or_default() += attempts;
             }
         }
-        let mut rules: BTreeMap<(NamePattern, RuleProtocol), (BTreeSet<u16>, u64)> = BTreeMap::new();
-        for ((protocol, port), names) in wanted {
+        let mut rules: BTreeMap<(NamePattern, RuleProtocol, Tls), (BTreeSet<u16>, u64)> = BTreeMap::new();
+        for ((protocol, port, tls), names) in wanted {
             let several = if wildcards { below_one(names.keys()) } else { BTreeSet::new() };
             for (name, attempts) in names {
                 let pattern = match above(&name).filter(|above| several.contains(above)) {
                     Some(above) => NamePattern::Below(above),
                     None => NamePattern::Exact(name),
                 };
-                let (ports, total) = rules.entry((pattern, protocol)).or_default();
+                let (ports, total) = rules.entry((pattern, protocol, tls)).or_default();
                 ports.insert(port);
                 *total += attempts;
             }
         }
-        suggestion.rules.extend(rules.into_iter().map(|((pattern, protocol), (ports, attempts))| {
-            let rule = NameRule::new(pattern, Some(protocol), PortRange::runs(ports), None, false);
-            SuggestedRule { rule: AnyRule::Name(rule.expect("it is no ICMP")), attempts }
+        suggestion.rules.extend(rules.into_iter().map(|((pattern, protocol, tls), (ports, attempts))| {
+            let rule = NameRule::new(pattern, Some(protocol), PortRange::runs(ports), tls, false);
+            SuggestedRule { rule: AnyRule::Name(rule.expect("it is no ICMP, and TLS is TCP")), attempts }
         }));
     }
+}
+
+/// What a rule says of TLS; nothing: what is usual.
+type Tls = Option<bool>;
+
+/// Whether a hello may name the server by now.
+fn is_listed_server(policy: &Policy, name: &DnsName) -> bool {
+    policy.names.iter().any(|rule| rule.tls() && rule.pattern().matches(name))
 }
 
 fn is_allowed(policy: &Policy, name: &DnsName, protocol: RuleProtocol, port: u16) -> bool {

@@ -64,6 +64,43 @@ fn spoken_of(rule: &Rule, address: std::net::IpAddr) -> BTreeSet<(u8, u16)> {
     all.filter(|(protocol, port)| rule.speaks_of(&flow(*protocol, *port))).collect()
 }
 
+/// The same name may have been asked for, and tried on another port.
+#[test]
+fn servers_that_hellos_named_get_rules_with_tls() {
+    let policy: Policy = Policy {
+        names: vec![match "listed.example.org".parse().expect("a rule") {
+            AnyRule::Name(rule) => rule,
+            AnyRule::Network(_) => unreachable!(),
+        }],
+        ..Policy::default()
+    };
+    let hello = |name: Option<&str>, port: u16, attempts| DeniedDestination {
+        destination: format!("192.0.2.1:{port}").parse().expect("a destination"),
+        reason: DropReason::TlsNameNotAllowed.name().to_owned(),
+        attempts,
+        name: name.map(str::to_owned),
+    };
+    let flow = DeniedDestination {
+        reason: DropReason::NotAllowed.name().to_owned(),
+        ..hello(Some("cdn.example.org"), 22, 3)
+    };
+    let denied = [
+        hello(Some("cdn.example.org"), 443, 4),
+        hello(Some("cdn.example.org"), 8443, 1),
+        hello(Some("listed.example.org"), 443, 9),
+        hello(Some("192.0.2.9"), 443, 1),
+        hello(None, 443, 2),
+        flow,
+    ];
+    let suggestion = suggest(&policy, &denied, &[], WIDEST).expect("it fits");
+    let rules: Vec<_> = suggestion.rules.iter().map(|rule| (rule.rule.to_string(), rule.attempts)).collect();
+    let expected = [("cdn.example.org:22".to_owned(), 3), ("cdn.example.org:443,8443/tls".to_owned(), 5)];
+    assert_eq!(rules, expected);
+    assert_eq!(suggestion.allowed_by_now, 1);
+    assert_eq!(suggestion.no_names, ["192.0.2.9".to_owned()].into());
+    assert_eq!(suggestion.beyond_rules.get(DropReason::TlsNameNotAllowed.name()), Some(&2));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(150))]
 

@@ -50,6 +50,12 @@ fn one_grammar_has_networks_and_names() {
         "git.corp.example:22/private",
         "git.corp.example/private",
         "ntp.example.org:123/udp/private",
+        "api.example.org/notls",
+        "api.example.org:8443/tls",
+        "api.example.org:22,443/tls",
+        "api.example.org/tcp/tls",
+        "git.corp.example/notls/private",
+        "git.corp.example:8443/tls/private",
     ] {
         check(same, same);
     }
@@ -58,6 +64,17 @@ fn one_grammar_has_networks_and_names() {
     check("[2001:db8::/32]/udp", "2001:db8::/32/udp");
     check("[10.0.0.0/8]:443", "10.0.0.0/8:443");
     check("API.Example.org.:443/tcp", "api.example.org");
+    check("api.example.org/tls", "api.example.org");
+    check("api.example.org:22/notls", "api.example.org:22");
+    for (wrong, why) in [
+        ("api.example.org/any/tls", "`tls` is for TCP"),
+        ("api.example.org:443/udp/tls", "`tls` is for TCP"),
+        ("api.example.org/private/tls", "`/tls` at its end"),
+        ("api.example.org/tls/notls", "`/notls` at its end"),
+        ("10.0.0.0/8/tls", "`tls` is no protocol"),
+    ] {
+        assert!(shown(wrong).contains(why), "{}", shown(wrong));
+    }
     check("github.com:443,22,23-25,24", "github.com:22-25,443");
     check("*.Bücher.example:8443", "*.xn--bcher-kva.example:8443");
 }

@@ -1,0 +1,133 @@
+//! Policies that change while a hello is on its way.
+
+use std::{
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+
+use opencode_egress::{kernel::loader::Lifetime, policy::Policy};
+use opencode_egress_common::reason::DropReason;
+
+use super::{RESET, SERVED, Server, conclude, finish, hello_to, learn, world};
+use crate::{
+    bpffs::Bpffs,
+    names::{Named, names},
+    network::{DENIED, PORT},
+    probe::{Outcome, unhurried},
+    sys::{send, set},
+    tcp::tcp,
+    world::any,
+};
+
+/// Sends a hello in two pieces, between which something happens, and returns what came of it and what arrived.
+fn between(named: &mut Named, hello: &[u8], happens: impl FnOnce(&mut Named)) -> (Outcome, Vec<u8>) {
+    let server = Server::start(named.world.server());
+    named.world.events();
+    let (one, two) = hello.split_at(60);
+    let mut probe = named.world.start(|steps| {
+        let socket = tcp((DENIED, PORT).into())?;
+        set(&socket, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1)?;
+        send(&socket, one, 0)?;
+        steps.wait()?;
+        let since = Instant::now();
+        let _ = send(&socket, two, 0);
+        conclude(&socket, since)
+    });
+    probe.step();
+    happens(named);
+    probe.go_on();
+    (finish(named, probe), server.end())
+}
+
+fn again(named: &mut Named, policy: &Policy) {
+    named.install(policy, &[("listed.example", IpAddr::from(DENIED), 1000)]);
+}
+
+#[test]
+fn a_hello_on_its_way_is_followed_under_the_next_policy() {
+    let mut named = world();
+    let (good, evil) = (hello_to("listed.example"), hello_to("evil.example"));
+    let same = names(&super::RULES);
+    let (outcome, arrived) = between(&mut named, &good, |named| again(named, &same));
+    assert_eq!((outcome, &arrived), (Outcome::Done(SERVED), &good));
+    let (outcome, arrived) = between(&mut named, &evil, |named| again(named, &same));
+    assert_eq!((outcome, &arrived[..]), (Outcome::Done(RESET), &evil[..60]));
+    // The next one lists it.
+    let both = names(&["listed.example", "evil.example"]);
+    let (outcome, arrived) = between(&mut named, &evil, |named| again(named, &both));
+    assert_eq!((outcome, &arrived), (Outcome::Done(SERVED), &evil));
+    // The next one does not, and has another name at the address.
+    again(&mut named, &both);
+    let (outcome, arrived) = between(&mut named, &evil, |named| again(named, &same));
+    assert_eq!((outcome, &arrived[..]), (Outcome::Done(RESET), &evil[..60]));
+    // The next one allows the network.
+    let network = Policy { allow: vec![any("192.0.2.0/24")], ..same.clone() };
+    let (outcome, arrived) = between(&mut named, &evil, |named| again(named, &network));
+    assert_eq!((outcome, &arrived), (Outcome::Done(SERVED), &evil));
+}
+
+/// Another daemon's programs find how far the earlier one's had followed it.
+#[test]
+fn a_hello_on_its_way_is_followed_by_the_next_daemon() {
+    let pins = Bpffs::mounted();
+    let maps = pins.0.path().join("maps");
+    for (name, served) in [("listed.example", true), ("evil.example", false)] {
+        let mut named = Named::with(&Lifetime::Pinned(&maps), &names(&super::RULES));
+        learn(&mut named);
+        let hello = hello_to(name);
+        let (outcome, arrived) = between(&mut named, &hello, |named| {
+            // What is attached judges on; the next one's programs are put beside it, and judge too.
+            let mut next = opencode_egress::kernel::loader::load(&Lifetime::Pinned(&maps))
+                .expect("the kernel side loads");
+            std::mem::swap(&mut named.world.loaded, &mut next);
+            named.world.confine();
+        });
+        let expected =
+            if served { (Outcome::Done(SERVED), &hello[..]) } else { (Outcome::Done(RESET), &hello[..60]) };
+        assert_eq!((outcome, &arrived[..]), expected, "{name}");
+    }
+}
+
+/// New flows need the address in time, and so does nothing else.
+#[test]
+fn an_open_connection_outlives_its_addresss_time() {
+    let mut named = Named::new(&names(&super::RULES));
+    let over = named.learn("listed.example", DENIED, 1);
+    let good = hello_to("listed.example");
+    let (outcome, arrived) = between(&mut named, &good, |named| named.wait_until(over));
+    assert_eq!((outcome, &arrived), (Outcome::Done(SERVED), &good));
+    let evil = hello_to("evil.example");
+    let over = named.learn("listed.example", DENIED, 2);
+    let (outcome, arrived) = between(&mut named, &evil, |named| named.wait_until(over));
+    assert_eq!((outcome, &arrived[..]), (Outcome::Done(RESET), &evil[..60]));
+    let told = named.world.events();
+    assert_eq!(told.first().map(|denial| denial.reason), Some(DropReason::TlsNameNotAllowed));
+}
+
+/// What is denied stays denied until its socket is reset, and is told of as one thing.
+#[test]
+fn a_denied_connection_stays_denied() {
+    let mut named = world();
+    let evil = hello_to("evil.example");
+    let server = Server::start(named.world.server());
+    let probe = named.world.start(|_| {
+        let socket = tcp((DENIED, PORT).into())?;
+        set(&socket, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1)?;
+        for _ in 0..20 {
+            let _ = send(&socket, &evil, 0);
+        }
+        std::thread::sleep(unhurried(Duration::from_millis(300)));
+        Ok(0)
+    });
+    // Nobody resets it meanwhile.
+    assert_eq!(probe.end(), Outcome::DONE);
+    let told = named.world.events();
+    assert!(
+        told.len() > 1 && told.iter().all(|denial| denial.reason == DropReason::TlsNameNotAllowed),
+        "{told:?}"
+    );
+    let names: Vec<_> =
+        told.iter().filter_map(|denial| denial.server).map(|server| server.name().to_vec()).collect();
+    assert!(names.iter().all(|name| name == b"evil.example"));
+    assert_eq!(server.end(), b"", "nothing of it arrives");
+}
