@@ -185,7 +185,7 @@ impl PolicyHeader {
     /// Whether the programs of datagrams' calls are needed, whatever those of packets know: questions get another address before they are
     /// packets, and a packet's program cannot choose the error that the caller gets.
     #[inline(always)]
-    pub const fn takes_every_hook(&self) -> bool {
+    pub const fn takes_datagram_calls(&self) -> bool {
         self.has_names() || self.errno != 0
     }
 

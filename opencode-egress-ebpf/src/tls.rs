@@ -25,7 +25,7 @@ use crate::{
     asked::Sent,
     judge::Instance,
     maps,
-    named::opaque,
+    opaque::opaque,
     report::{Denial, Details, denied},
     sk::FullSk,
     skb::Skb,
@@ -45,7 +45,7 @@ pub(crate) fn tls(ctx: SkBuffContext) -> i32 {
             _ => return 1,
         }
     }
-    let said = opaque(must_open_tls(&skb, sk));
+    let said = opaque(must_open_tls(&skb, sk), skb.0.len());
     if !prepare(&skb, sk, said) {
         return 0;
     }
@@ -106,8 +106,9 @@ fn begin(skb: &Skb, flow: &TlsFlow) {
     }
 }
 
-/// Whether the flow of a packet must open TLS: a [`GoesOn`]. Of one that is followed already it is asked under another policy. Either question reads the packet anew, for the verifier keeps what a caller
-/// has read, and each way in which it can be read, apart while it looks at what is called.
+/// Whether the flow of a packet must open TLS: a [`GoesOn`]. Of one that is followed already it is asked under another policy. Either
+/// question reads the packet anew, for the verifier keeps what a caller has read, and each way in which it can be read, apart while
+/// it looks at what is called.
 #[inline(never)]
 fn must_open_tls(skb: &Skb, sk: FullSk) -> u32 {
     let instance = Instance::get();
@@ -138,7 +139,8 @@ fn goes_on_by_name(skb: &Skb, instance: &Instance) -> u32 {
     // What cannot be read does not pass by name.
     let Some(segment) = Segment::read(skb) else { return GoesOn::Unknown as u32 };
     let words = segment.destination.words().map(u64::from);
-    let place = opaque((segment.destination.family() as u32) << 16 | u32::from(segment.port));
+    let place =
+        opaque((segment.destination.family() as u32) << 16 | u32::from(segment.port), segment.sequence);
     ask_grants(instance, words[0] | words[1] << 32, words[2] | words[3] << 32, place)
 }
 

@@ -18,7 +18,6 @@ use anyhow::{Context as _, Result, bail};
 use opencode_egress::{
     cgroups::{Cgroup, Hierarchy},
     kernel::{
-        hooks::Needs,
         instance::InstanceIndex,
         loader::{Lifetime, Loaded, load},
         maps::{LearnedAddress, LoadedPolicy},
@@ -220,7 +219,7 @@ fn confine(cgroup: &Cgroup, policy: &Policy, learned: Vec<LearnedAddress>) -> Re
     loaded.maps.set_limits(&LogLimits::default())?;
     let compiled = compile(policy)?;
     let mut loaded_policy = LoadedPolicy::load(&compiled)?;
-    let needs = Needs::of(&compiled.names);
+    let needs = loaded_policy.needs();
     if needs.calls {
         loaded_policy.with_names(RESOLVER_PORTS.0, 1 << 25, learned);
     }

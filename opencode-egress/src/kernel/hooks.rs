@@ -45,7 +45,7 @@ impl Needs {
 
     /// What a policy takes.
     pub const fn of(header: &PolicyHeader) -> Self {
-        Self { calls: header.has_names() || header.errno != 0, tls: header.has_tls() }
+        Self { calls: header.takes_datagram_calls(), tls: header.has_tls() }
     }
 
     /// What either takes.

@@ -222,9 +222,17 @@ fn instance(name: &InstanceName, form: Instance, key: &Text, taken: &mut Taken) 
     let max_sockets = form.limits.sockets.map_or(DEFAULT_MAX_SOCKETS, |count| count.0);
     match deny.first_name {
         Some(misplaced) => Err(misplaced),
-        None => {
-            Ok(Policy { units, mode, allow, names, deny: deny.networks, listen, loopback, max_sockets, errno })
-        }
+        None => Ok(Policy {
+            units,
+            mode,
+            allow,
+            names,
+            deny: deny.networks,
+            listen,
+            loopback,
+            max_sockets,
+            errno,
+        }),
     }
 }
 

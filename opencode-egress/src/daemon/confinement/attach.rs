@@ -228,7 +228,7 @@ impl Daemon {
         if let Some(diagnosis) = diagnosis {
             self.keep_diagnosis(index, &links, diagnosis);
         }
-        if links.is_in_other_network() && self.loaded.maps.needs(index).names {
+        if links.is_in_other_network() && self.loaded.maps.has_names(index) {
             return Err(DaemonError::OtherNetwork { unit, name });
         }
         self.confinement.let_go.remove(&cgroup.id());

@@ -225,11 +225,20 @@ impl Maps {
         })
     }
 
-    /// What the policy in force for an instance takes.
+    /// Whether the policy in force for an instance has name rules.
+    pub fn has_names(&self, instance: InstanceIndex) -> bool {
+        self.header(instance).is_some_and(|header| header.has_names())
+    }
+
+    /// What the policy in force for an instance takes, beside what every policy does.
     pub fn needs(&self, instance: InstanceIndex) -> Needs {
+        self.header(instance).map_or(Needs::NONE, |header| Needs::of(&header))
+    }
+
+    fn header(&self, instance: InstanceIndex) -> Option<PolicyHeader> {
         match self.current.load(instance).slot() {
-            0 => Needs::NONE,
-            slot => self.heads.get(&slot, 0).map_or(Needs::NONE, |header| Needs::of(&header)),
+            0 => None,
+            slot => self.heads.get(&slot, 0).ok(),
         }
     }
 }
