@@ -244,6 +244,15 @@ let
       problem (instances.named != { })
         "services.opencode.egress.markBit is ${toString config.services.opencode.egress.markBit}, ${mark.hex}, and ${place} has that bit in its marks (${shown}): what it marks would pass the second lock, or flows to names would be taken for its own. Choose a bit that it leaves alone."
     ) mark.collisions
+    ++ concatMap (
+      { place, shown }:
+      problem (lib.any (instance: instance.networkIsolation.ownLoopback) (lib.attrValues isolated))
+        "services.opencode.egress.loopbackMarkBit is ${toString config.services.opencode.egress.loopbackMarkBit}, ${mark.loopback.hex}, and ${place} has that bit in its marks (${shown}): what it marks on loopback would pass the second lock. Choose a bit that it leaves alone."
+    ) mark.loopback.collisions
+    ++
+      problem
+        (needed && config.services.opencode.egress.loopbackMarkBit == config.services.opencode.egress.markBit)
+        "services.opencode.egress.loopbackMarkBit and services.opencode.egress.markBit are both ${toString config.services.opencode.egress.markBit}: own loopback and flows to names would pass as each other. Give one of them another bit."
     ++ problem (needed && !config.networking.nftables.enable)
       "networking.nftables.enable is false, and ${names} needs it: the second lock, by user, is an nftables table, and would be missing. Set networking.nftables.enable = true."
     ++ problem (needed && config.networking.firewall.enable && !config.services.opencode.egress.besideFirewall)

@@ -107,6 +107,7 @@ rec {
           outboundAllowCidrs
           outboundAllowNames
           outboundDenyCidrs
+          ownLoopback
           presets
           ;
       };

@@ -1,9 +1,12 @@
-# The bit of the packet mark by which flows to learned addresses are known, and what else on the host takes it, as far as its configuration says.
+# The bits of the packet mark by which flows to learned addresses and own loopback are known, and what else on the host takes them, as far as its
+# configuration says.
 { config, lib }:
 let
   inherit (lib) concatMap mapAttrsToList toLower;
 
-  value = lib.foldl' (product: _: product * 2) 1 (lib.range 1 config.services.opencode.egress.markBit);
+  inherit (config.services.opencode) egress;
+
+  valueOf = bit: lib.foldl' (product: _: product * 2) 1 (lib.range 1 bit);
   show = number: "0x${lib.fixedWidthString 8 "0" (toLower (lib.toHexString number))}";
 
   # The bits of a mark as these options take it: a number or its text, decimal or hexadecimal, maybe with a mask.
@@ -65,17 +68,24 @@ let
       "services.k3s.enable"
       "services.kubernetes.proxy.enable"
     ];
-in
-{
-  inherit value;
-  hex = show value;
 
-  # What has the bit in its marks: { place, shown }.
-  collisions = concatMap (
-    { place, mark }:
-    lib.optional (mark != null && builtins.bitAnd (bits mark) value != 0) {
-      inherit place;
-      shown = show (bits mark);
-    }
-  ) used;
-}
+  mark =
+    bit:
+    let
+      value = valueOf bit;
+    in
+    {
+      inherit value;
+      hex = show value;
+
+      # What has the bit in its marks: { place, shown }.
+      collisions = concatMap (
+        { place, mark }:
+        lib.optional (mark != null && builtins.bitAnd (bits mark) value != 0) {
+          inherit place;
+          shown = show (bits mark);
+        }
+      ) used;
+    };
+in
+mark egress.markBit // { loopback = mark egress.loopbackMarkBit; }

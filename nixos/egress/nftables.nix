@@ -15,7 +15,7 @@ let
     optional
     ;
   inherit (import ../cidr.nix { inherit lib; }) parseAddress parseCidr;
-  inherit (import ./mark.nix { inherit config lib; }) hex;
+  inherit (import ./mark.nix { inherit config lib; }) hex loopback;
 
   lines = concatStringsSep "\n";
   indent = text: lib.concatMapStringsSep "\n" (line: "  ${line}") (lib.splitString "\n" text);
@@ -71,6 +71,17 @@ let
     in
     map (text: "${daddr (network text)} tcp dport ${toString listener.port} accept") networks;
 
+  # Whose socket it is that takes a flow only the first lock can ask, which marks the sockets whose flows over loopback it judges.
+  ownLoopback =
+    map
+      (
+        address: ''oifname "lo" ${address} meta l4proto { tcp, udp } meta mark & ${loopback.hex} == ${loopback.hex} accept''
+      )
+      [
+        "ip daddr 127.0.0.0/8"
+        "ip6 daddr ::1"
+      ];
+
   # Questions go to the instance's resolver, whatever was asked for. Which of the ports that is only the daemon knows.
   questions =
     let
@@ -113,6 +124,7 @@ let
         ++ map match (lib.optional (keyed.keyed ? ${name}) (keyed.rule name))
         # The addresses of names are known to the first lock alone, which marks what it lets go there.
         ++ optional hasNames "meta mark & ${hex} == ${hex} accept"
+        ++ lib.optionals isolation.ownLoopback ownLoopback
         ++ [ "goto refuse-${name}" ]
       ))
       (block "chain refuse-${name}" [

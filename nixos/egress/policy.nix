@@ -53,7 +53,13 @@ let
       listen = instances.listeners instance;
       limits = { inherit (instance.resources) sockets; };
     }
-    // optionalAttrs (isolation.errno != "EPERM") { inherit (isolation) errno; };
+    // optionalAttrs (isolation.errno != "EPERM") { inherit (isolation) errno; }
+    // (
+      if isolation.ownLoopback then
+        { loopback_mark = (import ./mark.nix { inherit config lib; }).loopback.value; }
+      else
+        { loopback = "listed"; }
+    );
 in
 {
   version = 1;

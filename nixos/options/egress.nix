@@ -69,6 +69,15 @@ in
       '';
     };
 
+    loopbackMarkBit = mkOption {
+      type = types.ints.between 0 31;
+      default = 28;
+      description = ''
+        Bit of the packet mark by which the nftables table knows what an instance says to itself over loopback; 28 is `0x10000000`. What is said of
+        {option}`services.opencode.egress.markBit` is true of it, too, except that it opens nothing but loopback.
+      '';
+    };
+
     metrics = mkOption {
       type = types.nullOr metricsAddress;
       default = null;

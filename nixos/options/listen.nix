@@ -31,8 +31,9 @@ in
         default = [ ];
         example = [ 5173 ];
         description = ''
-          Ports on 127.0.0.1 and ::1 on which the agent's own tools may listen, such as a development server. Under
-          {option}`networkIsolation` no other port can be bound; without it this has no effect. **Everything on this host can connect to what
+          Ports on 127.0.0.1 and ::1 on which others on this host may use what the agent starts, such as a development server in a browser. Under
+          {option}`networkIsolation` what listens on other ports only the instance itself reaches
+          ({option}`networkIsolation.ownLoopback`); without it this has no effect. **Everything on this host can connect to what
           listens there.** At most 7.
         '';
       };
@@ -65,7 +66,7 @@ in
       default = false;
       description = ''
         Whether the server announces itself in the local network. It does so only on an address other than loopback, and cannot under
-        {option}`networkIsolation`, which lets it bind no multicast port.
+        {option}`networkIsolation`, which lets it send nothing there.
       '';
     };
 

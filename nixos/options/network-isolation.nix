@@ -113,6 +113,16 @@ in
       '';
     };
 
+    ownLoopback = mkOption {
+      type = types.bool;
+      default = true;
+      description = ''
+        Whether the instance may talk to itself over loopback, as test suites, language servers and debuggers do: whatever goes to a socket of its own
+        passes, and it may bind 127.0.0.1, ::1 or a wildcard from port 1024 on, where no other instance lists the port. Nobody else reaches what listens
+        there; {option}`listen.extraPorts` is for that. The neighbours' servers and the host's stay closed.
+      '';
+    };
+
     outboundAllowNames = mkOption {
       type = types.listOf dnsName;
       default = [ ];
@@ -149,7 +159,7 @@ in
         "2001:db8::/32"
       ];
       description = ''
-        Networks that the instance may reach, by any protocol and port. Nothing is allowed by itself, loopback included. `0.0.0.0/0` and `::/0`
+        Networks that the instance may reach, by any protocol and port. Nothing is allowed by itself, others on loopback included. `0.0.0.0/0` and `::/0`
         are everything there is of a family. A list without names that is to resolve some has the resolver here, such as `127.0.0.53/32`; with
         names it must not, for questions would pass them by.
       '';

@@ -32,6 +32,15 @@ let
     "ip6 daddr ::1 meta l4proto { tcp, udp } th dport 22528-24575 accept"
   ];
   marked = "meta mark & 0x02000000 == 0x02000000 accept";
+  ownLoopback =
+    map
+      (
+        address: ''oifname "lo" ${address} meta l4proto { tcp, udp } meta mark & 0x10000000 == 0x10000000 accept''
+      )
+      [
+        "ip daddr 127.0.0.0/8"
+        "ip6 daddr ::1"
+      ];
 in
 {
   "the policy of names" =
@@ -149,6 +158,9 @@ in
           "ip6 daddr @allow6-a accept"
           "ip daddr 192.0.2.0/24 accept"
           marked
+        ]
+        ++ ownLoopback
+        ++ [
           "goto refuse-a"
         ]
       );
@@ -165,13 +177,46 @@ in
         same = true;
         named = questions ++ [ marked ];
       };
-  "the table of a host without names has no mark" = is (map (text: hasInfix text (table (host.one networks))) [
-    "meta mark"
-    "22528"
-  ]) [ false false ];
-  "another bit" = is (lib.filter (hasInfix "mark") (chain "judge-a" (with_ [ (egress { markBit = 4; }) ]))) [
-    "meta mark & 0x00000010 == 0x00000010 accept"
-  ];
+  "the table of a host without names has no mark of them" =
+    is
+      (map (text: hasInfix text (table (host.one networks))) [
+        "0x02000000"
+        "22528"
+      ])
+      [
+        false
+        false
+      ];
+  "another bit" =
+    is
+      (lib.filter (hasInfix "mark") (
+        chain "judge-a" (with_ [
+          (egress {
+            markBit = 4;
+            loopbackMarkBit = 5;
+          })
+        ])
+      ))
+      (
+        [ "meta mark & 0x00000010 == 0x00000010 accept" ]
+        ++ map (lib.replaceStrings [ "0x10000000" ] [ "0x00000020" ]) ownLoopback
+      );
+  "without own loopback its mark opens nothing" =
+    let
+      without = host.one (isolated { ownLoopback = false; });
+    in
+    is
+      {
+        rules = lib.filter (hasInfix "mark") (chain "judge-a" without);
+        policy = lib.intersectAttrs {
+          loopback = null;
+          loopback_mark = null;
+        } (policyOf without).instances.a;
+      }
+      {
+        rules = [ ];
+        policy.loopback = "listed";
+      };
   "a shared user has names in its one chain" =
     let
       shared = names // {

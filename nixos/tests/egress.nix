@@ -51,6 +51,7 @@ in
           "opencode-a-setup.service"
         ];
         mode = "audit";
+        loopback_mark = 268435456;
         allow = [
           "10.10.0.0/16"
           {
@@ -296,9 +297,9 @@ in
     "counter accept"
     "counter reject with icmpx admin-prohibited"
   ]) [ true false ];
-  "no state but replies, and no loopback, is exempt" =
+  "no state but replies, and without own loopback no interface, is exempt" =
     let
-      content = table (host.one (isolated { }));
+      content = table (host.one (isolated { ownLoopback = false; }));
     in
     is
       [

@@ -132,7 +132,13 @@ rows
   };
   "the daemon's options have defaults" = {
     got = {
-      inherit (egress { }) log metrics markBit resolver;
+      inherit (egress { })
+        log
+        loopbackMarkBit
+        metrics
+        markBit
+        resolver
+        ;
       package = toString (egress { }).package;
     };
     expected = {
@@ -142,6 +148,7 @@ rows
         perSec = 5;
       };
       metrics = null;
+      loopbackMarkBit = 28;
       markBit = 25;
       resolver.upstream = [ ];
       package = "/nix/store/opencode-egress";

@@ -29,6 +29,15 @@ in
       false
     ];
   };
+  "networkIsolation.ownLoopback" = {
+    default = true;
+    first = false;
+    second = true;
+    bad = [
+      "own"
+      1
+    ];
+  };
   "networkIsolation.outboundAllowCidrs" = networks;
   "networkIsolation.outboundDenyCidrs" = networks;
   "networkIsolation.outboundAllowNames" = {

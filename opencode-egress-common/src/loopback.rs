@@ -11,6 +11,9 @@ use crate::{
 /// The first port that an instance may bind for itself. Below it are the host's services.
 pub const FIRST_OWN_PORT: u16 = 1024;
 
+/// The port of every resolver that can be asked in the clear.
+const DOMAIN: u16 = 53;
+
 /// The owner of a port that several instances list as a listener's.
 pub const SEVERAL_OWNERS: u32 = u32::MAX;
 
@@ -42,13 +45,15 @@ const fn is_resolvers(port: u16) -> bool {
 }
 
 impl PolicyHeader {
-    /// Whether a flow that no rule speaks of passes where the socket that takes it is the instance's own.
+    /// Whether a flow that no rule speaks of passes where the socket that takes it is the instance's own. Questions for names, which go to
+    /// the instance's resolver wherever they are addressed, are none.
     #[inline(always)]
     pub fn leaves_to_own(&self, flow: &Flow) -> bool {
         self.own_loopback != 0
             && matches!(flow.class(), Class::Tcp | Class::Udp)
             && flow.address.is_own_loopback()
             && !is_resolvers(flow.port)
+            && !(flow.port == DOMAIN && self.has_names())
     }
 
     /// Whether a bind is to a place where an instance may listen for itself. `owner` is the instance whose listener has the port, or
@@ -106,6 +111,9 @@ mod tests {
         assert!(!asks(&header, "127.0.0.1", Protocol::TCP, RESOLVER_PORTS.0));
         assert!(!asks(&header, "::1", Protocol::UDP, RESOLVER_PORTS.1));
         assert!(!asks(&PolicyHeader::default(), "127.0.0.1", Protocol::TCP, 3000));
+        assert!(asks(&header, "127.0.0.53", Protocol::TCP, 53));
+        let named = PolicyHeader { name_grants: 1, ..header };
+        assert!(!asks(&named, "127.0.0.53", Protocol::TCP, 53), "a question");
     }
 
     #[test]

@@ -5,7 +5,7 @@ use aya_ebpf::{
     EbpfContext as _, helpers::generated::bpf_set_retval, macros::cgroup_sock_addr, programs::SockAddrContext,
 };
 use opencode_egress_common::{
-    decide::Verdict,
+    decide::{Decision, Verdict},
     flow::{Address, Flow, Protocol},
     reason::{DropReason, Hook},
 };
@@ -106,7 +106,7 @@ fn connect(ctx: &SockAddrContext, hook: Hook, address: Address) -> i32 {
 #[inline(never)]
 fn unmark(ctx: &SockAddrContext, instance: &Instance, sk: FullSk) {
     if let Some(header) = instance.head() {
-        named::mark(ctx.as_ptr(), *sk, header.mark, false);
+        named::mark(ctx.as_ptr(), *sk, header.mark | header.own_mark, false);
     }
 }
 
@@ -172,7 +172,13 @@ fn judge(ctx: &SockAddrContext, instance: &Instance, hook: Hook, flow: &Flow, fr
     if from_listener {
         return conclude(instance, hook, flow, Verdict::Deny(DropReason::ListenerPort));
     }
-    let verdict = by_networks(ctx, instance, flow);
+    let decision = instance.judge(flow);
+    let verdict = loopback::called(ctx, instance, flow, &decision);
+    // What the rules leave to whose socket it is passes the second lock by its mark.
+    if let (Some(header), Some(sk)) = (instance.head(), FullSk::of_call(ctx)) {
+        let own = verdict == Verdict::Allow && decision != Decision::Settled(Verdict::Allow);
+        named::mark(ctx.as_ptr(), *sk, header.own_mark, own);
+    }
     match instance.head() {
         Some(header) if header.has_names() => by_name(ctx, instance, hook, flow, verdict),
         _ => conclude(instance, hook, flow, verdict),

@@ -45,6 +45,7 @@ use crate::{
 pub(crate) fn sock_create(ctx: SockContext) -> i32 {
     let sk = ctx.sock;
     let instance = Instance::get();
+    mark_datagrams(sk, &instance);
     let passes = match mute(sk, &instance) {
         Some(reason) => refuse_socket(&instance, reason, sk),
         None => true,
@@ -52,6 +53,23 @@ pub(crate) fn sock_create(ctx: SockContext) -> i32 {
     i32::from(
         passes && (sockets::open(sk, &instance) || refuse_socket(&instance, DropReason::TooManySockets, sk)),
     )
+}
+
+/// Sets the bit by which the second lock knows what an instance says to itself over loopback, on a socket of UDP. No later program could:
+/// a datagram has its socket's mark before one is asked. So that lock leaves UDP on loopback to the programs of packets; TCP's
+/// sockets get theirs at the connect.
+#[inline(always)]
+fn mark_datagrams(sk: *mut bpf_sock, instance: &Instance) {
+    // SAFETY: the kernel's context, valid while the program runs, whose mark it may write.
+    unsafe {
+        if (*sk).type_ == SOCK_DGRAM
+            && (*sk).protocol == IPPROTO_UDP
+            && let Some(header) = instance.head()
+            && header.own_mark != 0
+        {
+            (&raw mut (*sk).mark).write_volatile((&raw const (*sk).mark).read_volatile() | header.own_mark);
+        }
+    }
 }
 
 /// Why a new socket could not say anything, or nothing that would be judged. `None`: it can.

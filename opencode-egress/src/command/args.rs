@@ -8,7 +8,7 @@ use clap_complete::Shell;
 use crate::{
     daemon::serve::exposition,
     policy::{
-        AnyRule, Errno, InstanceName, Rule,
+        AnyRule, Errno, InstanceName, Loopback, Rule,
         preset::{Preset, preset},
     },
 };
@@ -173,6 +173,9 @@ pub struct ExecArgs {
     /// Let pass what a service or tool needs, as in npm; `opencode-egress presets` has them all; repeatable
     #[arg(long, value_name = "PRESET", conflicts_with = "policy", value_parser = preset)]
     pub preset: Vec<&'static Preset>,
+    /// What the command may say to itself over loopback: `own`, whatever its own sockets take, or `listed`, what rules list
+    #[arg(long, value_name = "WHAT", default_value = "own", conflicts_with = "policy")]
+    pub loopback: Loopback,
     /// Take the policy of an instance from this file
     #[arg(long, value_name = "FILE", requires = "instance")]
     pub policy: Option<PathBuf>,

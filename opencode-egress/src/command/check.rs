@@ -33,6 +33,7 @@ struct Checked {
     names: Vec<String>,
     deny: Vec<String>,
     listen: Vec<String>,
+    loopback: &'static str,
     limits: Limits,
     /// What a denied call gets.
     errno: &'static str,
@@ -62,6 +63,7 @@ pub(super) fn check(args: &CheckArgs) -> Result<()> {
             names: policy.names.iter().map(ToString::to_string).collect(),
             deny: policy.deny.iter().map(ToString::to_string).collect(),
             listen: policy.listen.iter().map(ToString::to_string).collect(),
+            loopback: policy.loopback.name(),
             limits: Limits { sockets: policy.max_sockets },
             errno: policy.errno.name(),
             entries: compiled.entries.len(),
@@ -85,6 +87,7 @@ pub(super) fn check(args: &CheckArgs) -> Result<()> {
             names,
             deny,
             listen,
+            loopback,
             limits,
             errno,
             entries,
@@ -98,7 +101,7 @@ pub(super) fn check(args: &CheckArgs) -> Result<()> {
             }
         };
         print_line(format_args!(
-            "{instance}  mode {mode}; at most {} sockets; denied calls get {errno}; {entries} map entries, {port_sets} port sets{grants}",
+            "{instance}  mode {mode}; loopback {loopback}; at most {} sockets; denied calls get {errno}; {entries} map entries, {port_sets} port sets{grants}",
             limits.sockets
         ))?;
         let lists =

@@ -13,6 +13,7 @@ use named::{by_name, explain_name};
 use opencode_egress_common::{
     abi::{Mode, PolicyHeader},
     decide::{Decision, Rules, Verdict, decide},
+    loopback::may_be_own,
     reason::DropReason,
 };
 use serde::{Deserialize, Serialize};
@@ -71,6 +72,9 @@ fn explain_address(
             });
             (true, None, own.into_iter().collect())
         }
+        Decision::Settled(Verdict::Deny(reason)) if may_be_own(reason) && header.leaves_to_own(&flow) => {
+            (true, Some(reason.name().to_owned()), vec![])
+        }
         Decision::Settled(Verdict::Deny(reason)) if !denying.is_empty() => {
             (false, Some(reason.name().to_owned()), denying)
         }
@@ -85,7 +89,9 @@ fn explain_address(
         }
     };
     let audit = header.mode == Mode::Audit as u32;
-    Judgement { allowed, reason, rules, audit, bind: explain_bind(destination, header, policy), name: None }
+    let own_only = allowed && reason.is_some();
+    let bind = explain_bind(destination, header, policy);
+    Judgement { allowed, own_only, reason, rules, audit, bind, name: None }
 }
 
 /// `None` where nobody binds: at other machines' addresses, as far as the policy knows them, and without a port.
@@ -96,9 +102,13 @@ fn explain_bind(destination: Destination, header: &PolicyHeader, policy: &Policy
         return None;
     }
     Some(match header.judge_bind(&address.into(), port) {
-        Verdict::Allow => BindJudgement { allowed: true, reason: None, instead: None },
+        Verdict::Allow => BindJudgement { allowed: true, own_only: false, reason: None, instead: None },
+        Verdict::Deny(_) if header.is_own_place(&address.into(), port, None, 0) => {
+            BindJudgement { allowed: true, own_only: true, reason: None, instead: None }
+        }
         Verdict::Deny(reason) => BindJudgement {
             allowed: false,
+            own_only: false,
             reason: Some(reason.name().to_owned()),
             instead: Some(policy.instead_of_bind(port)),
         },

@@ -20,8 +20,7 @@ use opencode_egress_common::abi::{MAX_INSTANCES, MAX_LISTENERS};
 use rules::Listed;
 
 use crate::policy::{
-    DEFAULT_MAX_SOCKETS, InstanceName, Listen, LogLimits, Loopback, Mode, Policy, PolicySet, Resolver,
-    UnitName,
+    DEFAULT_MAX_SOCKETS, InstanceName, Listen, LogLimits, Mode, Policy, PolicySet, Resolver, UnitName,
     resolver::{DEFAULT_MARK, MAX_UPSTREAM},
 };
 
@@ -106,6 +105,7 @@ fn on_one_line(message: &str) -> String {
 }
 
 fn build(file: File) -> Result<PolicySet, Misplaced> {
+    let resolver = resolver(&file.resolver)?;
     let mut instances = BTreeMap::new();
     let mut taken = Taken::default();
     for (key, form) in file.instances.0 {
@@ -114,6 +114,12 @@ fn build(file: File) -> Result<PolicySet, Misplaced> {
         // What has escapes in it is found in its instance.
         let policy =
             policy.map_err(|Misplaced { at, message }| Misplaced { at: at.or(key.wrong("").at), message })?;
+        if policy.loopback_mark == resolver.mark {
+            return Err(key.wrong(format!(
+                "instance `{name}` has {} for its `loopback_mark`, by which flows to names are known; give it another bit",
+                resolver.mark
+            )));
+        }
         if instances.insert(name, policy).is_some() {
             return Err(key.wrong(format!("instance `{}` is there twice; merge the two", key.value)));
         }
@@ -131,7 +137,7 @@ fn build(file: File) -> Result<PolicySet, Misplaced> {
         burst: file.log.burst.map_or(default.burst, |n| n.0),
         per_sec: file.log.per_sec.map_or(default.per_sec, |n| n.0),
     };
-    Ok(PolicySet { log, resolver: resolver(&file.resolver)?, instances })
+    Ok(PolicySet { log, resolver, instances })
 }
 
 fn resolver(form: &ResolverForm) -> Result<Resolver, Misplaced> {
@@ -197,18 +203,8 @@ fn instance(name: &InstanceName, form: Instance, key: &Text, taken: &mut Taken) 
             other => return Err(text.wrong(format!("`{other}` is no mode; write `enforce` or `audit`"))),
         },
     };
-    let loopback = match &form.loopback {
-        None => Loopback::default(),
-        Some(text) => match text.value.as_str() {
-            "own" => Loopback::Own,
-            "listed" => Loopback::Listed,
-            other => {
-                return Err(
-                    text.wrong(format!("`{other}` is not what loopback may be; write `own` or `listed`"))
-                );
-            }
-        },
-    };
+    let loopback = form.loopback.as_ref().map(Text::parse).transpose()?.unwrap_or_default();
+    let loopback_mark = form.loopback_mark.map_or(0, |mark| mark.0);
     if form.listen.len() > MAX_LISTENERS {
         return Err(key.wrong(format!(
             "instance `{name}` has {} listeners; at most {MAX_LISTENERS} are possible",
@@ -230,6 +226,7 @@ fn instance(name: &InstanceName, form: Instance, key: &Text, taken: &mut Taken) 
             deny: deny.networks,
             listen,
             loopback,
+            loopback_mark,
             max_sockets,
             errno,
         }),

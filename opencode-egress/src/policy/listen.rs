@@ -6,8 +6,9 @@ use std::{
 };
 
 use ipnet::{IpNet, Ipv4Net};
+use opencode_egress_common::loopback::FIRST_OWN_PORT;
 
-use crate::policy::Policy;
+use crate::policy::{Loopback, Policy};
 
 /// Where an instance listens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +73,11 @@ impl Policy {
         let listed = self.listen.iter().filter(|listen| listen.port == port);
         let listed: Vec<_> = listed.map(|listen| listen.socket_address().to_string()).collect();
         match &listed[..] {
+            [] if self.loopback == Loopback::Own => {
+                format!(
+                    "no listener with port {port} is listed; for itself the instance may bind 127.0.0.1 or ::1, from port {FIRST_OWN_PORT} on where no other instance lists the port"
+                )
+            }
             [] => format!("no listener with port {port} is listed"),
             [one] => format!("{one} is listed; bind that"),
             several => format!("{} are listed; bind one of them", several.join(", ")),
@@ -130,8 +136,14 @@ mod tests {
         let check = |listed: &[&str], expect: &str| {
             let policy =
                 Policy { listen: listed.iter().map(|text| listen(text)).collect(), ..Policy::default() };
+            let policy = Policy { loopback: Loopback::Listed, ..policy };
             assert_eq!(policy.instead_of_bind(5173), expect);
         };
+        let own = Policy::default().instead_of_bind(80);
+        assert!(
+            own.starts_with("no listener with port 80 is listed; for itself the instance may bind"),
+            "{own}"
+        );
         check(&["127.0.0.1:5173", "127.0.0.1:80"], "127.0.0.1:5173 is listed; bind that");
         check(&["127.0.0.1:5173", "[::1]:5173"], "127.0.0.1:5173, [::1]:5173 are listed; bind one of them");
         check(&["127.0.0.1:80"], "no listener with port 5173 is listed");

@@ -55,6 +55,18 @@ impl Loopback {
     }
 }
 
+impl FromStr for Loopback {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        match text {
+            "own" => Ok(Self::Own),
+            "listed" => Ok(Self::Listed),
+            other => Err(Invalid(format!("`{other}` is not what loopback may be; write `own` or `listed`"))),
+        }
+    }
+}
+
 /// Why a text is not a value of one of this module's types, with what to write instead.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("{0}")]
@@ -119,6 +131,8 @@ pub struct Policy {
     pub listen: Vec<Listen>,
     /// What it may say to itself over loopback.
     pub loopback: Loopback,
+    /// The bit of a socket's mark by which a second lock knows what it says to itself; 0 for none.
+    pub loopback_mark: u32,
     /// How many sockets it may have open, of those that it made.
     pub max_sockets: u32,
     /// The error that a denied call gets.
@@ -135,6 +149,7 @@ impl Default for Policy {
             deny: vec![],
             listen: vec![],
             loopback: Loopback::Own,
+            loopback_mark: 0,
             max_sockets: DEFAULT_MAX_SOCKETS,
             errno: Errno::default(),
         }

@@ -110,7 +110,7 @@ fn policy(args: &ExecArgs) -> Result<(Policy, Resolver)> {
 
 /// The policy that the arguments list.
 fn listed(args: &ExecArgs) -> Policy {
-    let mut policy = Policy { deny: args.deny.clone(), ..Policy::default() };
+    let mut policy = Policy { deny: args.deny.clone(), loopback: args.loopback, ..Policy::default() };
     let of_presets = args.preset.iter().flat_map(|preset| &preset.allow);
     args.allow.iter().chain(of_presets).for_each(|rule| policy.allow(rule.clone()));
     policy

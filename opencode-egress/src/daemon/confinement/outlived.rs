@@ -26,8 +26,9 @@ const LOOKS: usize = 1024;
 impl Daemon {
     /// Removes the links of the cgroups that the kernel has let go of. Not being able to look is no reason to let go.
     pub(in crate::daemon) fn look_after_outlived(&mut self, services: &Services) -> Result<(), DaemonError> {
-        let mut there = HashSet::new();
+        let (mut there, mut linked) = (HashSet::new(), HashSet::new());
         for links in self.confinement.pins.all_links()? {
+            linked.insert(links.cgroup);
             let known = self.confinement.outlived.contains_key(&links.cgroup);
             if known || self.is_gone(&links, services) {
                 there.insert(links.cgroup);
@@ -35,6 +36,9 @@ impl Daemon {
                     self.find_outlived(links);
                 }
             }
+        }
+        if let Err(error) = self.loaded.maps.keep_confined(|cgroup| linked.contains(&cgroup)) {
+            warn!("cgroups that are gone take room in the kernel: {}", error_chain(&error));
         }
         let Confinement { outlived, next_look, .. } = &mut self.confinement;
         outlived.retain(|cgroup, _| there.contains(cgroup));

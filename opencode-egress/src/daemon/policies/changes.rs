@@ -55,6 +55,12 @@ pub(super) fn changes(
             if without || policy.mode != other.mode {
                 add("mode", &mode_name(policy.mode));
             }
+            if policy.loopback != other.loopback {
+                add("loopback", &policy.loopback.name());
+            }
+            if policy.loopback_mark != other.loopback_mark && policy.loopback_mark != 0 {
+                add("loopback_mark", &policy.loopback_mark);
+            }
             if policy.max_sockets != other.max_sockets {
                 add("sockets at most", &policy.max_sockets);
             }

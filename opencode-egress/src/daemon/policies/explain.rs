@@ -100,10 +100,17 @@ impl ExplainTask {
                 }
                 (_, error) => error,
             })?;
-        let judgement = match judged_by {
+        let mut judgement = match judged_by {
             Some((header, rules)) => explain(&destination, &header, &rules, &policy, &learned),
             None => Judgement::without_policy(),
         };
+        if let Target::Address(destination) = &destination {
+            let lists = |policy: &Policy| policy.listen.iter().any(|listen| listen.port == destination.port);
+            let others = in_force.iter().filter(|(other, policy)| **other != name && lists(policy));
+            if let Some((other, _)) = others.into_iter().next() {
+                judgement.place_is_taken(other);
+            }
+        }
         let file = match &file {
             Ok((policies, compiled)) => match (policies.get(&name), compiled.get(&name)) {
                 (Some(_), None) => PolicyFile::Same,

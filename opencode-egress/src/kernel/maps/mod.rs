@@ -1,5 +1,6 @@
 //! The maps by name and type: filling policies, putting them in force, reading counters.
 
+mod confined;
 mod error;
 mod learned;
 mod listed;
@@ -25,7 +26,9 @@ use opencode_egress_common::abi::{
 };
 
 pub(crate) use self::words::{CurrentWords, TakenKind, TakenWords};
-use self::{learned::LearnedMap, listed::ListedPorts, seen::Seen, servers::Servers};
+use self::{
+    confined::ConfinedCgroups, learned::LearnedMap, listed::ListedPorts, seen::Seen, servers::Servers,
+};
 pub use self::{
     learned::{LearnedAddress, boottime},
     policies::{KernelRules, LoadedPolicy},
@@ -56,7 +59,7 @@ pub struct Maps {
     limits: Array<MapData, Limits>,
     sockets: Array<MapData, SocketCount>,
     scopes: HashMap<MapData, u64, ConfinedCgroup>,
-    confined: HashMap<MapData, u64, u32>,
+    confined: ConfinedCgroups,
     /// Takes the place of a trie that is no longer in force, so that its memory is freed.
     empty: NewTrie,
     /// The servers that rules with `tls` list.
@@ -103,7 +106,7 @@ impl Maps {
             askers: take(ebpf, "ASKERS")?,
             limits: take(ebpf, "LIMITS")?,
             sockets: take(ebpf, "SOCKETS")?,
-            confined: take(ebpf, "CONFINED")?,
+            confined: ConfinedCgroups::open(ebpf)?,
             scopes,
             empty: NewTrie::of::<TrieKey, Entry>(&[]).map_err(MapsError::tries("create"))?,
             servers: Servers::open(ebpf)?,
@@ -294,14 +297,22 @@ impl Maps {
         self.scopes.get(&cgroup, 0).map_or(0, |scope| scope.denials)
     }
 
+    /// Forgets whose the cgroups are of which there are no links any more. Own loopback asks for it.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn keep_confined(&mut self, has_links: impl Fn(u64) -> bool) -> Result<(), MapsError> {
+        self.confined.keep(has_links)
+    }
+
     /// Writes into a cgroup's storage which instance it belongs to. The storage must be there: the first link makes it.
     ///
     /// # Errors
     ///
     /// When there is no link yet, or the cgroup is gone.
     pub fn set_instance_of(&mut self, cgroup: u64, instance: InstanceIndex) -> Result<(), MapsError> {
-        let write = MapsError::operation("write to", "CONFINED");
-        self.confined.insert(cgroup, instance.number(), 0).map_err(write)?;
+        self.confined.set(cgroup, instance)?;
         let scope = ConfinedCgroup::new(instance.number());
         self.scopes.insert(cgroup, scope, 0).map_err(MapsError::operation("write to", "SCOPES"))
     }

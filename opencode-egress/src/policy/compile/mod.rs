@@ -108,6 +108,7 @@ fn header(policy: &Policy) -> Result<PolicyHeader, CompileError> {
     let mut header = PolicyHeader {
         mode: policy.mode as u32,
         own_loopback: u32::from(policy.loopback == Loopback::Own),
+        own_mark: if policy.loopback == Loopback::Own { policy.loopback_mark } else { 0 },
         max_sockets: policy.max_sockets,
         ..PolicyHeader::default()
     };

@@ -5,6 +5,8 @@ use std::{fmt, net::IpAddr};
 use opencode_egress_common::reason::DropReason;
 use serde::{Deserialize, Serialize};
 
+use crate::policy::InstanceName;
+
 /// The reason of a question for a name that no rule lists.
 pub const NAME_NOT_ALLOWED: &str = "name-not-allowed";
 
@@ -16,7 +18,10 @@ pub const NAME_EXPIRED: &str = "name-expired";
 pub struct Judgement {
     /// Whether the rules let it pass.
     pub allowed: bool,
-    /// The drop reason's name, when they do not.
+    /// Whether it passes to a socket of the instance's own alone: no rule speaks of it.
+    #[serde(default)]
+    pub own_only: bool,
+    /// The drop reason's name, when they do not, or when the socket is somebody else's.
     pub reason: Option<String>,
     /// The rules behind the verdict, as text; for a denial without a deny rule, those that cover the
     /// address but not the flow.
@@ -33,8 +38,11 @@ pub struct Judgement {
 /// The verdict on a bind.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BindJudgement {
-    /// Whether the policy lists it.
+    /// Whether the policy lets it pass.
     pub allowed: bool,
+    /// Whether only the instance itself reaches what is bound there, as no listener is listed there.
+    #[serde(default)]
+    pub own_only: bool,
     /// The drop reason's name, when it does not.
     pub reason: Option<String>,
     /// What to bind instead, when it does not.
@@ -63,19 +71,39 @@ impl Judgement {
     /// The verdict on everything where no policy is in force.
     pub fn without_policy() -> Self {
         let reason = Some(DropReason::NoPolicy.name().to_owned());
-        Self { allowed: false, reason, rules: vec![], audit: false, bind: None, name: None }
+        Self { allowed: false, own_only: false, reason, rules: vec![], audit: false, bind: None, name: None }
+    }
+
+    /// Another instance lists the port under `listen`, so no place there is the instance's own.
+    pub fn place_is_taken(&mut self, other: &InstanceName) {
+        if let Some(bind) = self.bind.as_mut().filter(|bind| bind.own_only) {
+            *bind = BindJudgement {
+                allowed: false,
+                own_only: false,
+                reason: Some(DropReason::BindNotListed.name().to_owned()),
+                instead: Some(format!("instance `{other}` lists the port; bind another one")),
+            };
+        }
     }
 
     /// Whether another judgement means the same for the flow.
     pub(super) fn agrees(&self, other: &Self) -> bool {
         let all_pass =
             |judgement: &Self| judgement.allowed && judgement.bind.as_ref().is_none_or(|bind| bind.allowed);
-        (self.allowed, &self.reason, &self.bind) == (other.allowed, &other.reason, &other.bind)
+        (self.allowed, self.own_only, &self.reason, &self.bind)
+            == (other.allowed, other.own_only, &other.reason, &other.bind)
             && (all_pass(self) || self.audit == other.audit)
     }
 
     pub(super) fn fmt_flow(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { allowed, reason, rules, audit, name, .. } = self;
+        let Self { allowed, own_only, reason, rules, audit, name, .. } = self;
+        if let (true, Some(reason)) = (own_only, reason) {
+            let theirs = if *audit { ", but mode audit lets it pass" } else { "" };
+            return write!(
+                f,
+                "own sockets only\n  allowed where a socket of the instance's own takes it; where somebody else's does, denied ({reason}){theirs}; where nobody listens, a connection is refused"
+            );
+        }
         match (allowed, audit) {
             (true, false) => write!(f, "allowed")?,
             (true, true) => write!(f, "allowed, and mode audit lets everything else pass, too")?,
@@ -100,8 +128,11 @@ impl Judgement {
     }
 
     pub(super) fn fmt_bind(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Some(BindJudgement { allowed, reason, instead }) = &self.bind else { return Ok(()) };
+        let Some(BindJudgement { allowed, own_only, reason, instead }) = &self.bind else { return Ok(()) };
         f.write_str(match (allowed, self.audit) {
+            (true, _) if *own_only => {
+                "to bind there: allowed, and nobody but the instance reaches it until it is listed under `listen`"
+            }
             (true, _) => "to bind there: allowed, it is listed under `listen`",
             (false, false) => "to bind there: denied",
             (false, true) => "to bind there: denied, but mode audit lets it pass",

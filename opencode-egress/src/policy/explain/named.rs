@@ -42,6 +42,7 @@ pub(super) fn explain_name(
     });
     Judgement {
         allowed: reason.is_none(),
+        own_only: false,
         reason: reason.map(str::to_owned),
         rules,
         audit,

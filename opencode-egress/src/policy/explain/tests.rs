@@ -1,6 +1,6 @@
 use super::*;
 use crate::policy::{
-    Listen,
+    Listen, Loopback,
     compile::{compile, tests::rule},
 };
 
@@ -107,9 +107,30 @@ fn shown_with(policy: &Policy, target: &str, learned: &[LearnedName]) -> String 
 }
 
 #[test]
+fn own_loopback_is_for_own_sockets_only() {
+    let policy = Policy { deny: vec![rule("127.0.0.9/32")], ..Policy::default() };
+    assert_eq!(
+        shown(&policy, "127.0.0.1:3000"),
+        "127.0.0.1:3000/tcp: own sockets only
+  allowed where a socket of the instance's own takes it; where somebody else's does, denied (not-allowed); where nobody listens, a connection is refused
+to bind there: allowed, and nobody but the instance reaches it until it is listed under `listen`"
+    );
+    assert!(shown(&policy, "[::1]:80/udp").contains("own sockets only"));
+    assert!(shown(&policy, "[::1]:80/udp").contains("to bind there: denied (bind-not-listed)"));
+    assert!(!shown(&policy, "127.0.0.9:3000").contains("own sockets only"), "a rule denies it");
+    assert!(!shown(&policy, "127.0.0.1").contains("own sockets only"), "ICMP");
+    let listed = Policy { loopback: Loopback::Listed, ..policy };
+    assert!(!shown(&listed, "127.0.0.1:3000").contains("own sockets only"));
+    let target = "127.0.0.1:3000".parse().expect("a destination");
+    let mut judgement = judge_with(&Policy::default(), &target, &[]);
+    judgement.place_is_taken(&"b".parse().expect("a name"));
+    assert!(judgement.to_string().contains("instance `b` lists the port; bind another one"), "{judgement}");
+}
+
+#[test]
 fn a_bind_is_told_what_is_listed() {
     let listen = Listen { address: [127, 0, 0, 1].into(), port: 5173, open: false };
-    let policy = Policy { listen: vec![listen], ..Policy::default() };
+    let policy = Policy { listen: vec![listen], loopback: Loopback::Listed, ..Policy::default() };
     assert_eq!(
         shown(&policy, "0.0.0.0:5173"),
         "0.0.0.0:5173/tcp: to bind there: denied (bind-not-listed)

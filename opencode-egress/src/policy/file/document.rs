@@ -60,6 +60,7 @@ pub(super) struct Instance {
     #[serde(default)]
     pub(super) listen: Vec<ListenForm>,
     pub(super) loopback: Option<Text>,
+    pub(super) loopback_mark: Option<Mark>,
     #[serde(default)]
     pub(super) limits: Limits,
     pub(super) errno: Option<Text>,

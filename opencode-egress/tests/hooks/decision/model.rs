@@ -89,6 +89,7 @@ fn is_own_segment(policy: &Policy, headers: &Headers, to: &Flow, verdict: Verdic
         && unspoken
         && reached
         && !resolvers
+        && (port != 53 || policy.names.is_empty())
 }
 
 fn inbound(policy: Option<&Policy>, host: &Host, headers: &Headers, back: &Flow, loopback: bool) -> Verdict {

@@ -1,6 +1,7 @@
 //! Own loopback: what an instance says to itself needs no rule, and opens nothing that is somebody else's.
 
 mod binds;
+mod marks;
 mod others;
 mod tcp;
 mod udp;
