@@ -125,6 +125,19 @@ let
           "${place}: the rule for ${rule.cidr} has ports, and ICMP has none, so the policy file would be refused. Remove `ports`, or write `tcp` or `udp`."
         ++ problem (rule.protocol == "icmp" && rule.name != null)
           "${place}: the rule for ${rule.name} is for ICMP, and names are reached by TCP and UDP alone. Write one of these, or the network as `cidr`."
+        ++ problem (rule.tls != null && rule.cidr != null)
+          "${place}: the rule for ${rule.cidr} has `tls`, which is for names: behind a network there is whatever answers. Remove `tls`."
+        ++
+          problem
+            (
+              rule.tls == true
+              && rule.name != null
+              && !(lib.elem rule.protocol [
+                null
+                "tcp"
+              ])
+            )
+            "${place}: the rule for ${rule.name} has `tls` and is not for TCP alone; by UDP (QUIC) the same servers are reached without. Write `protocol = \"tcp\"`, or remove `tls`."
         ++ problem (rule.private && rule.cidr != null)
           "${place}: the rule for ${rule.cidr} has `private`, which is for names: it says what their answers may bring. A listed network is allowed, private or not. Remove `private`."
     ) isolation.outboundAllow

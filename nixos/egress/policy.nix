@@ -12,6 +12,7 @@ let
       name,
       protocol,
       ports,
+      tls,
       private,
     }:
     let
@@ -22,6 +23,7 @@ let
       { inherit name; }
       // optionalAttrs (protocol != null) { inherit protocol; }
       // some
+      // optionalAttrs (tls != null) { inherit tls; }
       // optionalAttrs private { inherit private; }
     else if any && ports == [ ] then
       cidr

@@ -49,6 +49,16 @@ let
         ];
         description = "Ports and ranges of ports; none means all, and 443 for a name without {option}`protocol`.";
       };
+      tls = mkOption {
+        type = types.nullOr types.bool;
+        default = null;
+        example = false;
+        description = ''
+          Whether a connection by {option}`name` must open TLS, with a hello to a server that a rule with this lists; otherwise it is reset
+          at once. So an address that a listed site shares with others, as behind a CDN, is not a way to those. null is true where the
+          rule is for TCP 443 alone, and false otherwise. For TCP only.
+        '';
+      };
       private = mkOption {
         type = types.bool;
         default = false;

@@ -115,6 +115,26 @@ in
         });
     in
     fails (of { cidr = "10.0.0.0/8"; }) [ "10.0.0.0/8 has `private`" "Remove" ] (of { name = "api.example.org"; });
+  "a network with TLS" =
+    let
+      of = rule: host.one (isolated { outboundAllow = [ (rule // { tls = true; }) ]; });
+    in
+    fails (of { cidr = "10.0.0.0/8"; }) [ "10.0.0.0/8 has `tls`" "Remove" ] (of { name = "api.example.org"; });
+  "TLS by UDP" =
+    let
+      of =
+        protocol:
+        host.one (isolated {
+          outboundAllow = [
+            {
+              name = "api.example.org";
+              tls = true;
+              inherit protocol;
+            }
+          ];
+        });
+    in
+    fails (of "any") [ "api.example.org has `tls`" "QUIC" ] (of "tcp");
   "a name by ICMP" =
     let
       of = rule: host.one (isolated { outboundAllow = [ (rule // { protocol = "icmp"; }) ]; });

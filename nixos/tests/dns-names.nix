@@ -67,6 +67,15 @@ in
               name = "all.example.org";
               protocol = "any";
             }
+            {
+              name = "old.example.org";
+              tls = false;
+            }
+            {
+              name = "tls.example.org";
+              ports = [ 8443 ];
+              tls = true;
+            }
           ];
           outboundAllowNames = [
             "api.example.org"
@@ -94,6 +103,15 @@ in
         {
           name = "all.example.org";
           protocol = "any";
+        }
+        {
+          name = "old.example.org";
+          tls = false;
+        }
+        {
+          name = "tls.example.org";
+          ports = [ "8443" ];
+          tls = true;
         }
         { name = "api.example.org"; }
         { name = "*.example.org"; }

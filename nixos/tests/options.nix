@@ -107,6 +107,7 @@ rows
       name = null;
       protocol = null;
       ports = [ "443" ];
+      tls = null;
       private = false;
     };
   };

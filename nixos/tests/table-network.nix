@@ -88,6 +88,7 @@ in
         name = "*.example.org";
         protocol = "any";
         ports = [ ];
+        tls = false;
         private = true;
       }
     ];
@@ -95,6 +96,7 @@ in
       {
         cidr = "192.0.2.0/24";
         name = null;
+        tls = null;
         private = false;
         protocol = "tcp";
         ports = [
@@ -112,6 +114,12 @@ in
         {
           name = "example.org";
           private = "yes";
+        }
+      ]
+      [
+        {
+          name = "example.org";
+          tls = "yes";
         }
       ]
       [
