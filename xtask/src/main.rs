@@ -10,6 +10,7 @@ mod demo;
 mod endurance;
 mod fuzz;
 mod harness;
+mod hellos;
 mod machine;
 mod offline;
 mod opencode;
@@ -52,6 +53,8 @@ enum Task {
     Soak(soak::Args),
     /// Feed random bytes to what reads the bytes of others
     Fuzz(fuzz::Args),
+    /// Have real programs make the TLS hellos that the reader's tests have
+    Hellos(hellos::Args),
     /// Run the tests, installing what they take
     Test(test::Args),
     /// Build object and daemon from vendored sources, without a network
@@ -98,6 +101,7 @@ fn run(task: Task) -> Result<()> {
         Task::Render => render::run(),
         Task::Soak(args) => soak::run(&args),
         Task::Fuzz(args) => fuzz::run(&args),
+        Task::Hellos(args) => hellos::run(&args),
         Task::Test(args) => test::run(&args),
         Task::TestOffline => offline::run(),
         Task::VmTest(args) => vm_test::run(&args),
