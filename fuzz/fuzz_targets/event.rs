@@ -7,14 +7,18 @@ use opencode_egress::{
     control::request::Reply,
     report::denial::{DenialLine, Line, LoggedDenial},
 };
-use opencode_egress_common::{abi::Event, event::Denial};
+use opencode_egress_common::{
+    abi::{Event, GreetedEvent},
+    event::Denial,
+};
 
 const FIELDS: [&str; 9] = ["proto", "dst", "dport", "hook", "reason", "pid", "comm", "uid", "suppressed"];
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    assert!(bytes.len() == size_of::<Event>() || Denial::decode(bytes).is_err(), "a denial has one size");
+    let sizes = [size_of::<Event>(), size_of::<GreetedEvent>()];
+    assert!(sizes.contains(&bytes.len()) || Denial::decode(bytes).is_err(), "a denial has one of two sizes");
     let mut denial = bytes.to_vec();
-    denial.resize(size_of::<Event>(), 0);
+    denial.resize(sizes[usize::from(bytes.len() > sizes[0])], 0);
     let Ok(denial) = Denial::decode(&denial) else { return };
     let shown = DenialLine::of(&denial, denial.event.suppressed);
     let line = shown.to_string();
@@ -22,9 +26,17 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     let fields: Vec<_> = line.split(' ').map(|field| field.split_once('=').expect("a field")).collect();
     let (flow, rest) = FIELDS.split_at(3);
     let (asked, local_port) = (shown.asked.map(|_| "asked"), shown.lport.map(|_| "lport"));
+    let name = shown.name.as_ref().map(|_| "name");
     let mode = shown.audit.then_some("mode");
-    let expected: Vec<_> =
-        flow.iter().copied().chain(asked).chain(local_port).chain(rest.iter().copied()).chain(mode).collect();
+    let expected: Vec<_> = flow
+        .iter()
+        .copied()
+        .chain(asked)
+        .chain(local_port)
+        .chain(name)
+        .chain(rest.iter().copied())
+        .chain(mode)
+        .collect();
     let names: Vec<_> = fields.iter().map(|(name, _)| *name).collect();
     assert_eq!(names, expected, "{line:?}");
     assert!(fields.iter().all(|(_, value)| !value.is_empty() && !value.contains('=')), "{line:?}");

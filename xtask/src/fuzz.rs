@@ -32,6 +32,8 @@ pub(crate) struct Args {
 enum Target {
     /// The log line of a record of the ring buffer
     Event,
+    /// What opens a TLS stream, as the reader and as rustls take it
+    Hello,
     /// The policy file
     Policy,
     /// A request to the control socket
@@ -45,12 +47,13 @@ enum Target {
 }
 
 impl Target {
-    const ALL: [Self; 6] =
-        [Self::Event, Self::Policy, Self::Request, Self::Question, Self::Reply, Self::Learn];
+    const ALL: [Self; 7] =
+        [Self::Event, Self::Hello, Self::Policy, Self::Request, Self::Question, Self::Reply, Self::Learn];
 
     fn name(self) -> &'static str {
         match self {
             Self::Event => "event",
+            Self::Hello => "hello",
             Self::Policy => "policy",
             Self::Request => "request",
             Self::Question => "question",

@@ -203,6 +203,8 @@ fn capture(program: &Program, built: &std::path::Path) -> Result<usize> {
     }
     fs::create_dir_all(place())?;
     fs::write(place().join(format!("{}.txt", program.file)), text)?;
+    // What fuzzing begins with.
+    fs::write(root().join("fuzz/seeds/hello").join(program.file), &hello)?;
     Ok(hello.len())
 }
 
