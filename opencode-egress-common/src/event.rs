@@ -85,8 +85,8 @@ impl Denial {
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
         let server = match bytes.len() {
             len if len == size_of::<Event>() => None,
-            // SAFETY: the size is right, unaligned reads are what this does, and every bit pattern is a GreetedEvent.
             len if len == size_of::<GreetedEvent>() => {
+                // SAFETY: the size is right, unaligned reads are what this does, and every bit pattern is a GreetedEvent.
                 Server::of(&unsafe { core::ptr::read_unaligned(bytes.as_ptr().cast()) })
             }
             found => return Err(DecodeError::Size { found }),

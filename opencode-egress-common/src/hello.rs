@@ -217,7 +217,9 @@ impl Hello {
         self.had.set(0);
         let left = i64::from(self.message_left.get()) - i64::from(skip) - i64::from(needed);
         // Not by a branch, which the verifier would follow both ways.
-        (left >> 63) as u32 & NOT_TLS
+        #[expect(clippy::cast_sign_loss, reason = "all ones, or zeros")]
+        let too_long = (left >> 63) as u32;
+        too_long & NOT_TLS
     }
 
     /// Notes that bytes of the message were read or passed over.
@@ -353,7 +355,7 @@ impl Hello {
                 self.expect(VERSION, 0, 2)
             }
             VERSION => {
-                if number < 0x0301 || number > 0x0304 {
+                if !(0x0301..=0x0304).contains(&number) {
                     return NOT_TLS;
                 }
                 // The random bytes are 32.
@@ -509,7 +511,7 @@ impl Hello {
         let bits = (missing & 7) * 8;
         // The field is one of those from the lowest to the highest.
         let lowest = self.field.get() << bits;
-        let highest = lowest | (1_u64 << bits) - 1;
+        let highest = lowest | ((1_u64 << bits) - 1);
         let left = u64::from(self.message_left.get().wrapping_sub(missing));
         let is = |expected: u64| lowest <= expected && expected <= highest;
         match self.phase.get() {

@@ -97,6 +97,7 @@ impl ServerName {
         while index < 8 {
             let place = left.wrapping_sub(1 + index);
             // What is before the first place is masked to the last ones, where no name is.
+            #[expect(clippy::cast_possible_truncation, reason = "one byte of it")]
             self.at(place).set((bytes >> (56 - 8 * index)) as u8);
             index += 1;
         }
@@ -122,7 +123,7 @@ impl ServerName {
             let bytes = bytes | each(bytes, b'A', b'Z') >> 2;
             // SAFETY: as above.
             unsafe { place.write_volatile(bytes.to_le()) };
-            let of_name = u64::MAX >> ((8 - least(len - done, 8)) * 8 & 63);
+            let of_name = u64::MAX >> (((8 - least(len - done, 8)) * 8) & 63);
             let dots = each(bytes, b'.', b'.') & of_name;
             let good = each(bytes, b'a', b'z') | each(bytes, b'0', b'9') | each(bytes, b'-', b'.');
             let good = good | each(bytes, b'_', b'_');

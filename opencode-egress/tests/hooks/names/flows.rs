@@ -27,12 +27,12 @@ use crate::{
     world::{Scratch, any, rule},
 };
 
-pub(super) type Way = fn(SocketAddr) -> io::Result<()>;
+pub(crate) type Way = fn(SocketAddr) -> io::Result<()>;
 
 pub(super) const TCP: (&str, Way) = ("TCP", |to| tcp(to).map(drop));
 pub(super) const UDP: (&str, Way) = ("UDP", |to| send_to(&udp(to)?, b"data", 0, to).map(drop));
 const CONNECTED: (&str, Way) = ("connected UDP", |to| send(&connected(to)?, b"data", 0).map(drop));
-pub(super) const WAYS: [(&str, Way); 3] = [TCP, UDP, CONNECTED];
+pub(crate) const WAYS: [(&str, Way); 3] = [TCP, UDP, CONNECTED];
 
 /// An address that a test has learned, and one of the same form that nobody told of.
 const PAIRS: [(IpAddr, IpAddr); 4] = [

@@ -25,7 +25,7 @@ use opencode_egress_common::{
 
 use self::made::{filler, hello, sni};
 use crate::{
-    names::{Named, names},
+    names::{Named, WAYS, names},
     network::{DENIED, DENIED6, FAR, PORT},
     probe::{Outcome, Probe, unhurried},
     sys::{send, set},
@@ -257,4 +257,18 @@ fn audit_tells_and_lets_pass() {
     assert_eq!(told, [(DropReason::TlsNameNotAllowed, 1)], "it is told of once");
     let seen = tries(&mut named, || send_pieces((DENIED, PORT).into(), [&b"GET /"[..]]));
     assert_eq!(seen.told.iter().map(|denial| denial.reason).collect::<Vec<_>>(), [DropReason::NotTls]);
+}
+
+/// QUIC goes to the same port by UDP, and is refused in the call or, with a peer, at its first datagram: clients fall back to TCP.
+#[test]
+fn quic_is_refused_at_once() {
+    let mut named = world();
+    for to in listed() {
+        for (name, way) in &WAYS[1..] {
+            named.world.denies(name, to, way);
+            named.world.check_last(DropReason::NotAllowed);
+        }
+    }
+    let good = hello_to("listed.example");
+    tries(&mut named, || send_pieces((DENIED, PORT).into(), [&good[..]])).check_served("TCP", &good);
 }
