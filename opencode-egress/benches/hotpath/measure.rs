@@ -2,8 +2,8 @@
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader, ErrorKind, Write as _},
-    net::{IpAddr, TcpListener, UdpSocket},
+    io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _},
+    net::{IpAddr, TcpListener, TcpStream, UdpSocket},
     os::{
         fd::AsFd as _,
         unix::net::{UnixListener, UnixStream},
@@ -35,7 +35,7 @@ use crate::{
     networks::{destination, networks},
     subject::Subject,
     table::Table,
-    worker::{Operation, PORT, SOCKET},
+    worker::{NAME, Operation, PORT, SOCKET},
 };
 
 /// Sets up every subject again and again, and measures its operations in turn with those of the others.
@@ -64,7 +64,7 @@ pub(crate) fn subjects(args: &Args) -> Result<Table> {
                 for one in &mut running {
                     // Only ours gives an error; the others are asked once.
                     if operation == Operation::Denied
-                        && !matches!(one.subject, Subject::Ours(_) | Subject::Named)
+                        && !matches!(one.subject, Subject::Ours(_) | Subject::Named | Subject::NamedTls)
                     {
                         continue;
                     }
@@ -120,8 +120,8 @@ impl Running {
                 None
             }
             Subject::Ours(rules) => Some(confine(&cgroup, &policy(rules), vec![])?),
-            Subject::Named => {
-                let policy = named_policy()?;
+            Subject::Named | Subject::NamedTls => {
+                let policy = named_policy(subject == Subject::NamedTls)?;
                 let learned = learned(&policy, destination(subject.rules()))?;
                 Some(confine(&cgroup, &policy, learned)?)
             }
@@ -199,19 +199,24 @@ pub(crate) fn policy(rules: usize) -> Policy {
     Policy { allow: allow.collect::<Result<_, _>>().unwrap_or_default(), ..Policy::default() }
 }
 
-/// A policy that lists one name, for every port.
-fn named_policy() -> Result<Policy> {
+/// A policy that lists one name, for every port of UDP, and of TCP, maybe with TLS.
+fn named_policy(tls: bool) -> Result<Policy> {
     let mut policy = Policy::default();
-    policy.allow("bench.example/any".parse()?);
+    policy.allow(format!("{NAME}/udp").parse()?);
+    policy.allow(format!("{NAME}/tcp{}", if tls { "/tls" } else { "" }).parse()?);
     Ok(policy)
 }
 
-/// What an answer for that name brought, for long.
+/// What an answer for that name brought, for long, by each rule.
 fn learned(policy: &Policy, address: impl Into<IpAddr>) -> Result<Vec<LearnedAddress>> {
     let compiled = compile(policy)?;
-    let name = compiled.names.first().context("a rule for a name")?;
-    let learned = Learned { until: u64::MAX, rule: name.id };
-    Ok(vec![LearnedAddress { address: address.into(), grant: name.grant, learned }])
+    let address = address.into();
+    let learned = compiled.names.iter().map(|name| LearnedAddress {
+        address,
+        grant: name.grant,
+        learned: Learned { until: u64::MAX, rule: name.id },
+    });
+    Ok(learned.collect())
 }
 
 fn confine(cgroup: &Cgroup, policy: &Policy, learned: Vec<LearnedAddress>) -> Result<Loaded> {
@@ -257,6 +262,8 @@ fn nft(rules: &str) -> Result<()> {
 struct Receiver {
     tcp: TcpListener,
     udp: UdpSocket,
+    /// The connection that stays open.
+    stream: Option<TcpStream>,
 }
 
 impl Receiver {
@@ -265,15 +272,16 @@ impl Receiver {
         tcp.set_nonblocking(true)?;
         // Room for a whole batch; std asks for less.
         rustix::net::listen(&tcp, 4096)?;
+        set_socket_recv_buffer_size_force(&tcp, 64 << 20)?;
         let udp = UdpSocket::bind(("0.0.0.0", PORT))?;
         udp.set_nonblocking(true)?;
         set_socket_recv_buffer_size_force(&udp, 64 << 20)?;
-        Ok(Self { tcp, udp })
+        Ok(Self { tcp, udp, stream: None })
     }
 
     /// Takes everything that arrived, between batches, so that receiving is not part of what is measured.
-    fn drain(&self) -> Result<()> {
-        let mut buffer = [0; 128];
+    fn drain(&mut self) -> Result<()> {
+        let mut buffer = [0; 65_536];
         loop {
             match self.udp.recv(&mut buffer) {
                 Ok(_) => {}
@@ -283,11 +291,24 @@ impl Receiver {
         }
         loop {
             match self.tcp.accept() {
+                Ok((stream, _)) if self.stream.is_none() => {
+                    stream.set_nonblocking(true)?;
+                    self.stream = Some(stream);
+                }
                 Ok(_) => {}
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
                 Err(error) => return Err(error.into()),
             }
         }
+        while let Some(stream) = &mut self.stream {
+            match stream.read(&mut buffer) {
+                Ok(0) => bail!("the connection that stays open has ended"),
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
     }
 }
 

@@ -14,6 +14,8 @@ pub(crate) enum Subject {
     Ours(usize),
     /// Ours, with a rule for a name that brought the destination, and none for its network.
     Named,
+    /// The same with TLS to be opened by TCP.
+    NamedTls,
     Systemd(usize),
     Nftables(usize),
 }
@@ -26,6 +28,7 @@ impl fmt::Display for Subject {
             Self::Floor => write!(f, "floor"),
             Self::Ours(rules) => write!(f, "ours-{rules}"),
             Self::Named => write!(f, "named"),
+            Self::NamedTls => write!(f, "named-tls"),
             Self::Systemd(rules) => write!(f, "systemd-{rules}"),
             Self::Nftables(rules) => write!(f, "nftables-{rules}"),
         }
@@ -37,7 +40,7 @@ const SIZES: [usize; 4] = [1, 1_000, 10_000, 100_000];
 
 impl Subject {
     pub(crate) fn chosen(args: &Args) -> Vec<Self> {
-        let fixed = [Self::None, Self::NoneAgain, Self::Floor, Self::Named];
+        let fixed = [Self::None, Self::NoneAgain, Self::Floor, Self::Named, Self::NamedTls];
         let sized = [Self::Ours, Self::Systemd, Self::Nftables].map(|kind| SIZES.map(kind));
         let all = fixed.into_iter().chain(sized.into_iter().flatten());
         let wanted = |subject: &Self| {

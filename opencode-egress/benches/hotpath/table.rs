@@ -59,10 +59,11 @@ pub(crate) fn median(mut values: Vec<f64>) -> Option<f64> {
 
 /// The report's first part.
 pub(crate) fn of(table: &Table) -> String {
-    let operations = [Operation::Connect, Operation::Sendto, Operation::Send];
+    let operations =
+        [Operation::Connect, Operation::Hello, Operation::Stream, Operation::Sendto, Operation::Send];
     let mut text = String::from(
-        "| | rules | TCP connect | UDP sendto, 64 B | UDP send, connected, 64 B | denied TCP connect |\n\
-         |---|---|---|---|---|---|\n",
+        "| | rules | TCP connect | TCP connect, TLS hello | TCP send, open, 64 B | UDP sendto, 64 B | UDP send, connected, 64 B | denied TCP connect |\n\
+         |---|---|---|---|---|---|---|---|\n",
     );
     for subject in &table.subjects {
         let (name, rules) = match subject {
@@ -71,6 +72,7 @@ pub(crate) fn of(table: &Table) -> String {
             Subject::Floor => ("programs that return 1", None),
             Subject::Ours(rules) => ("opencode-egress", Some(rules)),
             Subject::Named => ("opencode-egress, by name", None),
+            Subject::NamedTls => ("opencode-egress, by name with TLS", None),
             Subject::Systemd(rules) => ("systemd `IPAddressAllow`", Some(rules)),
             Subject::Nftables(rules) => ("nftables by cgroup", Some(rules)),
         };

@@ -5,14 +5,14 @@
 
 use std::{
     io::{self, BufRead as _, BufReader, Write as _},
-    net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket},
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream, UdpSocket},
     os::{fd::OwnedFd, unix::net::UnixStream},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
 use rustix::net::{
-    AddressFamily, SocketType,
+    AddressFamily, SendFlags, SocketType,
     sockopt::{Timeout, set_socket_timeout},
 };
 
@@ -23,11 +23,34 @@ pub(crate) const SOCKET: &str = "/run/bench/socket";
 /// Where the receivers listen, for TCP and UDP.
 pub(crate) const PORT: u16 = 4000;
 
+/// The name that policies with names list, and hellos name.
+pub(crate) const NAME: &str = "bench.example";
+
+/// A hello to a server, of the length that browsers' have.
+fn hello(name: &str) -> Vec<u8> {
+    let block = |content: &[u8]| {
+        let length = u16::try_from(content.len()).unwrap_or(u16::MAX).to_be_bytes();
+        [&length[..], content].concat()
+    };
+    let host = block(&[&[0][..], &block(name.as_bytes())].concat());
+    let shares = [&[0, 51][..], &block(&[7; 1200])].concat();
+    let others: Vec<u8> =
+        (0x0a0a..0x0a1a_u16).flat_map(|kind| [&kind.to_be_bytes()[..], &block(&[1; 8])].concat()).collect();
+    let extensions = [&[0, 0][..], &block(&host), &shares, &others].concat();
+    let body = [&[3, 3][..], &[7; 32], &[0], &block(&[0x13, 1]), &[1, 0], &block(&extensions)].concat();
+    let message = [&[1, 0][..], &block(&body)].concat();
+    [&[22, 3, 1][..], &block(&message)].concat()
+}
+
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Operation {
     /// socket(), connect(), close() of TCP.
     Connect,
+    /// The same, and send() of a TLS hello before the close.
+    Hello,
+    /// send() of a TCP socket whose connection is open and began with a hello.
+    Stream,
     /// sendto() of an unconnected UDP socket.
     Sendto,
     /// send() of a connected UDP socket.
@@ -39,15 +62,17 @@ pub(crate) enum Operation {
 }
 
 impl Operation {
-    pub(crate) const ALL: [Self; 5] = [Self::Connect, Self::Sendto, Self::Send, Self::Denied, Self::GiveUp];
+    pub(crate) const ALL: [Self; 7] =
+        [Self::Connect, Self::Hello, Self::Stream, Self::Sendto, Self::Send, Self::Denied, Self::GiveUp];
     /// What is measured in every round.
-    pub(crate) const ROUND: [Self; 4] = [Self::Connect, Self::Sendto, Self::Send, Self::Denied];
+    pub(crate) const ROUND: [Self; 6] =
+        [Self::Connect, Self::Hello, Self::Stream, Self::Sendto, Self::Send, Self::Denied];
 
     /// How many in a batch: a few milliseconds' worth, so that a disturbance spoils few of many batches.
     pub(crate) fn batch(self) -> u32 {
         match self {
-            Self::Connect => 100,
-            Self::Sendto | Self::Send => 500,
+            Self::Connect | Self::Hello => 100,
+            Self::Stream | Self::Sendto | Self::Send => 500,
             Self::Denied => 200,
             Self::GiveUp => 1,
         }
@@ -84,6 +109,9 @@ struct Sockets {
     destination: SocketAddrV4,
     unconnected: UdpSocket,
     connected: UdpSocket,
+    hello: Vec<u8>,
+    /// Open, with the hello behind it. The first connection that the receiver gets.
+    stream: TcpStream,
     /// Never connected: it is what is denied.
     denied: OwnedFd,
 }
@@ -94,7 +122,13 @@ impl Sockets {
         let unconnected = UdpSocket::bind("0.0.0.0:0")?;
         let connected = UdpSocket::bind("0.0.0.0:0")?;
         connected.connect(destination)?;
-        Ok(Self { destination, unconnected, connected, denied: stream_socket()? })
+        let hello = hello(NAME);
+        let mut stream = TcpStream::connect(destination)?;
+        stream.set_nodelay(true)?;
+        stream.write_all(&hello)?;
+        // Another message than a hello: whoever follows the stream does so no more.
+        stream.write_all(&[22, 3, 3, 0, 4, 16, 0, 0, 0])?;
+        Ok(Self { destination, unconnected, connected, hello, stream, denied: stream_socket()? })
     }
 
     fn run(&self, operation: Operation, count: u32) -> io::Result<()> {
@@ -103,6 +137,12 @@ impl Sockets {
         for _ in 0..count {
             match operation {
                 Operation::Connect => connect(&stream_socket()?, self.destination)?,
+                Operation::Hello => {
+                    let socket = stream_socket()?;
+                    connect(&socket, self.destination)?;
+                    rustix::net::send(&socket, &self.hello, SendFlags::empty())?;
+                }
+                Operation::Stream => (&self.stream).write_all(&payload)?,
                 Operation::Sendto => {
                     self.unconnected.send_to(&payload, SocketAddr::V4(self.destination))?;
                 }
