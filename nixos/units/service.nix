@@ -42,7 +42,7 @@ in
   }
   // optionalAttrs (instances.failsFast instance) (
     # npm takes its variables in any case.
-    lib.filterAttrs (name: _: !lib.elem (lib.toLower name) (map lib.toLower (lib.attrNames instance.environment))) (
+    lib.filterAttrs (name: _: !lib.elem name (map lib.toLower (lib.attrNames instance.environment))) (
       import ./fail-fast.nix { wgetrc = "${files.at}/wgetrc"; }
     )
   )
