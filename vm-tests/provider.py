@@ -36,7 +36,8 @@ def event(**fields):
 
 
 async def answer(writer, line, body):
-    """Five pieces, or as many as `PIECES=` in the body says, a fifth of a second apart, or `GAP=` milliseconds; `REDIRECT` is sent elsewhere."""
+    """Five pieces, or as many as `PIECES=` in the body says, a fifth of a second apart, or `GAP=` milliseconds; `REDIRECT` is sent elsewhere,
+    and `RAW` ends with the connection, without lengths. Whether the connection ends."""
 
     def said(word, default):
         at = body.find(word)
@@ -44,16 +45,18 @@ async def answer(writer, line, body):
 
     if b"REDIRECT" in body:
         writer.write(b"HTTP/1.1 302 Found\r\nlocation: https://elsewhere.example/\r\ncontent-length: 0\r\n\r\n")
-        return
+        return False
     if line.startswith("GET"):
         text = b'{"data":[]}'
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s" % (len(text), text))
-        return
-    writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
+        return False
+    whole = b"RAW" in body
+    framing = b"connection: close" if whole else b"transfer-encoding: chunked"
+    writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n%s\r\n\r\n" % framing)
 
     async def send(*events):
         piece = b"".join(events)
-        writer.write(b"%x\r\n%s\r\n" % (len(piece), piece))
+        writer.write(piece if whole else b"%x\r\n%s\r\n" % (len(piece), piece))
         await writer.drain()
 
     usage = {"input_tokens": 1, "output_tokens": 1}
@@ -70,15 +73,18 @@ async def answer(writer, line, body):
         event(type="message_delta", delta={"stop_reason": "end_turn", "stop_sequence": None}, usage=usage),
         event(type="message_stop"),
     )
-    writer.write(b"0\r\n\r\n")
+    if not whole:
+        writer.write(b"0\r\n\r\n")
+    return whole
 
 
 async def converse(reader, writer):
     try:
-        while True:
+        over = False
+        while not over:
             line, headers, body = await request(reader)
             seen.append({"line": line, "headers": headers, "bytes": len(body)})
-            await answer(writer, line, body)
+            over = await answer(writer, line, body)
             await writer.drain()
     except (asyncio.IncompleteReadError, ConnectionError, ssl.SSLError):
         pass
