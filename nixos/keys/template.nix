@@ -1,4 +1,5 @@
-# dist/opencode-keys.conf and dist/opencode-keys-gone.conf: what nginx.nix makes for one instance with two providers, for hosts without NixOS.
+# dist/opencode-keys.conf and dist/opencode-keys-gone.conf: what nginx.nix makes for one instance with two providers, for hosts without NixOS. `cargo
+# xtask render` writes them.
 { lib }:
 let
   inherit (import ./upstream.nix { inherit lib; }) parseHeader parseUpstream;

@@ -20,7 +20,7 @@ pub(crate) fn directory() -> PathBuf {
     root().join("vm-tests/rendered")
 }
 
-/// Renders, and writes the option reference.
+/// Renders, and writes the option reference and nginx' templates.
 pub(crate) fn run() -> Result<()> {
     let hosts: BTreeMap<String, BTreeMap<String, String>> =
         serde_json::from_str(&evaluate("nixos/render.nix")?)?;
@@ -39,6 +39,10 @@ pub(crate) fn run() -> Result<()> {
         println!("{host}: {} files", files.len());
     }
     fs::write(options(), serde_json::from_str::<String>(&evaluate("nixos/options-doc.nix")?)?)?;
+    let templates: BTreeMap<String, String> = serde_json::from_str(&evaluate("nixos/templates.nix")?)?;
+    for (name, text) in templates {
+        fs::write(root().join("dist").join(name), text)?;
+    }
     fs::write(hashes(), format!("{}\n{}\n", digest(inputs()?)?, digest(outputs()?)?))?;
     Ok(())
 }
