@@ -202,7 +202,7 @@ def start_provider():
     directory = witness.succeed("mktemp -d").strip()
     new = "openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes"
     witness.succeed(
-        f"cd {directory} && {new} -x509 -days 2 -subj /CN=authority -keyout ca.key -out ca.crt 2>&1",
+        f"cd {directory} && {new} -x509 -days 2 -subj /CN=authority -addext keyUsage=critical,keyCertSign,cRLSign -keyout ca.key -out ca.crt 2>&1",
         f"cd {directory} && {new} -subj /CN=provider -keyout server.key -out server.csr 2>&1",
         f"cd {directory} && openssl x509 -req -days 2 -in server.csr -CA ca.crt -CAkey ca.key -out server.crt "
         "-extfile <(echo subjectAltName=DNS:llm.example.org) 2>&1",

@@ -122,6 +122,8 @@ in
   opencode-keys-gone = {
     description = "Answers of opencode-keys.service while it does not run";
     conflicts = [ "opencode-keys.service" ];
+    # However often that tries to start, and stops this.
+    startLimitIntervalSec = 0;
     unitConfig.ConditionPathExists = "/etc/opencode-keys/gone.conf";
     serviceConfig = serve "opencode-keys-gone" // {
       ExecStart = exec [ nginx "-c" "/etc/opencode-keys/gone.conf" "-e" "stderr" ];
