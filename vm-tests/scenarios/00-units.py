@@ -73,6 +73,8 @@ else:
             shutil.copytree(host, machine.root / "run/hosts" / host.name)
             # The units name what is in the store.
             shutil.copytree(host / "nix", machine.root / "nix", dirs_exist_ok=True)
+            if (host / "etc/opencode-keys").exists():
+                shutil.copytree(host / "etc/opencode-keys", machine.root / "etc/opencode-keys")
             here = f"/run/hosts/{host.name}/etc"
             assert accepted(f"{here}/systemd/system") >= 2
             if (host / "etc/opencode-egress").exists():
