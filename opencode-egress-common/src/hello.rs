@@ -11,8 +11,10 @@
 
 use core::{cell::Cell, hint::black_box};
 
+mod fields;
 mod name;
 
+use fields::{AFTER, MESSAGE};
 pub use name::{LONGEST_NAME, ServerName, ServerNameKey};
 
 /// The bytes of a piece of a stream.
@@ -67,7 +69,7 @@ pub struct Hello {
     header: Number<u64>,
     /// See [`Standing`].
     standing: Number<u32>,
-    /// The next field: one of the constants below.
+    /// The next field: one of the constants of `fields`.
     phase: Number<u32>,
     /// Bytes to pass over before that.
     skip: Number<u32>,
@@ -111,19 +113,6 @@ pub enum Standing {
     Denied(Followed),
 }
 
-// What is read next.
-const MESSAGE: u32 = 0;
-const VERSION: u32 = 1;
-const SESSION: u32 = 2;
-const SUITES: u32 = 3;
-const COMPRESSION: u32 = 4;
-const EXTENSIONS: u32 = 5;
-const EXTENSION: u32 = 6;
-const NAMES: u32 = 7;
-const NAME: u32 = 8;
-/// Nothing, but what a record has for its content: a hello is over.
-const AFTER: u32 = 9;
-
 /// The hello has an extension with a name.
 const NAMED: u32 = 1;
 /// The name is there, and nobody has looked at it yet.
@@ -139,24 +128,6 @@ const MORE: u32 = 1;
 const OVER: u32 = 2;
 const NO_NAME: u32 = 3;
 const NOT_TLS: u32 = 4;
-
-/// The longest message that is followed. Its length has three bytes, and no server takes so much.
-const LONGEST_MESSAGE: u64 = 0xffff;
-
-/// The longest content of a record, and what encryption may add (RFC 5246, section 6.2.3).
-const LONGEST_RECORD: u32 = 1 << 14;
-const LONGEST_ENCRYPTED: u32 = LONGEST_RECORD + 2048;
-
-/// How much early data is passed over before a second hello. Servers take or pass over some 16 KiB.
-const EARLY_DATA: u32 = 1 << 20;
-
-// Content types of records, and types of extensions.
-const CHANGE_CIPHER_SPEC: u32 = 20;
-const ALERT: u32 = 21;
-const HANDSHAKE: u32 = 22;
-const APPLICATION_DATA: u32 = 23;
-const SERVER_NAME: u32 = 0;
-const EARLY_DATA_EXTENSION: u32 = 42;
 
 impl Hello {
     /// Begins to follow a stream from its first byte. `whole`: its first piece must have the whole hello.
@@ -206,20 +177,6 @@ impl Hello {
     fn begin_message(&self) {
         self.message_left.set(4);
         self.expect(MESSAGE, 0, 4);
-    }
-
-    /// Goes on with a field behind something to pass over. The message must have both.
-    #[inline(always)]
-    fn expect(&self, phase: u32, skip: u32, needed: u32) -> u32 {
-        self.phase.set(phase);
-        self.skip.set(skip);
-        self.needed.set(needed);
-        self.had.set(0);
-        let left = i64::from(self.message_left.get()) - i64::from(skip) - i64::from(needed);
-        // Not by a branch, which the verifier would follow both ways.
-        #[expect(clippy::cast_sign_loss, reason = "all ones, or zeros")]
-        let too_long = (left >> 63) as u32;
-        too_long & NOT_TLS
     }
 
     /// Notes that bytes of the message were read or passed over.
@@ -273,42 +230,6 @@ impl Hello {
         }
     }
 
-    #[inline(never)]
-    fn take_header(&self) -> u32 {
-        let header = self.header.get();
-        self.header_had.set(0);
-        self.header.set(0);
-        let (kind, major, minor) = (part(header, 32, 0xff), part(header, 24, 0xff), part(header, 16, 0xff));
-        let length = part(header, 0, 0xffff);
-        if major != 3 || minor > 4 || length == 0 {
-            return NOT_TLS;
-        }
-        self.record_left.set(length);
-        if kind == HANDSHAKE {
-            if self.phase.get() == AFTER {
-                self.begin_message();
-            }
-            return if length > LONGEST_RECORD { NOT_TLS } else { GO_ON };
-        }
-        if self.phase.get() != AFTER {
-            return NOT_TLS;
-        }
-        self.skip.set(length);
-        self.message_left.set(length);
-        match kind {
-            CHANGE_CIPHER_SPEC | ALERT if length <= 2 => GO_ON,
-            APPLICATION_DATA if length <= LONGEST_ENCRYPTED => {
-                let early = self.early_left.get();
-                if length > early {
-                    return OVER;
-                }
-                self.early_left.set(early - length);
-                GO_ON
-            }
-            _ => OVER,
-        }
-    }
-
     /// Reads or passes over what is in a record, of which so much is here.
     #[inline(always)]
     fn read_content(&self, source: &impl Source, here: u32) {
@@ -334,140 +255,6 @@ impl Hello {
         }
     }
 
-    #[inline(never)]
-    fn take_field(&self) -> u32 {
-        let field = self.field.get();
-        self.field.set(0);
-        self.had.set(0);
-        let number = part(field, 0, 0xffff);
-        match self.phase.get() {
-            MESSAGE => {
-                let flags = self.flags.get();
-                if part(field, 24, 0xff) != 1 {
-                    return if flags & SECOND != 0 { OVER } else { NOT_TLS };
-                }
-                // A second hello answers the server, which has not seen the first one yet.
-                if flags & WAITING != 0 || field & 0x00ff_ffff > LONGEST_MESSAGE {
-                    return NOT_TLS;
-                }
-                self.flags.set(flags & !NAMED);
-                self.message_left.set(number);
-                self.expect(VERSION, 0, 2)
-            }
-            VERSION => {
-                if !(0x0301..=0x0304).contains(&number) {
-                    return NOT_TLS;
-                }
-                // The random bytes are 32.
-                self.expect(SESSION, 32, 1)
-            }
-            SESSION => {
-                if number > 32 {
-                    return NOT_TLS;
-                }
-                self.expect(SUITES, number, 2)
-            }
-            SUITES => {
-                if number == 0 || number & 1 != 0 {
-                    return NOT_TLS;
-                }
-                self.expect(COMPRESSION, number, 1)
-            }
-            COMPRESSION => {
-                if number == 0 {
-                    return NOT_TLS;
-                }
-                let said = self.expect(EXTENSIONS, number, 2);
-                // There may be no extensions, and then nothing is behind it.
-                if number == self.message_left.get() { GO_ON } else { said }
-            }
-            EXTENSIONS => {
-                if number != self.message_left.get() {
-                    return NOT_TLS;
-                }
-                if number == 0 { GO_ON } else { self.expect(EXTENSION, 0, 4) }
-            }
-            EXTENSION => self.take_extension(part(field, 16, 0xffff), number),
-            NAMES => {
-                // The list's length, the kind of its first name, and that name's length.
-                let extension = self.name_left.get();
-                let list = part(field, 24, 0xffff);
-                let is_host = part(field, 16, 0xff) == 0;
-                if !is_host
-                    || list + 2 != extension
-                    || number + 3 != list
-                    || number == 0
-                    || number > LONGEST_NAME
-                {
-                    return NOT_TLS;
-                }
-                self.name.begin(number);
-                self.name_left.set(number);
-                self.expect_name(number)
-            }
-            NAME => {
-                let (left, count) = (self.name_left.get(), self.needed.get());
-                self.name.write(left, field, count);
-                let left = left.wrapping_sub(count);
-                self.name_left.set(left);
-                if left != 0 {
-                    return self.expect_name(left);
-                }
-                self.flags.set(self.flags.get() | WAITING);
-                self.expect_extension(0)
-            }
-            _ => NOT_TLS,
-        }
-    }
-
-    #[inline(always)]
-    fn take_extension(&self, kind: u32, length: u32) -> u32 {
-        if length > self.message_left.get() {
-            return NOT_TLS;
-        }
-        if kind == SERVER_NAME {
-            let flags = self.flags.get();
-            if flags & NAMED != 0 {
-                return NOT_TLS;
-            }
-            self.flags.set(flags | NAMED);
-            self.name_left.set(length);
-            return self.expect(NAMES, 0, 5);
-        }
-        if kind == EARLY_DATA_EXTENSION {
-            self.early_left.set(EARLY_DATA);
-        }
-        self.expect_extension(length)
-    }
-
-    /// Goes on with the next extension, if there is one.
-    #[inline(always)]
-    fn expect_extension(&self, skip: u32) -> u32 {
-        let said = self.expect(EXTENSION, skip, 4);
-        if skip == self.message_left.get() { GO_ON } else { said }
-    }
-
-    #[inline(always)]
-    fn expect_name(&self, left: u32) -> u32 {
-        self.expect(NAME, 0, if left < 8 { left } else { 8 })
-    }
-
-    /// Ends the hello, of which nothing is left. Its fields were checked to be in it, so none is cut.
-    #[inline(never)]
-    fn end_hello(&self) -> u32 {
-        // Another message behind it would be read with it.
-        if self.record_left.get() != 0 {
-            return NOT_TLS;
-        }
-        let flags = self.flags.get();
-        if flags & NAMED == 0 {
-            return NO_NAME;
-        }
-        self.flags.set((flags | SECOND) & !WHOLE);
-        self.phase.set(AFTER);
-        GO_ON
-    }
-
     /// Takes steps until one says something else than [`GO_ON`]. Written out, for the kernel's verifier forgets too soon what it saw of
     /// earlier turns of a loop, and looks at the rest of it again for each branch in it.
     #[inline(always)]
@@ -490,50 +277,6 @@ impl Hello {
         );
         self.said.set(NOT_TLS);
     }
-
-    /// Whether what has come of a record's header and of a field, where the rest is to come, can become a good one.
-    #[inline(never)]
-    fn is_good_beginning(&self) -> bool {
-        let had = self.header_had.get();
-        if had != 0 {
-            let header = self.header.get() << ((5_u32.wrapping_sub(had) & 7) * 8);
-            let hello = self.phase.get() != AFTER;
-            return !(hello && part(header, 32, 0xff) != HANDSHAKE
-                || had > 1 && part(header, 24, 0xff) != 3
-                || had > 2 && part(header, 16, 0xff) > 4
-                || hello && part(header, 0, 0xffff) > LONGEST_RECORD);
-        }
-        let had = self.had.get();
-        if had == 0 {
-            return true;
-        }
-        let missing = self.needed.get().wrapping_sub(had);
-        let bits = (missing & 7) * 8;
-        // The field is one of those from the lowest to the highest.
-        let lowest = self.field.get() << bits;
-        let highest = lowest | ((1_u64 << bits) - 1);
-        let left = u64::from(self.message_left.get().wrapping_sub(missing));
-        let is = |expected: u64| lowest <= expected && expected <= highest;
-        match self.phase.get() {
-            MESSAGE => {
-                let of_hello = part(lowest, 24, 0xff) == 1;
-                if of_hello {
-                    lowest & 0x00ff_ffff <= LONGEST_MESSAGE
-                } else {
-                    self.flags.get() & SECOND != 0
-                }
-            }
-            VERSION => part(lowest, 8, 0xff) == 3,
-            SUITES => lowest < left,
-            EXTENSIONS => is(left),
-            EXTENSION => lowest & 0xffff <= left,
-            NAMES => {
-                let extension = u64::from(self.name_left.get());
-                is(extension.wrapping_sub(2) << 24 | extension.wrapping_sub(5))
-            }
-            _ => true,
-        }
-    }
 }
 
 /// The lesser number, not by a branch, which the verifier would follow both ways.
@@ -553,14 +296,6 @@ fn join(before: u64, number: u64, count: u32) -> u64 {
     // In two, for there may be 64 bits, of which none was there before.
     let half = (count & 0xf) * 4;
     before << half << half | number
-}
-
-/// Some bits of a number.
-#[inline(always)]
-fn part(number: u64, shift: u32, mask: u64) -> u32 {
-    #[expect(clippy::cast_possible_truncation, reason = "no mask is wider")]
-    let part = (number >> shift & mask) as u32;
-    part
 }
 
 /// Follows a stream through the piece of it that [came](Hello::come). `is_listed` is asked for a name.

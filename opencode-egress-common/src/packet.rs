@@ -216,7 +216,7 @@ fn transport(
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     extern crate std;
     use std::{vec, vec::Vec};
 
@@ -224,7 +224,7 @@ mod tests {
 
     use super::*;
 
-    struct Slice(Vec<u8>);
+    pub(crate) struct Slice(pub(crate) Vec<u8>);
 
     impl Bytes for Slice {
         fn near<const OFFSET: usize, const N: usize>(&self) -> Option<[u32; N]> {

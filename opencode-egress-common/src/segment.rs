@@ -151,20 +151,7 @@ mod tests {
     use std::{vec, vec::Vec};
 
     use super::*;
-
-    struct Slice(Vec<u8>);
-
-    impl Bytes for Slice {
-        fn near<const OFFSET: usize, const N: usize>(&self) -> Option<[u32; N]> {
-            self.far(OFFSET)
-        }
-
-        fn far<const N: usize>(&self, offset: usize) -> Option<[u32; N]> {
-            let bytes = self.0.get(offset..offset + N * 4)?;
-            let words = bytes.as_chunks::<4>().0.iter().map(|word| u32::from_ne_bytes(*word));
-            words.collect::<Vec<_>>().try_into().ok()
-        }
-    }
+    use crate::packet::tests::Slice;
 
     fn tcp(flags: u8, options: &[u8]) -> Vec<u8> {
         let length = u8::try_from(5 + options.len() / 4).expect("a short one") << 4;

@@ -106,9 +106,9 @@ fn begin(skb: &Skb, flow: &TlsFlow) {
     }
 }
 
-/// Whether the flow of a packet must open TLS: a [`GoesOn`]. Of one that is followed already it is asked under another policy. Either
-/// question reads the packet anew, for the verifier keeps what a caller has read, and each way in which it can be read, apart while
-/// it looks at what is called.
+/// Whether the flow of a packet must open TLS: a [`GoesOn`]. Of one that is followed already it is asked again under another policy.
+/// Either question reads the packet anew, for the verifier keeps what a caller has read, and each way in which it can be read,
+/// apart while it looks at what is called.
 #[inline(never)]
 fn must_open_tls(skb: &Skb, sk: FullSk) -> u32 {
     let instance = Instance::get();
