@@ -14,7 +14,6 @@ use core::{cell::Cell, hint::black_box};
 mod fields;
 mod name;
 
-use fields::{AFTER, MESSAGE};
 pub use name::{LONGEST_NAME, ServerName, ServerNameKey};
 
 /// The bytes of a piece of a stream.
@@ -112,6 +111,11 @@ pub enum Standing {
     /// It was denied, and stays so.
     Denied(Followed),
 }
+
+/// What is read next: the message's header. `fields` has those that follow.
+const MESSAGE: u32 = 0;
+/// Nothing, but what a record has for its content: a hello is over.
+const AFTER: u32 = 9;
 
 /// The hello has an extension with a name.
 const NAMED: u32 = 1;

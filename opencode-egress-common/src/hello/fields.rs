@@ -1,9 +1,10 @@
 //! What a record's header and each field of a hello may say.
 
-use crate::hello::{GO_ON, Hello, LONGEST_NAME, NAMED, NO_NAME, NOT_TLS, OVER, SECOND, WAITING, WHOLE};
+use crate::hello::{
+    AFTER, GO_ON, Hello, LONGEST_NAME, MESSAGE, NAMED, NO_NAME, NOT_TLS, OVER, SECOND, WAITING, WHOLE,
+};
 
-// What is read next, as `Hello::phase` has it.
-pub(super) const MESSAGE: u32 = 0;
+// What is read next, as `Hello::phase` has it, between `MESSAGE` and `AFTER`.
 const VERSION: u32 = 1;
 const SESSION: u32 = 2;
 const SUITES: u32 = 3;
@@ -12,8 +13,6 @@ const EXTENSIONS: u32 = 5;
 const EXTENSION: u32 = 6;
 const NAMES: u32 = 7;
 const NAME: u32 = 8;
-/// Nothing, but what a record has for its content: a hello is over.
-pub(super) const AFTER: u32 = 9;
 
 /// The longest message that is followed. Its length has three bytes, and no server takes so much.
 const LONGEST_MESSAGE: u64 = 0xffff;
