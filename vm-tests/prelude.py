@@ -256,3 +256,18 @@ def logged(words):
     journal = "journalctl -q --namespace=opencode-keys"
     machine.succeed(f"{journal} --sync")
     return machine.execute(f"{journal} -o cat --no-pager | grep -F {shlex.quote(words)}")[1].splitlines()
+
+
+def start_keys(keys):
+    """Starts the provider, nginx with the keys (name of the file -> key), and the servers. Returns where `a` and `b` have their providers."""
+    start_provider()
+    machine.succeed("printf 'nameserver 192.0.2.99\\n' > /etc/resolv.conf")
+    for name, key in keys.items():
+        write_key(name, key)
+    prepare("a", "b", "free")
+    for name in "a", "b", "free":
+        machine.succeed(f"base64 -d <<< {base64.b64encode(CLIENT.encode()).decode()} > /srv/{name}/client.py")
+    witness.wait_until_succeeds("curl -sS -m 5 http://192.0.2.20:8053/")
+    start("a", "b", "free")
+    machine.wait_for_unit("opencode-keys")
+    return port("a"), port("b")

@@ -52,6 +52,8 @@ async def answer(writer, line, body):
         return False
     whole = b"RAW" in body
     framing = b"connection: close" if whole else b"transfer-encoding: chunked"
+    # What nginx would obey.
+    framing += b"\r\nx-accel-buffering: yes\r\nx-accel-limit-rate: 1\r\nlocation: https://elsewhere.example/\r\nset-cookie: a=b"
     writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n%s\r\n\r\n" % framing)
 
     async def send(*events):

@@ -71,11 +71,10 @@ let
           "'~^${method} /${escapeRegex "${name}${upstream.path}${lib.head of}"}(?<keys_model_${id}>${any})${escapeRegex (lib.last of)}$' ${upstream.path}${lib.head of}$keys_model_${id}${lib.last of};";
       inBody = models != null && !byPath;
       host = upstream.host + lib.optionalString (upstream.port != 443) ":${toString upstream.port}";
-      pass =
-        lib.optional (models != null || byPath) "set $keys_asked $keys_model_${id};"
-        ++ [
+      pass = [
         "client_max_body_size ${toString limit.bytes};"
       ]
+      ++ optionals (models != null || byPath) [ "set $keys_asked $keys_model_${id};" ]
       ++ optionals (limit.requests != null) [
         "limit_req zone=keys_${id} burst=${toString (limit.requests - 1)} nodelay;"
       ]
@@ -126,13 +125,13 @@ let
                 "client_body_in_single_buffer on;"
                 "client_body_buffer_size ${toString limit.bytes};"
                 "mirror /read;"
-                "error_page 404 = @${name};"
+                "error_page 404 = @model_${id};"
               ]
           )
         ))
       ]
       ++ optionals inBody [
-        (block "location @${name}" (
+        (block "location @model_${id}" (
           [
             "if ($keys_may_${id} = \"\") { ${refused 403 "the model is not among those that the instance may ask for: ${concatStringsSep ", " models}"} }"
           ]
@@ -189,7 +188,8 @@ let
     "daemon on;"
     "pid ${runtime}/nginx.pid;"
     "error_log stderr error;"
-    "worker_processes auto;"
+    # Some thousand streams each.
+    "worker_processes 4;"
     (block "events" [ "worker_connections 16384;" ])
   ];
   temporary = runtime: map (kind: "${kind}_temp_path ${runtime}/${kind};") [ "client_body" "proxy" "fastcgi" "uwsgi" "scgi" ];
@@ -245,6 +245,12 @@ in
             "proxy_ssl_protocols TLSv1.2 TLSv1.3;"
             "proxy_pass_request_headers off;"
             "proxy_redirect off;"
+            "# Nor does an answer have a say in this, or send the client elsewhere."
+            "proxy_ignore_headers X-Accel-Buffering X-Accel-Charset X-Accel-Expires X-Accel-Limit-Rate X-Accel-Redirect;"
+            "proxy_hide_header Alt-Svc;"
+            "proxy_hide_header Location;"
+            "proxy_hide_header Refresh;"
+            "proxy_hide_header Set-Cookie;"
             "proxy_next_upstream off;"
             "proxy_intercept_errors on;"
             "recursive_error_pages on;"

@@ -47,17 +47,7 @@ def in_memory(user, words):
     return {word for word in words if found[word]}
 
 
-start_provider()
-machine.succeed("printf 'nameserver 192.0.2.99\\n' > /etc/resolv.conf")
-for name, key in KEYS.items():
-    write_key(name, key)
-prepare("a", "b", "free")
-for name in "a", "b", "free":
-    machine.succeed(f"base64 -d <<< {base64.b64encode(CLIENT.encode()).decode()} > /srv/{name}/client.py")
-witness.wait_until_succeeds("curl -sS -m 5 http://192.0.2.20:8053/")
-start("a", "b", "free")
-machine.wait_for_unit("opencode-keys")
-A, B = port("a"), port("b")
+A, B = start_keys(KEYS)
 
 with subtest("a session under an empty list is completed, and the provider got the real key"):
     answer = message("a", "hello")
@@ -160,6 +150,8 @@ with subtest("what is no request of the provider's API is refused, and the provi
 with subtest("what the provider answers elsewhere is not followed, and not passed on"):
     got = ask("a", A, request(POST % A, "REDIRECT"))
     assert got.startswith("403 ") and "elsewhere.example" not in got, got
+    got = agent("a", f"curl -sS -D - -o /dev/null -H \"x-api-key: $(cat /run/opencode/tokens/a)\" -d x http://127.0.0.1:{A}/anthropic/v1/messages").lower()
+    assert "200 ok" in got and "elsewhere" not in got and "cookie" not in got, got
 
 with subtest("only listed models are asked for"):
     seen()

@@ -8,17 +8,7 @@ import os
 
 KEYS = {"a": "sk-real-key-of-a-0123456789", "b": "sk-real-key-of-b-9876543210", "own": "sk-real-key-of-own-555"}
 
-start_provider()
-machine.succeed("printf 'nameserver 192.0.2.99\\n' > /etc/resolv.conf")
-for name, key in KEYS.items():
-    write_key(name, key)
-prepare("a", "b", "free")
-for name in "a", "b", "free":
-    machine.succeed(f"base64 -d <<< {base64.b64encode(CLIENT.encode()).decode()} > /srv/{name}/client.py")
-witness.wait_until_succeeds("curl -sS -m 5 http://192.0.2.20:8053/")
-start("a", "b", "free")
-machine.wait_for_unit("opencode-keys")
-A, B = port("a"), port("b")
+A, B = start_keys(KEYS)
 
 POST = "POST /anthropic/v1/messages HTTP/1.1\nHost: 127.0.0.1:%d\nx-api-key: TOKEN"
 OWN = request("POST /own/chat/completions HTTP/1.1\nHost: 127.0.0.1:%d\nAuthorization: Bearer TOKEN" % B)
