@@ -183,6 +183,9 @@ pub struct Flow {
 }
 
 impl Flow {
+    /// What is told of a packet that could not be read.
+    pub const UNKNOWN: Self = Self { address: Address::v4(0), protocol: Protocol(0), port: 0 };
+
     /// The class under which rules see this flow. ICMP counts only with its own family.
     #[inline(always)]
     pub const fn class(&self) -> Class {

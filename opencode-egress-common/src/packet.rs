@@ -36,6 +36,16 @@ pub struct Packet {
 }
 
 impl Packet {
+    /// What is told of one that could not be read.
+    pub const UNKNOWN: Self = Self {
+        source: Address::v4(0),
+        destination: Address::v4(0),
+        protocol: Protocol(0),
+        source_port: 0,
+        destination_port: 0,
+        opens: false,
+    };
+
     /// The flow towards the packet's destination.
     #[inline(always)]
     pub const fn outbound(&self) -> Flow {

@@ -29,7 +29,6 @@ use crate::{
     maps,
     opaque::{self, difference, opaque},
     own::{self, IN_GROUP, LISTENS, NOBODY, OTHER, OWN, OfCall, OfPacket},
-    packet::Unknown as _,
     sk::FullSk,
     skb::{Linear, Skb},
     storage::OwnPeer,

@@ -307,23 +307,3 @@ impl Skb {
         0
     }
 }
-
-pub(crate) trait Unknown {
-    /// What is told of a packet that could not be read.
-    const UNKNOWN: Self;
-}
-
-impl Unknown for Flow {
-    const UNKNOWN: Self = Self { address: Address::v4(0), protocol: Protocol(0), port: 0 };
-}
-
-impl Unknown for Packet {
-    const UNKNOWN: Self = Self {
-        source: Address::v4(0),
-        destination: Address::v4(0),
-        protocol: Protocol(0),
-        source_port: 0,
-        destination_port: 0,
-        opens: false,
-    };
-}

@@ -7,7 +7,7 @@ use aya::{
     maps::{HashMap, MapData},
 };
 
-use super::{MapsError, take};
+use super::{MapsError, object::take};
 use crate::kernel::instance::InstanceIndex;
 
 /// The confined cgroups.

@@ -11,7 +11,7 @@ use aya::{
 };
 use opencode_egress_common::{abi::PolicyHeader, loopback::SEVERAL_OWNERS};
 
-use super::{MapsError, take};
+use super::{MapsError, object::take};
 use crate::kernel::instance::InstanceIndex;
 
 /// The ports of all instances' listeners.

@@ -4,6 +4,7 @@ mod confined;
 mod error;
 mod learned;
 mod listed;
+mod object;
 mod policies;
 mod seen;
 mod servers;
@@ -18,13 +19,14 @@ use std::{
 
 use aya::{
     Ebpf,
-    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues},
+    maps::{Array, HashMap, Map, MapData, PerCpuArray, PerCpuValues},
 };
 use opencode_egress_common::abi::{
     AskerKey, ConfinedCgroup, Counter, Counters, Current, Denied, DestinationDenials, DestinationKey, Entry,
     Limits, PolicyHeader, SocketCount, TrieKey,
 };
 
+pub(super) use self::object::take;
 pub(crate) use self::words::{CurrentWords, TakenKind, TakenWords};
 use self::{
     confined::ConfinedCgroups, learned::LearnedMap, listed::ListedPorts, seen::Seen, servers::Servers,
@@ -64,15 +66,6 @@ pub struct Maps {
     empty: NewTrie,
     /// The servers that rules with `tls` list.
     servers: Servers,
-}
-
-/// Takes a map out of the object as what it is.
-pub(super) fn take<T: TryFrom<Map, Error = MapError>>(
-    ebpf: &mut Ebpf,
-    name: &'static str,
-) -> Result<T, MapsError> {
-    let map = ebpf.take_map(name).ok_or(MapsError::Missing(name))?;
-    T::try_from(map).map_err(|source| MapsError::Other { name, source: Box::new(source) })
 }
 
 /// The map SCOPES as one that can be read and written: aya's own type for it knows only the key of before Linux 5.9. Lookup
