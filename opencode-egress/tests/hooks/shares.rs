@@ -162,14 +162,14 @@ fn audited_packets_are_folded_into_their_call() {
 #[test]
 fn a_bind_is_another_denial_than_a_connect() {
     let mut two = Two::under(&LogLimits { interval: Duration::from_secs(60), burst: 1000, per_sec: 1000 });
-    let here = SocketAddr::from(([127, 0, 0, 1], 19_876));
+    let there = SocketAddr::from(([198, 51, 100, 9], 19_876));
     let refused = |result: io::Result<()>| match result {
         Err(error) if error.raw_os_error() == Some(libc::EPERM) => Ok(()),
         other => Err(io::Error::other(format!("not refused: {other:?}"))),
     };
     let (outcome, _) = two.world.run(|| {
-        refused(tcp(here).map(drop))?;
-        refused(std::net::TcpListener::bind(here).map(drop))
+        refused(tcp(there).map(drop))?;
+        refused(std::net::TcpListener::bind(there).map(drop))
     });
     assert_eq!(outcome, Outcome::DONE);
     let told: Vec<_> = two.world.events().iter().map(|denial| denial.hook).collect();
