@@ -1,7 +1,8 @@
 # host: inbound
 """A server is reached where it is to listen, and the agent opens nothing else.
 A server on every address of one family or of both answers loopback; the second host only when it is opened, and then on that port alone. One
-that is configured nowhere is on 127.0.0.1 alone. Any other bind is refused with EPERM. Extra ports can be bound on loopback, and there only.
+that is configured nowhere is on 127.0.0.1 alone. What the agent binds for itself nobody else reaches, and a port that another instance lists it
+cannot bind. Extra ports are for everybody on this host.
 Without a bind there is no way in either, and the first lock alone keeps all that when the nftables table is gone."""
 
 OPENED, CLOSED, OPENED6, CLOSED6, LOCAL, EXTRA, OTHER_PORT = 4101, 4102, 4103, 4104, 4105, 5173, 8080
@@ -84,13 +85,21 @@ with subtest("both locks keep them closed, and the first does so alone"):
     machine.fail("nft list table inet opencode-egress")
     let_in_as_configured()
 
-with subtest("no other port can be bound, on no address"):
+with subtest("another port can be bound on loopback and wildcards, for the agent itself"):
     assert bound(machine.succeed(bind(OTHER_PORT, LOOPBACK + BEYOND))) == [True] * 5
     for name in "opened", "closed", "opened6", "closed6", "local":
-        assert bound(agent(name, bind(OTHER_PORT, LOOPBACK + BEYOND))) == [False] * 5
+        assert bound(agent(name, bind(OTHER_PORT, LOOPBACK + BEYOND))) == [True, True, True, False, True]
+        assert bound(agent(name, bind(80, LOOPBACK + BEYOND))) == [False] * 5
+    agent("closed", f"python3 -m http.server {OTHER_PORT} > /dev/null 2>&1 &")
+    machine.wait_until_succeeds(f"ss -ltnH 'sport = :{OTHER_PORT}' | grep .")
+    own = f"curl -sf -m 3 http://127.0.0.1:{OTHER_PORT}/"
+    can("closed", own)
+    cannot("opened", own)
+    machine.fail(own, f"curl -sf -m 3 http://192.0.2.1:{OTHER_PORT}/")
+    witness.fail(f"curl -sf -m 3 http://192.0.2.1:{OTHER_PORT}/")
 
-with subtest("an extra port can be bound on loopback, by the server that has it"):
-    assert bound(agent("opened", bind(EXTRA, LOOPBACK + BEYOND))) == [True, True, False, False, False]
+with subtest("an extra port can be bound by the server that has it, and by no other"):
+    assert bound(agent("opened", bind(EXTRA, LOOPBACK + BEYOND))) == [True, True, True, False, True]
     assert bound(agent("closed", bind(EXTRA, LOOPBACK + BEYOND))) == [False] * 5
 
 with subtest("what listens there is reached from this host"):

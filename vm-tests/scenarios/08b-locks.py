@@ -26,6 +26,20 @@ def rejected():
     return int(re.search(r"counter packets (\d+)", machine.succeed("nft list chain inet opencode-egress refuse-b"))[1])
 
 
+# To a server of its own and back, by TCP and by UDP, where the first datagram is all that a program of the first lock sees of the call.
+ITSELF = """python3 -c '
+import socket
+server = socket.create_server(("127.0.0.1", 0))
+client = socket.create_connection(server.getsockname())
+server.accept()[0].sendall(b"data")
+assert client.recv(4) == b"data"
+server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+server.bind(("127.0.0.1", 0))
+server.settimeout(3)
+socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"data", server.getsockname())
+assert server.recv(4) == b"data"
+'"""
+
 prepare("a", "b")
 start("b")
 
@@ -34,6 +48,10 @@ with subtest("with both locks, calls are refused before there is a packet for th
     before = rejected()
     held("b", calls)
     assert rejected() == before, "the first lock left packets to the second"
+
+with subtest("both let the agent talk to itself over loopback"):
+    can("b", ITSELF)
+    assert rejected() == before, "the second lock does not know what the first one has judged"
 
 with subtest("a daemon that is killed opens nothing"):
     override("opencode-egress", "[Service]\nRestart=no\n")
@@ -83,6 +101,7 @@ with subtest("the second lock holds when the first is detached"):
     before, lines = rejected(), int(machine.succeed(f"echo {logged}"))
     held("b")
     assert rejected() > before, "something else has refused them"
+    cannot("b", ITSELF)
 
 with subtest("what the second lock refuses is in the kernel's log"):
     machine.wait_until_succeeds(f"test {logged} -gt {lines}")
@@ -110,8 +129,11 @@ with subtest("it holds a process of the same user outside the unit"):
     assert not any(f" > {OTHER}." in packet or f" > {DENIED6}." in packet for packet in packets), packets
 
 with subtest("the first lock holds when the second is gone"):
-    machine.succeed("opencode-egress reload", "nft delete table inet opencode-egress")
+    machine.succeed("opencode-egress reload")
+    can("b", ITSELF)
+    machine.succeed("nft delete table inet opencode-egress")
     held("b")
+    can("b", ITSELF)
 
 with subtest("without both the probes get out"):
     machine.succeed("opencode-egress detach b")

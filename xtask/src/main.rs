@@ -21,6 +21,7 @@ mod scenarios;
 mod soak;
 #[cfg(test)]
 mod storeys;
+mod suites;
 mod test;
 #[cfg(test)]
 mod units;
@@ -55,6 +56,8 @@ enum Task {
     Fuzz(fuzz::Args),
     /// Have real programs make the TLS hellos that the reader's tests have
     Hellos(hellos::Args),
+    /// Run real test suites and servers that talk to themselves, under an empty list
+    Suites(suites::Args),
     /// Run the tests, installing what they take
     Test(test::Args),
     /// Build object and daemon from vendored sources, without a network
@@ -94,6 +97,7 @@ fn run(task: Task) -> Result<()> {
         Task::Bench(args) => bench::run(&args),
         Task::BuildEbpf(args) => build_ebpf::run(&args).map(drop),
         Task::Clients(args) => clients::run(&args),
+        Task::Suites(args) => suites::run(&args),
         Task::ConfigTest => config_test::run(),
         Task::Demo => demo::run(),
         Task::Machine { files, binary, root } => machine::serve(&files, &binary, root.as_deref()),

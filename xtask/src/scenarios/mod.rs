@@ -7,6 +7,7 @@ mod keeping;
 mod lifecycle;
 mod load;
 mod logging;
+mod loopback;
 mod main_job;
 mod metrics;
 mod names;
@@ -36,6 +37,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Scenario> {
         waiting::WAITING,
         logging::LOGGING,
         outlived::OUTLIVED,
+        loopback::LOOPBACK,
         starts::STARTS,
         names::NAMES,
         names::KEPT,
