@@ -112,8 +112,8 @@ fn audit_lets_pass_and_tells() {
         }
     }
     let operations = |world: &mut World, expect| {
-        let (outcome, _) = world
-            .run(|| bind(&socket(libc::AF_INET, libc::SOCK_STREAM, 0)?, SocketAddr::from(([0; 4], 87))));
+        let (outcome, _) =
+            world.run(|| bind(&socket(libc::AF_INET, libc::SOCK_STREAM, 0)?, SocketAddr::from(([0; 4], 87))));
         assert_eq!(outcome, expect, "an unlisted bind");
         let (outcome, _) = world.run(|| {
             let route = [131, 7, 4, 192, 0, 2, 3, 0];
