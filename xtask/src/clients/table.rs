@@ -231,7 +231,7 @@ pub(super) const CLIENTS: &[Client] = &[
         install: &[("gradle", "gradle")],
         prepare: "cp {PROGRAMS}/build.gradle {BUILT}",
         version: "gradle --version",
-        // In one process: its daemon would be asked over loopback, which is on no list.
+        // In one process, which ends with it.
         command: "gradle -q --no-daemon -g $HOME/gradle -b {BUILT}/build.gradle -Phost={NAME} --project-cache-dir $HOME/cache get",
         words: "Name or service not known",
         proof: Proof::Request(80),

@@ -151,7 +151,7 @@ fn try_out(egress: &Path, suite: &Suite) -> Result<()> {
     let host = TcpListener::bind("127.0.0.1:0")?;
     let neighbour = Neighbour::start(egress)?;
     let others = others(&[host.local_addr()?.port(), neighbour.port]);
-    let both = format!("{{ {}; }} && {others}", suite.command());
+    let both = format!("( {} ) && {others}", suite.command());
     let own = exec(egress, &[], &both)?;
     ensure!(own.status.success(), "with own loopback it fails:\n{}", text(&own));
     let denied = text(&own).lines().filter(|line| line.contains("reason=")).count();
