@@ -166,12 +166,25 @@ fn by_networks(ctx: &SockAddrContext, instance: &Instance, flow: &Flow) -> Verdi
     loopback::called(ctx, instance, flow, &decision)
 }
 
-/// A connect that is not in the cache. Apart from the rest, so that a call that is there needs little code.
-#[inline(never)]
+/// A connect that is not in the cache. Apart from the rest, so that a call that is there needs little code; and what is told of a denial
+/// apart from that, for both take stack.
+#[inline(always)]
 fn judge(ctx: &SockAddrContext, instance: &Instance, hook: Hook, flow: &Flow, from_listener: bool) -> i32 {
-    if from_listener {
-        return conclude(instance, hook, flow, Verdict::Deny(DropReason::ListenerPort));
-    }
+    let verdict = if from_listener {
+        Verdict::Deny(DropReason::ListenerPort)
+    } else {
+        judge_connect(ctx, instance, hook, flow)
+    };
+    conclude_apart(instance, hook, flow, verdict)
+}
+
+#[inline(never)]
+fn conclude_apart(instance: &Instance, hook: Hook, flow: &Flow, verdict: Verdict) -> i32 {
+    conclude(instance, hook, flow, verdict)
+}
+
+#[inline(never)]
+fn judge_connect(ctx: &SockAddrContext, instance: &Instance, hook: Hook, flow: &Flow) -> Verdict {
     let decision = instance.judge(flow);
     let verdict = loopback::called(ctx, instance, flow, &decision);
     // What the rules leave to whose socket it is passes the second lock by its mark.
@@ -181,21 +194,23 @@ fn judge(ctx: &SockAddrContext, instance: &Instance, hook: Hook, flow: &Flow, fr
     }
     match instance.head() {
         Some(header) if header.has_names() => by_name(ctx, instance, hook, flow, verdict),
-        _ => conclude(instance, hook, flow, verdict),
+        _ => verdict,
     }
 }
 
 /// The connect of a stream socket of an instance with name rules, of which the network rules have said this.
 #[inline(never)]
-fn by_name(ctx: &SockAddrContext, instance: &Instance, hook: Hook, flow: &Flow, verdict: Verdict) -> i32 {
-    let (Some(sk), Some(header)) = (FullSk::of_call(ctx), instance.head()) else { return 0 };
+fn by_name(ctx: &SockAddrContext, instance: &Instance, hook: Hook, flow: &Flow, verdict: Verdict) -> Verdict {
+    let (Some(sk), Some(header)) = (FullSk::of_call(ctx), instance.head()) else {
+        return Verdict::Deny(DropReason::NoPolicy);
+    };
     if verdict != Verdict::Allow && question::redirect(ctx, instance, flow, hook == Hook::Connect6) {
         unmark(ctx, instance, sk);
-        return 1;
+        return Verdict::Allow;
     }
     let (verdict, named) = named::settle(instance, flow, verdict, sk.as_ptr(), true);
     named::mark(ctx.as_ptr(), *sk, header.mark, named);
-    conclude(instance, hook, flow, verdict)
+    verdict
 }
 
 /// A bind. Port 0 asks the kernel for an ephemeral port.

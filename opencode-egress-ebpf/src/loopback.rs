@@ -19,7 +19,7 @@ use aya_ebpf::{
 use opencode_egress_common::{
     abi::PolicyHeader,
     decide::{Decision, Verdict},
-    flow::{Flow, Protocol},
+    flow::{Address, Flow, Protocol},
     loopback::{VOUCHED, may_be_own},
     packet::{Bytes as _, Packet, ipv4, ipv6},
 };
@@ -180,7 +180,7 @@ pub(crate) fn binds(
 /// packet is judged, and says no more than this one number, so that the verifier has little to keep apart.
 #[inline(never)]
 pub(crate) fn leaves(skb: &Skb) -> u32 {
-    let mut packet = Packet::UNKNOWN;
+    let mut packet = own::probe(Address::v4(0), Protocol(0), 0);
     let passes = read(skb, &mut packet) != 0
         && match packet.protocol {
             Protocol::TCP => segment(skb, &packet) != 0,
@@ -387,7 +387,10 @@ pub(crate) fn arrives(skb: &Skb) -> bool {
 
 /// Whether who opens a connection over loopback is the instance itself.
 #[inline(never)]
-pub(crate) fn is_from_own(skb: &Skb, instance: &Instance, packet: &Packet) -> bool {
+pub(crate) fn is_from_own(skb: &Skb, packet: &Packet) -> bool {
+    if skb.interface() != LOOPBACK_IFINDEX {
+        return false;
+    }
     let back = Packet {
         source: packet.destination,
         destination: packet.source,
@@ -396,5 +399,5 @@ pub(crate) fn is_from_own(skb: &Skb, instance: &Instance, packet: &Packet) -> bo
         ..*packet
     };
     // SAFETY: the programs of this hook may search sockets.
-    unsafe { own::taker::<OfPacket>(skb.raw().cast(), instance, &back) == OWN }
+    unsafe { own::taker::<OfPacket>(skb.raw().cast(), &Instance::get(), &back) == OWN }
 }

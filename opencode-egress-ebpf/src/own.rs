@@ -4,6 +4,8 @@
 //! the cgroup in which it was made. Only the programs of packets may ask for that; those of calls ask for what a bind has
 //! left with the socket.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::{
     bindings::{bpf_sock, bpf_sock_tuple},
     helpers::{
@@ -163,20 +165,30 @@ fn find_level(skb: *mut aya_ebpf::bindings::__sk_buff, instance: &Instance) -> u
 
 /// What the kernel searches sockets by: addresses, then both ports in one word. Returns how many bytes of it are for the family.
 #[inline(always)]
-fn fill(tuple: &mut [u32; 9], packet: &Packet) -> u32 {
+fn fill(tuple: *mut u32, packet: &Packet) -> u32 {
     let (from, to) = (packet.source.words(), packet.destination.words());
     let [a, b] = packet.source_port.to_be_bytes();
     let [c, d] = packet.destination_port.to_be_bytes();
     let ports = u32::from_ne_bytes([a, b, c, d]);
+    // SAFETY: the caller's tuple has nine words.
+    let write = |index: usize, word: u32| unsafe { tuple.add(index).write_volatile(word) };
     match packet.destination.family() {
         Family::V4 => {
-            (tuple[0], tuple[1], tuple[2]) = (from[0], to[0], ports);
+            write(0, from[0]);
+            write(1, to[0]);
+            write(2, ports);
             12
         }
         Family::V6 => {
-            (tuple[0], tuple[1], tuple[2], tuple[3]) = (from[0], from[1], from[2], from[3]);
-            (tuple[4], tuple[5], tuple[6], tuple[7]) = (to[0], to[1], to[2], to[3]);
-            tuple[8] = ports;
+            write(0, from[0]);
+            write(1, from[1]);
+            write(2, from[2]);
+            write(3, from[3]);
+            write(4, to[0]);
+            write(5, to[1]);
+            write(6, to[2]);
+            write(7, to[3]);
+            write(8, ports);
             36
         }
     }
@@ -195,10 +207,10 @@ pub(crate) unsafe fn taker<A: Asker>(
     instance: &Instance,
     packet: &Packet,
 ) -> u32 {
-    let mut tuple = [0_u32; 9];
-    let size = fill(&mut tuple, packet);
+    let mut tuple = MaybeUninit::<[u32; 9]>::uninit();
+    let size = fill(tuple.as_mut_ptr().cast(), packet);
     let tcp = packet.protocol == Protocol::TCP;
-    let place = (&raw mut tuple).cast::<bpf_sock_tuple>();
+    let place = tuple.as_mut_ptr().cast::<bpf_sock_tuple>();
     // SAFETY: the caller's promise; the tuple has the layout of `bpf_sock_tuple`, `size` bytes of it.
     let sk = unsafe {
         if tcp {
@@ -229,9 +241,9 @@ pub(crate) unsafe fn taker<A: Asker>(
 /// `context` is that of the running program, of a type whose programs may search sockets.
 #[inline(never)]
 pub(crate) unsafe fn is_being_opened(context: *mut core::ffi::c_void, packet: &Packet) -> u32 {
-    let mut tuple = [0_u32; 9];
-    let size = fill(&mut tuple, packet);
-    let place = (&raw mut tuple).cast::<bpf_sock_tuple>();
+    let mut tuple = MaybeUninit::<[u32; 9]>::uninit();
+    let size = fill(tuple.as_mut_ptr().cast(), packet);
+    let place = tuple.as_mut_ptr().cast::<bpf_sock_tuple>();
     // SAFETY: as in `taker`.
     let sk = unsafe { bpf_skc_lookup_tcp(context, place, size, BPF_F_CURRENT_NETNS, 0) };
     let Some(found) = Sk::new(sk) else { return 0 };

@@ -170,7 +170,10 @@ fn judge_ingress(skb: Skb) -> i32 {
     let verdict = match read(&skb, &mut packet) {
         // A connection that was judged when it was opened, from here or from there.
         Ok(()) if packet.protocol == Protocol::TCP && !packet.opens => return 1,
-        Ok(()) => ingress_verdict(&skb, &packet),
+        Ok(()) => {
+            let from_own = packet.opens && loopback::is_from_own(&skb, &packet);
+            ingress_verdict(&skb, &packet, from_own)
+        }
         Err(reason) => Verdict::Deny(reason),
     };
     let Verdict::Deny(reason) = verdict else { return 1 };
@@ -185,8 +188,8 @@ fn judge_ingress(skb: Skb) -> i32 {
 }
 
 #[inline(never)]
-fn ingress_verdict(skb: &Skb, packet: &Packet) -> Verdict {
-    inbound(skb, &Instance::get(), packet)
+fn ingress_verdict(skb: &Skb, packet: &Packet, from_own: bool) -> Verdict {
+    inbound(skb, &Instance::get(), packet, from_own)
 }
 
 /// Asks for the reset of the socket on this host that would open a connection. Returns that the packet does not pass.
@@ -209,14 +212,11 @@ fn end_attempt(instance: &Instance, packet: &Packet) -> i32 {
 /// instance talking to a server of its own, as test suites do, and dropping what egress let pass would leave it hanging.
 /// With own loopback it must be the instance itself, for then its servers are on ports that others know.
 #[inline(always)]
-fn inbound(skb: &Skb, instance: &Instance, packet: &Packet) -> Verdict {
+fn inbound(skb: &Skb, instance: &Instance, packet: &Packet, from_own: bool) -> Verdict {
     let loopback = skb.interface() == LOOPBACK_IFINDEX;
     let Some(header) = instance.head() else { return Verdict::Deny(DropReason::NoPolicy) };
-    if (packet.protocol != Protocol::TCP || loopback)
+    if (packet.protocol != Protocol::TCP || loopback && (header.own_loopback == 0 || from_own))
         && let Verdict::Allow = instance.decision(&packet.back()).settle(|| false)
-        && (packet.protocol != Protocol::TCP
-            || header.own_loopback == 0
-            || loopback::is_from_own(skb, instance, packet))
     {
         return Verdict::Allow;
     }

@@ -2,12 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use aya::{
-    Ebpf,
-    maps::{HashMap, MapData},
-};
+use aya::maps::{HashMap, MapData};
 
-use super::{MapsError, object::take};
+use super::MapsError;
 use crate::kernel::instance::InstanceIndex;
 
 /// The confined cgroups.
@@ -18,8 +15,7 @@ pub(super) struct ConfinedCgroups {
 }
 
 impl ConfinedCgroups {
-    pub(super) fn open(ebpf: &mut Ebpf) -> Result<Self, MapsError> {
-        let map: HashMap<MapData, u64, u32> = take(ebpf, "CONFINED")?;
+    pub(super) fn of(map: HashMap<MapData, u64, u32>) -> Result<Self, MapsError> {
         let there = map.keys().collect::<Result<_, _>>().map_err(MapsError::operation("read", "CONFINED"))?;
         Ok(Self { map, there })
     }

@@ -5,13 +5,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use aya::{
-    Ebpf,
-    maps::{HashMap, MapData, MapError},
-};
+use aya::maps::{HashMap, MapData, MapError};
 use opencode_egress_common::{abi::PolicyHeader, loopback::SEVERAL_OWNERS};
 
-use super::{MapsError, object::take};
+use super::MapsError;
 use crate::kernel::instance::InstanceIndex;
 
 /// The ports of all instances' listeners.
@@ -25,8 +22,8 @@ fn ports_of(header: &PolicyHeader) -> BTreeSet<u16> {
 }
 
 impl ListedPorts {
-    pub(super) fn open(ebpf: &mut Ebpf) -> Result<Self, MapsError> {
-        Ok(Self { map: take(ebpf, "LISTED_PORTS")?, ports: BTreeMap::new() })
+    pub(super) fn of(map: HashMap<MapData, u32, u32>) -> Self {
+        Self { map, ports: BTreeMap::new() }
     }
 
     /// An instance's policy that is in force already.

@@ -4,7 +4,6 @@ mod confined;
 mod error;
 mod learned;
 mod listed;
-mod object;
 mod policies;
 mod seen;
 mod servers;
@@ -19,14 +18,13 @@ use std::{
 
 use aya::{
     Ebpf,
-    maps::{Array, HashMap, Map, MapData, PerCpuArray, PerCpuValues},
+    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues},
 };
 use opencode_egress_common::abi::{
     AskerKey, ConfinedCgroup, Counter, Counters, Current, Denied, DestinationDenials, DestinationKey, Entry,
     Limits, PolicyHeader, SocketCount, TrieKey,
 };
 
-pub(super) use self::object::take;
 pub(crate) use self::words::{CurrentWords, TakenKind, TakenWords};
 use self::{
     confined::ConfinedCgroups, learned::LearnedMap, listed::ListedPorts, seen::Seen, servers::Servers,
@@ -68,6 +66,15 @@ pub struct Maps {
     servers: Servers,
 }
 
+/// Takes a map out of the object as what it is.
+pub(super) fn take<T: TryFrom<Map, Error = MapError>>(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+) -> Result<T, MapsError> {
+    let map = ebpf.take_map(name).ok_or(MapsError::Missing(name))?;
+    T::try_from(map).map_err(|source| MapsError::Other { name, source: Box::new(source) })
+}
+
 /// The map SCOPES as one that can be read and written: aya's own type for it knows only the key of before Linux 5.9. Lookup
 /// and update are the same system calls for both.
 pub(crate) fn as_hash_map(map: Map) -> Map {
@@ -95,11 +102,11 @@ impl Maps {
             taken: Arc::new(TakenWords::map(ebpf.take_map("TAKEN").ok_or(MapsError::Missing("TAKEN"))?)?),
             seen: Seen::open(ebpf)?,
             learned: LearnedMap::open(ebpf)?,
-            listed: ListedPorts::open(ebpf)?,
+            listed: ListedPorts::of(take(ebpf, "LISTED_PORTS")?),
             askers: take(ebpf, "ASKERS")?,
             limits: take(ebpf, "LIMITS")?,
             sockets: take(ebpf, "SOCKETS")?,
-            confined: ConfinedCgroups::open(ebpf)?,
+            confined: ConfinedCgroups::of(take(ebpf, "CONFINED")?)?,
             scopes,
             empty: NewTrie::of::<TrieKey, Entry>(&[]).map_err(MapsError::tries("create"))?,
             servers: Servers::open(ebpf)?,
