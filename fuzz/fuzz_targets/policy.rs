@@ -15,9 +15,10 @@ use opencode_egress::policy::{
     file::{ConfigError, parse},
 };
 use opencode_egress_common::{
-    abi::{Grant, TrieKey},
-    decide::{Rules as _, decide},
+    abi::TrieKey,
+    decide::decide,
     flow::{Flow, Protocol},
+    names::{NamedFlow, covers},
 };
 use policy::{AnyRule, Listen, NameRule, Policy, PolicySet, Rule, mode_name};
 use serde_json::{Value, json};
@@ -43,15 +44,20 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
 
 fn written(set: &PolicySet) -> Value {
     let instances = set.instances.iter().map(|(name, policy)| {
-        let policy = json!({
+        let mut form = json!({
             "units": policy.units.iter().map(|unit| unit.as_str()).collect::<Vec<_>>(),
             "mode": mode_name(policy.mode),
             "allow": policy.allow.iter().map(rule).chain(policy.names.iter().map(name_rule)).collect::<Vec<_>>(),
             "deny": policy.deny.iter().map(rule).collect::<Vec<_>>(),
             "listen": policy.listen.iter().map(listen).collect::<Vec<_>>(),
+            "loopback": policy.loopback.name(),
             "limits": { "sockets": policy.max_sockets },
+            "errno": policy.errno.name(),
         });
-        (name.to_string(), policy)
+        if policy.loopback_mark != 0 {
+            form["loopback_mark"] = policy.loopback_mark.into();
+        }
+        (name.to_string(), form)
     });
     let instances: serde_json::Map<_, _> = instances.collect();
     let (interval, burst, per_sec) = (set.log.interval.as_secs(), set.log.burst, set.log.per_sec);
@@ -106,14 +112,7 @@ fn check_compiled(policy: &Policy) {
             for protocol in [Protocol::TCP, Protocol::UDP, Protocol::ICMP, Protocol(132)] {
                 let flow = Flow { address: IpAddr::from([0, 0, 0, 0]).into(), protocol, port };
                 for key in [TrieKey::name_rule(*id), TrieKey::name_grant(*grant)] {
-                    let passes = match compiled.entry(&key).expect("an entry").grant(flow.class()) {
-                        Grant::ALLOW => true,
-                        Grant::NONE => false,
-                        set => {
-                            let port = compiled.entry(&TrieKey::port(set, port));
-                            port.is_some_and(|port| port.grants[0] == Grant::ALLOW)
-                        }
-                    };
+                    let passes = NamedFlow::of(&flow).is_some_and(|flow| covers(&compiled, &key, &flow));
                     assert_eq!(passes, reference::passes_by_name(rule, &flow), "{flow:?} by {rule}");
                 }
             }

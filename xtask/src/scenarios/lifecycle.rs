@@ -247,13 +247,13 @@ fn late_unit(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
 
 fn open_connection_is_reset(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     let policy = machine.read(POLICY)?;
-    let agent = "(exec 3<>/dev/tcp/192.0.2.10/80; cat <&3) > ~/connection 2>&1 & true";
-    machine.opencode_shell(A, agent)?;
-    let connected = || machine.succeed(&["sh", "-c", "ss -Htn dst 192.0.2.10:80 | grep -q ESTAB"]).ok();
+    let agent = "(exec 3<>/dev/tcp/192.0.2.20/80; cat <&3) > ~/connection 2>&1 & true";
+    machine.opencode_shell(B, agent)?;
+    let connected = || machine.succeed(&["sh", "-c", "ss -Htn dst 192.0.2.20:80 | grep -q ESTAB"]).ok();
     wait("the agent to connect", connected)?;
-    machine.write(POLICY, &policy.replace("192.0.2.10/32", "192.0.2.30/32"))?;
+    machine.write(POLICY, &policy.replace("192.0.2.20/32", "192.0.2.30/32"))?;
     machine.succeed(&["opencode-egress", "reload"])?;
-    let said = machine.opencode_shell(A, "cat ~/connection")?;
+    let said = machine.opencode_shell(B, "cat ~/connection")?;
     machine.write(POLICY, &policy)?;
     machine.succeed(&["opencode-egress", "reload"])?;
     ensure!(said.contains("Software caused connection abort"), "the agent saw: {said}");
