@@ -10,7 +10,7 @@ HIDDEN = [
     *["/srv/b", f"{STATE}/b", "/srv/reference", "/srv/reference/hidden", "/srv/exchange", "/srv/exchange/hidden"],
 ]
 # What docs/nixos.md says that there is of /etc, and where the declared files are.
-ETC = "passwd group nsswitch.conf hosts host.conf resolv.conf localtime zoneinfo protocols services ssl opencode-egress opencode-instances"
+ETC = "passwd group nsswitch.conf hosts host.conf resolv.conf localtime zoneinfo protocols services ssl opencode-egress opencode-instances opencode-instructions"
 
 
 def outside(command):
