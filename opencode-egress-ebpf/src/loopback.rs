@@ -385,7 +385,7 @@ pub(crate) fn arrives(skb: &Skb) -> bool {
     }
 }
 
-/// Whether who opens a connection over loopback is the instance itself.
+/// Whether who opens a connection over loopback, or has the address from which a datagram says that it comes, is the instance itself.
 #[inline(never)]
 pub(crate) fn is_from_own(skb: &Skb, packet: &Packet) -> bool {
     if skb.interface() != LOOPBACK_IFINDEX {

@@ -171,7 +171,8 @@ fn judge_ingress(skb: Skb) -> i32 {
         // A connection that was judged when it was opened, from here or from there.
         Ok(()) if packet.protocol == Protocol::TCP && !packet.opens => return 1,
         Ok(()) => {
-            let from_own = packet.opens && loopback::is_from_own(&skb, &packet);
+            let asked = packet.opens || packet.protocol == Protocol::UDP;
+            let from_own = asked && loopback::is_from_own(&skb, &packet);
             ingress_verdict(&skb, &packet, from_own)
         }
         Err(reason) => Verdict::Deny(reason),
@@ -210,12 +211,21 @@ fn end_attempt(instance: &Instance, packet: &Packet) -> i32 {
 /// A new connection must reach a listener. What comes from a peer that the instance may send to passes too:
 /// a datagram, because that is what answers look like; and a connection over loopback, because that is the
 /// instance talking to a server of its own, as test suites do, and dropping what egress let pass would leave it hanging.
-/// With own loopback it must be the instance itself, for then its servers are on ports that others know.
+/// With own loopback it must be the instance itself, for then its servers are on ports that others know: what a rule lets it send
+/// to a port of loopback comes unvouched, and so does its datagram there, of which only the address says whose it is.
 #[inline(always)]
 fn inbound(skb: &Skb, instance: &Instance, packet: &Packet, from_own: bool) -> Verdict {
     let loopback = skb.interface() == LOOPBACK_IFINDEX;
     let Some(header) = instance.head() else { return Verdict::Deny(DropReason::NoPolicy) };
-    if (packet.protocol != Protocol::TCP || loopback && (header.own_loopback == 0 || from_own))
+    let tcp = packet.protocol == Protocol::TCP;
+    let own = header.own_loopback != 0;
+    if own
+        && from_own
+        && (tcp || matches!(instance.decision(&packet.outbound()).settle(|| false), Verdict::Allow))
+    {
+        return Verdict::Allow;
+    }
+    if (!tcp || loopback && !own)
         && let Verdict::Allow = instance.decision(&packet.back()).settle(|| false)
     {
         return Verdict::Allow;

@@ -27,6 +27,7 @@ use opencode_egress::{
 use opencode_egress_common::abi::{Learned, RESOLVER_PORTS};
 use rustix::{
     net::sockopt::set_socket_recv_buffer_size_force,
+    process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open},
     thread::{LinkNameSpaceType, move_into_link_name_space},
 };
 
@@ -35,7 +36,7 @@ use crate::{
     networks::{destination, networks},
     subject::Subject,
     table::Table,
-    worker::{NAME, Operation, PORT, SOCKET},
+    worker::{NAME, Operation, PORT, SERVE, SOCKET},
 };
 
 /// Sets up every subject again and again, and measures its operations in turn with those of the others.
@@ -102,14 +103,15 @@ impl Running {
         worker.read_line(&mut hello)?;
         let pid = hello.split_whitespace().nth(1).context("a name and a process id")?;
         let namespace = fs::File::open(format!("/proc/{pid}/ns/net"))?;
-        let ready = thread::spawn(move || {
+        let own = subject.has_own_server();
+        let ready = thread::spawn(move || -> Result<_> {
             move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
             // Closed connections go at once, so that ports do not run out.
             fs::write("/proc/sys/net/ipv4/tcp_max_tw_buckets", "0")?;
             if let Subject::Nftables(rules) = subject {
                 nft(&nft_rules(&cgroup_of(subject), rules))?;
             }
-            Receiver::new()
+            if own { Ok(None) } else { Receiver::new().map(Some) }
         });
         let receiver = ready.join().map_err(|_| anyhow::anyhow!("the receiver's thread panicked"))??;
         let hierarchy = Hierarchy::find()?;
@@ -120,12 +122,19 @@ impl Running {
                 None
             }
             Subject::Ours(rules) => Some(confine(&cgroup, &policy(rules), vec![])?),
+            Subject::Own => Some(confine(&cgroup, &Policy::default(), vec![])?),
+            Subject::OwnListed => Some(confine(&cgroup, &policy(1), vec![])?),
             Subject::Named | Subject::NamedTls => {
                 let policy = named_policy(subject == Subject::NamedTls)?;
                 let learned = learned(&policy, destination(subject.rules()))?;
                 Some(confine(&cgroup, &policy, learned)?)
             }
             _ => None,
+        };
+        // One of the instance's own is made by its process.
+        let receiver = match receiver {
+            Some(receiver) => receiver,
+            None => Receiver::of_worker(&mut worker, pid.parse()?)?,
         };
         Ok(Self { subject, worker, receiver, _loaded: loaded })
     }
@@ -267,13 +276,28 @@ struct Receiver {
 }
 
 impl Receiver {
+    /// Has the worker make its sockets, and takes them over.
+    fn of_worker(worker: &mut BufReader<UnixStream>, pid: i32) -> Result<Self> {
+        writeln!(worker.get_mut(), "{SERVE}")?;
+        let mut numbers = String::new();
+        worker.read_line(&mut numbers)?;
+        let (tcp, udp) = numbers.trim().split_once(' ').context("two descriptors")?;
+        let process = pidfd_open(Pid::from_raw(pid).context("a process id")?, PidfdFlags::empty())?;
+        let take = |number: &str| {
+            Ok::<_, anyhow::Error>(pidfd_getfd(&process, number.parse()?, PidfdGetfdFlags::empty())?)
+        };
+        Self::of(take(tcp)?.into(), take(udp)?.into())
+    }
+
     fn new() -> Result<Self> {
-        let tcp = TcpListener::bind(("0.0.0.0", PORT))?;
+        Self::of(TcpListener::bind(("0.0.0.0", PORT))?, UdpSocket::bind(("0.0.0.0", PORT))?)
+    }
+
+    fn of(tcp: TcpListener, udp: UdpSocket) -> Result<Self> {
         tcp.set_nonblocking(true)?;
         // Room for a whole batch; std asks for less.
         rustix::net::listen(&tcp, 4096)?;
         set_socket_recv_buffer_size_force(&tcp, 64 << 20)?;
-        let udp = UdpSocket::bind(("0.0.0.0", PORT))?;
         udp.set_nonblocking(true)?;
         set_socket_recv_buffer_size_force(&udp, 64 << 20)?;
         Ok(Self { tcp, udp, stream: None })

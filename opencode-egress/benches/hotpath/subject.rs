@@ -16,6 +16,10 @@ pub(crate) enum Subject {
     Named,
     /// The same with TLS to be opened by TCP.
     NamedTls,
+    /// Ours, to a server of the instance's own that no rule lists.
+    Own,
+    /// The same with a rule.
+    OwnListed,
     Systemd(usize),
     Nftables(usize),
 }
@@ -29,6 +33,8 @@ impl fmt::Display for Subject {
             Self::Ours(rules) => write!(f, "ours-{rules}"),
             Self::Named => write!(f, "named"),
             Self::NamedTls => write!(f, "named-tls"),
+            Self::Own => write!(f, "own"),
+            Self::OwnListed => write!(f, "own-listed"),
             Self::Systemd(rules) => write!(f, "systemd-{rules}"),
             Self::Nftables(rules) => write!(f, "nftables-{rules}"),
         }
@@ -40,13 +46,26 @@ const SIZES: [usize; 4] = [1, 1_000, 10_000, 100_000];
 
 impl Subject {
     pub(crate) fn chosen(args: &Args) -> Vec<Self> {
-        let fixed = [Self::None, Self::NoneAgain, Self::Floor, Self::Named, Self::NamedTls];
+        let fixed = [
+            Self::None,
+            Self::NoneAgain,
+            Self::Floor,
+            Self::Named,
+            Self::NamedTls,
+            Self::Own,
+            Self::OwnListed,
+        ];
         let sized = [Self::Ours, Self::Systemd, Self::Nftables].map(|kind| SIZES.map(kind));
         let all = fixed.into_iter().chain(sized.into_iter().flatten());
         let wanted = |subject: &Self| {
             args.only.is_empty() || args.only.iter().any(|only| subject.to_string().starts_with(only))
         };
         all.filter(|subject| *subject == Self::None || wanted(subject)).collect()
+    }
+
+    /// Whether the server is the instance's own.
+    pub(crate) fn has_own_server(self) -> bool {
+        matches!(self, Self::Own | Self::OwnListed)
     }
 
     pub(crate) fn rules(self) -> usize {

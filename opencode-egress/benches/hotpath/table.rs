@@ -73,6 +73,8 @@ pub(crate) fn of(table: &Table) -> String {
             Subject::Ours(rules) => ("opencode-egress", Some(rules)),
             Subject::Named => ("opencode-egress, by name", None),
             Subject::NamedTls => ("opencode-egress, by name with TLS", None),
+            Subject::Own => ("opencode-egress, own loopback", None),
+            Subject::OwnListed => ("opencode-egress, the same with a rule", None),
             Subject::Systemd(rules) => ("systemd `IPAddressAllow`", Some(rules)),
             Subject::Nftables(rules) => ("nftables by cgroup", Some(rules)),
         };

@@ -5,8 +5,11 @@
 
 use std::{
     io::{self, BufRead as _, BufReader, Write as _},
-    net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream, UdpSocket},
-    os::{fd::OwnedFd, unix::net::UnixStream},
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket},
+    os::{
+        fd::{AsRawFd as _, OwnedFd},
+        unix::net::UnixStream,
+    },
     time::{Duration, Instant},
 };
 
@@ -22,6 +25,9 @@ use crate::networks::DENIED;
 pub(crate) const SOCKET: &str = "/run/bench/socket";
 /// Where the receivers listen, for TCP and UDP.
 pub(crate) const PORT: u16 = 4000;
+
+/// Asks for sockets of the worker's own where the receivers would be.
+pub(crate) const SERVE: &str = "serve";
 
 /// The name that policies with names list, and hellos name.
 pub(crate) const NAME: &str = "bench.example";
@@ -84,8 +90,14 @@ pub(crate) fn serve(name: &str, destination: Ipv4Addr) -> Result<()> {
     let mut stream = UnixStream::connect(SOCKET)?;
     writeln!(stream, "{name} {}", std::process::id())?;
     let mut commands = BufReader::new(stream.try_clone()?).lines();
-    let mut sockets = None;
+    let (mut sockets, mut servers) = (None, vec![]);
     while let Some(command) = commands.next().transpose()? {
+        if command == SERVE {
+            let server = (TcpListener::bind(("0.0.0.0", PORT))?, UdpSocket::bind(("0.0.0.0", PORT))?);
+            writeln!(stream, "{} {}", server.0.as_raw_fd(), server.1.as_raw_fd())?;
+            servers.push(server);
+            continue;
+        }
         let (operation, count) = command.split_once(' ').context("a command of two words")?;
         let count: u32 = count.parse()?;
         let Some(operation) = Operation::ALL.into_iter().find(|known| format!("{known:?}") == operation)

@@ -9,8 +9,8 @@ use opencode_egress::{kernel::instance::InstanceIndex, policy::Policy};
 use opencode_egress_common::{abi::Mode, reason::DropReason};
 
 use super::{
-    ANSWER, ANY4, ANY6, PLACE, TCP, V4, V6, WAYS, at, client, connects, free_port, listed, listener, own,
-    serve, server, talks,
+    ANSWER, ANY4, ANY6, PLACE, TCP, V4, V6, WAYS, at, client, connects, datagrams, free_port, listed,
+    listener, own, serve, server, talks,
 };
 use crate::{
     probe::Outcome,
@@ -26,9 +26,10 @@ fn the_instance_talks_to_itself() {
         if protocol == IPPROTO_MPTCP && !has_mptcp(&mut world) {
             return;
         }
-        for (place, to) in WAYS {
+        // The kernel closes a listener of MPTCP when it comes to it, so each has a port of its own.
+        for ((place, to), own_port) in WAYS.into_iter().zip(PLACE..) {
             // A port of the program's choice, and one of the kernel's.
-            for port in [PLACE, 0] {
+            for port in [own_port, 0] {
                 world.install(&own());
                 let denied = world.denied();
                 let (_server, port) = server(&world, SocketAddr::new(place, port), protocol);
@@ -229,6 +230,31 @@ fn rules_and_listeners_beside_it_count_as_ever() {
     let (outcome, _) = world.run(|| talks(&mut client(at(V4), TCP)?));
     assert_eq!(outcome, Outcome::DONE, "its own beside them");
     assert_eq!(world.denied(), 0);
+}
+
+/// Before loopback could be own, a rule for the port is what let a server be reached.
+#[test]
+fn a_rule_for_the_servers_port_takes_nothing_away() {
+    let mut policy = own();
+    policy.allow.push(crate::world::rule(
+        "127.0.0.1/32",
+        opencode_egress::policy::RuleProtocol::Any,
+        &["3000"],
+    ));
+    let mut world = World::new(&policy);
+    let (_server, _) = server(&world, at(V4), TCP);
+    let (outcome, _) = world.run(|| talks(&mut client(at(V4), TCP)?));
+    assert_eq!(outcome, Outcome::DONE, "TCP");
+    let (outcome, _) = world.run(|| {
+        let (server, client) = (datagrams(at(V4))?, datagrams(SocketAddr::new(V4, 0))?);
+        client.send_to(&[1], at(V4))?;
+        let (_, from) = server.recv_from(&mut [0])?;
+        server.send_to(&[2], from)?;
+        client.recv(&mut [0]).map(drop)
+    });
+    assert_eq!(outcome, Outcome::DONE, "UDP");
+    let other = world.unit.enter(|| TcpStream::connect_timeout(&at(V4), super::SILENCE));
+    assert!(other.is_err(), "LEAK: another program reaches it");
 }
 
 #[test]
