@@ -185,8 +185,16 @@ fn conclude_apart(instance: &Instance, hook: Hook, flow: &Flow, verdict: Verdict
 
 #[inline(never)]
 fn judge_connect(ctx: &SockAddrContext, instance: &Instance, hook: Hook, flow: &Flow) -> Verdict {
-    let decision = instance.judge(flow);
-    let verdict = loopback::called(ctx, instance, flow, &decision);
+    // What the cache knows to be left to whose socket it is takes no look at the rules, unless a denial has to say why.
+    let left = loopback::is_remembered(instance, flow);
+    let decision = match left {
+        true => Decision::Settled(Verdict::Deny(DropReason::NotAllowed)),
+        false => instance.judge(flow),
+    };
+    let mut verdict = loopback::called(ctx, instance, flow, &decision);
+    if left && verdict != Verdict::Allow {
+        verdict = instance.judge(flow).settle(|| false);
+    }
     // What the rules leave to whose socket it is passes the second lock by its mark.
     if let (Some(header), Some(sk)) = (instance.head(), FullSk::of_call(ctx)) {
         let own = verdict == Verdict::Allow && decision != Decision::Settled(Verdict::Allow);

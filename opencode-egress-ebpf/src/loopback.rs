@@ -34,7 +34,7 @@ use crate::{
     storage::OwnPeer,
     uapi::{
         BPF_SK_STORAGE_GET_F_CREATE, ETH_P_IP, ETH_P_IPV6, LOOPBACK_IFINDEX, SOCK_DGRAM, SOCK_STREAM,
-        TCP_NEW_SYN_RECV,
+        TCP_ESTABLISHED, TCP_NEW_SYN_RECV,
     },
 };
 
@@ -236,11 +236,16 @@ const TO_OWN: u32 = 1;
 /// They leave it to that, and no rule speaks of it.
 const UNSPOKEN: u32 = 2;
 
+/// Whether the cache knows that the rules leave a flow to whose socket takes it, and no rule speaks of it.
+#[inline(always)]
+pub(crate) fn is_remembered(instance: &Instance, flow: &Flow) -> bool {
+    flow.port != 0 && instance.remembers(&as_left(flow))
+}
+
 /// Whether the rules leave a flow to whose socket takes it.
 #[inline(never)]
 fn is_left(instance: &Instance, flow: &Flow) -> u32 {
-    let left = as_left(flow);
-    if flow.port != 0 && instance.remembers(&left) {
+    if is_remembered(instance, flow) {
         return UNSPOKEN;
     }
     let unspoken =
@@ -248,7 +253,7 @@ fn is_left(instance: &Instance, flow: &Flow) -> u32 {
     let left = match instance.judge(flow) {
         Decision::OwnOnly(reason) | Decision::Settled(Verdict::Deny(reason)) if unspoken(reason) => {
             if flow.port != 0 {
-                instance.remember(&left);
+                instance.remember(&as_left(flow));
             }
             UNSPOKEN
         }
@@ -303,14 +308,20 @@ fn segment(skb: &Skb, packet: &Packet) -> u32 {
         return 0;
     }
     let instance = Instance::get();
-    let left = is_left(&instance, &packet.outbound());
+    // A server's first answer: what it answers was judged.
+    let answers =
+        skb.full_socket().is_none() && instance.head().is_some_and(|header| header.own_loopback != 0);
+    let left = if answers { TO_OWN } else { is_left(&instance, &packet.outbound()) };
     if left == SETTLED {
         return 0;
     }
     // SAFETY: the programs of this hook may search sockets.
     match unsafe { own::taker::<OfPacket>(skb.raw().cast(), &instance, packet) } {
         OWN if !packet.opens => {
-            if let Some(sk) = skb.full_socket() {
+            // One that is being closed has little more to say, and what is remembered has to be made.
+            if let Some(sk) = skb.full_socket()
+                && sk.state() == TCP_ESTABLISHED
+            {
                 remember(sk, &instance, packet);
             }
             return 1;
