@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
-use super::{POLICY, Scenario, Tell};
+use super::{B, POLICY, Scenario, Tell, health_request, healthy};
 use crate::{
     machine::{Machine, wait},
     suites::{Suite, others},
@@ -54,6 +54,7 @@ fn run(machine: &Machine, policy: &str, tell: Tell<'_>) -> Result<()> {
     machine.succeed(&["systemctl", "daemon-reload"])?;
     machine.succeed(&["systemd-run", "-q", "--unit=host-service", "python3", "-m", "http.server", "9009"])?;
     wait("the host's service", || machine.succeed(&["curl", "-sf", "http://127.0.0.1:9009/"]).ok())?;
+    wait("the neighbour's server", || healthy(machine.succeed(&health_request(B))))?;
     apply("own")?;
     let closed = others(&OTHERS);
     let mut there = vec![];
