@@ -39,7 +39,7 @@ impl Loaded {
         let mut attached = vec![];
         for hook in self.programs.hooks(needs) {
             attached.push((hook, attach(self, hook, cgroup)?));
-            if hook == Hook::SockCreate && self.maps.instance_of(cgroup.id()) != Some(instance) {
+            if hook == Hook::SockCreate && !self.maps.is_confined_to(cgroup.id(), instance) {
                 self.maps.set_instance_of(cgroup.id(), instance)?;
             }
         }

@@ -113,7 +113,7 @@ impl Daemon {
             self.replace_orphans(index, &directory, cgroup)?;
             return Ok(Confined { there: before, made: self.loaded.programs.hooks(needs).count() });
         }
-        if !missing.is_empty() || scope != Some(index) {
+        if !missing.is_empty() || !self.loaded.maps.is_confined_to(cgroup.id(), index) {
             let attach = |loaded: &mut Loaded, hook: Hook, cgroup: &Cgroup| {
                 missing.contains(&hook).then(|| loaded.programs.attach(hook, cgroup)).transpose()
             };

@@ -27,6 +27,10 @@ impl ConfinedCgroups {
         Ok(())
     }
 
+    pub(super) fn has(&self, cgroup: u64) -> bool {
+        self.there.contains(&cgroup)
+    }
+
     /// Removes all but some. The kernel never gives a number again, so what is late does no harm.
     pub(super) fn keep(&mut self, keep: impl Fn(u64) -> bool) -> Result<(), MapsError> {
         let over: Vec<_> = self.there.iter().copied().filter(|cgroup| !keep(*cgroup)).collect();

@@ -292,6 +292,11 @@ impl Maps {
         self.scopes.get(&cgroup, 0).ok().and_then(|scope| InstanceIndex::new(scope.instance))
     }
 
+    /// Whether everything that says whose a cgroup is says that it is this instance's.
+    pub fn is_confined_to(&self, cgroup: u64, instance: InstanceIndex) -> bool {
+        self.instance_of(cgroup) == Some(instance) && self.confined.has(cgroup)
+    }
+
     /// How often something was denied to a cgroup; see [`ConfinedCgroup::denials`].
     pub fn denials_of(&self, cgroup: u64) -> u32 {
         self.scopes.get(&cgroup, 0).map_or(0, |scope| scope.denials)
