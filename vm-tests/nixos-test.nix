@@ -51,13 +51,17 @@ let
       environment.etc."tmpfiles.d/opencode.conf".source = pkgs.writeText "opencode.conf" "";
     };
 
-  # The boot starts no servers: the script does, when there are worktrees.
+  # The boot starts no servers, nor what has their keys: the script does, when there are worktrees and keys.
   startedByScript =
     { config, ... }:
+    let
+      instances = lib.filterAttrs (_: instance: instance.enable) config.services.opencode.instances;
+      keyed = lib.any (instance: instance.providers != { }) (lib.attrValues instances);
+    in
     {
-      systemd.services = lib.mapAttrs' (
-        name: _: lib.nameValuePair "opencode-${name}" { wantedBy = lib.mkForce [ ]; }
-      ) (lib.filterAttrs (_: instance: instance.enable) config.services.opencode.instances);
+      systemd.services = lib.genAttrs (
+        map (name: "opencode-${name}") (lib.attrNames instances ++ lib.optional keyed "keys")
+      ) (_: { wantedBy = lib.mkForce [ ]; });
     };
 
   witness = {
