@@ -28,6 +28,8 @@ const DAEMON: [&str; 4] = ["timeout", "5", "opencode-egress", "run"];
 /// The copy of what was applied last.
 pub(super) const COPY: &str = r"/run/opencode-egress/last-applied-sys-fs-bpf-opencode\x2degress.json";
 const COPY_FOR_ALL: &str = "/run/opencode-egress/last-applied.json";
+/// The name in the policy file, after the rule before it.
+const NAME_RULE: &str = ", \"provider.example.org:80\"";
 
 fn others_may_write(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     machine.succeed(&["systemctl", "stop", "opencode-egress"])?;
@@ -87,9 +89,21 @@ fn trial(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     machine.succeed(&["opencode-egress", "reload"]).map(drop)
 }
 
+/// The daemons that had one copy for all knew no names, so the policy has none meanwhile.
 fn copy_for_all(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     let machine = &*machine;
     let policy = machine.read(POLICY)?;
+    machine.write(POLICY, &policy.replace(NAME_RULE, ""))?;
+    machine.succeed(&["opencode-egress", "reload"])?;
+    let tried = taken_over(machine);
+    machine.write(POLICY, &policy)?;
+    machine.run(&["systemctl", "restart", "opencode-egress"])?;
+    tried
+}
+
+fn taken_over(machine: &Machine) -> Result<()> {
+    let policy = machine.read(POLICY)?;
+    ensure!(!policy.contains("example.org"), "{policy}");
     // Another daemon's: the same names, and more is allowed.
     machine.succeed(&["rm", COPY])?;
     machine.write(
@@ -110,8 +124,7 @@ fn copy_for_all(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
         ensure!(status.contains("! the last reload was not applied"), "{status}");
         machine.succeed(&["test", "-e", COPY])?;
         machine.fail(&["test", "-e", COPY_FOR_ALL]).map(drop)
-    })?;
-    machine.succeed(&["opencode-egress", "reload"]).map(drop)
+    })
 }
 
 fn numbers(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
