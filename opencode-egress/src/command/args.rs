@@ -15,6 +15,8 @@ use crate::{
 
 /// Where the daemon answers.
 pub const CONTROL_SOCKET: &str = "/run/opencode-egress/control.sock";
+/// Where the daemon answers confined processes.
+pub const WHY_SOCKET: &str = "/run/opencode-egress/why.sock";
 /// Where the daemon listens for the resolver.
 pub const RESOLVER_SOCKET: &str = "/run/opencode-egress/resolver.sock";
 /// Which servers the host asks.
@@ -74,6 +76,12 @@ pub enum Command {
     /// A listed name that nobody asked for yet is not among them. An address is shown for ten minutes after its time is over; flows that
     /// began before that go on for as long as they live.
     Names(NamesArgs),
+    /// Say what the calling unit may reach, and what was refused to it lately; for an agent, no privilege needed
+    ///
+    /// The daemon knows by the caller's cgroup which instance asks, and tells of no other. With each refusal comes the rule
+    /// that would let it pass, to ask the operator for. Refusals are the last 256 that were logged. An instance is
+    /// answered ten times at once, and five times a second after that.
+    Why(WhyArgs),
     /// Print the last denials, and with --follow those to come
     Events(EventsArgs),
     /// Print what the daemon counts, for Prometheus
@@ -249,6 +257,17 @@ pub struct ExplainArgs {
     /// What to print and whom to ask.
     #[command(flatten)]
     pub read: ReadArgs,
+}
+
+/// Arguments of `why`.
+#[derive(Debug, Args)]
+pub struct WhyArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// The daemon's socket for this
+    #[arg(long, value_name = "PATH", default_value = WHY_SOCKET)]
+    pub socket: PathBuf,
 }
 
 /// Arguments of `names`.

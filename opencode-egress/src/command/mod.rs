@@ -13,6 +13,7 @@ pub mod resolve;
 mod run;
 mod suggest;
 mod top;
+mod why;
 
 use std::process::ExitCode;
 
@@ -35,6 +36,7 @@ pub fn run(command: &Command) -> Result<ExitCode> {
         Command::Status(args) => client::status(args)?,
         Command::Top(args) => top::top(args)?,
         Command::Explain(args) => client::explain(args)?,
+        Command::Why(args) => why::why(args)?,
         Command::Names(args) => client::names(args)?,
         Command::Events(args) => client::events(args)?,
         Command::Metrics(args) => metrics::metrics(args)?,

@@ -1,16 +1,20 @@
 //! The requests and replies that cross the control socket, and how they are written.
 
-use std::net::IpAddr;
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    control::beside,
     policy::{
         explain::Explanation,
         suggest::{DeniedDestination, DeniedName},
         target::Target,
     },
-    report::{denial::LoggedDenial, status::Status},
+    report::{denial::LoggedDenial, status::Status, why::Why},
 };
 
 /// What a client asks.
@@ -124,6 +128,8 @@ pub enum Reply {
         /// The units that are not confined any more.
         units: Vec<String>,
     },
+    /// What whoever connects to the socket for it may know: see [`why_socket`].
+    Why(Box<Why>),
     /// The daemon did not do what was asked: why, and what to do.
     Error(String),
 }
@@ -155,6 +161,12 @@ pub struct RememberedDenials {
     pub names: Vec<DeniedName>,
     /// How many denials they are: a destination counts for each hook and reason.
     pub remembered: usize,
+}
+
+/// Where confined processes ask of the daemon with this control socket what they may reach: `why.sock` beside `control.sock`. To connect is to
+/// ask; nothing is read, and the answer is a [`Reply`] in a line.
+pub fn why_socket(control: &Path) -> PathBuf {
+    beside(control, "why")
 }
 
 /// The longest request that the daemon reads, in bytes.

@@ -15,6 +15,7 @@ pub mod serve;
 mod start;
 mod state;
 mod watched;
+mod why;
 
 pub use error::DaemonError;
 pub use state::Daemon;

@@ -17,6 +17,7 @@ use super::{
     names::Names,
     predecessor,
     watched::Watched,
+    why::Asked,
 };
 use crate::{
     cgroups::{Hierarchy, watch},
@@ -61,6 +62,8 @@ pub(super) struct InstanceState {
     pub(super) names_expired: Watched,
     /// How often its units reached limits of theirs.
     pub(super) limits: Limits,
+    /// How often its processes asked what they may reach.
+    pub(super) asked: Asked,
     /// The last start that was not let go on; `None` once one was.
     pub(super) failed_attach: Option<FailedAttach>,
 }
@@ -81,6 +84,7 @@ impl InstanceState {
             sockets_denied: Watched::new(counters.denied_for(DropReason::TooManySockets)),
             names_expired: Watched::new(counters.denied_for(DropReason::NameExpired)),
             limits: Limits::default(),
+            asked: Asked::default(),
             failed_attach: None,
         }
     }

@@ -5,5 +5,7 @@ pub mod history;
 pub mod human;
 pub mod journal;
 pub mod metrics;
+pub mod remedy;
 pub mod status;
 pub mod view;
+pub mod why;

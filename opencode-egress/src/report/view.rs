@@ -221,11 +221,16 @@ fn short(name: &str) -> String {
     }
 }
 
-fn denied_flow(line: &DenialLine) -> String {
-    let place = match line.dport {
+/// Where a denied flow went: `192.0.2.30:80`, or the address where there is no port.
+pub fn place(line: &DenialLine) -> String {
+    match line.dport {
         0 => line.dst.to_string(),
         port => std::net::SocketAddr::new(line.dst, port).to_string(),
-    };
+    }
+}
+
+fn denied_flow(line: &DenialLine) -> String {
+    let place = place(line);
     let audit = if line.audit { " (audit: it passed)" } else { "" };
     let name = line.name.as_ref().map(|name| format!(" ({name})")).unwrap_or_default();
     format!("{} {place}{name} {}{audit}", line.proto, line.reason)

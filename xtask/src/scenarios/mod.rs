@@ -18,6 +18,7 @@ mod refusals;
 mod starts;
 mod step;
 mod waiting;
+mod why;
 
 pub(crate) use main_job::MAIN_JOB;
 pub(crate) use names::race_of_names;
@@ -29,6 +30,7 @@ pub(crate) use step::{
 pub(crate) fn all() -> impl Iterator<Item = &'static Scenario> {
     let others = [
         refusals::REFUSALS,
+        why::WHY,
         policy_file::POLICY_FILE,
         connections::CONNECTIONS,
         lifecycle::LIFECYCLE,

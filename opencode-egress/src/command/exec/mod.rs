@@ -26,6 +26,7 @@ use rustix::{
 };
 use seccompiler::apply_filter;
 
+pub(super) use self::scratch::is_confined_by_exec;
 use self::{names::Names, output::Output, scratch::Scratch, signals::Signals};
 use crate::{
     cgroups::Cgroup,

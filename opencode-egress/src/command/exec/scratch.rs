@@ -71,6 +71,13 @@ impl Drop for Scratch {
     }
 }
 
+/// Whether this process is in a cgroup that `exec` made, or below one.
+pub(in crate::command) fn is_confined_by_exec() -> bool {
+    let own = Hierarchy::find().and_then(|hierarchy| hierarchy.of_process(std::process::id()));
+    let made = |name: &std::ffi::OsStr| name.to_str().is_some_and(|name| name.starts_with(CGROUP_PREFIX));
+    own.is_ok_and(|path| path.iter().any(made))
+}
+
 /// Cgroups of earlier runs that were killed, once nothing runs in them. One whose run is there may be about to be used.
 fn remove_leftovers(hierarchy: &Hierarchy, own: &Path) {
     for entry in fs::read_dir(hierarchy.mount().join(own)).into_iter().flatten().flatten() {
