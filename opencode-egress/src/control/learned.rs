@@ -7,7 +7,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::control::beside;
+use crate::control::places::beside;
 
 /// The longest line that the daemon reads, with its newline. The resolver reads what agents write, so it is not believed to be short.
 pub const MAX_FROM_RESOLVER: usize = 64 * 1024;

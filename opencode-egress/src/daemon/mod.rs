@@ -2,12 +2,14 @@
 //!
 //! [`Daemon`] is plain and synchronous; [`serve`] runs it.
 
+mod asked;
 mod confinement;
 mod connections;
 mod denials;
 mod error;
 mod fold;
 mod last_applied;
+mod leases;
 pub mod names;
 mod policies;
 mod predecessor;

@@ -11,13 +11,14 @@ use opencode_egress_common::reason::DropReason;
 
 use super::{
     DaemonError,
+    asked::Asked,
     confinement::{gone::Outlived, limits::Limits},
     connections::places::Connections,
     fold,
+    leases::Leases,
     names::Names,
     predecessor,
     watched::Watched,
-    why::Asked,
 };
 use crate::{
     cgroups::{Hierarchy, watch},
@@ -116,6 +117,7 @@ pub struct Daemon {
     pub(super) denials: Denials,
     pub(super) connections: Connections,
     pub(super) names: Names,
+    pub(super) leases: Leases,
 }
 
 /// What is pinned and which cgroups are confined by it.

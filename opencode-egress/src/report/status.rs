@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     cgroups::limits::{Limit, OpenFiles},
+    policy::lease::LeaseStatus,
     report::{denial::LoggedDenial, journal::LineCounts},
 };
 
@@ -71,6 +72,9 @@ pub struct InstanceStatus {
     /// Its names; `None`: its policy has no rules for names.
     #[serde(default)]
     pub names: Option<NamesStatus>,
+    /// Its leases in force, those that end first in front.
+    #[serde(default)]
+    pub leases: Vec<LeaseStatus>,
     /// The last denied flow, or refused question.
     pub last_denial: Option<LoggedDenial>,
 }

@@ -58,6 +58,7 @@ impl Daemon {
                 failed_attach: failed_attach.clone(),
                 counters,
                 names,
+                leases: self.leases.status(name),
                 last_denial: recent.back().cloned(),
             };
             instances.insert(name.to_string(), status);
@@ -78,7 +79,12 @@ impl Daemon {
         let watch = self.confinement.watch_trouble.as_ref();
         let watch =
             watch.map(|why| format!("what comes and goes is found within seconds, not at once: {why}"));
-        watch.into_iter().chain(self.denials.trouble()).chain(self.names.troubles()).collect()
+        watch
+            .into_iter()
+            .chain(self.denials.trouble())
+            .chain(self.names.troubles())
+            .chain(self.leases.trouble())
+            .collect()
     }
 
     fn sockets_status(

@@ -12,7 +12,8 @@ use std::{
 use opencode_egress_common::{
     abi::PolicyHeader,
     decide::{Verdict, decide},
-    names::may_be_allowed_by_name,
+    flow::Flow,
+    names::{NamedFlow, by_lease, may_be_allowed_by_name},
 };
 use tracing::{info, warn};
 
@@ -21,10 +22,10 @@ use crate::{
     kernel::{
         connections::{Connection, SocketDiagnosis},
         instance::InstanceIndex,
-        maps::KernelRules,
+        maps::{KernelRules, boottime},
         pins::LinkDirectory,
     },
-    policy::{InstanceName, Mode},
+    policy::{AnyRule, InstanceName, Mode, lease::LeaseRule},
     report::human::error_chain,
 };
 
@@ -99,8 +100,17 @@ impl Daemon {
     /// Resets what instances have open and their policies deny, so that no program waits for an answer. Returns what was not
     /// reset, for people; it is logged here.
     pub(super) fn reset_denied(&mut self, names: &[&InstanceName]) -> Vec<String> {
+        self.reset(names, &[])
+    }
+
+    /// The same of an instance whose leases of these rules are over, with what began under them.
+    pub(super) fn reset_leased(&mut self, name: &InstanceName, over: Vec<LeaseRule>) -> Vec<String> {
+        self.reset(&[name], &over)
+    }
+
+    fn reset(&mut self, names: &[&InstanceName], over: &[LeaseRule]) -> Vec<String> {
         let mut not_reset = vec![];
-        let judged = self.judged(names, &mut not_reset);
+        let judged = self.judged(names, over, &mut not_reset);
         let (mut reset, mut mptcp, mut failed, mut why) = (0, 0, 0, None);
         for diagnosis in self.connections.diagnoses().filter(|_| !judged.is_empty()) {
             let open = match diagnosis.connections() {
@@ -142,7 +152,12 @@ impl Daemon {
     }
 
     /// The cgroups of instances, and by what is judged what they have open.
-    fn judged(&self, names: &[&InstanceName], not_reset: &mut Vec<String>) -> HashMap<u64, Rc<Judge>> {
+    fn judged(
+        &self,
+        names: &[&InstanceName],
+        over: &[LeaseRule],
+        not_reset: &mut Vec<String>,
+    ) -> HashMap<u64, Rc<Judge>> {
         let mut judged = HashMap::new();
         let services = self.confinement.hierarchy.services();
         let links = self.confinement.pins.all_links();
@@ -163,7 +178,16 @@ impl Daemon {
                 continue;
             }
             let policy = match self.loaded.maps.policy(instance.index) {
-                Ok(policy) => Rc::new(Judge { policy, dropped: self.names.dropped(instance.index) }),
+                Ok(policy) => Rc::new(Judge {
+                    policy,
+                    dropped: self.names.dropped(instance.index),
+                    over: over.to_vec(),
+                    named: if over.is_empty() {
+                        BTreeSet::new()
+                    } else {
+                        self.names.addresses(instance.index)
+                    },
+                }),
                 Err(error) => {
                     not_reset.push(format!("{name}: its policy cannot be read: {}", error_chain(&error)));
                     continue;
@@ -177,7 +201,7 @@ impl Daemon {
             match (self.all_outlived(name), self.retired_cgroups(name)) {
                 (Ok(outlived), Ok(retired)) => {
                     ids.extend(outlived.iter().filter(|cgroup| !retired.contains(cgroup)));
-                    let all_denied = Rc::new(Judge { policy: None, dropped: BTreeSet::new() });
+                    let all_denied = Rc::new(Judge::default());
                     judged.extend(retired.into_iter().map(|cgroup| (cgroup, Rc::clone(&all_denied))));
                 }
                 (Err(error), _) | (_, Err(error)) => {
@@ -208,10 +232,15 @@ impl Daemon {
 }
 
 /// The policy by which a cgroup's connections are judged; without one, all are denied.
+#[derive(Default)]
 struct Judge {
     policy: Option<(PolicyHeader, KernelRules)>,
     /// Addresses that only names brought which are not listed any more.
     dropped: BTreeSet<IpAddr>,
+    /// Rules of leases that are over, with what began under them.
+    over: Vec<LeaseRule>,
+    /// Addresses that names brought: what goes there may have begun by one of them.
+    named: BTreeSet<IpAddr>,
 }
 
 impl Judge {
@@ -225,9 +254,22 @@ impl Judge {
             Verdict::Allow => false,
             // Which name a connection began by, only its socket knows: its next packet is judged, and ends it where it is denied.
             Verdict::Deny(reason) if header.has_names() && may_be_allowed_by_name(reason) => {
-                self.dropped.contains(&IpAddr::from(flow.address))
+                self.dropped.contains(&IpAddr::from(flow.address)) || self.was_leased(rules, flow)
             }
             Verdict::Deny(_) => true,
         }
+    }
+
+    /// Whether a connection that the rules deny can have begun under none but the leases that are over.
+    fn was_leased(&self, rules: &KernelRules, flow: &Flow) -> bool {
+        let address = IpAddr::from(flow.address);
+        let covered = self.over.iter().any(|rule| match rule.rule() {
+            AnyRule::Network(rule) => rule.cidr().net().contains(&address) && rule.speaks_of(flow),
+            AnyRule::Name(_) => false,
+        });
+        let now = boottime();
+        covered
+            && !self.named.contains(&address)
+            && NamedFlow::of(flow).is_some_and(|flow| by_lease(rules, &flow, now).is_none())
     }
 }

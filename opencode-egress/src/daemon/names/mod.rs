@@ -341,6 +341,12 @@ impl Names {
         self.of.get(&index).map(|names| names.dropped.clone()).unwrap_or_default()
     }
 
+    /// Every address that names brought to an instance.
+    pub(in crate::daemon) fn addresses(&self, index: InstanceIndex) -> BTreeSet<IpAddr> {
+        let known = self.of.get(&index).into_iter().flat_map(|names| names.known.iter());
+        known.flat_map(|(_, known)| known.addresses().map(|(address, _)| address)).collect()
+    }
+
     /// Takes a resolver that connected in the place of the one before, and has it told everything.
     pub(in crate::daemon) fn connect(&mut self) -> Receiver<Told> {
         let receiver = self.resolvers.replace();
