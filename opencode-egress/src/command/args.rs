@@ -66,7 +66,11 @@ pub enum Command {
     Check(CheckArgs),
     /// Show what is confined, and what was denied
     Status(ReadArgs),
-    /// Watch what is confined, how much passes and what is denied
+    /// Watch what is confined, how much passes and what is denied, and answer it
+    ///
+    /// The arrows choose what was denied: `a` lets it pass for an hour, after showing the rule and asking; `e` explains the verdict, `w`
+    /// says who asked, and `n` puts the option of the NixOS module on the terminal's clipboard, where the terminal lets programs do that
+    /// (OSC 52). `?` has all keys, and `q` leaves. Without colours where NO_COLOR is set.
     Top(TopArgs),
     /// Say what becomes of a flow, and why
     ///

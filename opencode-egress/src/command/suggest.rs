@@ -144,7 +144,7 @@ fn json(rules: &[SuggestedRule]) -> Result<String> {
 }
 
 /// The NixOS module's options.
-fn nix(name: &InstanceName, rules: &[SuggestedRule]) -> String {
+pub(super) fn nix(name: &InstanceName, rules: &[SuggestedRule]) -> String {
     let (mut cidrs, mut names, mut detailed) = (String::new(), String::new(), String::new());
     for SuggestedRule { rule, attempts } in rules {
         let (list, entry) = match rule {

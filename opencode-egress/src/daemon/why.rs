@@ -58,7 +58,7 @@ impl Daemon {
             return Err(WhyError::TooOften { instance: name.clone() });
         }
         match &instance.policy {
-            Some(policy) => Ok(Why::of(name, policy, instance.recent.iter())),
+            Some(policy) => Ok(Why::of(name, policy, &self.leases.status(name), instance.recent.iter())),
             None => Err(WhyError::NoPolicy { instance: name.clone() }),
         }
     }

@@ -8,10 +8,10 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    policy::{AnyRule, InstanceName, Policy, mode_name, preset::presets},
+    policy::{AnyRule, InstanceName, Policy, lease::LeaseStatus, mode_name, preset::presets},
     report::{
         denial::{Line, LoggedDenial},
-        human::{ago, now},
+        human::{ago, duration, now},
         remedy::Remedy,
         view::place,
     },
@@ -37,6 +37,9 @@ pub struct Why {
     pub names: Shown,
     /// Rules for networks that let pass.
     pub networks: Shown,
+    /// What is granted for a time.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub leases: Vec<Leased>,
     /// What never passes.
     pub deny: Shown,
     /// Presets of which every rule is among these.
@@ -49,6 +52,15 @@ pub struct Why {
     pub refused: Vec<Refused>,
     /// How many other destinations and names were.
     pub more_refused: usize,
+}
+
+/// What is granted for a time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Leased {
+    /// A rule; or that nothing is refused.
+    pub what: String,
+    /// What is left of the time, in seconds.
+    pub seconds: u64,
 }
 
 /// The first of a list, as text.
@@ -83,10 +95,11 @@ pub struct Refused {
 }
 
 impl Why {
-    /// What an instance may know of its policy, and of its last denials, which come the oldest first.
+    /// What an instance may know of its policy, its leases, and its last denials, which come the oldest first.
     pub fn of<'a>(
         instance: &InstanceName,
         policy: &Policy,
+        leases: &[LeaseStatus],
         lately: impl DoubleEndedIterator<Item = &'a LoggedDenial>,
     ) -> Self {
         let (refused, more_refused) = refused(lately);
@@ -96,6 +109,11 @@ impl Why {
             errno: policy.errno.to_string(),
             names: Shown::of(&policy.names),
             networks: Shown::of(&policy.allow),
+            // Not who granted them, and why.
+            leases: leases
+                .iter()
+                .map(|lease| Leased { what: lease.lease.kind.to_string(), seconds: lease.seconds })
+                .collect(),
             deny: Shown::of(&policy.deny),
             presets: whole_presets(policy),
             loopback: policy.loopback.name().to_owned(),
@@ -169,7 +187,8 @@ fn reason(line: &Line) -> &str {
 
 impl fmt::Display for Why {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { instance, mode, errno, names, networks, deny, presets, loopback, listen, .. } = self;
+        let Self { instance, mode, errno, names, networks, leases, deny, presets, .. } = self;
+        let Self { loopback, listen, .. } = self;
         match mode.as_str() {
             "audit" => writeln!(
                 f,
@@ -181,13 +200,16 @@ impl fmt::Display for Why {
             )?,
         }
         writeln!(f, "\nmay be reached (a name alone: TCP port 443)")?;
-        if names.rules.is_empty() && networks.rules.is_empty() {
+        if names.rules.is_empty() && networks.rules.is_empty() && leases.is_empty() {
             writeln!(f, "  nothing")?;
         }
         names.write(f)?;
         networks.write(f)?;
         if !presets.is_empty() {
             writeln!(f, "  with these, everything of preset {}", presets.join(", "))?;
+        }
+        for Leased { what, seconds } in leases {
+            writeln!(f, "  {what}, for {} more", duration(*seconds))?;
         }
         if !deny.rules.is_empty() {
             writeln!(f, "but never")?;

@@ -17,6 +17,7 @@ mod policy_file;
 mod refusals;
 mod starts;
 mod step;
+mod top;
 mod waiting;
 mod why;
 
@@ -31,6 +32,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Scenario> {
     let others = [
         refusals::REFUSALS,
         why::WHY,
+        top::TOP,
         policy_file::POLICY_FILE,
         connections::CONNECTIONS,
         lifecycle::LIFECYCLE,

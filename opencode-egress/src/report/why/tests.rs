@@ -5,6 +5,7 @@ use crate::{
         DenialLine, QuestionLine,
         tests::{decode, event},
     },
+    report::view::tests::lease,
 };
 
 fn flow(time: u64, change: impl FnOnce(&mut DenialLine)) -> LoggedDenial {
@@ -36,7 +37,7 @@ fn policy() -> Policy {
 }
 
 fn why(policy: &Policy, lately: &[LoggedDenial]) -> Why {
-    Why::of(&"a".parse().expect("a name"), policy, lately.iter())
+    Why::of(&"a".parse().expect("a name"), policy, &[], lately.iter())
 }
 
 #[test]
@@ -96,6 +97,10 @@ fn an_agent_reads_what_it_may_and_what_to_ask_for() {
     ] {
         assert!(text.contains(part), "`{part}` is not in\n{text}");
     }
+    let leased = Why::of(&"a".parse().expect("a name"), &Policy::default(), &[lease()], [].iter());
+    let text = leased.to_string();
+    assert!(text.contains("\n  192.0.2.0/24:443/tcp, for 27m20s more\n"), "{text}");
+    assert!(!serde_json::to_string(&leased).expect("JSON").contains("uid"), "who granted it is not told");
     let quiet = why(&Policy::default(), &[]).to_string();
     assert!(quiet.contains("\n  nothing\n") && quiet.ends_with("nothing was refused lately"), "{quiet}");
     let audit = Policy { mode: crate::policy::Mode::Audit, ..policy() };
