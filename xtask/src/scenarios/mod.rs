@@ -47,6 +47,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Scenario> {
         names::KEPT,
         names::CHANGED,
         names::HOSTILE,
+        names::LEASES,
         names::RACE,
         places::PLACES,
     ];

@@ -181,6 +181,7 @@ impl Daemon {
                 Ok(policy) => Rc::new(Judge {
                     policy,
                     dropped: self.names.dropped(instance.index),
+                    leased: instance.policy.iter().flat_map(|policy| policy.leased.all().cloned()).collect(),
                     over: over.to_vec(),
                     named: if over.is_empty() {
                         BTreeSet::new()
@@ -237,6 +238,8 @@ struct Judge {
     policy: Option<(PolicyHeader, KernelRules)>,
     /// Addresses that only names brought which are not listed any more.
     dropped: BTreeSet<IpAddr>,
+    /// Rules of its leases, of those that ended too.
+    leased: Vec<LeaseRule>,
     /// Rules of leases that are over, with what began under them.
     over: Vec<LeaseRule>,
     /// Addresses that names brought: what goes there may have begun by one of them.
@@ -252,8 +255,11 @@ impl Judge {
         let verdict = header.judge_resolver(flow).unwrap_or_else(|| decide(rules, flow).settle(|| true));
         match verdict {
             Verdict::Allow => false,
-            // Which name a connection began by, only its socket knows: its next packet is judged, and ends it where it is denied.
-            Verdict::Deny(reason) if header.has_names() && may_be_allowed_by_name(reason) => {
+            // Which name or lease a connection began by, only its socket knows: its next packet is judged, and ends it where it is denied.
+            Verdict::Deny(reason)
+                if may_be_allowed_by_name(reason)
+                    && (header.name_grants > 0 || covers(&self.leased, flow) || covers(&self.over, flow)) =>
+            {
                 self.dropped.contains(&IpAddr::from(flow.address)) || self.was_leased(rules, flow)
             }
             Verdict::Deny(_) => true,
@@ -263,13 +269,19 @@ impl Judge {
     /// Whether a connection that the rules deny can have begun under none but the leases that are over.
     fn was_leased(&self, rules: &KernelRules, flow: &Flow) -> bool {
         let address = IpAddr::from(flow.address);
-        let covered = self.over.iter().any(|rule| match rule.rule() {
-            AnyRule::Network(rule) => rule.cidr().net().contains(&address) && rule.speaks_of(flow),
-            AnyRule::Name(_) => false,
-        });
         let now = boottime();
-        covered
+        covers(&self.over, flow)
             && !self.named.contains(&address)
             && NamedFlow::of(flow).is_some_and(|flow| by_lease(rules, &flow, now).is_none())
     }
+}
+
+/// Whether a flow is one of a lease of a network.
+fn covers(leases: &[LeaseRule], flow: &Flow) -> bool {
+    leases.iter().any(|rule| match rule.rule() {
+        AnyRule::Network(rule) => {
+            rule.cidr().net().contains(&IpAddr::from(flow.address)) && rule.speaks_of(flow)
+        }
+        AnyRule::Name(_) => false,
+    })
 }
