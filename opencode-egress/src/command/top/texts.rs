@@ -8,6 +8,7 @@ use crate::{
         AnyRule, InstanceName, Invalid, PortRange, RuleProtocol, lease::LeaseRule, suggest::SuggestedRule,
     },
     report::{
+        caller::Caller,
         denial::{Line, LoggedDenial},
         human::local_time,
     },
@@ -44,7 +45,11 @@ pub(super) fn who(event: &LoggedDenial, times: u64) -> String {
             add("process", known.then(|| line.pid.to_string()));
             add("name", Some(line.comm.clone()).filter(|comm| !comm.is_empty()));
             add("user", known.then(|| line.uid.to_string()));
-            add("hook", Some(line.hook.clone()));
+            let Caller { exe, via, cgroup } = &line.caller;
+            add("program", exe.clone());
+            add("via", (!via.is_empty()).then(|| via.join(" < ")));
+            // The unit's own is not written.
+            cgroup.iter().for_each(|cgroup| add("cgroup", Some(cgroup.clone())));
         }
         Line::Question(line) => {
             add("user", line.uid.map(|uid| uid.to_string()));

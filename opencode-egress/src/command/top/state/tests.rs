@@ -1,5 +1,6 @@
 use super::*;
 use crate::report::{
+    caller::Caller,
     denial::{Line, QuestionLine},
     view::tests::{event, status},
 };
@@ -130,11 +131,19 @@ fn what_no_lease_lets_pass_is_said() {
 #[test]
 fn the_other_keys_explain_say_who_and_copy() {
     let mut top = chosen();
+    let mut from_curl = event(1_790_000_001);
+    if let Line::Flow(line) = &mut from_curl.line {
+        let via = ["curl", "bash"].map(str::to_owned).to_vec();
+        line.caller = Caller { exe: Some("/usr/bin/curl".to_owned()), via, cgroup: None };
+    }
+    top.add_denial(from_curl);
     let target = "203.0.113.9:443/tcp".parse().expect("a target");
     assert_eq!(key(&mut top, 'e'), Some(Action::Explain { instance: "b".to_owned(), target }));
     assert_eq!(key(&mut top, 'w'), None);
     let shown = panel(&top);
-    assert!(shown.contains("process   42\nname      node\nuser      987\n"), "{shown}");
+    let known =
+        "process   42\nname      node\nuser      987\nprogram   /usr/bin/curl\nvia       curl < bash\n";
+    assert!(shown.contains(known), "{shown}");
     key(&mut top, ' ');
     let Some(Action::Copy(option)) = key(&mut top, 'n') else { panic!("an option") };
     assert!(
