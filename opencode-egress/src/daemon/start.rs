@@ -9,7 +9,7 @@ use tracing::error;
 
 use super::{
     DaemonError,
-    connections::places::Connections,
+    connections::{InForceBefore, places::Connections},
     fold, last_applied,
     names::Names,
     policies, predecessor,
@@ -97,7 +97,7 @@ impl Daemon {
             daemon.retire_predecessors(|name| before(name) != now(name));
             // What could not be is logged there.
             let names: Vec<_> = daemon.instances.keys().cloned().collect();
-            daemon.reset_denied(&names.iter().collect::<Vec<_>>());
+            daemon.reset_denied(&names.iter().collect::<Vec<_>>(), InForceBefore::new());
         }
         if let Some(why) = &daemon.policies.reload_error {
             error!(

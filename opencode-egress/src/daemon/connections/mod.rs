@@ -12,6 +12,7 @@ use std::{
 use opencode_egress_common::{
     abi::PolicyHeader,
     decide::{Verdict, decide},
+    flow::Flow,
     names::may_be_allowed_by_name,
 };
 use tracing::{info, warn};
@@ -32,6 +33,13 @@ use crate::{
 const RESETS: usize = 256;
 /// How many of them may have all sockets searched.
 const SEARCHES: usize = 8;
+
+/// A policy as the kernel has it.
+type InForce = (PolicyHeader, KernelRules);
+
+/// The policies by which instances were judged before a change, of those instances whose new policy has name rules.
+pub(super) type InForceBefore = HashMap<InstanceIndex, InForce>;
+
 impl Daemon {
     /// Resets sockets whose packets were refused, so that no program waits for an answer. Returns whether there may be more.
     pub fn take_resets(&mut self) -> bool {
@@ -96,11 +104,11 @@ impl Daemon {
         Ok(())
     }
 
-    /// Resets what instances have open and their policies deny, so that no program waits for an answer. Returns what was not
-    /// reset, for people; it is logged here.
-    pub(super) fn reset_denied(&mut self, names: &[&InstanceName]) -> Vec<String> {
+    /// Resets what instances have open and their policies deny, so that no program waits for an answer; `before` is what was in force
+    /// until now. Returns what was not reset, for people; it is logged here.
+    pub(super) fn reset_denied(&mut self, names: &[&InstanceName], before: InForceBefore) -> Vec<String> {
         let mut not_reset = vec![];
-        let judged = self.judged(names, &mut not_reset);
+        let judged = self.judged(names, before, &mut not_reset);
         let (mut reset, mut mptcp, mut failed, mut why) = (0, 0, 0, None);
         for diagnosis in self.connections.diagnoses().filter(|_| !judged.is_empty()) {
             let open = match diagnosis.connections() {
@@ -142,7 +150,12 @@ impl Daemon {
     }
 
     /// The cgroups of instances, and by what is judged what they have open.
-    fn judged(&self, names: &[&InstanceName], not_reset: &mut Vec<String>) -> HashMap<u64, Rc<Judge>> {
+    fn judged(
+        &self,
+        names: &[&InstanceName],
+        mut before: InForceBefore,
+        not_reset: &mut Vec<String>,
+    ) -> HashMap<u64, Rc<Judge>> {
         let mut judged = HashMap::new();
         let services = self.confinement.hierarchy.services();
         let links = self.confinement.pins.all_links();
@@ -163,7 +176,12 @@ impl Daemon {
                 continue;
             }
             let policy = match self.loaded.maps.policy(instance.index) {
-                Ok(policy) => Rc::new(Judge { policy, dropped: self.names.dropped(instance.index) }),
+                Ok(policy) => Rc::new(Judge {
+                    policy,
+                    before: before.remove(&instance.index),
+                    dropped: self.names.dropped(instance.index),
+                    known: self.names.addresses(instance.index),
+                }),
                 Err(error) => {
                     not_reset.push(format!("{name}: its policy cannot be read: {}", error_chain(&error)));
                     continue;
@@ -177,7 +195,7 @@ impl Daemon {
             match (self.all_outlived(name), self.retired_cgroups(name)) {
                 (Ok(outlived), Ok(retired)) => {
                     ids.extend(outlived.iter().filter(|cgroup| !retired.contains(cgroup)));
-                    let all_denied = Rc::new(Judge { policy: None, dropped: BTreeSet::new() });
+                    let all_denied = Rc::new(Judge::default());
                     judged.extend(retired.into_iter().map(|cgroup| (cgroup, Rc::clone(&all_denied))));
                 }
                 (Err(error), _) | (_, Err(error)) => {
@@ -208,26 +226,40 @@ impl Daemon {
 }
 
 /// The policy by which a cgroup's connections are judged; without one, all are denied.
+#[derive(Default)]
 struct Judge {
-    policy: Option<(PolicyHeader, KernelRules)>,
+    policy: Option<InForce>,
+    /// The policy before it.
+    before: Option<InForce>,
     /// Addresses that only names brought which are not listed any more.
     dropped: BTreeSet<IpAddr>,
+    /// Addresses that listed names brought.
+    known: BTreeSet<IpAddr>,
 }
 
 impl Judge {
     fn denies(&self, Connection { flow, local_port, .. }: &Connection) -> bool {
         let Some((header, rules)) = &self.policy else { return true };
-        if header.listens_on(*local_port) {
-            return false;
-        }
-        let verdict = header.judge_resolver(flow).unwrap_or_else(|| decide(rules, flow).settle(|| true));
-        match verdict {
+        match judge(header, rules, flow, *local_port) {
             Verdict::Allow => false,
-            // Which name a connection began by, only its socket knows: its next packet is judged, and ends it where it is denied.
+            // Which name a connection began by, only its socket knows: its next packet is judged, and ends it where it is denied. One that
+            // networks allowed until now began by none, unless these networks came after it.
             Verdict::Deny(reason) if header.has_names() && may_be_allowed_by_name(reason) => {
-                self.dropped.contains(&IpAddr::from(flow.address))
+                let address = IpAddr::from(flow.address);
+                let by_network =
+                    |(header, rules): &InForce| judge(header, rules, flow, *local_port) == Verdict::Allow;
+                self.dropped.contains(&address)
+                    || !self.known.contains(&address) && self.before.as_ref().is_some_and(by_network)
             }
             Verdict::Deny(_) => true,
         }
     }
+}
+
+/// What the networks and listeners of a policy say of a connection.
+fn judge(header: &PolicyHeader, rules: &KernelRules, flow: &Flow, local_port: u16) -> Verdict {
+    if header.listens_on(local_port) {
+        return Verdict::Allow;
+    }
+    header.judge_resolver(flow).unwrap_or_else(|| decide(rules, flow).settle(|| true))
 }

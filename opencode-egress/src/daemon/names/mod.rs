@@ -243,15 +243,11 @@ impl Names {
             names.mode = mode;
             let rules = Arc::clone(&names.rules);
             let listed = |name: &DnsName| rules.iter().any(|compiled| compiled.rule.pattern().matches(name));
-            let addresses = |known: &KnownNames| -> BTreeSet<IpAddr> {
-                known.iter().flat_map(|(_, known)| known.addresses().map(|(address, _)| address)).collect()
-            };
-            let (before, count) = (addresses(&names.known), names.known.count());
+            let (before, count) = (names.known.addresses(), names.known.count());
             names.known.retain(listed);
             names.denied.retain(|name| mode == Mode::Audit && !listed(name));
             self.stale |= names.known.count() != count;
-            names.denied.retain(|name| mode == Mode::Audit && !listed(name));
-            names.dropped = &before - &addresses(&names.known);
+            names.dropped = &before - &names.known.addresses();
             self.resolvers.tell(names.told(index));
         }
     }
@@ -339,6 +335,11 @@ impl Names {
     /// Addresses that only names brought to an instance which the last change of its policy dropped.
     pub(in crate::daemon) fn dropped(&self, index: InstanceIndex) -> BTreeSet<IpAddr> {
         self.of.get(&index).map(|names| names.dropped.clone()).unwrap_or_default()
+    }
+
+    /// Addresses that an instance's names brought, as far as is known.
+    pub(in crate::daemon) fn addresses(&self, index: InstanceIndex) -> BTreeSet<IpAddr> {
+        self.of.get(&index).map(|names| names.known.addresses()).unwrap_or_default()
     }
 
     /// Takes a resolver that connected in the place of the one before, and has it told everything.

@@ -18,6 +18,7 @@ pub(in crate::daemon) use self::{
 };
 use crate::{
     daemon::{
+        connections::InForceBefore,
         error::DaemonError,
         policies::read::ChangedPolicy,
         state::{Daemon, InstanceState},
@@ -105,6 +106,7 @@ impl Daemon {
         let first = self.policies.applied == 0;
         self.claim_numbers(&policies)?;
         let had_names: BTreeSet<_> = self.names.of.keys().copied().collect();
+        let before = self.in_force_before(&changed);
         let in_force = self.put_in_force(changed, &policies, &log, resolver.mark);
         self.confinement.soon.clear();
         let Changes { with_names, other_mode, new, entries, mut judged } = match in_force {
@@ -152,7 +154,15 @@ impl Daemon {
         if !first {
             self.names.forget_unlisted();
         }
-        Ok(self.reset_denied(&judged.iter().collect::<Vec<_>>()))
+        Ok(self.reset_denied(&judged.iter().collect::<Vec<_>>(), before))
+    }
+
+    /// What judges the instances now whose new policies have name rules. What this daemon did not put in force it cannot read: the next
+    /// packets are judged all the same.
+    fn in_force_before(&self, changed: &BTreeMap<InstanceName, ChangedPolicy>) -> InForceBefore {
+        let with_names = changed.iter().filter(|(_, policy)| !policy.names.is_empty());
+        let indices = with_names.filter_map(|(name, _)| self.numbers.known().get(name).copied());
+        indices.filter_map(|index| Some((index, self.loaded.maps.policy(index).ok()??))).collect()
     }
 
     /// Puts policies in force: all of these, or none. What else was done for them until then is the caller's to undo.
