@@ -1,5 +1,6 @@
 //! What is shown of a denial and of the state: the journal, metrics, status and the views of it.
 
+pub mod caller;
 pub mod denial;
 pub mod history;
 pub mod human;

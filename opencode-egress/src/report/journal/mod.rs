@@ -96,6 +96,9 @@ fn denial(instance: &str, line: &DenialLine) -> Entry {
     fields.extend(line.asked.map(|asked| ("EGRESS_ASKED", asked.to_string())));
     fields.extend(line.lport.map(|port| ("EGRESS_LPORT", port.to_string())));
     fields.extend(line.name.clone().map(|name| ("EGRESS_NAME", name)));
+    fields.extend(line.caller.exe.clone().map(|exe| ("EGRESS_EXE", exe)));
+    fields.extend((!line.caller.via.is_empty()).then(|| ("EGRESS_VIA", line.caller.via.join(","))));
+    fields.extend(line.caller.cgroup.clone().map(|cgroup| ("EGRESS_CGROUP", cgroup)));
     fields.extend(line.hint.clone().map(|hint| ("EGRESS_HINT", hint)));
     let id = if line.is_of_bind() { BIND_DENIED_ID } else { DENIED_ID };
     entry(instance, id, mode, &line.to_string(), &fields)

@@ -1,5 +1,6 @@
 use super::*;
 use crate::report::{
+    caller::Caller,
     denial::LoggedDenial,
     status::{CountersStatus, QuestionsStatus},
 };
@@ -61,6 +62,7 @@ pub(crate) fn event(time: u64) -> LoggedDenial {
         audit: false,
         hint: None,
         name: None,
+        caller: Caller::default(),
     };
     LoggedDenial { time, instance: "b".to_owned(), line: Line::Flow(line) }
 }
