@@ -49,10 +49,10 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
         instance: "my-project".to_owned(),
         line: Line::Flow(shown),
     };
-    let reply = serde_json::to_vec(&Reply::Event(event.clone())).expect("an event can be written");
+    let reply = serde_json::to_vec(&Reply::Event(Box::new(event.clone()))).expect("an event can be written");
     assert!(!reply.contains(&b'\n'), "an answer is one line");
     match serde_json::from_slice(&reply) {
-        Ok(Reply::Event(read)) => assert_eq!(read, event),
+        Ok(Reply::Event(read)) => assert_eq!(*read, event),
         other => panic!("{other:?} instead of {event:?}"),
     }
 });

@@ -84,8 +84,10 @@ pub enum Command {
     ///
     /// From everything that was denied since the kernel began to count, also what the log's limits left out; with
     /// --since from the journal. What the policy file allows by now is left out, so an edit counts before it is
-    /// applied. What was asked for by name becomes a rule for the name. No network of several hosts covers any part of a
-    /// deny rule. Judge each one before it is pasted into the policy: a denial may have had good reason.
+    /// applied. What was asked for by name becomes a rule for the name, or a preset where at least half of its names were
+    /// asked for. What was tried within one minute and no more, by programs that a shell started, is set apart: it is what an
+    /// agent typed, and not what its server needs. No network of several hosts covers any part of a deny rule. Judge each one
+    /// before it is pasted into the policy: a denial may have had good reason.
     Suggest(SuggestArgs),
     /// Print lists of names that go together, by the service or tool that needs them
     ///
@@ -296,6 +298,9 @@ pub struct SuggestArgs {
     /// Print options of the NixOS module
     #[arg(long, conflicts_with = "json")]
     pub nix: bool,
+    /// Print what is to stand in `allow` besides, as a JSON array; without what is set apart
+    #[arg(long, conflicts_with_all = ["json", "nix"])]
+    pub policy: bool,
     /// The widest IPv4 network to suggest, as a prefix length from 8 to 32; 32 for single addresses
     #[arg(long, value_name = "N", default_value_t = 24, value_parser = clap::value_parser!(u8).range(8..=32))]
     pub max_prefix_v4: u8,

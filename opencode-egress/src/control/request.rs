@@ -105,7 +105,7 @@ pub enum Reply {
     /// The answer to [`Request::Explain`].
     Explained(Box<Explanation>),
     /// One denial; an answer to [`Request::Events`] has one for each.
-    Event(LoggedDenial),
+    Event(Box<LoggedDenial>),
     /// The end of an answer to [`Request::Events`] without `follow`; also the answer where there is nothing to tell.
     End,
     /// Every destination that was denied, as far as the kernel remembers.

@@ -265,6 +265,7 @@ mod tests {
                 },
                 ..NamesStatus::default()
             }),
+            steady: vec![],
             last_denial: None,
             removed: false,
             detached: false,

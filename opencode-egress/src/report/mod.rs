@@ -7,4 +7,5 @@ pub mod human;
 pub mod journal;
 pub mod metrics;
 pub mod status;
+pub mod tried;
 pub mod view;

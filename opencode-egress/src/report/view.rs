@@ -12,7 +12,7 @@ use crate::{
         human::{ago, bytes, count, local_time},
         status::{
             FailedAttach, InstanceStatus, LimitsStatus, NamesStatus, ReachedLimit, SocketsStatus, Status,
-            UnitStatus,
+            SteadyDenial, UnitStatus,
         },
     },
 };
@@ -159,6 +159,13 @@ impl InstanceStatus {
                 );
             }
         }
+        for steady in self.steady.iter().take(STEADY_SHOWN) {
+            add(Severity::Look, steady.text());
+        }
+        if let Some(more @ 1..) = self.steady.len().checked_sub(STEADY_SHOWN) {
+            let which = format!("`opencode-egress suggest {name}` has them");
+            add(Severity::Look, format!("{more} more are denied steadily; {which}"));
+        }
         if self.mode == "audit" {
             add(Severity::Open, "mode audit: what the policy denies is told, and passes".to_owned());
         }
@@ -171,6 +178,21 @@ impl InstanceStatus {
         }
         notices.sort_by_key(|notice| notice.severity);
         notices
+    }
+}
+
+/// What is denied steadily that is shown; the rest is counted.
+const STEADY_SHOWN: usize = 3;
+
+impl SteadyDenial {
+    fn text(&self) -> String {
+        let Self { rule, attempts, tried } = self;
+        let denials = count(*attempts);
+        let since = tried.first.map(|first| format!(" since {}", local_time(first))).unwrap_or_default();
+        let by = tried.programs().map(|programs| format!(", by {programs}")).unwrap_or_default();
+        format!(
+            "`{rule}` is denied steadily, {denials} times{since}{by}; add \"{rule}\" to `allow` if it should pass"
+        )
     }
 }
 

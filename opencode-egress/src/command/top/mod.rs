@@ -113,7 +113,7 @@ fn pass_on(socket: &Path, sender: &Sender<LoggedDenial>) {
     let request = Request::Events { instance: None, follow: true };
     let Ok(mut client) = Client::ask(socket, &request, Duration::ZERO) else { return };
     while let Ok(Reply::Event(event)) = client.reply(None) {
-        if sender.send(event).is_err() {
+        if sender.send(*event).is_err() {
             return;
         }
     }

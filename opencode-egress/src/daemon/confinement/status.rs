@@ -58,6 +58,7 @@ impl Daemon {
                 failed_attach: failed_attach.clone(),
                 counters,
                 names,
+                steady: self.steady(instance)?,
                 last_denial: recent.back().cloned(),
             };
             instances.insert(name.to_string(), status);

@@ -211,7 +211,7 @@ impl Server {
             Err(error) => return send(stream, &Reply::Error(error_chain(&error))).await,
         };
         for event in recent {
-            send(stream, &Reply::Event(event)).await?;
+            send(stream, &Reply::Event(Box::new(event))).await?;
         }
         if !follow {
             return send(stream, &Reply::End).await;
@@ -224,7 +224,7 @@ impl Server {
             };
             match event {
                 Ok(event) if instance.as_ref().is_none_or(|name| *name == event.instance) => {
-                    send(stream, &Reply::Event(event)).await?;
+                    send(stream, &Reply::Event(Box::new(event))).await?;
                 }
                 // A reader that is too slow misses some here; the journal has them.
                 Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
