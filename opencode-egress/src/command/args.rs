@@ -59,7 +59,8 @@ pub enum Command {
     Exec(ExecArgs),
     /// Validate a policy file and print what it compiles to
     ///
-    /// Also says which listeners are at no address of this machine, which is no error.
+    /// Also says which listeners are at no address of this machine, which is no error. With --against, says what of an instance's past the
+    /// file would judge otherwise.
     Check(CheckArgs),
     /// Show what is confined, and what was denied
     Status(ReadArgs),
@@ -202,6 +203,20 @@ pub struct CheckArgs {
     /// The policy file
     #[arg(default_value = POLICY_FILE)]
     pub file: PathBuf,
+    /// Instead, compare the file with what this instance did, by the journal: say what of that which passed the file would refuse, and what of
+    /// that which was refused it would let pass. Exit status: 0 if neither, 3 if it would refuse something that passed, 4 if it would
+    /// only let more pass
+    #[arg(long, value_name = "NAME")]
+    pub against: Option<InstanceName>,
+    /// With --against, since when, as in -1h, yesterday or "2026-11-21 20:00"
+    #[arg(
+        long,
+        value_name = "WHEN",
+        default_value = "-7d",
+        allow_hyphen_values = true,
+        requires = "against"
+    )]
+    pub since: String,
     /// Print JSON
     #[arg(long)]
     pub json: bool,

@@ -28,10 +28,10 @@ use crate::command::args::Command;
 pub fn run(command: &Command) -> Result<ExitCode> {
     match command {
         Command::Exec(args) => return exec::exec(args),
+        Command::Check(args) => return check::check(args),
         Command::Run(args) => run::run(args)?,
         Command::Resolve(args) => resolve::resolve(args)?,
         Command::Attach(args) => attach::attach(args)?,
-        Command::Check(args) => check::check(args)?,
         Command::Status(args) => client::status(args)?,
         Command::Top(args) => top::top(args)?,
         Command::Explain(args) => client::explain(args)?,

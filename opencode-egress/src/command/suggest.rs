@@ -57,7 +57,8 @@ pub(super) fn suggest(args: &SuggestArgs) -> Result<()> {
 type Denied = (Vec<DeniedDestination>, Vec<DeniedName>);
 
 fn from_journal(name: &InstanceName, since: &str) -> Result<Denied> {
-    let History { lines, left_out } = history::read(name, since)?;
+    let History { lines, left_out, .. } =
+        history::read(name, since).context("without --since, the daemon is asked instead")?;
     if left_out > 0 {
         eprintln!(
             "opencode-egress: {left_out} denials since then are not in the journal, for its limits; without --since, all that the kernel remembers counts"

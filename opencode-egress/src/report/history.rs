@@ -1,6 +1,7 @@
 //! An instance's denials as the journal has them.
 
 use std::{
+    collections::BTreeSet,
     io::{self, BufRead as _, BufReader, Read as _},
     net::IpAddr,
     process::{Command, Stdio},
@@ -24,6 +25,8 @@ use crate::{
 pub struct History {
     /// What the lines say.
     pub lines: DeniedLines,
+    /// Listed names that were asked for.
+    pub allowed: BTreeSet<String>,
     /// Denials that the log's limits, or a full ring buffer, kept out of the journal.
     pub left_out: u64,
 }
@@ -32,7 +35,7 @@ pub struct History {
 #[derive(Debug, thiserror::Error)]
 pub enum HistoryError {
     /// journalctl cannot be run, or what it prints not be read.
-    #[error("cannot run journalctl; leave out --since to ask the daemon")]
+    #[error("cannot run journalctl, which reads the journal")]
     Run(#[source] io::Error),
     /// journalctl failed, and said this.
     #[error("journalctl: {0}")]
@@ -49,6 +52,7 @@ struct Entry {
     egress_reason: Option<String>,
     egress_name: Option<String>,
     egress_query: Option<String>,
+    egress_allowed: Option<String>,
     egress_comm: Option<String>,
     egress_via: Option<String>,
     egress_mode: Option<String>,
@@ -60,7 +64,7 @@ struct Entry {
     time: Option<String>,
 }
 
-const FIELDS: &str = "EGRESS_PROTO,EGRESS_DST,EGRESS_DPORT,EGRESS_REASON,EGRESS_NAME,EGRESS_QUERY,EGRESS_COMM,EGRESS_VIA,EGRESS_MODE,EGRESS_SUPPRESSED,EGRESS_LIMITED,EGRESS_LOST";
+const FIELDS: &str = "EGRESS_PROTO,EGRESS_DST,EGRESS_DPORT,EGRESS_REASON,EGRESS_NAME,EGRESS_QUERY,EGRESS_ALLOWED,EGRESS_COMM,EGRESS_VIA,EGRESS_MODE,EGRESS_SUPPRESSED,EGRESS_LIMITED,EGRESS_LOST";
 
 /// Reads an instance's denials; `since` is anything that `journalctl --since` takes.
 ///
@@ -91,13 +95,15 @@ pub fn read(instance: &InstanceName, since: &str) -> Result<History, HistoryErro
     if !journalctl.wait().map_err(HistoryError::Run)?.success() {
         return Err(HistoryError::Journalctl(complaint.trim().to_owned()));
     }
-    Ok(History { lines: collected.lines, left_out: collected.left_out })
+    let Collected { lines, allowed, left_out } = collected;
+    Ok(History { lines, allowed, left_out })
 }
 
 /// The journal's lines of an instance, as far as they are read.
 #[derive(Default)]
 struct Collected {
     lines: DeniedLines,
+    allowed: BTreeSet<String>,
     left_out: u64,
 }
 
@@ -107,6 +113,7 @@ impl Collected {
         let Ok(entry) = serde_json::from_str::<Entry>(line) else { return };
         let number = |text: Option<String>| text.and_then(|text| text.parse().ok()).unwrap_or(0_u64);
         self.left_out += number(entry.egress_limited) + number(entry.egress_lost);
+        self.allowed.extend(entry.egress_allowed);
         let at = number(entry.time) / 1_000_000;
         let via: Vec<_> = entry.egress_via.iter().flat_map(|via| via.split(',')).map(str::to_owned).collect();
         let line = TriedLine {
@@ -146,6 +153,7 @@ mod tests {
             r#"{"EGRESS_PROTO":"tcp","EGRESS_DST":"203.0.113.9","EGRESS_DPORT":"443","EGRESS_REASON":"not-allowed","EGRESS_SUPPRESSED":"7","EGRESS_COMM":"node","__REALTIME_TIMESTAMP":"1700000100000000"}"#,
             r#"{"EGRESS_PROTO":"tcp","EGRESS_DST":"203.0.113.9","EGRESS_DPORT":"443","EGRESS_REASON":"bind-not-listed"}"#,
             r#"{"EGRESS_LIMITED":"5","EGRESS_LOST":"1"}"#,
+            r#"{"EGRESS_ALLOWED":"listed.example.org"}"#,
             r#"{"MESSAGE":"of something else"}"#,
             r#"{"EGRESS_PROTO":"tcp","EGRESS_DST":"nowhere","EGRESS_DPORT":"443","EGRESS_REASON":"not-allowed"}"#,
         ] {
@@ -174,5 +182,6 @@ mod tests {
         assert_eq!(tried.programs().as_deref(), Some("curl of bash, node"));
         assert_eq!((names[0].name.as_str(), names[0].attempts, names.len()), ("api.example.org", 4, 1));
         assert_eq!(collected.left_out, 6);
+        assert_eq!(collected.allowed, ["listed.example.org".to_owned()].into());
     }
 }

@@ -166,6 +166,11 @@ impl DeniedLines {
 }
 
 impl Said {
+    /// Whether it passed at some time, and whether it was refused at some.
+    pub fn both(&self) -> (bool, bool) {
+        (self.passed > 0, self.passed < self.attempts)
+    }
+
     fn add(&mut self, line: &TriedLine) {
         self.attempts += line.denials;
         self.passed += if line.passed { line.denials } else { 0 };
@@ -218,8 +223,8 @@ mod tests {
     #[test]
     fn a_provider_that_is_missing_is_denied_steadily_wherever_its_addresses_are() {
         // Its name has another address each time.
-        let by_name =
-            (0..6).map(|time| flow(1000 + time * 150, [203, 0, 113, time as u8], Some("cdn.example.org")));
+        let by_name = (0..6_u8)
+            .map(|time| flow(1000 + u64::from(time) * 150, [203, 0, 113, time], Some("cdn.example.org")));
         let (destinations, names) = lines(by_name).steady(2000);
         assert_eq!((destinations.len(), names.len()), (6, 0));
         assert_eq!((destinations[0].attempts, destinations[0].tried.times), (3, 6));
@@ -230,8 +235,7 @@ mod tests {
 
     #[test]
     fn a_scan_is_not_and_neither_is_what_was_tried_for_a_minute() {
-        let scan =
-            (0..2000_u64).map(|at| flow(1000 + at, [198, 51, (at / 200) as u8, (at % 200) as u8], None));
+        let scan = (0..2000_u32).map(|at| flow(1000 + u64::from(at), (0xc633_0000 + at).to_be_bytes(), None));
         let scanned = lines(scan);
         assert_eq!(scanned.steady(3000), (vec![], vec![]));
         assert_eq!(scanned.flows.len(), MOST, "there is an end to what is remembered");

@@ -1,5 +1,6 @@
 //! Names: what is known of them, by instance, and who resolves them. [`learn`] is how it comes to be known.
 
+mod allowed;
 mod denied;
 mod learn;
 mod questions;
@@ -27,6 +28,7 @@ use tokio::sync::mpsc::Receiver;
 pub(in crate::daemon) use self::resolver::Told;
 pub use self::weigh::{Weighed, weigh};
 use self::{
+    allowed::AllowedNames,
     denied::DeniedNames,
     resolver::Resolvers,
     servers::DeniedServers,
@@ -90,6 +92,7 @@ pub(in crate::daemon) struct InstanceNames {
     pub(in crate::daemon) sockets: ResolverSockets,
     pub(in crate::daemon) questions: Questions,
     denied: DeniedNames,
+    allowed: AllowedNames,
     /// Servers that hellos named and that are not listed.
     pub(in crate::daemon) servers: DeniedServers,
     /// Addresses that only names brought which the last change of the policy dropped.
@@ -207,6 +210,7 @@ impl Names {
                 sockets,
                 questions: Questions::default(),
                 denied: DeniedNames::default(),
+                allowed: AllowedNames::default(),
                 servers: DeniedServers::default(),
                 dropped: BTreeSet::new(),
             };
@@ -245,6 +249,7 @@ impl Names {
             let listed = |name: &DnsName| rules.iter().any(|compiled| compiled.rule.pattern().matches(name));
             let (before, count) = (names.known.addresses(), names.known.count());
             names.known.retain(listed);
+            names.allowed.retain(listed);
             names.denied.retain(|name| mode == Mode::Audit && !listed(name));
             self.stale |= names.known.count() != count;
             names.dropped = &before - &names.known.addresses();
