@@ -246,8 +246,8 @@ mod tests {
 
     /// What passed and what was refused.
     fn past() -> History {
-        let mut history = History::default();
-        history.allowed = ["api.example.org", "old.example.org"].map(str::to_owned).into();
+        let allowed = ["api.example.org", "old.example.org"].map(str::to_owned).into();
+        let mut history = History { allowed, ..History::default() };
         let lines = &mut history.lines;
         lines.add_question("refused.example.org".to_owned(), line(3, false));
         lines.add_question("audited.example.org".to_owned(), line(1, true));
