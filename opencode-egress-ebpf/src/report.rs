@@ -10,8 +10,8 @@
 use aya_ebpf::{
     bindings::{BPF_NOEXIST, BPF_RB_AVAIL_DATA},
     helpers::{
-        bpf_get_current_pid_tgid, bpf_get_current_uid_gid, bpf_ktime_get_ns, bpf_ringbuf_query,
-        bpf_ringbuf_reserve, bpf_ringbuf_submit, generated::bpf_get_current_comm,
+        bpf_get_current_pid_tgid, bpf_get_current_uid_gid, bpf_ktime_get_boot_ns, bpf_ktime_get_ns,
+        bpf_ringbuf_query, bpf_ringbuf_reserve, bpf_ringbuf_submit, generated::bpf_get_current_comm,
     },
 };
 use opencode_egress_common::{
@@ -86,11 +86,18 @@ pub(crate) unsafe fn tell_process(event: *mut Event) {
     }
 }
 
+/// Whether a time of audit mode is over; 0 is never.
+#[inline(always)]
+fn is_over(until: u32) -> bool {
+    // SAFETY: the helper has no arguments and cannot fail.
+    until != 0 && unsafe { bpf_ktime_get_boot_ns() } / 1_000_000_000 >= u64::from(until)
+}
+
 /// Counts and reports a denial. Returns whether the flow passes all the same, which only audit mode makes it do.
 #[inline(always)]
 pub(crate) fn denied(instance: &Instance, denial: &Denial<'_>, details: &impl Details) -> bool {
     let audit = match instance.head() {
-        Some(head) => head.mode == Mode::Audit as u32,
+        Some(head) => head.mode == Mode::Audit as u32 && !is_over(head.audit_until),
         None => false,
     };
     #[cfg(feature = "log")]

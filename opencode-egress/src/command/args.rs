@@ -9,6 +9,7 @@ use crate::{
     daemon::serve::exposition,
     policy::{
         AnyRule, Errno, InstanceName, Loopback, Rule,
+        lease::{LeaseRule, LeaseTime, Reason},
         preset::{Preset, preset},
     },
 };
@@ -99,6 +100,16 @@ pub enum Command {
     Reload(ControlArgs),
     /// Take an instance's links away, on purpose: its running units are no longer confined
     Detach(DetachArgs),
+    /// Grant an instance a rule for a time: a lease
+    ///
+    /// It is in force for new flows at once, and until its time is over; what began under it goes on then, unless it is granted with --hard.
+    /// No deny rule of the policy file is passed. The same rule again takes the place of the lease that is there: its time, its reason and
+    /// --hard. A lease outlives a restart of the daemon, a reload and an upgrade, but not the machine. The journal has who granted it.
+    Allow(AllowArgs),
+    /// End a lease before its time, and what began under it
+    Revoke(RevokeArgs),
+    /// Print the leases in force, those that end first in front
+    Leases(LeasesArgs),
     /// Print a shell's completions
     Completions {
         /// The shell
@@ -342,4 +353,54 @@ pub struct DetachArgs {
     /// Where to reach the daemon.
     #[command(flatten)]
     pub control: ControlArgs,
+}
+
+/// Arguments of `allow`.
+#[derive(Debug, Args)]
+#[group(id = "end", required = true, multiple = false, args = ["time", "until"])]
+pub struct AllowArgs {
+    /// The instance
+    pub name: InstanceName,
+    /// A network or a name, for TCP and UDP, as in 10.10.0.0/16, 203.0.113.0/24:443,8000-8100/tcp, [2001:db8::/32]:443, api.example.org
+    /// (which is TCP 443), github.com:22,443 or *.example.net
+    pub rule: LeaseRule,
+    /// For how long, as in 90s, 30m, 1h30m or 1d, which is the longest. A change of the clock does not change it, and the time that the
+    /// machine is suspended counts
+    #[arg(long = "for", value_name = "TIME")]
+    pub time: Option<LeaseTime>,
+    /// Until when, as in 18:30, "2026-11-26 18:30" or 2026-11-26T18:30:00+01:00; at most a day ahead. It counts as the time from now until
+    /// then: a later change of the clock does not change that
+    #[arg(long, value_name = "WHEN")]
+    pub until: Option<String>,
+    /// At its end, end what began under it, too
+    #[arg(long)]
+    pub hard: bool,
+    /// Why, for the log: one line of at most 400 bytes
+    #[arg(long, value_name = "TEXT")]
+    pub reason: Option<Reason>,
+    /// What to print and whom to ask.
+    #[command(flatten)]
+    pub read: ReadArgs,
+}
+
+/// Arguments of `revoke`.
+#[derive(Debug, Args)]
+pub struct RevokeArgs {
+    /// The instance
+    pub name: InstanceName,
+    /// The lease's rule. One that ended counts, too: what goes on that began under it is ended
+    pub rule: LeaseRule,
+    /// Where to reach the daemon.
+    #[command(flatten)]
+    pub control: ControlArgs,
+}
+
+/// Arguments of `leases`.
+#[derive(Debug, Args)]
+pub struct LeasesArgs {
+    /// Only this instance's
+    pub name: Option<InstanceName>,
+    /// What to print and whom to ask.
+    #[command(flatten)]
+    pub read: ReadArgs,
 }

@@ -6,6 +6,7 @@ mod attach;
 mod check;
 mod client;
 mod exec;
+mod leases;
 mod metrics;
 mod presets;
 mod print;
@@ -42,6 +43,9 @@ pub fn run(command: &Command) -> Result<ExitCode> {
         Command::Presets(args) => presets::presets(args)?,
         Command::Reload(args) => client::reload(args)?,
         Command::Detach(args) => client::detach(args)?,
+        Command::Allow(args) => leases::allow(args)?,
+        Command::Revoke(args) => leases::revoke(args)?,
+        Command::Leases(args) => leases::leases(args)?,
         Command::Completions { shell } => assets::completions(*shell)?,
         Command::Man { directory } => assets::man(directory)?,
     }

@@ -1,12 +1,13 @@
 //! The requests and replies that cross the control socket, and how they are written.
 
-use std::net::IpAddr;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
     policy::{
         explain::Explanation,
+        lease::{LeaseKind, LeaseStatus, LeaseTime, Reason},
         suggest::{DeniedDestination, DeniedName},
         target::Target,
     },
@@ -61,6 +62,35 @@ pub enum Request {
     Detach {
         /// The instance.
         instance: String,
+    },
+    /// Grant a lease, or grant one anew that is in force.
+    Allow {
+        /// The instance.
+        instance: String,
+        /// What to grant.
+        grants: LeaseKind,
+        /// For how long, in seconds.
+        time: LeaseTime,
+        /// Its end ends what began under it, too.
+        hard: bool,
+        /// Why.
+        reason: Option<Reason>,
+        /// `SUDO_USER` of the client.
+        sudo_user: Option<Reason>,
+    },
+    /// End a lease, and what began under it.
+    Revoke {
+        /// The instance.
+        instance: String,
+        /// What it grants.
+        grants: LeaseKind,
+        /// `SUDO_USER` of the client.
+        sudo_user: Option<Reason>,
+    },
+    /// The leases in force.
+    Leases {
+        /// Only this instance's.
+        instance: Option<String>,
     },
 }
 
@@ -124,6 +154,24 @@ pub enum Reply {
         /// The units that are not confined any more.
         units: Vec<String>,
     },
+    /// The answer to [`Request::Allow`].
+    Granted {
+        /// The lease.
+        lease: LeaseStatus,
+        /// There was one with the same rule, which it takes the place of.
+        replaced: bool,
+        /// What to know of it, a line each.
+        notes: Vec<String>,
+    },
+    /// The answer to [`Request::Revoke`].
+    Revoked {
+        /// The lease that there was.
+        lease: LeaseStatus,
+        /// What is open and denied now, and was not reset, a line each.
+        not_reset: Vec<String>,
+    },
+    /// The answer to [`Request::Leases`]: by instance, those that end first in front.
+    Leases(BTreeMap<String, Vec<LeaseStatus>>),
     /// The daemon did not do what was asked: why, and what to do.
     Error(String),
 }

@@ -8,6 +8,7 @@ mod denials;
 mod error;
 mod fold;
 mod last_applied;
+mod leases;
 pub mod names;
 mod policies;
 mod predecessor;

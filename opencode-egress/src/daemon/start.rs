@@ -11,6 +11,7 @@ use super::{
     DaemonError,
     connections::{InForceBefore, places::Connections},
     fold, last_applied,
+    leases::Leases,
     names::Names,
     policies, predecessor,
     state::{Confinement, Daemon, Denials, Policies},
@@ -40,7 +41,8 @@ impl Daemon {
         let pins = Pins::below(pins)?;
         let lock = pins.lock()?;
         let last_applied = last_applied::place(copies, &pins);
-        let (read, bad_file) = policies::read_or_last(config, &last_applied)?;
+        let leases = Leases::open(&last_applied.with_extension("leases"));
+        let (read, bad_file) = policies::read_or_last(config, &last_applied, &leases.leased())?;
         // For the predecessors; the file may have been edited since.
         let before = match &pins.of_other_versions()?[..] {
             [] => None,
@@ -88,9 +90,10 @@ impl Daemon {
         let connections = Connections::new().map_err(DaemonError::Connections)?;
         let names = Names::open(&last_applied.with_extension("names"));
         let mut daemon =
-            Self { loaded, numbers, instances, confinement, policies, denials, connections, names };
+            Self { loaded, numbers, instances, confinement, policies, denials, connections, names, leases };
         daemon.apply(read.prepare(&last_applied)?)?;
         daemon.names.all_in_force();
+        daemon.tell_kept_leases();
         if !daemon.confinement.predecessors.is_empty() {
             let before = |name: &InstanceName| before.as_ref().and_then(|set| set.instances.get(name));
             let now = |name: &InstanceName| daemon.instances.get(name)?.policy.as_deref();

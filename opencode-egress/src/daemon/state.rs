@@ -14,6 +14,7 @@ use super::{
     confinement::{gone::Outlived, limits::Limits},
     connections::places::Connections,
     fold,
+    leases::Leases,
     names::Names,
     predecessor,
     watched::Watched,
@@ -116,6 +117,7 @@ pub struct Daemon {
     pub(super) denials: Denials,
     pub(super) connections: Connections,
     pub(super) names: Names,
+    pub(super) leases: Leases,
 }
 
 /// What is pinned and which cgroups are confined by it.

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     cgroups::limits::{Limit, OpenFiles},
-    policy::suggest::Tried,
+    policy::{lease::LeaseStatus, suggest::Tried},
     report::{denial::LoggedDenial, journal::LineCounts},
 };
 
@@ -75,6 +75,9 @@ pub struct InstanceStatus {
     /// What is denied to it steadily, and a rule would let pass. Nothing in audit mode.
     #[serde(default)]
     pub steady: Vec<SteadyDenial>,
+    /// Its leases in force, those that end first in front.
+    #[serde(default)]
+    pub leases: Vec<LeaseStatus>,
     /// The last denied flow, or refused question.
     pub last_denial: Option<LoggedDenial>,
 }

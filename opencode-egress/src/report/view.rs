@@ -7,9 +7,10 @@ use anstyle::{AnsiColor, Style};
 
 use crate::{
     cgroups::limits::{Limit, OpenFiles},
+    policy::lease::LeaseStatus,
     report::{
         denial::{DenialLine, Line, QuestionLine},
-        human::{ago, bytes, count, local_time},
+        human::{ago, bytes, count, duration, local_time},
         status::{
             FailedAttach, InstanceStatus, LimitsStatus, NamesStatus, ReachedLimit, SocketsStatus, Status,
             SteadyDenial, UnitStatus,
@@ -302,6 +303,9 @@ pub fn text(status: &Status, now: u64) -> String {
         if let Some(names) = &instance.names {
             line(&mut text, &format!("{name}: {}", names_text(names)));
         }
+        if let Some(leases) = leases_text(&instance.leases) {
+            line(&mut text, &format!("{name}: {leases}; `opencode-egress leases {name}` has them"));
+        }
     }
     text
 }
@@ -316,6 +320,16 @@ fn names_text(NamesStatus { known, addresses, questions, .. }: &NamesStatus) -> 
         count(questions.refused),
         count(questions.failed)
     )
+}
+
+/// How many leases there are, and which ends first.
+pub fn leases_text(leases: &[LeaseStatus]) -> Option<String> {
+    let LeaseStatus { lease, seconds, .. } = leases.first()?;
+    let (first, left) = (&lease.kind, duration(*seconds));
+    Some(match leases.len() {
+        1 => format!("1 lease: {first} ({left} left)"),
+        many => format!("{many} leases; the first to end: {first} ({left} left)"),
+    })
 }
 
 /// The width of each column of rows of equal length.

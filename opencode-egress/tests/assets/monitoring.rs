@@ -59,6 +59,7 @@ fn everything() -> String {
             ..NamesStatus::default()
         }),
         steady: vec![],
+        leases: vec![],
         last_denial: None,
         removed: false,
         detached: false,

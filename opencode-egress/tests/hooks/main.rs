@@ -18,6 +18,7 @@ mod exec;
 mod holders;
 mod ipsec;
 mod joins;
+mod leases;
 mod limits;
 mod listeners;
 mod loopback;

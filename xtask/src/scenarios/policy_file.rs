@@ -101,7 +101,7 @@ fn removed_instance(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     held("after an attempt to detach it")?;
     // A link that goes comes back, as of any other.
     let cgroup = pinned(machine, "opencode-b.service")?.join("");
-    let link = format!("/sys/fs/bpf/opencode-egress/v4/links/opencode-b,service/{cgroup}/connect4");
+    let link = format!("/sys/fs/bpf/opencode-egress/v5/links/opencode-b,service/{cgroup}/connect4");
     machine.succeed(&["rm", &link])?;
     wait("its link to come back", || machine.succeed(&["test", "-e", &link]).ok())?;
     machine.succeed(&["systemctl", "restart", "opencode-egress"])?;

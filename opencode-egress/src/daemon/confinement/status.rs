@@ -59,6 +59,7 @@ impl Daemon {
                 counters,
                 names,
                 steady: self.steady(instance)?,
+                leases: self.leases.status(name),
                 last_denial: recent.back().cloned(),
             };
             instances.insert(name.to_string(), status);
@@ -79,7 +80,12 @@ impl Daemon {
         let watch = self.confinement.watch_trouble.as_ref();
         let watch =
             watch.map(|why| format!("what comes and goes is found within seconds, not at once: {why}"));
-        watch.into_iter().chain(self.denials.trouble()).chain(self.names.troubles()).collect()
+        watch
+            .into_iter()
+            .chain(self.denials.trouble())
+            .chain(self.names.troubles())
+            .chain(self.leases.trouble())
+            .collect()
     }
 
     fn sockets_status(

@@ -13,7 +13,7 @@ use opencode_egress_common::{
     abi::PolicyHeader,
     decide::{Verdict, decide},
     flow::Flow,
-    names::may_be_allowed_by_name,
+    names::{NamedFlow, by_lease, may_be_allowed_by_name},
 };
 use tracing::{info, warn};
 
@@ -22,10 +22,10 @@ use crate::{
     kernel::{
         connections::{Connection, SocketDiagnosis},
         instance::InstanceIndex,
-        maps::KernelRules,
+        maps::{KernelRules, boottime},
         pins::LinkDirectory,
     },
-    policy::{InstanceName, Mode},
+    policy::{AnyRule, InstanceName, Mode, lease::LeaseRule},
     report::human::error_chain,
 };
 
@@ -107,8 +107,17 @@ impl Daemon {
     /// Resets what instances have open and their policies deny, so that no program waits for an answer; `before` is what was in force
     /// until now. Returns what was not reset, for people; it is logged here.
     pub(super) fn reset_denied(&mut self, names: &[&InstanceName], before: InForceBefore) -> Vec<String> {
+        self.reset(names, before, &[])
+    }
+
+    /// The same of an instance whose leases of these rules are over, with what began under them.
+    pub(super) fn reset_leased(&mut self, name: &InstanceName, over: Vec<LeaseRule>) -> Vec<String> {
+        self.reset(&[name], InForceBefore::new(), &over)
+    }
+
+    fn reset(&mut self, names: &[&InstanceName], before: InForceBefore, over: &[LeaseRule]) -> Vec<String> {
         let mut not_reset = vec![];
-        let judged = self.judged(names, before, &mut not_reset);
+        let judged = self.judged(names, before, over, &mut not_reset);
         let (mut reset, mut mptcp, mut failed, mut why) = (0, 0, 0, None);
         for diagnosis in self.connections.diagnoses().filter(|_| !judged.is_empty()) {
             let open = match diagnosis.connections() {
@@ -154,6 +163,7 @@ impl Daemon {
         &self,
         names: &[&InstanceName],
         mut before: InForceBefore,
+        over: &[LeaseRule],
         not_reset: &mut Vec<String>,
     ) -> HashMap<u64, Rc<Judge>> {
         let mut judged = HashMap::new();
@@ -180,7 +190,8 @@ impl Daemon {
                     policy,
                     before: before.remove(&instance.index),
                     dropped: self.names.dropped(instance.index),
-                    known: self.names.addresses(instance.index),
+                    over: over.to_vec(),
+                    named: self.names.addresses(instance.index),
                 }),
                 Err(error) => {
                     not_reset.push(format!("{name}: its policy cannot be read: {}", error_chain(&error)));
@@ -233,8 +244,10 @@ struct Judge {
     before: Option<InForce>,
     /// Addresses that only names brought which are not listed any more.
     dropped: BTreeSet<IpAddr>,
-    /// Addresses that listed names brought.
-    known: BTreeSet<IpAddr>,
+    /// Rules of leases that are over, with what began under them.
+    over: Vec<LeaseRule>,
+    /// Addresses that names brought: what goes there may have begun by one of them.
+    named: BTreeSet<IpAddr>,
 }
 
 impl Judge {
@@ -242,17 +255,37 @@ impl Judge {
         let Some((header, rules)) = &self.policy else { return true };
         match judge(header, rules, flow, *local_port) {
             Verdict::Allow => false,
-            // Which name a connection began by, only its socket knows: its next packet is judged, and ends it where it is denied. One that
-            // networks allowed until now began by none, unless these networks came after it.
+            // Which name a connection began by, only its socket knows: its next packet is judged, and ends it where it is denied.
             Verdict::Deny(reason) if header.has_names() && may_be_allowed_by_name(reason) => {
-                let address = IpAddr::from(flow.address);
-                let by_network =
-                    |(header, rules): &InForce| judge(header, rules, flow, *local_port) == Verdict::Allow;
-                self.dropped.contains(&address)
-                    || !self.known.contains(&address) && self.before.as_ref().is_some_and(by_network)
+                self.dropped.contains(&IpAddr::from(flow.address))
+                    || self.was_leased(rules, flow)
+                    || self.was_by_network(rules, flow, *local_port)
             }
             Verdict::Deny(_) => true,
         }
+    }
+
+    /// Whether a connection that the rules deny is one that networks allowed until now. It began by no name and no lease, unless these
+    /// networks came after it.
+    fn was_by_network(&self, rules: &KernelRules, flow: &Flow, local_port: u16) -> bool {
+        let allowed = |(header, rules): &InForce| judge(header, rules, flow, local_port) == Verdict::Allow;
+        !self.named.contains(&IpAddr::from(flow.address))
+            // Nor a lease whose time is over.
+            && NamedFlow::of(flow).is_none_or(|flow| by_lease(rules, &flow, 0).is_none())
+            && self.before.as_ref().is_some_and(allowed)
+    }
+
+    /// Whether a connection that the rules deny can have begun under none but the leases that are over.
+    fn was_leased(&self, rules: &KernelRules, flow: &Flow) -> bool {
+        let address = IpAddr::from(flow.address);
+        let covered = self.over.iter().any(|rule| match rule.rule() {
+            AnyRule::Network(rule) => rule.cidr().net().contains(&address) && rule.speaks_of(flow),
+            AnyRule::Name(_) => false,
+        });
+        let now = boottime();
+        covered
+            && !self.named.contains(&address)
+            && NamedFlow::of(flow).is_some_and(|flow| by_lease(rules, &flow, now).is_none())
     }
 }
 

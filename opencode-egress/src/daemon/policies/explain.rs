@@ -7,7 +7,7 @@ use opencode_egress_common::{abi::PolicyHeader, flow::Protocol};
 use crate::{
     daemon::{
         error::DaemonError,
-        policies::read::{InstancePolicies, Read, read},
+        policies::read::{AllLeased, InstancePolicies, Read, read},
         state::Daemon,
     },
     kernel::maps::KernelRules,
@@ -28,6 +28,7 @@ pub(in crate::daemon) struct ExplainTask {
     config: PathBuf,
     mark: u32,
     in_force: InstancePolicies,
+    leased: AllLeased,
     instance: Result<InForce, DaemonError>,
 }
 
@@ -77,6 +78,7 @@ impl Daemon {
             config: self.policies.config.clone(),
             mark: self.names.settings.mark,
             in_force: self.in_force(),
+            leased: self.leases.leased(),
             instance,
         }
     }
@@ -89,8 +91,9 @@ impl ExplainTask {
     ///
     /// When there is no such instance, or the kernel refuses.
     pub(in crate::daemon) fn run(self) -> Result<Explanation, DaemonError> {
-        let Self { name, destination, config, mark, in_force, instance } = self;
-        let file = read(&config, mark, &in_force).map(|Read { policies, compiled, .. }| (policies, compiled));
+        let Self { name, destination, config, mark, in_force, leased, instance } = self;
+        let file = read(&config, mark, &in_force, &leased)
+            .map(|Read { policies, compiled, .. }| (policies, compiled));
         let InForce { name, policy, judged_by, detached, learned, rewritten } =
             instance.map_err(|error| match (&file, error) {
                 (Ok((policies, _)), DaemonError::UnknownInstance { .. })

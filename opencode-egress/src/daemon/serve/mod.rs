@@ -124,6 +124,7 @@ pub async fn serve(
                 // A predecessor's ring wakes nobody.
                 more_events |= server.take_events();
                 server.take_folded();
+                server.end_leases();
                 let mut daemon = server.daemon.borrow_mut();
                 if left_out_told.elapsed() >= daemon.interval() {
                     daemon.log_left_out();

@@ -32,6 +32,8 @@ pub const DETACHED_ID: &str = "dccd20c76e5a45c28486eaf3ab20b3b8";
 pub const LINKS_RESTORED_ID: &str = "df7acd0316b74e7cb1696a899ca658d6";
 /// A unit ran before it was confined.
 pub const CONFINED_LATE_ID: &str = "fdbb059e77674ccfa34fe8d87e02fb30";
+/// A lease began or ended.
+pub const LEASE_ID: &str = "2fce01b5c22a49a3b8fb37dd1a3fd38e";
 /// A policy file was not applied.
 pub const RELOAD_REFUSED_ID: &str = "9d564aa252204d34814c6f3c11e594f6";
 
@@ -144,6 +146,7 @@ mod tests {
             CONFINED_LATE_ID,
             RELOAD_REFUSED_ID,
             NAME_ALLOWED_ID,
+            LEASE_ID,
         ];
         entries.sort_unstable();
         ids.sort_unstable();

@@ -1,5 +1,8 @@
 use super::*;
-use crate::policy::suggest::{Program, Tried};
+use crate::policy::{
+    lease::{Grantor, Lease, LeaseKind},
+    suggest::{Program, Tried},
+};
 use crate::report::{
     caller::Caller,
     denial::LoggedDenial,
@@ -43,8 +46,15 @@ pub(crate) fn instance(units: Vec<UnitStatus>) -> InstanceStatus {
         counters,
         names: None,
         steady: vec![],
+        leases: vec![],
         last_denial: None,
     }
+}
+
+pub(crate) fn lease() -> LeaseStatus {
+    let kind = LeaseKind::Rule("192.0.2.0/24:443/tcp".parse().expect("a rule"));
+    let lease = Lease { kind, hard: false, reason: None, by: Grantor::default(), from: 900, deadline: 100 };
+    LeaseStatus { lease, until: 2640, seconds: 1640 }
 }
 
 pub(crate) fn event(time: u64) -> LoggedDenial {

@@ -108,7 +108,7 @@ fn none_and_back(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     let units = Units::start(machine)?;
     let links = || -> Result<Vec<String>> {
         let cgroup = pinned(units.machine, "opencode-n.service")?.pop().context("no links")?;
-        let directory = format!("/sys/fs/bpf/opencode-egress/v4/links/opencode-n,service/{cgroup}");
+        let directory = format!("/sys/fs/bpf/opencode-egress/v5/links/opencode-n,service/{cgroup}");
         Ok(units.machine.succeed(&["ls", &directory])?.split_whitespace().map(str::to_owned).collect())
     };
     let with = links()?;
