@@ -100,6 +100,12 @@ pub enum Command {
     Reload(ControlArgs),
     /// Take an instance's links away, on purpose: its running units are no longer confined
     Detach(DetachArgs),
+    /// Let an instance do what it wants for a time, and report what its policy would deny
+    ///
+    /// Audit mode as a lease: until it is over nothing is refused, not even what a deny rule covers; every denial is told, and
+    /// passes. It ends by itself, the policy is enforced from then on, and `suggest` says what the policy lacks. It outlives a restart of
+    /// the daemon, a reload and an upgrade, but not the machine. The journal has who began it.
+    Learn(LearnArgs),
     /// Grant an instance a rule for a time: a lease
     ///
     /// It is in force for new flows at once, and until its time is over; what began under it goes on then, unless it is granted with --hard.
@@ -353,6 +359,25 @@ pub struct DetachArgs {
     /// Where to reach the daemon.
     #[command(flatten)]
     pub control: ControlArgs,
+}
+
+/// Arguments of `learn`.
+#[derive(Debug, Args)]
+pub struct LearnArgs {
+    /// The instance
+    pub name: InstanceName,
+    /// For how long, as in 90s, 30m, 1h30m or 1d, which is the longest
+    #[arg(long = "for", value_name = "TIME", default_value = "1d", conflicts_with = "stop")]
+    pub time: LeaseTime,
+    /// End it before its time
+    #[arg(long)]
+    pub stop: bool,
+    /// Why, for the log: one line of at most 400 bytes
+    #[arg(long, value_name = "TEXT", conflicts_with = "stop")]
+    pub reason: Option<Reason>,
+    /// What to print and whom to ask.
+    #[command(flatten)]
+    pub read: ReadArgs,
 }
 
 /// Arguments of `allow`.

@@ -105,7 +105,7 @@ fn line(LeaseStatus { lease, until, seconds }: &LeaseStatus) -> String {
 }
 
 /// Who called sudo (sudo(8)); what is no name is nobody.
-fn sudo_user() -> Option<Reason> {
+pub(super) fn sudo_user() -> Option<Reason> {
     std::env::var("SUDO_USER").ok()?.parse().ok()
 }
 

@@ -6,6 +6,7 @@ mod attach;
 mod check;
 mod client;
 mod exec;
+mod learn;
 mod leases;
 mod metrics;
 mod presets;
@@ -43,6 +44,7 @@ pub fn run(command: &Command) -> Result<ExitCode> {
         Command::Presets(args) => presets::presets(args)?,
         Command::Reload(args) => client::reload(args)?,
         Command::Detach(args) => client::detach(args)?,
+        Command::Learn(args) => learn::learn(args)?,
         Command::Allow(args) => leases::allow(args)?,
         Command::Revoke(args) => leases::revoke(args)?,
         Command::Leases(args) => leases::leases(args)?,

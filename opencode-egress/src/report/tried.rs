@@ -100,31 +100,27 @@ impl DeniedLines {
         self.questions.iter().map(|(name, said)| (name.as_str(), said))
     }
 
-    /// What is known of a destination that was denied for a reason, whatever brought its address.
-    pub fn of_destination(&self, destination: Destination, reason: &str) -> Tried {
+    /// What is known of a destination that was denied so often for a reason, whatever brought its address.
+    pub fn of_destination(&self, destination: Destination, reason: &str, attempts: u64) -> Tried {
         let first = (destination, reason.to_owned(), None);
         let same =
             self.flows.range(first..).take_while(|((of, why, _), _)| *of == destination && why == reason);
-        let mut tried = Tried::default();
-        same.for_each(|(_, said)| tried.join(&said.tried));
-        tried
+        let mut all = Said::default();
+        for (_, said) in same {
+            all.attempts += said.attempts;
+            all.tried.join(&said.tried);
+        }
+        all.of_all(attempts)
     }
 
-    /// What is known of a name that was asked for in vain.
-    pub fn of_question(&self, name: &str) -> Tried {
-        self.questions.get(name).map(|said| said.tried.clone()).unwrap_or_default()
+    /// What is known of a name that was asked for in vain so often.
+    pub fn of_question(&self, name: &str, attempts: u64) -> Tried {
+        self.questions.get(name).cloned().unwrap_or_default().of_all(attempts)
     }
 
     /// The denied flows as a suggestion is made of them.
     pub fn destinations(&self) -> Vec<DeniedDestination> {
-        let denied = |((destination, reason, name), said): (&DeniedFlow, &Said)| DeniedDestination {
-            destination: *destination,
-            reason: reason.clone(),
-            attempts: said.attempts,
-            name: name.clone(),
-            tried: said.tried.clone(),
-        };
-        self.flows.iter().map(denied).collect()
+        self.flows.iter().map(destination).collect()
     }
 
     /// The names as a suggestion is made of them.
@@ -140,24 +136,20 @@ impl DeniedLines {
     /// What is denied steadily, and was lately: of a name the flows to all its addresses, and the questions. Nothing where that is more than
     /// a few missing rules explain.
     pub fn steady(&self, now: u64) -> (Vec<DeniedDestination>, Vec<DeniedName>) {
-        let is_steady = |name: Option<&str>, tried: &Tried| {
+        // Of what has a name the times are those of the name, and not those of one address.
+        let times = |name: Option<&String>, said: &Said| {
             let of_name = name.and_then(|name| self.names.get(name));
-            of_name.map_or(tried, |said| &said.tried).is_steady(now)
+            Some(of_name.unwrap_or(said).tried.clone()).filter(|tried| tried.is_steady(now))
         };
-        // It has the times of the name, not those of one address.
-        let of_name = |name: Option<&str>, tried: Tried| {
-            name.and_then(|name| self.names.get(name)).map_or(tried, |said| said.tried.clone())
-        };
-        let mut destinations = self.destinations();
-        destinations.retain(|denied| is_steady(denied.name.as_deref(), &denied.tried));
-        for denied in &mut destinations {
-            denied.tried = of_name(denied.name.as_deref(), std::mem::take(&mut denied.tried));
-        }
-        let mut names = self.names();
-        names.retain(|denied| is_steady(Some(&denied.name), &denied.tried));
-        for denied in &mut names {
-            denied.tried = of_name(Some(&denied.name), std::mem::take(&mut denied.tried));
-        }
+        let destinations = self.flows.iter().filter_map(|(flow, said)| {
+            let tried = times(flow.2.as_ref(), said)?;
+            Some(DeniedDestination { tried, ..destination((flow, said)) })
+        });
+        let names = self.questions.iter().filter_map(|(name, said)| {
+            let tried = times(Some(name), said)?;
+            Some(DeniedName { name: name.clone(), attempts: said.attempts, tried })
+        });
+        let (destinations, names): (Vec<_>, Vec<_>) = (destinations.collect(), names.collect());
         let of_names = destinations.iter().filter_map(|denied| denied.name.as_ref());
         let of_names: BTreeSet<_> = of_names.chain(names.iter().map(|denied| &denied.name)).collect();
         let nameless = destinations.iter().filter(|denied| denied.name.is_none()).count();
@@ -165,7 +157,23 @@ impl DeniedLines {
     }
 }
 
+fn destination(((destination, reason, name), said): (&DeniedFlow, &Said)) -> DeniedDestination {
+    DeniedDestination {
+        destination: *destination,
+        reason: reason.clone(),
+        attempts: said.attempts,
+        name: name.clone(),
+        tried: said.tried.clone(),
+    }
+}
+
 impl Said {
+    /// What is known where there were so many: when lines do not tell of all of them, the first may have been long before.
+    fn of_all(mut self, attempts: u64) -> Tried {
+        self.tried.first = self.tried.first.filter(|_| self.attempts >= attempts);
+        self.tried
+    }
+
     /// Whether it passed at some time, and whether it was refused at some.
     pub fn both(&self) -> (bool, bool) {
         (self.passed > 0, self.passed < self.attempts)
@@ -231,6 +239,17 @@ mod tests {
         let asked = (0..6).map(|time| question(1000 + time * 150, "api.example.org"));
         let (destinations, names) = lines(asked).steady(2000);
         assert_eq!((destinations.len(), names[0].attempts, names[0].tried.first), (0, 6, Some(1000)));
+    }
+
+    #[test]
+    fn what_lines_do_not_tell_of_may_have_been_long_before() {
+        let lines = lines([flow(1000, [203, 0, 113, 9], None), question(1000, "api.example.org")]);
+        let to = "203.0.113.9:443".parse().expect("a destination");
+        let first = |attempts| lines.of_destination(to, "not-allowed", attempts).first;
+        assert_eq!((first(3), first(4)), (Some(1000), None));
+        let first = |attempts| lines.of_question("api.example.org", attempts).first;
+        assert_eq!((first(1), first(2)), (Some(1000), None));
+        assert_eq!(lines.of_destination(to, "deny-rule", 0), Tried::default());
     }
 
     #[test]

@@ -7,7 +7,7 @@ use anstyle::{AnsiColor, Style};
 
 use crate::{
     cgroups::limits::{Limit, OpenFiles},
-    policy::lease::LeaseStatus,
+    policy::lease::{LeaseKind, LeaseStatus},
     report::{
         denial::{DenialLine, Line, QuestionLine},
         human::{ago, bytes, count, duration, local_time},
@@ -168,7 +168,12 @@ impl InstanceStatus {
             add(Severity::Look, format!("{more} more are denied steadily; {which}"));
         }
         if self.mode == "audit" {
-            add(Severity::Open, "mode audit: what the policy denies is told, and passes".to_owned());
+            let learning = self.leases.iter().find(|lease| lease.lease.kind == LeaseKind::Audit);
+            let until = learning.map(|LeaseStatus { until, .. }| {
+                format!(" until {}; `opencode-egress learn {name} --stop` ends it", local_time(*until))
+            });
+            let until = until.unwrap_or_default();
+            add(Severity::Open, format!("mode audit: what the policy denies is told, and passes{until}"));
         }
         if self.lost_lately {
             let lost = count(self.counters.lost);

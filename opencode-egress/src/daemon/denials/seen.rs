@@ -70,7 +70,7 @@ impl Daemon {
             let reason = reason.name().to_owned();
             let name =
                 names.filter(|_| !by_hello).and_then(|names| names.name_of_denied(destination.address));
-            let tried = denied.of_destination(destination, &reason);
+            let tried = denied.of_destination(destination, &reason, attempts);
             Some(DeniedDestination {
                 destination,
                 reason,
@@ -81,12 +81,12 @@ impl Daemon {
         });
         let asked = names.map(|names| names.questions.unlisted()).unwrap_or_default();
         let asked = asked.into_iter().map(|(name, attempts)| {
-            let tried = denied.of_question(&name);
+            let tried = denied.of_question(&name, attempts);
             DeniedName { name, attempts, tried }
         });
         let servers = names.into_iter().flat_map(|names| names.servers.iter().cloned());
         let servers = servers.map(|server| {
-            let tried = denied.of_destination(server.destination, &server.reason);
+            let tried = denied.of_destination(server.destination, &server.reason, server.attempts);
             DeniedDestination { tried, ..server }
         });
         let destinations = destinations.chain(servers).collect();

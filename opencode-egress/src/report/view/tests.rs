@@ -283,3 +283,15 @@ fn what_is_denied_steadily_is_told_with_the_rule_that_is_missing() {
     assert_eq!(notices.len(), 4);
     assert_eq!(notices[3].text, "b: 2 more are denied steadily; `opencode-egress suggest b` has them");
 }
+
+#[test]
+fn audit_mode_for_a_time_says_until_when() {
+    let mut b = instance(vec![]);
+    b.mode = "audit".to_owned();
+    b.leases = vec![LeaseStatus { lease: Lease { kind: LeaseKind::Audit, ..lease().lease }, ..lease() }];
+    let until = local_time(2640);
+    let expect = format!(
+        "b: mode audit: what the policy denies is told, and passes until {until}; `opencode-egress learn b --stop` ends it"
+    );
+    assert_eq!(b.notices("b"), [Notice { severity: Severity::Open, text: expect }]);
+}

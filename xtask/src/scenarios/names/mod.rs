@@ -4,8 +4,11 @@ mod asked;
 mod changed;
 mod hostile;
 mod kept;
+mod learn;
 mod race;
 mod units;
 
 pub(crate) use self::race::race_of_names;
-pub(super) use self::{asked::NAMES, changed::CHANGED, hostile::HOSTILE, kept::KEPT, race::RACE};
+pub(super) use self::{
+    asked::NAMES, changed::CHANGED, hostile::HOSTILE, kept::KEPT, learn::LEARN, race::RACE,
+};
