@@ -97,7 +97,15 @@ impl Daemon {
         if !daemon.confinement.predecessors.is_empty() {
             let before = |name: &InstanceName| before.as_ref().and_then(|set| set.instances.get(name));
             let now = |name: &InstanceName| daemon.instances.get(name)?.policy.as_deref();
-            daemon.retire_predecessors(|name| before(name) != now(name));
+            let leased = daemon.leases.leased();
+            // They were in force under the same leases.
+            let is_other = |name: &InstanceName| {
+                let leased = leased.get(name).cloned().unwrap_or_default();
+                before(name).map(|policy| policy.clone().leased(leased)).as_ref() != now(name)
+            };
+            let other: BTreeSet<_> =
+                daemon.numbers.known().keys().filter(|name| is_other(name)).cloned().collect();
+            daemon.retire_predecessors(|name| other.contains(name));
             // What could not be is logged there.
             let names: Vec<_> = daemon.instances.keys().cloned().collect();
             daemon.reset_denied(&names.iter().collect::<Vec<_>>(), InForceBefore::new());

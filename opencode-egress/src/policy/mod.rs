@@ -21,7 +21,7 @@ mod text;
 use std::{collections::BTreeMap, fmt, path::Path, str::FromStr, time::Duration};
 
 pub use errno::Errno;
-use lease::Leased;
+pub use lease::Leased;
 pub use listen::Listen;
 pub use name::NameRule;
 pub use opencode_egress_common::abi::{DEFAULT_MAX_SOCKETS, Mode};

@@ -44,6 +44,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Scenario> {
         names::LEARN,
         names::CHANGED,
         names::HOSTILE,
+        names::LEASES,
         names::RACE,
         places::PLACES,
     ];

@@ -190,6 +190,7 @@ impl Daemon {
                     policy,
                     before: before.remove(&instance.index),
                     dropped: self.names.dropped(instance.index),
+                    leased: instance.policy.iter().flat_map(|policy| policy.leased.all().cloned()).collect(),
                     over: over.to_vec(),
                     named: self.names.addresses(instance.index),
                 }),
@@ -244,6 +245,8 @@ struct Judge {
     before: Option<InForce>,
     /// Addresses that only names brought which are not listed any more.
     dropped: BTreeSet<IpAddr>,
+    /// Rules of its leases, of those that ended too.
+    leased: Vec<LeaseRule>,
     /// Rules of leases that are over, with what began under them.
     over: Vec<LeaseRule>,
     /// Addresses that names brought: what goes there may have begun by one of them.
@@ -255,11 +258,14 @@ impl Judge {
         let Some((header, rules)) = &self.policy else { return true };
         match judge(header, rules, flow, *local_port) {
             Verdict::Allow => false,
-            // Which name a connection began by, only its socket knows: its next packet is judged, and ends it where it is denied.
-            Verdict::Deny(reason) if header.has_names() && may_be_allowed_by_name(reason) => {
+            // Which name or lease a connection began by, only its socket knows: its next packet is judged, and ends it where it is denied.
+            Verdict::Deny(reason)
+                if may_be_allowed_by_name(reason)
+                    && (header.name_grants > 0 || covers(&self.leased, flow) || covers(&self.over, flow)) =>
+            {
                 self.dropped.contains(&IpAddr::from(flow.address))
                     || self.was_leased(rules, flow)
-                    || self.was_by_network(rules, flow, *local_port)
+                    || self.was_by_network(flow, *local_port)
             }
             Verdict::Deny(_) => true,
         }
@@ -267,23 +273,18 @@ impl Judge {
 
     /// Whether a connection that the rules deny is one that networks allowed until now. It began by no name and no lease, unless these
     /// networks came after it.
-    fn was_by_network(&self, rules: &KernelRules, flow: &Flow, local_port: u16) -> bool {
+    fn was_by_network(&self, flow: &Flow, local_port: u16) -> bool {
         let allowed = |(header, rules): &InForce| judge(header, rules, flow, local_port) == Verdict::Allow;
         !self.named.contains(&IpAddr::from(flow.address))
-            // Nor a lease whose time is over.
-            && NamedFlow::of(flow).is_none_or(|flow| by_lease(rules, &flow, 0).is_none())
+            && !covers(&self.leased, flow)
             && self.before.as_ref().is_some_and(allowed)
     }
 
     /// Whether a connection that the rules deny can have begun under none but the leases that are over.
     fn was_leased(&self, rules: &KernelRules, flow: &Flow) -> bool {
         let address = IpAddr::from(flow.address);
-        let covered = self.over.iter().any(|rule| match rule.rule() {
-            AnyRule::Network(rule) => rule.cidr().net().contains(&address) && rule.speaks_of(flow),
-            AnyRule::Name(_) => false,
-        });
         let now = boottime();
-        covered
+        covers(&self.over, flow)
             && !self.named.contains(&address)
             && NamedFlow::of(flow).is_some_and(|flow| by_lease(rules, &flow, now).is_none())
     }
@@ -295,4 +296,14 @@ fn judge(header: &PolicyHeader, rules: &KernelRules, flow: &Flow, local_port: u1
         return Verdict::Allow;
     }
     header.judge_resolver(flow).unwrap_or_else(|| decide(rules, flow).settle(|| true))
+}
+
+/// Whether a flow is one of a lease of a network.
+fn covers(leases: &[LeaseRule], flow: &Flow) -> bool {
+    leases.iter().any(|rule| match rule.rule() {
+        AnyRule::Network(rule) => {
+            rule.cidr().net().contains(&IpAddr::from(flow.address)) && rule.speaks_of(flow)
+        }
+        AnyRule::Name(_) => false,
+    })
 }

@@ -8,12 +8,12 @@ use std::sync::Arc;
 
 use tracing::warn;
 
-use super::{InstanceLeases, deadline, tell};
+use super::{Leases, deadline, store::InstanceLeases, upkeep::tell};
 use crate::{
     daemon::{connections::InForceBefore, error::DaemonError, policies::ChangedPolicy, state::Daemon},
     kernel::maps::boottime,
     policy::{
-        InstanceName, Mode, Policy,
+        AnyRule, InstanceName, Mode, Policy,
         compile::compile,
         lease::{Grantor, Lease, LeaseKind, LeaseStatus, LeaseTime, Leased, MAX_LEASES, Reason},
     },
@@ -88,6 +88,7 @@ impl Daemon {
         match change {
             Change::Grant { kind, time, hard, reason, by } => {
                 notes = weigh(&name, &kind, &policy)?;
+                self.check_network(&name, &kind)?;
                 let before = leases.active.iter().position(|lease| lease.kind == kind);
                 let before = before.map(|place| leases.active.remove(place));
                 if leases.active.len() >= MAX_LEASES {
@@ -123,6 +124,20 @@ impl Daemon {
         Ok(LeaseTask { name, policy, leases, told, notes })
     }
 
+    /// Refuses a lease of a name where no resolver answers.
+    fn check_network(&self, name: &InstanceName, kind: &LeaseKind) -> Result<(), DaemonError> {
+        let LeaseKind::Rule(rule) = kind else { return Ok(()) };
+        if matches!(rule.rule(), AnyRule::Network(_)) {
+            return Ok(());
+        }
+        let units: Vec<_> = self.instance(name)?.units().collect();
+        let links = self.confinement.pins.all_links()?;
+        match links.into_iter().find(|links| units.contains(&&links.unit) && links.is_in_other_network()) {
+            Some(links) => Err(DaemonError::OtherNetwork { unit: links.unit, name: name.clone() }),
+            None => Ok(()),
+        }
+    }
+
     /// Keeps a change of leases and puts it in force: all of it, or nothing.
     ///
     /// # Errors
@@ -148,7 +163,7 @@ impl Daemon {
                 None => daemon.leases.of.remove(&name),
             };
         };
-        let super::Leases { of, store, .. } = &mut self.leases;
+        let Leases { of, store, .. } = &mut self.leases;
         if let Err(source) = store.write(of) {
             undo(self);
             return Err(DaemonError::KeepLeases(source));

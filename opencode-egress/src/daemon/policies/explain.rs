@@ -14,11 +14,12 @@ use crate::{
     policy::{
         InstanceName, Policy,
         destination::protocol_name,
-        explain::{Explanation, Judgement, PolicyFile, Rewritten, explain},
+        explain::{Explanation, Judgement, PolicyFile, Rewritten, explain, tell_leases},
+        lease::LeaseStatus,
         name::LearnedName,
         target::Target,
     },
-    report::human::error_chain,
+    report::human::{error_chain, local_time},
 };
 
 /// What an explanation takes of the daemon: to be made elsewhere, while the daemon answers.
@@ -40,6 +41,7 @@ struct InForce {
     detached: bool,
     learned: Vec<LearnedName>,
     rewritten: Option<Rewritten>,
+    leases: Vec<LeaseStatus>,
 }
 
 impl Daemon {
@@ -70,7 +72,8 @@ impl Daemon {
                     names.learned(None).into_iter().filter(|learned| learned.address == address).collect()
                 }
             };
-            Ok(InForce { name, policy, judged_by, detached: instance.detached, learned, rewritten })
+            let leases = self.leases.status(&name);
+            Ok(InForce { name, policy, judged_by, detached: instance.detached, learned, rewritten, leases })
         });
         ExplainTask {
             name: name.to_owned(),
@@ -94,7 +97,7 @@ impl ExplainTask {
         let Self { name, destination, config, mark, in_force, leased, instance } = self;
         let file = read(&config, mark, &in_force, &leased)
             .map(|Read { policies, compiled, .. }| (policies, compiled));
-        let InForce { name, policy, judged_by, detached, learned, rewritten } =
+        let InForce { name, policy, judged_by, detached, learned, rewritten, leases } =
             instance.map_err(|error| match (&file, error) {
                 (Ok((policies, _)), DaemonError::UnknownInstance { .. })
                     if policies.keys().any(|known| known.as_str() == name) =>
@@ -124,6 +127,7 @@ impl ExplainTask {
             },
             Err(error) => PolicyFile::Unusable { error: error_chain(error) },
         };
+        tell_leases(&mut judgement, &leases, local_time);
         let config = config.display().to_string();
         Ok(Explanation { destination, judgement, detached, config, file, rewritten })
     }

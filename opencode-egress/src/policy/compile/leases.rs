@@ -16,16 +16,11 @@ use crate::policy::{
         ports::{PortSpan, prefixes_of},
         prefix::Prefix,
     },
-    lease::{Leased, LeasedRule},
+    lease::{Leased, LeasedRule, kernel_seconds},
 };
 
 /// Ports, and the lease that lasts longest there: its time and its number.
 type LeasedPorts = Vec<(PortSpan, (u32, u32))>;
-
-/// A time in seconds since boot, as the kernel has it. It has room for a hundred years.
-pub(super) fn seconds(until: u64) -> u32 {
-    u32::try_from(until).unwrap_or(u32::MAX)
-}
 
 impl Compiler {
     /// Adds the entries of leases.
@@ -37,7 +32,7 @@ impl Compiler {
     ) -> Result<(), CompileError> {
         // By these a flow that began goes on, whatever its address; rules for names that are in force have theirs.
         let mut ids: BTreeSet<_> = names.iter().map(|name| name.id).collect();
-        for rule in leased.rules.iter().map(|leased| &leased.rule).chain(&leased.ended) {
+        for rule in leased.all() {
             if ids.insert(rule.id()) {
                 let entry = match rule.rule() {
                     AnyRule::Name(name) => self.entry_of_name(name)?,
@@ -91,7 +86,11 @@ impl<'a> Network<'a> {
     fn of(leased: &'a LeasedRule) -> Option<Self> {
         let AnyRule::Network(rule) = leased.rule.rule() else { return None };
         let net: IpNet = rule.cidr().net();
-        Some(Self { rule, prefix: Prefix::of(net), lease: (seconds(leased.until), leased.rule.number()) })
+        Some(Self {
+            rule,
+            prefix: Prefix::of(net),
+            lease: (kernel_seconds(leased.until), leased.rule.number()),
+        })
     }
 }
 

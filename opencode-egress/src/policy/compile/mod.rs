@@ -24,7 +24,9 @@ use ports::{PortSpan, Ports, Said, prefixes_of};
 pub(crate) use prefix::Prefix;
 pub use rules::CompiledRules;
 
-use crate::policy::{Cidr, Errno, Listen, Loopback, Mode, Policy, PortRange, Rule, RuleProtocol};
+use crate::policy::{
+    Cidr, Errno, Listen, Loopback, Mode, Policy, PortRange, Rule, RuleProtocol, lease::kernel_seconds,
+};
 
 /// Why a policy does not fit the maps.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -113,7 +115,7 @@ fn header(policy: &Policy) -> Result<PolicyHeader, CompileError> {
         own_mark: if policy.loopback == Loopback::Own { policy.loopback_mark } else { 0 },
         max_sockets: policy.max_sockets,
         leased: u32::from(!policy.leased.rules.is_empty() || !policy.leased.ended.is_empty()),
-        audit_until: policy.leased.audit.map_or(0, leases::seconds),
+        audit_until: policy.leased.audit.map_or(0, kernel_seconds),
         ..PolicyHeader::default()
     };
     // What passes in audit mode gets no error.

@@ -27,6 +27,11 @@ pub struct LeasedRule {
     pub until: u64,
 }
 
+/// A time in seconds since boot, as the kernel has it. It has room for a hundred years.
+pub fn kernel_seconds(until: u64) -> u32 {
+    u32::try_from(until).unwrap_or(u32::MAX)
+}
+
 impl Leased {
     /// Of the leases in force, and of those that ended.
     pub fn of(active: &[Lease], ended: &[Lease]) -> Self {
@@ -47,6 +52,11 @@ impl Leased {
             })
             .collect();
         leased
+    }
+
+    /// The rules, also of those that ended.
+    pub fn all(&self) -> impl Iterator<Item = &LeaseRule> {
+        self.rules.iter().map(|leased| &leased.rule).chain(&self.ended)
     }
 
     /// Whether there are none.

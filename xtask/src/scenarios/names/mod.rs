@@ -4,11 +4,12 @@ mod asked;
 mod changed;
 mod hostile;
 mod kept;
+mod leased;
 mod learn;
 mod race;
 mod units;
 
 pub(crate) use self::race::race_of_names;
 pub(super) use self::{
-    asked::NAMES, changed::CHANGED, hostile::HOSTILE, kept::KEPT, learn::LEARN, race::RACE,
+    asked::NAMES, changed::CHANGED, hostile::HOSTILE, kept::KEPT, learn::LEARN, leased::LEASES, race::RACE,
 };
