@@ -3,11 +3,15 @@
 //! Every type here is `repr(C)` without padding, so that no uninitialised byte leaves the kernel.
 //! Numbers are in host byte order unless their name or comment says otherwise.
 
+mod caller;
 mod counters;
 mod learned;
 mod records;
 mod tls;
 
+pub use caller::{
+    CGROUP_BYTES, CalledEvent, Caller, CallerLayout, EXE_BYTES, LONGEST_FILE_NAME, VIA_NAMES, WORK_WORDS,
+};
 pub use counters::{Counter, Counters, Denied};
 pub use learned::{AskerKey, Learned, LearnedKey, MAX_ASKERS, MAX_LEARNED, NameRuleId};
 pub use records::{DestinationDenials, DestinationKey, Event, Limits, Reset, Taken};
@@ -57,7 +61,7 @@ pub const DEFAULT_MAX_SOCKETS: u32 = 4096;
 pub const SOCKET_SLOTS: u32 = 16 * 1024;
 
 /// Size of the ring buffer of denied flows, in bytes.
-pub const RING_BYTES: u32 = 512 * 1024;
+pub const RING_BYTES: u32 = 2 * 1024 * 1024;
 
 /// Size of the ring buffer of sockets to be reset, in bytes.
 pub const RESET_RING_BYTES: u32 = 64 * 1024;

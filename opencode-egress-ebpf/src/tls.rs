@@ -275,7 +275,8 @@ impl Details for Greeted<'_> {
     unsafe fn add(&self, event: *mut Event, flow: &Flow) {
         // SAFETY: the caller's promise; every field of the record is written.
         unsafe {
-            Sent { skb: self.skb, transformed: false }.add(event, flow);
+            // TCP sends when it can: the process that runs is any.
+            Sent { skb: self.skb, transformed: false }.add_asked(event, flow);
             let record: *mut GreetedEvent = event.cast();
             let mut len = 0;
             let mut word = 0;

@@ -159,8 +159,8 @@ impl DenialLine {
     }
 
     /// The line with the program that tried.
-    pub fn with_caller(self, caller: Option<Caller>) -> Self {
-        Self { caller: caller.unwrap_or_default(), ..self }
+    pub fn with_caller(self, caller: Caller) -> Self {
+        Self { caller, ..self }
     }
 
     /// The line with the name that brought the address, unless it is about another one: the server that a hello names, or does not.

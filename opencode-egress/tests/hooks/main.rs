@@ -8,6 +8,7 @@
 
 mod addresses;
 mod bpffs;
+mod callers;
 mod changes;
 mod children;
 mod decision;

@@ -8,11 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use opencode_egress_common::{
-    abi::DestinationKey,
-    event::{DecodeError, Denial},
-    reason::DropReason,
-};
+use opencode_egress_common::{abi::DestinationKey, event::DecodeError, reason::DropReason};
 use tracing::{error, warn};
 
 use crate::{
@@ -23,7 +19,7 @@ use crate::{
         predecessor::Predecessor,
         state::{Daemon, Denials, InstanceState, RECENT_EVENTS},
     },
-    kernel::{instance::InstanceIndex, registry::InstanceNumbers},
+    kernel::{instance::InstanceIndex, registry::InstanceNumbers, ring::Reported},
     policy::{InstanceName, name::DnsName},
     report::{
         denial::{DenialLine, Line, LoggedDenial, QuestionLine},
@@ -70,10 +66,11 @@ impl Daemon {
         let predecessors = &mut confinement.predecessors;
         let interval = policies.log.interval;
         let mut logged = vec![];
-        let mut take = |denial: Result<Denial, DecodeError>| match denial {
-            Ok(denial) => {
-                let suppressed = folds.event(&denial, Instant::now(), interval);
-                if let Some((name, line)) = line(numbers, instances, names, &denial, suppressed) {
+        let mut take = |reported: Result<Reported, DecodeError>| match reported {
+            Ok(reported) => {
+                let suppressed = folds.event(&reported, Instant::now(), interval);
+                let Reported { denial, .. } = &reported;
+                if let Some((name, line)) = line(numbers, instances, names, &reported, suppressed) {
                     let event = logged_now(name, Line::Flow(line.clone()));
                     journal.log_denial(denial.event.instance, &event, &line);
                     remember(instances, name, &event);
@@ -112,11 +109,11 @@ impl Daemon {
         let Self { loaded, numbers, instances, denials, names, .. } = self;
         let Denials { folds, journal, unpublished, .. } = denials;
         let attempts = |key: &DestinationKey| loaded.maps.attempts(key);
-        let tell = |denial: &Denial, folded: u64| {
+        let tell = |of: &Reported, folded: u64| {
             // The line itself stands for one of them.
-            let Some((name, line)) = line(numbers, instances, names, denial, folded - 1) else { return true };
+            let Some((name, line)) = line(numbers, instances, names, of, folded - 1) else { return true };
             let event = logged_now(name, Line::Flow(line.clone()));
-            let told = journal.log_folded(denial.event.instance, &event, &line);
+            let told = journal.log_folded(of.denial.event.instance, &event, &line);
             if told {
                 remember(instances, name, &event);
                 unpublished.push(event);
@@ -248,10 +245,10 @@ fn line<'a>(
     numbers: &'a InstanceNumbers,
     instances: &BTreeMap<InstanceName, InstanceState>,
     names: &mut Names,
-    denial: &Denial,
+    Reported { denial, caller }: &Reported,
     suppressed: u64,
 ) -> Option<(&'a InstanceName, DenialLine)> {
-    let line = DenialLine::of(denial, suppressed);
+    let line = DenialLine::of(denial, suppressed).with_caller(caller.clone());
     // Also one that the policy file does not have any more.
     let index = InstanceIndex::new(denial.event.instance);
     let Some(name) = index.and_then(|index| numbers.name_of(index)) else {
