@@ -17,6 +17,8 @@ pub(in crate::scenarios) const LEARN: &[Scenario] = &[Scenario {
 
 /// 192.0.2.30, by a name that nobody lists.
 const OFF: &str = "v4-c000021e.off.example";
+/// Another one, which the server itself asks for.
+const NEEDED: &str = "needed.off.example";
 
 fn learn(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     let units = Units::start(machine)?;
@@ -25,11 +27,12 @@ fn learn(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
         instances["n"]["allow"] = json!(["api.example.org:80", "*.wild.example.net:80"]);
         instances["n"]["deny"] = json!(["192.0.2.10/32"]);
     })?;
-    units.cannot("n", &format!("curl -sS -m 5 http://{OFF}/x"), "Could not resolve host")?;
     units.cannot("n", "opencode-egress learn n", "")?;
     let said = egress(&["learn", "n", "--for", "5m", "--reason", "a day with it"])?;
     ensure!(said.contains("n: nothing is refused until ") && said.contains("suggest n --since=@"), "{said}");
-    units.can("n", &format!("curl -sS -m 5 -4 http://{OFF}/x"))?;
+    // Of a shell's process, and of the unit's own: a shell that has nothing else to do becomes what it runs.
+    units.can("n", &format!("curl -sS -m 5 -4 http://{OFF}/x; true"))?;
+    units.can("n", &format!("exec curl -sS -m 5 -4 http://{NEEDED}/x"))?;
     units.can("n", "curl -sS -m 5 -4 http://192.0.2.10/x")?;
     units.can("n", "curl -sS -m 5 -4 http://api.example.org/x")?;
     let status = egress(&["status"])?;
@@ -43,13 +46,17 @@ fn learn(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     let said = egress(&["learn", "n", "--stop"])?;
     let since = said.split("--since=").nth(1).and_then(|since| since.split('`').next());
     let since = format!("--since={}", since.with_context(|| said.clone())?);
+    let suggested = egress(&["suggest", "n", &since])?;
+    let (needed, once) = suggested.split_once("Asked for once").context("nothing is set apart")?;
+    ensure!(needed.contains(&format!("\"{NEEDED}:80\"")) && !needed.contains(OFF), "{suggested}");
+    ensure!(once.contains(&format!("\"{OFF}:80\"")) && once.contains(", by curl of bash, "), "{suggested}");
+    // Nor what a deny rule covers.
+    let policy = format!("opencode-egress suggest n {since} --policy 2> /dev/null");
+    let array: Value = serde_json::from_str(&units.machine.succeed(&["sh", "-c", &policy])?)?;
+    ensure!(array == json!([format!("{NEEDED}:80")]), "{array}");
+    told(&units, "lease revoked: audit mode")?;
     units.cannot("n", &format!("curl -sS -m 5 http://{OFF}/x"), "Could not resolve host")?;
     units.cannot("n", "curl -sS -m 5 http://192.0.2.10/x", "Couldn't connect")?;
-    let suggested = egress(&["suggest", "n", &since])?;
-    ensure!(suggested.contains(&format!("\"{OFF}:80\"")) && suggested.contains("denials: "), "{suggested}");
-    let array: Value = serde_json::from_str(&egress(&["suggest", "n", &since, "--policy"])?)?;
-    ensure!(array.is_array() && !array.to_string().contains("192.0.2.10"), "a deny rule covers it: {array}");
-    told(&units, "lease revoked: audit mode")?;
 
     // What the file lacks that passed, and what it has that was refused.
     let against = |allow: &[&str]| -> Result<String> {
@@ -59,9 +66,9 @@ fn learn(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
         let check = "opencode-egress check /run/names/new.json --against n; echo status $?";
         units.machine.succeed(&["sh", "-c", check])
     };
-    let off = format!("{OFF}:80");
+    let [off, needed] = [OFF, NEEDED].map(|name| format!("{name}:80"));
     let narrower = wait("the line of the listed name", || {
-        let said = against(&["*.wild.example.net:80", &off]).ok()?;
+        let said = against(&["*.wild.example.net:80", &off, &needed]).ok()?;
         said.contains("api.example.org").then_some(said)
     })?;
     ensure!(
@@ -69,7 +76,7 @@ fn learn(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
         "{narrower}"
     );
     ensure!(narrower.trim_end().ends_with("status 3"), "{narrower}");
-    let wider = against(&["*.wild.example.net:80", "api.example.org:80", &off])?;
+    let wider = against(&["*.wild.example.net:80", "api.example.org:80", &off, &needed])?;
     ensure!(wider.contains(&format!("would let pass what was refused:\n  {OFF}")), "{wider}");
 
     // It ends by itself.

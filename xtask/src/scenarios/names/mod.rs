@@ -4,8 +4,8 @@ mod asked;
 mod changed;
 mod hostile;
 mod kept;
-mod leased;
 mod learn;
+mod leased;
 mod race;
 mod units;
 
