@@ -17,8 +17,8 @@ pub(in crate::scenarios) const LEARN: &[Scenario] = &[Scenario {
 
 /// 192.0.2.30, by a name that nobody lists.
 const OFF: &str = "v4-c000021e.off.example";
-/// Another one, which the server itself asks for.
-const NEEDED: &str = "needed.off.example";
+/// 192.0.2.40, by another one, which the server itself asks for.
+const NEEDED: &str = "v4-c0000228.off.example";
 
 fn learn(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     let units = Units::start(machine)?;
