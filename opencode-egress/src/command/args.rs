@@ -62,7 +62,8 @@ pub enum Command {
     Exec(ExecArgs),
     /// Validate a policy file and print what it compiles to
     ///
-    /// Also says which listeners are at no address of this machine, which is no error.
+    /// Also says which listeners are at no address of this machine, which is no error. With --against, says what of an instance's past the
+    /// file would judge otherwise.
     Check(CheckArgs),
     /// Show what is confined, and what was denied
     Status(ReadArgs),
@@ -97,8 +98,10 @@ pub enum Command {
     ///
     /// From everything that was denied since the kernel began to count, also what the log's limits left out; with
     /// --since from the journal. What the policy file allows by now is left out, so an edit counts before it is
-    /// applied. What was asked for by name becomes a rule for the name. No network of several hosts covers any part of a
-    /// deny rule. Judge each one before it is pasted into the policy: a denial may have had good reason.
+    /// applied. What was asked for by name becomes a rule for the name, or a preset where at least half of its names were
+    /// asked for. What was tried within one minute and no more, by programs that a shell started, is set apart: it is what an
+    /// agent typed, and not what its server needs. No network of several hosts covers any part of a deny rule. Judge each one
+    /// before it is pasted into the policy: a denial may have had good reason.
     Suggest(SuggestArgs),
     /// Print lists of names that go together, by the service or tool that needs them
     ///
@@ -109,6 +112,12 @@ pub enum Command {
     Reload(ControlArgs),
     /// Take an instance's links away, on purpose: its running units are no longer confined
     Detach(DetachArgs),
+    /// Let an instance do what it wants for a time, and report what its policy would deny
+    ///
+    /// Audit mode as a lease: until it is over nothing is refused, not even what a deny rule covers; every denial is told, and
+    /// passes. It ends by itself, the policy is enforced from then on, and `suggest` says what the policy lacks. It outlives a restart of
+    /// the daemon, a reload and an upgrade, but not the machine. The journal has who began it.
+    Learn(LearnArgs),
     /// Grant an instance a rule for a time: a lease
     ///
     /// It is in force for new flows at once, and until its time is over; what began under it goes on then, unless it is granted with --hard.
@@ -223,6 +232,20 @@ pub struct CheckArgs {
     /// The policy file
     #[arg(default_value = POLICY_FILE)]
     pub file: PathBuf,
+    /// Instead, compare the file with what this instance did, by the journal: say what of that which passed the file would refuse, and what of
+    /// that which was refused it would let pass. Exit status: 0 if neither, 3 if it would refuse something that passed, 4 if it would
+    /// only let more pass
+    #[arg(long, value_name = "NAME")]
+    pub against: Option<InstanceName>,
+    /// With --against, since when, as in -1h, yesterday or "2026-11-21 20:00"
+    #[arg(
+        long,
+        value_name = "WHEN",
+        default_value = "-7d",
+        allow_hyphen_values = true,
+        requires = "against"
+    )]
+    pub since: String,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -335,6 +358,9 @@ pub struct SuggestArgs {
     /// Print options of the NixOS module
     #[arg(long, conflicts_with = "json")]
     pub nix: bool,
+    /// Print what is to stand in `allow` besides, as a JSON array; without what is set apart
+    #[arg(long, conflicts_with_all = ["json", "nix"])]
+    pub policy: bool,
     /// The widest IPv4 network to suggest, as a prefix length from 8 to 32; 32 for single addresses
     #[arg(long, value_name = "N", default_value_t = 24, value_parser = clap::value_parser!(u8).range(8..=32))]
     pub max_prefix_v4: u8,
@@ -361,6 +387,25 @@ pub struct DetachArgs {
     /// Where to reach the daemon.
     #[command(flatten)]
     pub control: ControlArgs,
+}
+
+/// Arguments of `learn`.
+#[derive(Debug, Args)]
+pub struct LearnArgs {
+    /// The instance
+    pub name: InstanceName,
+    /// For how long, as in 90s, 30m, 1h30m or 1d, which is the longest
+    #[arg(long = "for", value_name = "TIME", default_value = "1d", conflicts_with = "stop")]
+    pub time: LeaseTime,
+    /// End it before its time
+    #[arg(long)]
+    pub stop: bool,
+    /// Why, for the log: one line of at most 400 bytes
+    #[arg(long, value_name = "TEXT", conflicts_with = "stop")]
+    pub reason: Option<Reason>,
+    /// What to print and whom to ask.
+    #[command(flatten)]
+    pub read: ReadArgs,
 }
 
 /// Arguments of `allow`.

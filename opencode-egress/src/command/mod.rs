@@ -7,6 +7,7 @@ mod attach;
 mod check;
 mod client;
 mod exec;
+mod learn;
 mod leases;
 mod metrics;
 mod presets;
@@ -31,10 +32,10 @@ use crate::command::args::Command;
 pub fn run(command: &Command) -> Result<ExitCode> {
     match command {
         Command::Exec(args) => return exec::exec(args),
+        Command::Check(args) => return check::check(args),
         Command::Run(args) => run::run(args)?,
         Command::Resolve(args) => resolve::resolve(args)?,
         Command::Attach(args) => attach::attach(args)?,
-        Command::Check(args) => check::check(args)?,
         Command::Status(args) => client::status(args)?,
         Command::Top(args) => top::top(args)?,
         Command::Explain(args) => client::explain(args)?,
@@ -46,6 +47,7 @@ pub fn run(command: &Command) -> Result<ExitCode> {
         Command::Presets(args) => presets::presets(args)?,
         Command::Reload(args) => client::reload(args)?,
         Command::Detach(args) => client::detach(args)?,
+        Command::Learn(args) => learn::learn(args)?,
         Command::Allow(args) => leases::allow(args)?,
         Command::Revoke(args) => leases::revoke(args)?,
         Command::Leases(args) => leases::leases(args)?,

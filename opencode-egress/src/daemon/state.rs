@@ -34,6 +34,7 @@ use crate::{
         denial::LoggedDenial,
         journal::{Journal, LineCounts},
         status::{CountersStatus, FailedAttach},
+        tried::DeniedLines,
     },
 };
 
@@ -53,6 +54,8 @@ pub(super) struct InstanceState {
     /// Its links were taken away on purpose, and stay away until a unit starts or a reload.
     pub(super) detached: bool,
     pub(super) recent: VecDeque<LoggedDenial>,
+    /// What its lines say was denied: when, and to whom.
+    pub(super) denied: DeniedLines,
     /// The counters `limited` and `lost` as the journal was last told of them.
     pub(super) left_out: (u64, u64),
     /// When this daemon last saw `lost` grow. What was lost while no daemon ran may have been lost just before its start.
@@ -80,6 +83,7 @@ impl InstanceState {
             unasked: BTreeMap::new(),
             detached: false,
             recent: VecDeque::new(),
+            denied: DeniedLines::default(),
             left_out: (lines.limited_told, lines.lost_told),
             lost_at: (counters.lost > 0).then(Instant::now),
             sockets_denied: Watched::new(counters.denied_for(DropReason::TooManySockets)),

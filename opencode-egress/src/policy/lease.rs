@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 pub use leased::{Leased, LeasedRule, kernel_seconds};
 pub use text::{LeaseTime, Reason};
 
-use crate::policy::{AnyRule, Invalid, NameRule, PortRange, Rule, RuleProtocol};
+use crate::policy::{AnyRule, InstanceName, Invalid, NameRule, PortRange, Rule, RuleProtocol};
 
 /// How many leases of an instance are in force at a time.
 pub const MAX_LEASES: usize = 256;
@@ -191,6 +191,11 @@ pub struct Lease {
 }
 
 impl Lease {
+    /// The command that says what the policy lacks of what was tried under it.
+    pub fn suggestion(&self, instance: &InstanceName) -> String {
+        format!("`opencode-egress suggest {instance} --since=@{}`", self.from)
+    }
+
     /// Whether it is over at a second since boot.
     pub fn is_over(&self, now: u64) -> bool {
         self.deadline <= now

@@ -269,6 +269,7 @@ mod tests {
                 },
                 ..NamesStatus::default()
             }),
+            steady: vec![],
             leases: vec![lease()],
             last_denial: None,
             removed: false,

@@ -8,5 +8,6 @@ pub mod journal;
 pub mod metrics;
 pub mod remedy;
 pub mod status;
+pub mod tried;
 pub mod view;
 pub mod why;

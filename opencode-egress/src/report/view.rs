@@ -7,14 +7,14 @@ use anstyle::{AnsiColor, Style};
 
 use crate::{
     cgroups::limits::{Limit, OpenFiles},
-    policy::lease::LeaseStatus,
+    policy::lease::{LeaseKind, LeaseStatus},
     report::{
         caller::Caller,
         denial::{DenialLine, Line, QuestionLine},
         human::{ago, bytes, count, duration, local_time},
         status::{
             FailedAttach, InstanceStatus, LimitsStatus, NamesStatus, ReachedLimit, SocketsStatus, Status,
-            UnitStatus,
+            SteadyDenial, UnitStatus,
         },
     },
 };
@@ -161,8 +161,20 @@ impl InstanceStatus {
                 );
             }
         }
+        for steady in self.steady.iter().take(STEADY_SHOWN) {
+            add(Severity::Look, steady.text());
+        }
+        if let Some(more @ 1..) = self.steady.len().checked_sub(STEADY_SHOWN) {
+            let which = format!("`opencode-egress suggest {name}` has them");
+            add(Severity::Look, format!("{more} more are denied steadily; {which}"));
+        }
         if self.mode == "audit" {
-            add(Severity::Open, "mode audit: what the policy denies is told, and passes".to_owned());
+            let learning = self.leases.iter().find(|lease| lease.lease.kind == LeaseKind::Audit);
+            let until = learning.map(|LeaseStatus { until, .. }| {
+                format!(" until {}; `opencode-egress learn {name} --stop` ends it", local_time(*until))
+            });
+            let until = until.unwrap_or_default();
+            add(Severity::Open, format!("mode audit: what the policy denies is told, and passes{until}"));
         }
         if self.lost_lately {
             let lost = count(self.counters.lost);
@@ -173,6 +185,21 @@ impl InstanceStatus {
         }
         notices.sort_by_key(|notice| notice.severity);
         notices
+    }
+}
+
+/// What is denied steadily that is shown; the rest is counted.
+const STEADY_SHOWN: usize = 3;
+
+impl SteadyDenial {
+    fn text(&self) -> String {
+        let Self { rule, attempts, tried } = self;
+        let denials = count(*attempts);
+        let since = tried.first.map(|first| format!(" since {}", local_time(first))).unwrap_or_default();
+        let by = tried.programs().map(|programs| format!(", by {programs}")).unwrap_or_default();
+        format!(
+            "`{rule}` is denied steadily, {denials} times{since}{by}; add \"{rule}\" to `allow` if it should pass"
+        )
     }
 }
 

@@ -8,7 +8,12 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    policy::{AnyRule, InstanceName, Policy, lease::LeaseStatus, mode_name, preset::presets},
+    policy::{
+        AnyRule, InstanceName, Mode, Policy,
+        lease::{LeaseKind, LeaseStatus},
+        mode_name,
+        preset::presets,
+    },
     report::{
         denial::{Line, LoggedDenial},
         human::{ago, duration, now},
@@ -103,9 +108,10 @@ impl Why {
         lately: impl DoubleEndedIterator<Item = &'a LoggedDenial>,
     ) -> Self {
         let (refused, more_refused) = refused(lately);
+        let learns = leases.iter().any(|lease| lease.lease.kind == LeaseKind::Audit);
         Self {
             instance: instance.to_string(),
-            mode: mode_name(policy.mode).to_owned(),
+            mode: mode_name(if learns { Mode::Audit } else { policy.mode }).to_owned(),
             errno: policy.errno.to_string(),
             names: Shown::of(&policy.names),
             networks: Shown::of(&policy.allow),

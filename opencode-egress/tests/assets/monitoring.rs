@@ -58,6 +58,7 @@ fn everything() -> String {
             },
             ..NamesStatus::default()
         }),
+        steady: vec![],
         leases: vec![],
         last_denial: None,
         removed: false,

@@ -45,6 +45,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Scenario> {
         starts::STARTS,
         names::NAMES,
         names::KEPT,
+        names::LEARN,
         names::CHANGED,
         names::HOSTILE,
         names::LEASES,

@@ -3,10 +3,8 @@
 use std::fmt::Write as _;
 
 use crate::{
-    command::suggest::nix,
-    policy::{
-        AnyRule, InstanceName, Invalid, PortRange, RuleProtocol, lease::LeaseRule, suggest::SuggestedRule,
-    },
+    command::suggest::nix_option,
+    policy::{AnyRule, InstanceName, Invalid, PortRange, RuleProtocol, lease::LeaseRule},
     report::{
         caller::Caller,
         denial::{Line, LoggedDenial},
@@ -112,5 +110,5 @@ fn widens(rule: &AnyRule) -> String {
 /// When the instance's name is none, as that of a daemon of another version may be.
 pub(super) fn option(instance: &str, rule: AnyRule, attempts: u64) -> Result<String, String> {
     let name: InstanceName = instance.parse().map_err(|invalid: Invalid| invalid.to_string())?;
-    Ok(nix(&name, &[SuggestedRule { rule, attempts }]))
+    Ok(nix_option(&name, rule, attempts))
 }

@@ -33,6 +33,13 @@ use crate::{
 const RESETS: usize = 256;
 /// How many of them may have all sockets searched.
 const SEARCHES: usize = 8;
+
+/// A policy as the kernel has it.
+type InForce = (PolicyHeader, KernelRules);
+
+/// The policies by which instances were judged before a change, of those instances whose new policy has name rules.
+pub(super) type InForceBefore = HashMap<InstanceIndex, InForce>;
+
 impl Daemon {
     /// Resets sockets whose packets were refused, so that no program waits for an answer. Returns whether there may be more.
     pub fn take_resets(&mut self) -> bool {
@@ -97,20 +104,20 @@ impl Daemon {
         Ok(())
     }
 
-    /// Resets what instances have open and their policies deny, so that no program waits for an answer. Returns what was not
-    /// reset, for people; it is logged here.
-    pub(super) fn reset_denied(&mut self, names: &[&InstanceName]) -> Vec<String> {
-        self.reset(names, &[])
+    /// Resets what instances have open and their policies deny, so that no program waits for an answer; `before` is what was in force
+    /// until now. Returns what was not reset, for people; it is logged here.
+    pub(super) fn reset_denied(&mut self, names: &[&InstanceName], before: InForceBefore) -> Vec<String> {
+        self.reset(names, before, &[])
     }
 
     /// The same of an instance whose leases of these rules are over, with what began under them.
     pub(super) fn reset_leased(&mut self, name: &InstanceName, over: Vec<LeaseRule>) -> Vec<String> {
-        self.reset(&[name], &over)
+        self.reset(&[name], InForceBefore::new(), &over)
     }
 
-    fn reset(&mut self, names: &[&InstanceName], over: &[LeaseRule]) -> Vec<String> {
+    fn reset(&mut self, names: &[&InstanceName], before: InForceBefore, over: &[LeaseRule]) -> Vec<String> {
         let mut not_reset = vec![];
-        let judged = self.judged(names, over, &mut not_reset);
+        let judged = self.judged(names, before, over, &mut not_reset);
         let (mut reset, mut mptcp, mut failed, mut why) = (0, 0, 0, None);
         for diagnosis in self.connections.diagnoses().filter(|_| !judged.is_empty()) {
             let open = match diagnosis.connections() {
@@ -155,6 +162,7 @@ impl Daemon {
     fn judged(
         &self,
         names: &[&InstanceName],
+        mut before: InForceBefore,
         over: &[LeaseRule],
         not_reset: &mut Vec<String>,
     ) -> HashMap<u64, Rc<Judge>> {
@@ -180,14 +188,11 @@ impl Daemon {
             let policy = match self.loaded.maps.policy(instance.index) {
                 Ok(policy) => Rc::new(Judge {
                     policy,
+                    before: before.remove(&instance.index),
                     dropped: self.names.dropped(instance.index),
                     leased: instance.policy.iter().flat_map(|policy| policy.leased.all().cloned()).collect(),
                     over: over.to_vec(),
-                    named: if over.is_empty() {
-                        BTreeSet::new()
-                    } else {
-                        self.names.addresses(instance.index)
-                    },
+                    named: self.names.addresses(instance.index),
                 }),
                 Err(error) => {
                     not_reset.push(format!("{name}: its policy cannot be read: {}", error_chain(&error)));
@@ -235,7 +240,9 @@ impl Daemon {
 /// The policy by which a cgroup's connections are judged; without one, all are denied.
 #[derive(Default)]
 struct Judge {
-    policy: Option<(PolicyHeader, KernelRules)>,
+    policy: Option<InForce>,
+    /// The policy before it.
+    before: Option<InForce>,
     /// Addresses that only names brought which are not listed any more.
     dropped: BTreeSet<IpAddr>,
     /// Rules of its leases, of those that ended too.
@@ -249,21 +256,28 @@ struct Judge {
 impl Judge {
     fn denies(&self, Connection { flow, local_port, .. }: &Connection) -> bool {
         let Some((header, rules)) = &self.policy else { return true };
-        if header.listens_on(*local_port) {
-            return false;
-        }
-        let verdict = header.judge_resolver(flow).unwrap_or_else(|| decide(rules, flow).settle(|| true));
-        match verdict {
+        match judge(header, rules, flow, *local_port) {
             Verdict::Allow => false,
             // Which name or lease a connection began by, only its socket knows: its next packet is judged, and ends it where it is denied.
             Verdict::Deny(reason)
                 if may_be_allowed_by_name(reason)
                     && (header.name_grants > 0 || covers(&self.leased, flow) || covers(&self.over, flow)) =>
             {
-                self.dropped.contains(&IpAddr::from(flow.address)) || self.was_leased(rules, flow)
+                self.dropped.contains(&IpAddr::from(flow.address))
+                    || self.was_leased(rules, flow)
+                    || self.was_by_network(flow, *local_port)
             }
             Verdict::Deny(_) => true,
         }
+    }
+
+    /// Whether a connection that the rules deny is one that networks allowed until now. It began by no name and no lease, unless these
+    /// networks came after it.
+    fn was_by_network(&self, flow: &Flow, local_port: u16) -> bool {
+        let allowed = |(header, rules): &InForce| judge(header, rules, flow, local_port) == Verdict::Allow;
+        !self.named.contains(&IpAddr::from(flow.address))
+            && !covers(&self.leased, flow)
+            && self.before.as_ref().is_some_and(allowed)
     }
 
     /// Whether a connection that the rules deny can have begun under none but the leases that are over.
@@ -274,6 +288,14 @@ impl Judge {
             && !self.named.contains(&address)
             && NamedFlow::of(flow).is_some_and(|flow| by_lease(rules, &flow, now).is_none())
     }
+}
+
+/// What the networks and listeners of a policy say of a connection.
+fn judge(header: &PolicyHeader, rules: &KernelRules, flow: &Flow, local_port: u16) -> Verdict {
+    if header.listens_on(local_port) {
+        return Verdict::Allow;
+    }
+    header.judge_resolver(flow).unwrap_or_else(|| decide(rules, flow).settle(|| true))
 }
 
 /// Whether a flow is one of a lease of a network.

@@ -313,7 +313,8 @@ fn remember(
     name: &InstanceName,
     event: &LoggedDenial,
 ) {
-    if let Some(InstanceState { recent, .. }) = instances.get_mut(name) {
+    if let Some(InstanceState { recent, denied, .. }) = instances.get_mut(name) {
+        denied.add(event);
         if recent.len() == RECENT_EVENTS {
             recent.pop_front();
         }

@@ -10,7 +10,7 @@ use tracing::warn;
 
 use super::{Leases, deadline, store::InstanceLeases, upkeep::tell};
 use crate::{
-    daemon::{error::DaemonError, policies::ChangedPolicy, state::Daemon},
+    daemon::{connections::InForceBefore, error::DaemonError, policies::ChangedPolicy, state::Daemon},
     kernel::maps::boottime,
     policy::{
         AnyRule, InstanceName, Mode, Policy,
@@ -185,6 +185,13 @@ impl Daemon {
                 LeaseKind::Audit => None,
             });
             notes.extend(self.reset_leased(&name, rules.collect()));
+        }
+        // What was denied meanwhile is open, and refused from now on.
+        if told
+            .iter()
+            .any(|(lease, what, _)| lease.kind == LeaseKind::Audit && ["ended", "revoked"].contains(what))
+        {
+            notes.extend(self.reset_denied(&[&name], InForceBefore::new()));
         }
         let Some((lease, what, _)) = told.into_iter().next() else {
             return Err(DaemonError::NothingOver { name });

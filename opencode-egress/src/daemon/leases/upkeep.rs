@@ -10,7 +10,7 @@ use crate::{
     kernel::maps::boottime,
     policy::{
         InstanceName,
-        lease::{Grantor, Lease, LeaseStatus, Leased},
+        lease::{Grantor, Lease, LeaseKind, LeaseStatus, Leased},
     },
     report::{
         human::{local_time, now},
@@ -104,6 +104,11 @@ pub(super) fn tell(name: &InstanceName, lease: &Lease, what: &'static str, by: &
     let why = if reason.is_empty() { String::new() } else { format!(": {reason}") };
     let optional = |uid: Option<u32>| uid.map(|uid| uid.to_string()).unwrap_or_default();
     let (from, until) = (local_time(*from), local_time(status.until));
+    let next = match (kind, what) {
+        (LeaseKind::Audit, "granted" | "replaced" | "kept") => "; nothing is refused until then".to_owned(),
+        (LeaseKind::Audit, _) => format!("; {} says what its policy lacks", lease.suggestion(name)),
+        _ => String::new(),
+    };
     let time = match what {
         "granted" | "replaced" | "kept" => format!("until {until}"),
         _ => format!("granted {from}"),
@@ -120,6 +125,6 @@ pub(super) fn tell(name: &InstanceName, lease: &Lease, what: &'static str, by: &
         EGRESS_LEASE_REASON = reason,
         EGRESS_FROM = from,
         EGRESS_UNTIL = until,
-        "{name}: lease {what}: {kind}, {time}, by {by}{why}"
+        "{name}: lease {what}: {kind}, {time}, by {by}{why}{next}"
     );
 }

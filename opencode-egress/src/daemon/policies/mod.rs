@@ -19,6 +19,7 @@ pub(in crate::daemon) use self::{
 };
 use crate::{
     daemon::{
+        connections::InForceBefore,
         error::DaemonError,
         state::{Daemon, InstanceState},
     },
@@ -130,6 +131,7 @@ impl Daemon {
         let first = self.policies.applied == 0;
         self.claim_numbers(&policies)?;
         let had_names: BTreeSet<_> = self.names.of.keys().copied().collect();
+        let before = self.in_force_before(&changed, &policies);
         let in_force = self.put_in_force(changed, &policies, &log, resolver.mark);
         self.confinement.soon.clear();
         let changes = match in_force {
@@ -165,7 +167,7 @@ impl Daemon {
         if !first {
             self.names.forget_unlisted();
         }
-        Ok(self.reset_denied(&judged.iter().collect::<Vec<_>>()))
+        Ok(self.reset_denied(&judged.iter().collect::<Vec<_>>(), before))
     }
 
     /// Takes note of policies that came into force, and returns their instances.
@@ -195,6 +197,19 @@ impl Daemon {
             }
         }
         judged
+    }
+
+    /// What judges the instances now whose new policies have rules for names, or leases. What this daemon did not put in force it cannot read:
+    /// the next packets are judged all the same.
+    fn in_force_before(
+        &self,
+        changed: &BTreeMap<InstanceName, ChangedPolicy>,
+        policies: &InstancePolicies,
+    ) -> InForceBefore {
+        let by_packet =
+            changed.iter().filter(|(name, new)| !new.names.is_empty() || !policies[*name].leased.is_empty());
+        let indices = by_packet.filter_map(|(name, _)| self.numbers.known().get(name).copied());
+        indices.filter_map(|index| Some((index, self.loaded.maps.policy(index).ok()??))).collect()
     }
 
     /// Puts policies in force: all of these, or none. What else was done for them until then is the caller's to undo.

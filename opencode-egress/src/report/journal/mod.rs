@@ -18,6 +18,8 @@ use crate::{
 pub const DENIED_ID: &str = "2da292e8965a49f690f448fafc95f50a";
 /// A question for a name was refused.
 pub const QUESTION_REFUSED_ID: &str = "3953224c7595489886dbcfa6dc67478c";
+/// A listed name was asked for, the first time.
+pub const NAME_ALLOWED_ID: &str = "b1a6f3e27c0d4f6e9d5b8a1c42e7f093";
 /// A bind to what the policy does not list was denied.
 pub const BIND_DENIED_ID: &str = "4d2b720e6d544cc6194f0724d5b8ef66";
 /// Denials had no line of their own.
@@ -143,6 +145,7 @@ mod tests {
             LINKS_RESTORED_ID,
             CONFINED_LATE_ID,
             RELOAD_REFUSED_ID,
+            NAME_ALLOWED_ID,
             LEASE_ID,
         ];
         entries.sort_unstable();

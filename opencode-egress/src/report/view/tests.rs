@@ -1,5 +1,8 @@
 use super::*;
-use crate::policy::lease::{Grantor, Lease, LeaseKind};
+use crate::policy::{
+    lease::{Grantor, Lease, LeaseKind},
+    suggest::{Program, Tried},
+};
 use crate::report::{
     caller::Caller,
     denial::LoggedDenial,
@@ -42,6 +45,7 @@ pub(crate) fn instance(units: Vec<UnitStatus>) -> InstanceStatus {
         failed_attach: None,
         counters,
         names: None,
+        steady: vec![],
         leases: vec![],
         last_denial: None,
     }
@@ -270,4 +274,38 @@ fn all_well_is_said() {
     status.instances.retain(|name, _| name == "a");
     let text = text(&status, 1000);
     assert!(text.contains("\nnothing needs attention\n") && !text.contains('!'), "{text}");
+}
+
+#[test]
+fn what_is_denied_steadily_is_told_with_the_rule_that_is_missing() {
+    let steady = |rule: &str| {
+        let mut tried = Tried::default();
+        tried.add(0, Program::of("opencode", &[]));
+        SteadyDenial { rule: rule.to_owned(), attempts: 14, tried }
+    };
+    let mut b = instance(vec![]);
+    b.steady = vec![steady("api.example.org")];
+    let at = local_time(0);
+    let expect = format!(
+        "b: `api.example.org` is denied steadily, 14 times since {at}, by opencode; add \"api.example.org\" to `allow` if it should pass"
+    );
+    assert_eq!(b.notices("b"), [Notice { severity: Severity::Look, text: expect }]);
+    let json = serde_json::to_value(&b.steady).expect("JSON");
+    assert_eq!((&json[0]["rule"], &json[0]["first"]), (&"api.example.org".into(), &0.into()));
+    b.steady = ["a", "b", "c", "d", "e"].map(|name| steady(&format!("{name}.example.org"))).into();
+    let notices = b.notices("b");
+    assert_eq!(notices.len(), 4);
+    assert_eq!(notices[3].text, "b: 2 more are denied steadily; `opencode-egress suggest b` has them");
+}
+
+#[test]
+fn audit_mode_for_a_time_says_until_when() {
+    let mut b = instance(vec![]);
+    b.mode = "audit".to_owned();
+    b.leases = vec![LeaseStatus { lease: Lease { kind: LeaseKind::Audit, ..lease().lease }, ..lease() }];
+    let until = local_time(2640);
+    let expect = format!(
+        "b: mode audit: what the policy denies is told, and passes until {until}; `opencode-egress learn b --stop` ends it"
+    );
+    assert_eq!(b.notices("b"), [Notice { severity: Severity::Open, text: expect }]);
 }

@@ -103,6 +103,13 @@ fn an_agent_reads_what_it_may_and_what_to_ask_for() {
     assert!(!serde_json::to_string(&leased).expect("JSON").contains("uid"), "who granted it is not told");
     let quiet = why(&Policy::default(), &[]).to_string();
     assert!(quiet.contains("\n  nothing\n") && quiet.ends_with("nothing was refused lately"), "{quiet}");
-    let audit = Policy { mode: crate::policy::Mode::Audit, ..policy() };
+    let audit = Policy { mode: Mode::Audit, ..policy() };
     assert!(why(&audit, &[]).to_string().contains("mode audit: nothing is refused"));
+    let mut learns = lease();
+    learns.lease.kind = LeaseKind::Audit;
+    let learns = Why::of(&"a".parse().expect("a name"), &policy(), &[learns], [].iter()).to_string();
+    assert!(
+        learns.contains("mode audit: nothing is refused") && learns.contains("  audit mode, for 27m20s more"),
+        "{learns}"
+    );
 }
