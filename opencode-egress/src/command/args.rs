@@ -303,6 +303,11 @@ pub struct EventsArgs {
     /// Go on as they come
     #[arg(long, short)]
     pub follow: bool,
+    /// Show the arguments of the processes that asked, of those that still run
+    ///
+    /// They are in no log, for keys stand there. With --follow they are read as each denial comes: what ends at its error has none.
+    #[arg(long)]
+    pub args: bool,
     /// What to print and whom to ask.
     #[command(flatten)]
     pub read: ReadArgs,

@@ -1,6 +1,7 @@
 //! The subcommands.
 
 pub mod args;
+mod arguments;
 mod assets;
 mod attach;
 mod check;

@@ -9,6 +9,7 @@ use crate::{
     cgroups::limits::{Limit, OpenFiles},
     policy::lease::{LeaseKind, LeaseStatus},
     report::{
+        caller::Caller,
         denial::{DenialLine, Line, QuestionLine},
         human::{ago, bytes, count, duration, local_time},
         status::{
@@ -305,6 +306,9 @@ pub fn text(status: &Status, now: u64) -> String {
         );
     }
     for (name, instance) in instances {
+        if let Some(caller) = instance.last_denial.as_ref().and_then(|last| caller(&last.line)) {
+            line(&mut text, &format!("{name}: the last denial was of {caller}"));
+        }
         if let Some(names) = &instance.names {
             line(&mut text, &format!("{name}: {}", names_text(names)));
         }
@@ -313,6 +317,17 @@ pub fn text(status: &Status, now: u64) -> String {
         }
     }
     text
+}
+
+/// Which program a denial is of. `None`: it is of a question, of which the user alone is known.
+pub fn caller(line: &Line) -> Option<String> {
+    let Caller { exe, via, cgroup } = &line.flow()?.caller;
+    let exe = exe.as_deref().unwrap_or("a program that is not known");
+    // The first one is the process itself.
+    let parents = via.get(1..).filter(|parents| !parents.is_empty());
+    let parents = parents.map(|parents| format!(", run by {}", parents.join(", run by ")));
+    let cgroup = cgroup.as_ref().map(|cgroup| format!(", in the cgroup {cgroup}"));
+    Some(format!("{exe}{}{}", parents.unwrap_or_default(), cgroup.unwrap_or_default()))
 }
 
 fn names_text(NamesStatus { known, addresses, questions, .. }: &NamesStatus) -> String {

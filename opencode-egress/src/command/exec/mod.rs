@@ -229,8 +229,12 @@ fn reset(loaded: &mut Loaded, diagnosis: &SocketDiagnosis, output: &mut Output) 
 
 /// Prints some of what was refused. Returns whether there may be more.
 fn report(loaded: &mut Loaded, (policy, names): (&Policy, &Option<Names>), output: &mut Output) -> bool {
+    let programs_look = loaded.callers.is_ok();
     loaded.events.take(TURN, |reported| match reported {
-        Ok(Reported { denial, caller }) => {
+        Ok(Reported { denial, mut caller }) => {
+            if !programs_look && denial.event.pid != 0 {
+                caller = scratch::caller(denial.event.pid);
+            }
             let line = DenialLine::of(&denial, denial.event.suppressed).with_hint(policy);
             let line = line.with_caller(caller);
             let name = names.as_ref().and_then(|names| names.name_of(line.dst));

@@ -13,10 +13,21 @@ use rustix::{
     process::{Pid, Signal, kill_process},
 };
 
-use crate::cgroups::{Cgroup, Hierarchy};
+use crate::{
+    cgroups::{Cgroup, Hierarchy, process},
+    report::caller::Caller,
+};
 
 /// Beginning of the names of the cgroups that `exec` makes.
 const CGROUP_PREFIX: &str = "opencode-egress-exec-";
+
+/// Who a process of the command's is, by `/proc`.
+pub(super) fn caller(pid: u32) -> Caller {
+    let Ok(hierarchy) = Hierarchy::find() else { return Caller::default() };
+    let name = format!("{CGROUP_PREFIX}{}", std::process::id());
+    let own = |path: &&Path| path.file_name().is_some_and(|last| *last == *name);
+    process::caller(&hierarchy, pid, |path| path.ancestors().find(own).map(Path::to_owned))
+}
 
 /// How long killed processes may take to end. One that hangs in the kernel never does.
 const PATIENCE: Duration = Duration::from_secs(2);

@@ -80,8 +80,13 @@ impl Daemon {
         let watch = self.confinement.watch_trouble.as_ref();
         let watch =
             watch.map(|why| format!("what comes and goes is found within seconds, not at once: {why}"));
+        let callers = self.loaded.callers.as_ref().err();
+        let callers = callers.map(|why| {
+            format!("who asked is looked for in /proc, where a process that ended at once is not found, nor the files of other users' (exe=-): {why}")
+        });
         watch
             .into_iter()
+            .chain(callers)
             .chain(self.denials.trouble())
             .chain(self.names.troubles())
             .chain(self.leases.trouble())

@@ -12,6 +12,7 @@ use opencode_egress_common::{abi::DestinationKey, event::DecodeError, reason::Dr
 use tracing::{error, warn};
 
 use crate::{
+    cgroups::{Hierarchy, process, unit_of},
     control::learned::{Counts, QueryReason},
     daemon::{
         error::DaemonError,
@@ -63,11 +64,15 @@ impl Daemon {
     pub fn take_events(&mut self) -> (Vec<LoggedDenial>, bool) {
         let Self { loaded, numbers, instances, confinement, policies, denials, names, .. } = self;
         let Denials { folds, journal, .. } = denials;
-        let predecessors = &mut confinement.predecessors;
+        let (predecessors, hierarchy) = (&mut confinement.predecessors, &confinement.hierarchy);
+        let programs_look = loaded.callers.is_ok();
         let interval = policies.log.interval;
         let mut logged = vec![];
         let mut take = |reported: Result<Reported, DecodeError>| match reported {
-            Ok(reported) => {
+            Ok(mut reported) => {
+                if !programs_look {
+                    look_for_caller(numbers, instances, hierarchy, &mut reported);
+                }
                 let suppressed = folds.event(&reported, Instant::now(), interval);
                 let Reported { denial, .. } = &reported;
                 if let Some((name, line)) = line(numbers, instances, names, &reported, suppressed) {
@@ -265,6 +270,25 @@ fn line<'a>(
         names.deny_server(index, &denial.flow, server, denial.event.attempts);
     }
     Some((name, line))
+}
+
+/// Looks in `/proc` for the process that met a denial, of which the programs could not say more than its number.
+fn look_for_caller(
+    numbers: &InstanceNumbers,
+    instances: &BTreeMap<InstanceName, InstanceState>,
+    hierarchy: &Hierarchy,
+    Reported { denial, caller }: &mut Reported,
+) {
+    let index = InstanceIndex::new(denial.event.instance);
+    let name = index.and_then(|index| numbers.name_of(index));
+    if let Some(instance) = name.and_then(|name| instances.get(name))
+        && denial.event.pid != 0
+    {
+        *caller = process::caller(hierarchy, denial.event.pid, |path| {
+            let (unit, cgroup) = unit_of(path)?;
+            instance.units().any(|known| *known == unit).then_some(cgroup)
+        });
+    }
 }
 
 /// A line with its instance, and the time that it is.

@@ -79,6 +79,18 @@ pub(crate) fn event(time: u64) -> LoggedDenial {
     LoggedDenial { time, instance: "b".to_owned(), line: Line::Flow(line) }
 }
 
+#[test]
+fn a_program_is_named_with_those_that_ran_it() {
+    let mut event = event(940);
+    let Line::Flow(line) = &mut event.line else { panic!("a flow") };
+    line.caller.exe = Some("/usr/bin/curl".to_owned());
+    line.caller.via = ["curl", "bash", "opencode"].map(str::to_owned).to_vec();
+    assert_eq!(caller(&event.line).as_deref(), Some("/usr/bin/curl, run by bash, run by opencode"));
+    let Line::Flow(line) = &mut event.line else { panic!("a flow") };
+    (line.caller.via, line.caller.cgroup) = (vec!["curl".to_owned()], Some("payload".to_owned()));
+    assert_eq!(caller(&event.line).as_deref(), Some("/usr/bin/curl, in the cgroup payload"));
+}
+
 /// `a` is as it should be; everything that can be the matter is the matter with the others.
 pub(crate) fn status() -> Status {
     let full = 10;
@@ -141,6 +153,8 @@ d         audit    1/2 confined             19/20  2    5      12 of 4096  12.3k
 e         enforce  stopped                  -      2    5      12 of 4096  12.3k (5.0 MB)  3       2       0     -
 f         enforce  1/1 confined             10/10  2    5      12 of 4096  12.3k (5.0 MB)  3       2       0     -
 g         enforce  2/2 confined             20/20  2    5      12 of 4096  12.3k (5.0 MB)  3       2       0     -
+b: the last denial was of a program that is not known
+d: the last denial was of a program that is not known
 ";
     assert_eq!(plain, expect);
 }
