@@ -1,5 +1,7 @@
 //! `top`, in a real terminal: tmux.
 
+use std::sync::atomic::{AtomicU32, Ordering};
+
 use anyhow::{Result, ensure};
 
 use super::{A, POLICY, Scenario, Tell, get, status};
@@ -19,12 +21,18 @@ pub(super) const TOP: &[Scenario] = &[
 ];
 
 /// A terminal of 80 columns and 24 lines, in which `top` runs until the end of the shell around it.
-struct Terminal<'a>(&'a Machine);
+struct Terminal<'a> {
+    machine: &'a Machine,
+    /// Of its own: a server that was told to end may still be there.
+    socket: String,
+}
 
 impl<'a> Terminal<'a> {
     /// Runs a command there, and says how it ended.
     fn open(machine: &'a Machine, command: &str) -> Result<Self> {
-        let terminal = Self(machine);
+        static OPENED: AtomicU32 = AtomicU32::new(0);
+        let socket = format!("/run/top-{}.tmux", OPENED.fetch_add(1, Ordering::Relaxed));
+        let terminal = Self { machine, socket };
         let shell = format!(
             "stty -g > /run/stty-before; {command}; echo ended with $?; stty -g > /run/stty-after; exec sleep 1000"
         );
@@ -48,8 +56,8 @@ impl<'a> Terminal<'a> {
     }
 
     fn tmux(&self, words: &[&str]) -> Result<String> {
-        let tmux = ["env", "TERM=xterm-256color", "LC_ALL=C.UTF-8", "tmux", "-S", "/run/top.tmux"];
-        self.0.succeed(&[&tmux[..], words].concat())
+        let tmux = ["env", "TERM=xterm-256color", "LC_ALL=C.UTF-8", "tmux", "-S", &self.socket];
+        self.machine.succeed(&[&tmux[..], words].concat())
     }
 
     fn press(&self, keys: &[&str]) -> Result<()> {
