@@ -49,7 +49,7 @@ rec {
   # The command line as units name it. With its path in the store, an upgrade would change every unit, and so restart every
   # server.
   attachProgram = "/etc/${attachEtcName}";
-  attachEtcName = "opencode-egress/opencode-egress";
+  attachEtcName = "opencode-egress/bin/opencode-egress";
 
   # Where an instance listens, as the policy file has it.
   listeners =

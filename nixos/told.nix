@@ -41,6 +41,9 @@ let
   };
   error = errno: "${errno}, \"${messages.${errno}}\"";
 
+  # Under `listed` it is not so.
+  ownServers = "Servers that you start yourself work: bind 127.0.0.1 or ::1, from port 1024 on, and connect there.\n\n";
+
   # A line of the list, if there is one.
   line =
     before: rules:
@@ -57,6 +60,7 @@ in
   outboundAllowCidrs,
   outboundAllowNames,
   outboundDenyCidrs,
+  ownLoopback,
   ...
 }@isolation:
 let
@@ -71,12 +75,18 @@ if mode == "audit" then
   ""
 else
   lib.replaceStrings
-    [
-      "@REACHABLE@"
-      "@ERRNO@"
-    ]
-    [
-      (concatStringsSep "\n" (if reachable == [ ] then [ "- nothing" ] else reachable))
-      (concatStringsSep ", or with " (lib.unique [ (error errno) (error "EPERM") ]))
-    ]
+    (
+      [
+        "@REACHABLE@"
+        "@ERRNO@"
+      ]
+      ++ optional (!ownLoopback) ownServers
+    )
+    (
+      [
+        (concatStringsSep "\n" (if reachable == [ ] then [ "- nothing" ] else reachable))
+        (concatStringsSep ", or with " (lib.unique [ (error errno) (error "EPERM") ]))
+      ]
+      ++ optional (!ownLoopback) ""
+    )
     (lib.readFile ../dist/network.md)

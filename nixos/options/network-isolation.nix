@@ -108,7 +108,7 @@ in
       default = true;
       description = ''
         Whether the agent is told of its policy: what it may reach, how a refusal looks, not to look for a way round it, and what to ask the user for. That is
-        a file of some 250 tokens and the lists, `/etc/opencode-instructions/<name>/network.md`, which is the last of {option}`config.instructions`. It changes with the
+        a file of some 300 tokens and the lists, with the command that says what was refused (`opencode-egress why`): `/etc/opencode-instructions/<name>/network.md`, which is the last of {option}`config.instructions`. It changes with the
         lists, without a restart, and is empty in `audit` mode. With {option}`configFile` that has to name it.
       '';
     };

@@ -98,7 +98,7 @@ in
       });
   "something in the place of attach" = {
     got = map (text: host.failures (extra { BindPaths = text; }) != [ ]) [
-      "/srv/x/program:/etc/opencode-egress/opencode-egress"
+      "/srv/x/program:/etc/opencode-egress/bin/opencode-egress"
       "/srv/x/etc:/etc"
       "/srv/x/run:/run/opencode-egress"
       "/srv/x/store:/nix/store"

@@ -224,7 +224,7 @@ in
       {
         LoadCredential = [ "a.anthropic:/run/secrets/anthropic" ];
         SetCredential = [ "a.anthropic:none" ];
-        first = "+/etc/opencode-egress/opencode-egress attach --timeout 60 keys";
+        first = "+/etc/opencode-egress/bin/opencode-egress attach --timeout 60 keys";
       };
   "the set-up waits for the token, and looks for the key" =
     let

@@ -41,11 +41,15 @@ in
 
     Nothing else is. A name alone is TCP port 443, `*.` is every name below, and a network alone is all of it.
 
+    Servers that you start yourself work: bind 127.0.0.1 or ::1, from port 1024 on, and connect there.
+
     What is refused looks like a fault, and is none:
 
     - A connection or datagram fails with EPERM, "Operation not permitted". Some programs take that for the permissions of a file.
     - A name that is not listed does not exist: "Could not resolve host", ENOTFOUND, NXDOMAIN.
     - A TLS connection for a name that is not listed is reset.
+
+    `opencode-egress why` prints what can be reached, what was refused lately, and the rule to ask for.
 
     It does not pass: do not try again, and do not look for a way round it, such as another address, mirror, proxy, tunnel or resolver. Do without, or tell the user what is missing and what it is for: "ask the operator for `NAME:PORT`".
   '';
@@ -60,6 +64,38 @@ in
         [
           "- A connection or datagram fails with ECONNREFUSED, \"Connection refused\", or with EPERM, \"Operation not permitted\". Some programs take that for the permissions of a file."
         ]
+      ];
+  "servers of its own, where they work" =
+    is
+      (map (ownLoopback: hasInfix "\nServers that you start yourself work: bind 127.0.0.1 or ::1, from port 1024 on, and connect there.\n\n" (text { inherit ownLoopback; })) [
+        true
+        false
+      ])
+      [
+        true
+        false
+      ];
+  "the command that it is told of is there, and where an upgrade does not change the unit" =
+    is
+      (map
+        (instance: {
+          path = elem "/etc/opencode-egress" (host.one instance).systemd.services.opencode-a.path;
+          etc = (host.one instance).environment.etc ? "opencode-egress/bin/opencode-egress";
+        })
+        [
+          (isolated { })
+          { }
+        ]
+      )
+      [
+        {
+          path = true;
+          etc = true;
+        }
+        {
+          path = false;
+          etc = false;
+        }
       ];
   "no place is left open" = is (hasInfix "@" (text { })) false;
   "nothing is listed" = is (hasInfix "\n- nothing\n" (text { })) true;

@@ -5,7 +5,7 @@ let
   inherit (import ./unit.nix { inherit lib host; }) server settings setup;
   is = got: expected: { inherit got expected; };
   isolation.networkIsolation.enable = true;
-  attach = "+/etc/opencode-egress/opencode-egress attach --timeout 60 a";
+  attach = "+/etc/opencode-egress/bin/opencode-egress attach --timeout 60 a";
 in
 {
   "resources" =

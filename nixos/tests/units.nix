@@ -10,7 +10,7 @@ let
 
   command = instance: (settings instance).ExecStart;
   base = "/nix/store/opencode/bin/opencode serve --hostname 127.0.0.1 --port 4096 --print-logs --log-level INFO";
-  attach = "+/etc/opencode-egress/opencode-egress attach --timeout 60 a";
+  attach = "+/etc/opencode-egress/bin/opencode-egress attach --timeout 60 a";
 in
 {
   "nothing without enable" =
@@ -140,7 +140,7 @@ in
         server = server config;
         setup = setup config;
       };
-      program = config: config.environment.etc."opencode-egress/opencode-egress".source;
+      program = config: config.environment.etc."opencode-egress/bin/opencode-egress".source;
       old = version "old";
       new = version "new";
     in
@@ -152,7 +152,7 @@ in
           old
           new
         ];
-        seen = elem "/etc/opencode-egress/opencode-egress" (server new).serviceConfig.BindReadOnlyPaths;
+        seen = elem "/etc/opencode-egress/bin/opencode-egress" (server new).serviceConfig.BindReadOnlyPaths;
       }
       {
         same = true;
@@ -183,7 +183,7 @@ in
     pre = (settings { }) ? ExecStartPre;
     inherit (server (host.one { })) wants;
     socket = elem "-/run/opencode-egress" (settings { }).BindReadOnlyPaths;
-    program = elem "/etc/opencode-egress/opencode-egress" (settings { }).BindReadOnlyPaths;
+    program = elem "/etc/opencode-egress/bin/opencode-egress" (settings { }).BindReadOnlyPaths;
     unset = (settings { }) ? UnsetEnvironment;
   } {
     pre = false;

@@ -48,7 +48,8 @@ in
   )
   // lib.mapAttrs (_: value: mkForce (literal value)) instance.environment;
 
-  inherit (instance) path;
+  # By its path in /etc, for an upgrade is not to change the unit; the agent asks it `why`.
+  path = instance.path ++ lib.optional networkIsolation.enable (dirOf (dirOf instances.attachProgram));
 
   serviceConfig =
     sandbox {

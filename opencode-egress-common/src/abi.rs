@@ -3,11 +3,15 @@
 //! Every type here is `repr(C)` without padding, so that no uninitialised byte leaves the kernel.
 //! Numbers are in host byte order unless their name or comment says otherwise.
 
+mod caller;
 mod counters;
 mod learned;
 mod records;
 mod tls;
 
+pub use caller::{
+    CGROUP_BYTES, CalledEvent, Caller, CallerLayout, EXE_BYTES, LONGEST_FILE_NAME, VIA_NAMES, WORK_WORDS,
+};
 pub use counters::{Counter, Counters, Denied};
 pub use learned::{AskerKey, Learned, LearnedKey, MAX_ASKERS, MAX_LEARNED, NameRuleId};
 pub use records::{DestinationDenials, DestinationKey, Event, Limits, Reset, Taken};
@@ -18,7 +22,7 @@ use crate::flow::{Address, Class, Family};
 /// The version of everything in this module. A change of any layout, map or program name raises it, and gives the map
 /// that it is in another size or another name: of another version's pins, a daemon takes over what it finds under a name that
 /// it knows and in the shape that it knows.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;
 
 /// How many instances the maps can hold. Index 0 means "no instance".
 pub const MAX_INSTANCES: u32 = 2048;
@@ -57,7 +61,7 @@ pub const DEFAULT_MAX_SOCKETS: u32 = 4096;
 pub const SOCKET_SLOTS: u32 = 16 * 1024;
 
 /// Size of the ring buffer of denied flows, in bytes.
-pub const RING_BYTES: u32 = 512 * 1024;
+pub const RING_BYTES: u32 = 2 * 1024 * 1024;
 
 /// Size of the ring buffer of sockets to be reset, in bytes.
 pub const RESET_RING_BYTES: u32 = 64 * 1024;
@@ -86,6 +90,9 @@ pub const NAME_GRANT_SPACE: u32 = 0x2_0000;
 
 /// [`TrieKey::space`] of name rules.
 pub const NAME_RULE_SPACE: u32 = 0x3_0000;
+
+/// Set in [`TrieKey::space`], beside the family, for the networks of leases.
+pub const LEASE_SPACE: u32 = 0x4_0000;
 
 /// How many different combinations of protocol and ports the name rules of one policy can have. Each costs a flow that no network
 /// rule allows two look-ups, at its first packet.
@@ -144,6 +151,18 @@ impl TrieKey {
             space: NAME_RULE_SPACE.to_be(),
             data: [upper.to_be(), lower.to_be(), 0, 0],
         }
+    }
+
+    /// The key of the first `len` bits of an address among the networks of leases.
+    #[inline(always)]
+    pub const fn lease_prefix(address: &Address, len: u8) -> Self {
+        Self { space: (LEASE_SPACE | address.family() as u32).to_be(), ..Self::prefix(address, len) }
+    }
+
+    /// The key that looks up an address among the networks of leases.
+    #[inline(always)]
+    pub const fn lease(address: &Address) -> Self {
+        Self { space: (LEASE_SPACE | address.family() as u32).to_be(), ..Self::address(address) }
     }
 
     /// The key that looks up a port in a port set.
@@ -214,6 +233,21 @@ impl Entry {
         self.grants[1].0 == Grant::ALLOW.0
     }
 
+    /// What the port set of a lease's networks has for a port: the number of the lease that lasts longest there, and the first second
+    /// since boot (`CLOCK_BOOTTIME`) at which nothing new may begin by it.
+    #[expect(clippy::cast_possible_truncation, reason = "the two halves")]
+    pub const fn of_lease(until: u32, number: u32) -> Self {
+        let grants = [(until >> 16) as u16, until as u16, (number >> 16) as u16, number as u16];
+        Self { grants: [Grant(grants[0]), Grant(grants[1]), Grant(grants[2]), Grant(grants[3])] }
+    }
+
+    /// The time and the number of [`Entry::of_lease`].
+    #[inline(always)]
+    pub const fn lease(&self) -> (u32, u32) {
+        let [a, b, c, d] = self.grants;
+        ((a.0 as u32) << 16 | b.0 as u32, (c.0 as u32) << 16 | d.0 as u32)
+    }
+
     /// The grant for a class.
     #[inline(always)]
     pub const fn grant(&self, class: Class) -> Grant {
@@ -275,6 +309,10 @@ pub struct PolicyHeader {
     pub listeners: [Listener; MAX_LISTENERS],
     /// The error that a denied call gets instead of `EPERM`; 0 for that.
     pub errno: u32,
+    /// 1: something may pass, or go on, by a lease.
+    pub leased: u32,
+    /// With [`Mode::Audit`]: the first second since boot (`CLOCK_BOOTTIME`) at which verdicts are enforced all the same; 0 for never.
+    pub audit_until: u32,
 }
 
 impl Default for PolicyHeader {
@@ -293,6 +331,8 @@ impl Default for PolicyHeader {
             tls: 0,
             listeners: [Listener::default(); MAX_LISTENERS],
             errno: 0,
+            leased: 0,
+            audit_until: 0,
         }
     }
 }
@@ -396,7 +436,7 @@ mod tests {
         assert_eq!(size_of::<TrieKey>(), 4 + 4 + 16);
         assert_eq!(size_of::<Entry>(), 8);
         assert_eq!(size_of::<Listener>(), 16 + 2 + 2 + 4);
-        assert_eq!(size_of::<PolicyHeader>(), 44 + MAX_LISTENERS * size_of::<Listener>() + 4);
+        assert_eq!(size_of::<PolicyHeader>(), 44 + MAX_LISTENERS * size_of::<Listener>() + 12);
         assert_eq!(size_of::<ConfinedCgroup>(), 16 + CACHE_SLOTS * 8);
         assert_eq!(size_of::<SocketCount>(), 8);
         assert_eq!(size_of::<CountedSocket>(), 8);

@@ -1,7 +1,7 @@
 //! Reading a record of the ring buffer: a denial.
 
 use crate::{
-    abi::{DestinationKey, Event, GreetedEvent},
+    abi::{CalledEvent, Caller, DestinationKey, Event, GreetedEvent},
     flow::{Address, Flow, Protocol},
     reason::{DropReason, Hook},
 };
@@ -57,6 +57,14 @@ impl core::fmt::Debug for Server {
     }
 }
 
+/// Who asked, of a record that has it. It is apart from [`Denial`], of which many are remembered.
+pub fn caller(bytes: &[u8]) -> Option<Caller> {
+    let caller = bytes.get(core::mem::offset_of!(CalledEvent, caller)..)?;
+    // SAFETY: the size is right, unaligned reads are what this does, and every bit pattern is a Caller.
+    (bytes.len() == size_of::<CalledEvent>())
+        .then(|| unsafe { core::ptr::read_unaligned(caller.as_ptr().cast()) })
+}
+
 /// A denial, as the kernel reported it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Denial {
@@ -84,14 +92,14 @@ impl Denial {
     /// When its size or one of its numbers is none that this version writes.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
         let server = match bytes.len() {
-            len if len == size_of::<Event>() => None,
+            len if len == size_of::<Event>() || len == size_of::<CalledEvent>() => None,
             len if len == size_of::<GreetedEvent>() => {
                 // SAFETY: the size is right, unaligned reads are what this does, and every bit pattern is a GreetedEvent.
                 Server::of(&unsafe { core::ptr::read_unaligned(bytes.as_ptr().cast()) })
             }
             found => return Err(DecodeError::Size { found }),
         };
-        // SAFETY: either begins with an Event; otherwise as above.
+        // SAFETY: each begins with an Event; otherwise as above.
         let event: Event = unsafe { core::ptr::read_unaligned(bytes.as_ptr().cast()) };
         let number = |field, number| DecodeError::Number { field, number };
         let hook = Hook::from_number(event.hook).ok_or_else(|| number("hook", event.hook))?;

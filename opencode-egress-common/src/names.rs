@@ -5,7 +5,7 @@
 //! several, each with a time of its own.
 
 use crate::{
-    abi::{Grant, Learned, MAX_NAME_GRANTS, NameRuleId, PolicyHeader, RESOLVER_PORTS, TrieKey},
+    abi::{Entry, Grant, Learned, MAX_NAME_GRANTS, NameRuleId, PolicyHeader, RESOLVER_PORTS, TrieKey},
     decide::{Rules, Verdict},
     flow::{Address, Class, Flow},
     reason::DropReason,
@@ -52,21 +52,39 @@ impl NamedFlow {
     }
 }
 
-/// Whether what stands at a key allows a flow, whatever its address.
+/// The grant for a flow's class.
 #[inline(always)]
-pub fn covers(rules: &impl Rules, key: &TrieKey, flow: &NamedFlow) -> bool {
-    let Some(entry) = rules.entry(key) else { return false };
+fn grant_of(entry: &Entry, flow: &NamedFlow) -> Grant {
     // Not by an index: the verifier would follow each.
     let grants = entry.grants.map(|grant| grant.0 as u64);
     let grants = grants[0] | grants[1] << 16 | grants[2] << 32 | grants[3] << 48;
     #[expect(clippy::cast_possible_truncation, reason = "the grant at the bottom")]
-    match Grant((grants >> (16 * (flow.class & 3))) as u16) {
+    Grant((grants >> (16 * (flow.class & 3))) as u16)
+}
+
+/// Whether what stands at a key allows a flow, whatever its address.
+#[inline(always)]
+pub fn covers(rules: &impl Rules, key: &TrieKey, flow: &NamedFlow) -> bool {
+    let Some(entry) = rules.entry(key) else { return false };
+    match grant_of(&entry, flow) {
         Grant::ALLOW => true,
         Grant::NONE | Grant::DENY => false,
         set => {
             rules.entry(&TrieKey::port(set, flow.port)).is_some_and(|ports| ports.grants[0] == Grant::ALLOW)
         }
     }
+}
+
+/// The lease of a network by which a new flow may begin. `now` is in seconds since boot (`CLOCK_BOOTTIME`).
+#[inline(always)]
+pub fn by_lease(rules: &impl Rules, flow: &NamedFlow, now: u64) -> Option<NameRuleId> {
+    let networks = rules.entry(&TrieKey::lease(&flow.address))?;
+    let set = match grant_of(&networks, flow) {
+        Grant::NONE => return None,
+        set => set,
+    };
+    let (until, number) = rules.entry(&TrieKey::port(set, flow.port))?.lease();
+    (until as u64 > now).then_some(NameRuleId::of_lease(number))
 }
 
 /// Judges a new flow by the policy's name rules, of which there are `grants` combinations of protocol and ports. `now` is in seconds
@@ -176,10 +194,10 @@ impl PolicyHeader {
         self.tls != 0
     }
 
-    /// Whether the policy has name rules.
+    /// Whether a flow that no rule for networks allows may pass: by a name rule, or by a lease.
     #[inline(always)]
     pub const fn has_names(&self) -> bool {
-        self.name_grants != 0
+        self.name_grants | self.leased != 0
     }
 
     /// Whether the programs of datagrams' calls are needed, whatever those of packets know: questions get another address before they are

@@ -2,8 +2,8 @@
 //! where the types are.
 
 use crate::abi::{
-    AskerKey, ConfinedCgroup, Counter, Denied, DestinationDenials, DestinationKey, Entry, Learned,
-    LearnedKey, Limits, PolicyHeader, SocketCount, Taken,
+    AskerKey, CallerLayout, ConfinedCgroup, Counter, Denied, DestinationDenials, DestinationKey, Entry,
+    Learned, LearnedKey, Limits, PolicyHeader, SocketCount, Taken,
 };
 
 macro_rules! plain_old_data {
@@ -18,6 +18,7 @@ macro_rules! plain_old_data {
 
 plain_old_data!(
     AskerKey,
+    CallerLayout,
     Counter,
     Denied,
     Entry,

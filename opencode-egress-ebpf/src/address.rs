@@ -127,9 +127,9 @@ fn name_peer(ctx: &SockAddrContext, instance: &Instance, sk: FullSk, flow: &Flow
 /// A datagram with an address of its own, which is where it goes.
 #[inline(always)]
 fn sendmsg(ctx: &SockAddrContext, hook: Hook, address: Address) -> i32 {
-    let (_, protocol, port) = call(ctx);
+    let (kind, protocol, port) = call(ctx);
     let instance = Instance::get();
-    let flow = Flow { address, protocol, port };
+    let flow = opaque::flow(Flow { address, protocol, port }, kind);
     if instance.head().is_some_and(|header| header.has_names()) {
         return send_by_name(ctx, &instance, hook, &flow);
     }

@@ -8,12 +8,12 @@ use aya_ebpf::{
     programs::SockAddrContext,
 };
 use opencode_egress_common::{
-    abi::Event,
+    abi::{CalledEvent, Event},
     flow::{Address, Family, Flow},
 };
 
 use crate::{
-    maps,
+    caller, maps,
     report::{Details, tell_process},
     sk::{FullSk, Sk},
     uapi::{SOCK_DGRAM, SOCK_RAW},
@@ -42,22 +42,45 @@ pub(crate) struct Sent {
 }
 
 impl Details for Sent {
-    type Record = Event;
+    type Record = CalledEvent;
 
     #[inline(always)]
     unsafe fn add(&self, event: *mut Event, flow: &Flow) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            if self.add_asked(event, flow) {
+                tell_process(event);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn tell_caller(&self, event: *mut Event) {
+        // SAFETY: the caller's promise. Where the process is known, its number is there.
+        unsafe {
+            match (&raw const (*event).pid).read_volatile() {
+                0 => caller::unknown(event),
+                _ => caller::tell(event),
+            }
+        }
+    }
+}
+
+impl Sent {
+    /// Writes whose the packet is and where its process wanted to. Returns whether that process is running.
+    ///
+    /// # Safety
+    ///
+    /// `event` is a record of the ring buffer.
+    #[inline(always)]
+    pub(crate) unsafe fn add_asked(&self, event: *mut Event, flow: &Flow) -> bool {
         // SAFETY: the helper takes the context of these programs. Another process, or none, may be running when the kernel
         // sends, so the user is the socket's.
         unsafe { (&raw mut (*event).uid).write_volatile(bpf_get_socket_uid(self.skb)) };
         // SAFETY: the kernel's context, valid while the program runs.
-        let Some(sk) = Sk::new(unsafe { (*self.skb).__bindgen_anon_2.sk }) else { return };
+        let Some(sk) = Sk::new(unsafe { (*self.skb).__bindgen_anon_2.sk }) else { return false };
         // SAFETY: the helper takes any socket.
-        let Some(sk) = FullSk::new(unsafe { bpf_sk_fullsock(sk.as_ptr()) }) else { return };
-        // A datagram is sent in the process' own system call. TCP sends when it can.
-        if maps::packet_knows_caller() && !self.transformed && matches!(sk.kind(), SOCK_DGRAM | SOCK_RAW) {
-            // SAFETY: the caller's promise.
-            unsafe { tell_process(event) };
-        }
+        let Some(sk) = FullSk::new(unsafe { bpf_sk_fullsock(sk.as_ptr()) }) else { return false };
         // SAFETY: the helper takes the context of these programs.
         let cookie = unsafe { bpf_get_socket_cookie(self.skb.cast()) };
         if let Some(slot) = maps::ASKED.get_ptr(0)
@@ -79,6 +102,8 @@ impl Details for Sent {
             // SAFETY: the caller's promise.
             unsafe { write(event, flow, &sk.peer(flow.protocol)) };
         }
+        // A datagram is sent in the process' own system call. TCP sends when it can.
+        maps::packet_knows_caller() && !self.transformed && matches!(sk.kind(), SOCK_DGRAM | SOCK_RAW)
     }
 }
 

@@ -21,6 +21,7 @@
 
 mod address;
 mod asked;
+mod caller;
 mod judge;
 mod loopback;
 mod maps;

@@ -8,8 +8,8 @@ use aya_ebpf::{
 };
 use opencode_egress_common::{
     abi::{
-        AskerKey, ConfinedCgroup, CountedSocket, Counter, Current, Denied, DestinationDenials,
-        DestinationKey, Entry, Event, Learned, LearnedKey, Limits, MAX_ASKERS, MAX_CONFINED,
+        AskerKey, CalledEvent, CallerLayout, ConfinedCgroup, CountedSocket, Counter, Current, Denied,
+        DestinationDenials, DestinationKey, Entry, Learned, LearnedKey, Limits, MAX_ASKERS, MAX_CONFINED,
         MAX_DESTINATIONS, MAX_INSTANCES, MAX_LEARNED, MAX_LISTED_PORTS, MAX_POLICIES, PolicyHeader,
         RESET_RING_BYTES, RING_BYTES, Reset, SOCKET_SLOTS, SocketCount, SocketSlot, Taken, TlsFlow, TrieKey,
     },
@@ -101,7 +101,7 @@ pub(crate) static LIMITS: Array<Limits, 1> = Array::new();
 
 /// Denials for user space.
 #[btf_map]
-pub(crate) static EVENTS: RingBuf<Event, { RING_BYTES as usize }> = RingBuf::new();
+pub(crate) static EVENTS: RingBuf<CalledEvent, { RING_BYTES as usize }> = RingBuf::new();
 
 /// Sockets for user space to reset.
 #[btf_map]
@@ -180,6 +180,43 @@ static SETSOCKOPT_KNOWS_CALLER: u32 = 0;
 /// Whether the programs of calls may choose the error that the caller gets; set by the loader.
 #[unsafe(no_mangle)]
 static CALL_MAY_SET_ERROR: u32 = 0;
+
+/// Where the kernel has what says who asked; set by the loader. All zeros where it does not say where, or lets no program read it.
+#[unsafe(no_mangle)]
+pub(crate) static CALLER_LAYOUT: CallerLayout = CallerLayout {
+    known: 0,
+    task_mm: 0,
+    task_real_parent: 0,
+    task_group_leader: 0,
+    task_comm: 0,
+    task_fs: 0,
+    task_cgroups: 0,
+    mm_exe_file: 0,
+    file_path_mnt: 0,
+    file_path_dentry: 0,
+    fs_root_mnt: 0,
+    fs_root_dentry: 0,
+    vfsmount_root: 0,
+    mount_mnt: 0,
+    mount_parent: 0,
+    mount_mountpoint: 0,
+    dentry_parent: 0,
+    dentry_name: 0,
+    dentry_hash_pprev: 0,
+    css_set_dfl_cgrp: 0,
+    cgroup_self: 0,
+    cgroup_self_parent: 0,
+    cgroup_kn: 0,
+    kn_id: 0,
+    kn_name: 0,
+};
+
+/// A member of [`CALLER_LAYOUT`].
+#[inline(always)]
+pub(crate) fn offset(member: *const u32) -> u32 {
+    // SAFETY: of the static above. Volatile, because the compiler must not take the zero there for the value at run time.
+    unsafe { core::ptr::read_volatile(member) }
+}
 
 /// The verifier knows the value, and does not look at what is never reached.
 #[inline(always)]

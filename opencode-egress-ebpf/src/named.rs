@@ -1,8 +1,8 @@
-//! Flows that pass because an answer for a listed name brought their address.
+//! Flows that pass because an answer for a listed name brought their address, or because their network is leased.
 //!
-//! The address is good for new flows until its time is over; a flow that began goes on for as long as it lives. So the socket remembers
+//! The address, or the lease, is good for new flows until its time is over; a flow that began goes on for as long as it lives. So the socket remembers
 //! the last flows of its own that began, with the rule that let each begin: under another policy a flow goes on when that has
-//! the rule still, whatever has become of the address.
+//! the rule still, whatever has become of the address. (Of a lease that ended it has the rule for that alone.)
 
 use aya_ebpf::{
     bindings::bpf_sock,
@@ -13,7 +13,7 @@ use opencode_egress_common::{
     abi::{Learned, LearnedKey, NameRuleId, TrieKey},
     decide::Verdict,
     flow::{Address, Flow},
-    names::{ByName as Said, LearnedAddresses, NamedFlow, by_name, covers, may_be_allowed_by_name},
+    names::{ByName as Said, LearnedAddresses, NamedFlow, by_lease, by_name, covers, may_be_allowed_by_name},
     reason::DropReason,
 };
 
@@ -160,6 +160,24 @@ fn rule_for(instance: &Instance, flow: &Flow) -> u64 {
     }
 }
 
+/// The lease of a network by which a new flow may begin, as the rule that it is remembered by: 0 for none. (A function of its own, for
+/// what it takes of the stack.)
+#[inline(never)]
+pub(crate) fn lease_for(instance: &Instance, flow: &Flow) -> u64 {
+    let (Some(header), Some(trie)) = (instance.head(), maps::trie(instance.current.slot())) else { return 0 };
+    if header.leased == 0 {
+        return 0;
+    }
+    // SAFETY: the helper has no arguments and cannot fail.
+    let time = unsafe { bpf_ktime_get_boot_ns() };
+    let Some(flow) = NamedFlow::of(flow) else { return 0 };
+    let flow = NamedFlow { class: opaque(flow.class, time as u32), ..flow };
+    match by_lease(&trie, &flow, time / 1_000_000_000) {
+        Some(lease) => lease.0,
+        None => 0,
+    }
+}
+
 /// Whether a flow of this full socket began before, and the policy in force still has the rule that let it.
 #[inline(never)]
 fn began(sk: *mut bpf_sock, instance: &Instance, flow: &Flow) -> bool {
@@ -204,8 +222,9 @@ pub(crate) fn judge(instance: &Instance, flow: &Flow, sk: *mut bpf_sock, new: bo
     if !instance.head().is_some_and(|header| header.has_names()) {
         return ByName::Unknown;
     }
-    let rule = rule_for(instance, flow);
-    if rule > 1 {
+    let by_name = rule_for(instance, flow);
+    let rule = if by_name > 1 { by_name } else { lease_for(instance, flow) };
+    if rule != 0 {
         if !sk.is_null() {
             remember(sk, instance.current.generation(), flow, rule);
         }
@@ -214,7 +233,7 @@ pub(crate) fn judge(instance: &Instance, flow: &Flow, sk: *mut bpf_sock, new: bo
     if !new && !sk.is_null() && began(sk, instance, flow) {
         return ByName::Allowed;
     }
-    if rule == 1 { ByName::Expired } else { ByName::Unknown }
+    if by_name == 1 { ByName::Expired } else { ByName::Unknown }
 }
 
 /// The verdict on a call, of which the network rules have said this, and whether it passes by name.

@@ -10,22 +10,24 @@
 use aya_ebpf::{
     bindings::{BPF_NOEXIST, BPF_RB_AVAIL_DATA},
     helpers::{
-        bpf_get_current_pid_tgid, bpf_get_current_uid_gid, bpf_ktime_get_ns, bpf_ringbuf_query,
-        bpf_ringbuf_reserve, bpf_ringbuf_submit, generated::bpf_get_current_comm,
+        bpf_get_current_pid_tgid, bpf_get_current_uid_gid, bpf_ktime_get_boot_ns, bpf_ktime_get_ns,
+        bpf_ringbuf_query, bpf_ringbuf_reserve, bpf_ringbuf_submit, generated::bpf_get_current_comm,
     },
 };
 use opencode_egress_common::{
     abi::{
-        Counter, DESTINATIONS_SHARE, Denied, DestinationDenials, DestinationKey, Event, Mode, REASON_SLOTS,
-        RING_BYTES, Taken,
+        CalledEvent, Counter, DESTINATIONS_SHARE, Denied, DestinationDenials, DestinationKey, Event, Mode,
+        REASON_SLOTS, RING_BYTES, Taken,
     },
     flow::{Flow, Protocol},
     reason::{DropReason, Hook},
 };
 
 use crate::{
+    caller,
     judge::{Instance, add, count},
     maps,
+    opaque::opaque,
 };
 
 /// A denied flow and where it was denied.
@@ -54,13 +56,21 @@ pub(crate) trait Details {
     ///
     /// `event` is a record of the ring buffer, of the kind of these details.
     unsafe fn add(&self, event: *mut Event, flow: &Flow);
+
+    /// Writes who asked, where the record has room for it. Apart from the rest, which takes so much stack that little is left.
+    ///
+    /// # Safety
+    ///
+    /// As of `add`, which was before.
+    #[inline(always)]
+    unsafe fn tell_caller(&self, _: *mut Event) {}
 }
 
 /// A call, whose process is running.
 pub(crate) struct Call;
 
 impl Details for Call {
-    type Record = Event;
+    type Record = CalledEvent;
 
     #[inline(always)]
     unsafe fn add(&self, event: *mut Event, _: &Flow) {
@@ -69,6 +79,12 @@ impl Details for Call {
             (&raw mut (*event).uid).write_volatile(bpf_get_current_uid_gid() as u32);
             tell_process(event);
         }
+    }
+
+    #[inline(always)]
+    unsafe fn tell_caller(&self, event: *mut Event) {
+        // SAFETY: the caller's promise.
+        unsafe { caller::tell(event) };
     }
 }
 
@@ -86,11 +102,18 @@ pub(crate) unsafe fn tell_process(event: *mut Event) {
     }
 }
 
+/// Whether a time of audit mode is over; 0 is never.
+#[inline(always)]
+fn is_over(until: u32) -> bool {
+    // SAFETY: the helper has no arguments and cannot fail.
+    until != 0 && unsafe { bpf_ktime_get_boot_ns() } / 1_000_000_000 >= u64::from(until)
+}
+
 /// Counts and reports a denial. Returns whether the flow passes all the same, which only audit mode makes it do.
 #[inline(always)]
 pub(crate) fn denied(instance: &Instance, denial: &Denial<'_>, details: &impl Details) -> bool {
     let audit = match instance.head() {
-        Some(head) => head.mode == Mode::Audit as u32,
+        Some(head) => head.mode == Mode::Audit as u32 && !is_over(head.audit_until),
         None => false,
     };
     #[cfg(feature = "log")]
@@ -103,14 +126,32 @@ pub(crate) fn denied(instance: &Instance, denial: &Denial<'_>, details: &impl De
         denial.reason as u8
     );
     instance.count_denial();
-    record(instance.index, instance.current.generation(), denial, audit, details);
+    let generation = instance.current.generation();
+    let event = record(instance.index, generation, denial, audit, details);
+    // Otherwise the verifier follows what comes for either mode.
+    let audit = opaque(u32::from(audit), generation) != 0;
+    if !event.is_null() {
+        // SAFETY: a record of these details' kind, which was reserved and is submitted once.
+        unsafe {
+            details.tell_caller(event);
+            bpf_ringbuf_submit(event.cast(), 0);
+        }
+    }
     audit
 }
 
+/// Counts a denial, and makes a record of it where it is to be told. Null where it is not.
 #[inline(never)]
-fn record<D: Details>(instance: u32, generation: u32, denial: &Denial<'_>, audit: bool, details: &D) {
-    let Some(denied) = maps::DENIED.get_ptr_mut(instance) else { return };
-    let Some(taken) = maps::TAKEN.get_ptr(instance) else { return };
+fn record<D: Details>(
+    instance: u32,
+    generation: u32,
+    denial: &Denial<'_>,
+    audit: bool,
+    details: &D,
+) -> *mut Event {
+    const NONE: *mut Event = core::ptr::null_mut();
+    let Some(denied) = maps::DENIED.get_ptr_mut(instance) else { return NONE };
+    let Some(taken) = maps::TAKEN.get_ptr(instance) else { return NONE };
     let slot = counter_slot(denial.reason);
     // SAFETY: the map value is alive and has REASON_SLOTS counters.
     let counter = unsafe { (&raw mut (*denied).reasons).cast::<Counter>().add(slot) };
@@ -122,11 +163,11 @@ fn record<D: Details>(instance: u32, generation: u32, denial: &Denial<'_>, audit
         server: details.tag(),
         ..DestinationKey::new(instance, denial.flow, key_hook, denial.reason)
     };
-    let Some(Due { attempts, suppressed }) = due(denied, taken, &key, now) else { return };
+    let Some(Due { attempts, suppressed }) = due(denied, taken, &key, now) else { return NONE };
     if !within_rate(denied, now) {
         // SAFETY: the map value is alive, and the number is only ever added to.
         unsafe { add(&raw mut (*denied).limited, 1) };
-        return;
+        return NONE;
     }
     // SAFETY: the values are alive, their words aligned.
     let waiting = unsafe {
@@ -144,7 +185,7 @@ fn record<D: Details>(instance: u32, generation: u32, denial: &Denial<'_>, audit
     if event.is_null() {
         // SAFETY: as above.
         unsafe { add(&raw mut (*denied).lost, 1) };
-        return;
+        return NONE;
     }
     let Denial { hook, reason, flow, .. } = denial;
     // SAFETY: the record is an Event, which has no padding, and every field of it is written. One by one: an Event
@@ -178,8 +219,8 @@ fn record<D: Details>(instance: u32, generation: u32, denial: &Denial<'_>, audit
         (&raw mut (*event).audit).write(u32::from(audit));
         details.add(event, flow);
         add(&raw mut (*denied).events, 1);
-        bpf_ringbuf_submit(event.cast(), 0);
     }
+    event
 }
 
 /// The place of a reason's counter. Reasons' numbers are below REASON_SLOTS (a test in -common), but the

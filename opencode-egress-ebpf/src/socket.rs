@@ -17,13 +17,14 @@ use aya_ebpf::{
     programs::{SockContext, SockoptContext},
 };
 use opencode_egress_common::{
-    abi::Event,
+    abi::{CalledEvent, Event},
     decide::Verdict,
     flow::{Address, Flow, Protocol},
     reason::{DropReason, Hook},
 };
 
 use crate::{
+    caller,
     judge::Instance,
     maps::setsockopt_knows_caller,
     own,
@@ -219,7 +220,7 @@ fn value<const OFFSET: usize, const N: usize>(sockopt: *mut bpf_sockopt) -> Opti
 struct Setsockopt;
 
 impl Details for Setsockopt {
-    type Record = Event;
+    type Record = CalledEvent;
 
     #[inline(always)]
     unsafe fn add(&self, event: *mut Event, _: &Flow) {
@@ -230,6 +231,12 @@ impl Details for Setsockopt {
                 tell_process(event);
             }
         }
+    }
+
+    #[inline(always)]
+    unsafe fn tell_caller(&self, event: *mut Event) {
+        // SAFETY: the caller's promise.
+        unsafe { if setsockopt_knows_caller() { caller::tell(event) } else { caller::unknown(event) } };
     }
 }
 

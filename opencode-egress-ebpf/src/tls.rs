@@ -24,7 +24,7 @@ use opencode_egress_common::{
 use crate::{
     asked::Sent,
     judge::Instance,
-    maps,
+    maps, named,
     opaque::opaque,
     report::{Denial, Details, denied},
     sk::FullSk,
@@ -120,7 +120,7 @@ fn must_open_tls(skb: &Skb, sk: FullSk) -> u32 {
     if !instance.head().is_some_and(|header| header.has_tls()) {
         return GoesOn::Unknown as u32;
     }
-    if is_allowed_by_networks(skb, &instance) {
+    if is_allowed_by_networks(skb, &instance) || is_leased(skb, &instance) {
         return GoesOn::Freely as u32;
     }
     goes_on_by_name(skb, &instance)
@@ -131,6 +131,13 @@ fn must_open_tls(skb: &Skb, sk: FullSk) -> u32 {
 fn is_allowed_by_networks(skb: &Skb, instance: &Instance) -> bool {
     let Some(segment) = Segment::read(skb) else { return false };
     instance.decision(&segment.flow()).settle(|| false) == Verdict::Allow
+}
+
+/// Whether a lease of a network allows the flow of a packet.
+#[inline(never)]
+fn is_leased(skb: &Skb, instance: &Instance) -> bool {
+    let Some(segment) = Segment::read(skb) else { return false };
+    named::lease_for(instance, &segment.flow()) != 0
 }
 
 /// How a flow of TCP that no rule for networks allows must go on: a [`GoesOn`].
@@ -268,7 +275,8 @@ impl Details for Greeted<'_> {
     unsafe fn add(&self, event: *mut Event, flow: &Flow) {
         // SAFETY: the caller's promise; every field of the record is written.
         unsafe {
-            Sent { skb: self.skb, transformed: false }.add(event, flow);
+            // TCP sends when it can: the process that runs is any.
+            Sent { skb: self.skb, transformed: false }.add_asked(event, flow);
             let record: *mut GreetedEvent = event.cast();
             let mut len = 0;
             let mut word = 0;

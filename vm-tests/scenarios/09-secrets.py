@@ -37,7 +37,7 @@ with subtest("variables by which the dynamic linker loads and writes reach neith
     machine.fail(f"ls {TRACE}.*")
     cannot("keyed", "printenv LD_DEBUG_OUTPUT")
     # They are in the file, and would.
-    program = "systemd-run -q --wait -p EnvironmentFile=/run/secrets/keyed {} /etc/opencode-egress/opencode-egress help"
+    program = "systemd-run -q --wait -p EnvironmentFile=/run/secrets/keyed {} /etc/opencode-egress/bin/opencode-egress help"
     machine.succeed(program.format("-p 'UnsetEnvironment=LD_DEBUG LD_DEBUG_OUTPUT'"))
     machine.fail(f"ls {TRACE}.*")
     machine.succeed(program.format(""), f"ls {TRACE}.*", f"rm {TRACE}.*")

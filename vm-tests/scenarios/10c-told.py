@@ -80,6 +80,10 @@ with subtest("programs are told not to try again, but for what the instance sets
     for line in "npm_config_fetch_retries=0", "OPENCODE_DISABLE_LSP_DOWNLOAD=1", "tries = 1", "CARGO_NET_RETRY=2", "PIP_RETRIES=3":
         assert line in said, (line, said)
 
+with subtest("the command that the text names says what may be reached, what was refused, and what to ask for"):
+    for part in "  listed.example.org\n", "  192.0.2.20/32:8080/tcp\n", "registry.npmjs.org name-not-allowed, ", "ask for `registry.npmjs.org:443`":
+        says("a", "opencode-egress why", part)
+
 with subtest("another list changes what is told, and the server goes on"):
     pid = main_pid("opencode-a")
     switch_to("told-otherwise")

@@ -128,6 +128,7 @@ fn hooks() -> Result<()> {
 }
 
 fn machine(only: &[String]) -> Result<()> {
+    ensure("the machine tier", &[("tmux", "tmux")])?;
     let binary = daemon::with_object()?;
     eprintln!("xtask: tier 3, machine");
     let mut machine = Machine::boot(&binary)?;

@@ -69,7 +69,7 @@ const KEYS: &[Difference] = &[
             "+/usr/bin/opencode-egress attach --timeout 60 keys +/usr/libexec/opencode-keys-load check /etc/opencode-keys/list /usr/libexec/opencode-keys-load start /etc/opencode-keys/list",
         ),
         module: Some(
-            "+/etc/opencode-egress/opencode-egress attach --timeout 60 keys +/etc/opencode-keys/load check /etc/opencode-keys/list /etc/opencode-keys/load start /etc/opencode-keys/list",
+            "+/etc/opencode-egress/bin/opencode-egress attach --timeout 60 keys +/etc/opencode-keys/load check /etc/opencode-keys/list /etc/opencode-keys/load start /etc/opencode-keys/list",
         ),
         because: IN_STORE,
     },

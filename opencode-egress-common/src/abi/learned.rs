@@ -7,6 +7,14 @@ use crate::flow::Address;
 #[repr(transparent)]
 pub struct NameRuleId(pub u64);
 
+impl NameRuleId {
+    /// A lease of a network, by its number. Of a name's hash the upper half would have to be 1 to be the same.
+    #[inline(always)]
+    pub const fn of_lease(number: u32) -> Self {
+        Self(1 << 32 | number as u64)
+    }
+}
+
 /// An address that a name brought to a policy, as the key of [`Learned`]. It is of one generation: what the next policy still lists, it
 /// has under its own before it is in force, and what it does not list is gone with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -1,6 +1,7 @@
 //! Control groups: where the hierarchy is mounted, which unit a process belongs to, where a unit is.
 
 pub mod limits;
+pub mod process;
 pub mod watch;
 
 use std::{

@@ -9,12 +9,15 @@ use crate::{
     daemon::serve::exposition,
     policy::{
         AnyRule, Errno, InstanceName, Loopback, Rule,
+        lease::{LeaseRule, LeaseTime, Reason},
         preset::{Preset, preset},
     },
 };
 
 /// Where the daemon answers.
 pub const CONTROL_SOCKET: &str = "/run/opencode-egress/control.sock";
+/// Where the daemon answers confined processes.
+pub const WHY_SOCKET: &str = "/run/opencode-egress/why.sock";
 /// Where the daemon listens for the resolver.
 pub const RESOLVER_SOCKET: &str = "/run/opencode-egress/resolver.sock";
 /// Which servers the host asks.
@@ -59,11 +62,16 @@ pub enum Command {
     Exec(ExecArgs),
     /// Validate a policy file and print what it compiles to
     ///
-    /// Also says which listeners are at no address of this machine, which is no error.
+    /// Also says which listeners are at no address of this machine, which is no error. With --against, says what of an instance's past the
+    /// file would judge otherwise.
     Check(CheckArgs),
     /// Show what is confined, and what was denied
     Status(ReadArgs),
-    /// Watch what is confined, how much passes and what is denied
+    /// Watch what is confined, how much passes and what is denied, and answer it
+    ///
+    /// The arrows choose what was denied: `a` lets it pass for an hour, after showing the rule and asking; `e` explains the verdict, `w`
+    /// says who asked, and `n` puts the option of the NixOS module on the terminal's clipboard, where the terminal lets programs do that
+    /// (OSC 52). `?` has all keys, and `q` leaves. Without colours where NO_COLOR is set.
     Top(TopArgs),
     /// Say what becomes of a flow, and why
     ///
@@ -74,6 +82,12 @@ pub enum Command {
     /// A listed name that nobody asked for yet is not among them. An address is shown for ten minutes after its time is over; flows that
     /// began before that go on for as long as they live.
     Names(NamesArgs),
+    /// Say what the calling unit may reach, and what was refused to it lately; for an agent, no privilege needed
+    ///
+    /// The daemon knows by the caller's cgroup which instance asks, and tells of no other. With each refusal comes the rule
+    /// that would let it pass, to ask the operator for. Refusals are the last 256 that were logged. An instance is
+    /// answered ten times at once, and five times a second after that.
+    Why(WhyArgs),
     /// Print the last denials, and with --follow those to come
     Events(EventsArgs),
     /// Print what the daemon counts, for Prometheus
@@ -84,8 +98,10 @@ pub enum Command {
     ///
     /// From everything that was denied since the kernel began to count, also what the log's limits left out; with
     /// --since from the journal. What the policy file allows by now is left out, so an edit counts before it is
-    /// applied. What was asked for by name becomes a rule for the name. No network of several hosts covers any part of a
-    /// deny rule. Judge each one before it is pasted into the policy: a denial may have had good reason.
+    /// applied. What was asked for by name becomes a rule for the name, or a preset where at least half of its names were
+    /// asked for. What was tried within one minute and no more, by programs that a shell started, is set apart: it is what an
+    /// agent typed, and not what its server needs. No network of several hosts covers any part of a deny rule. Judge each one
+    /// before it is pasted into the policy: a denial may have had good reason.
     Suggest(SuggestArgs),
     /// Print lists of names that go together, by the service or tool that needs them
     ///
@@ -96,6 +112,22 @@ pub enum Command {
     Reload(ControlArgs),
     /// Take an instance's links away, on purpose: its running units are no longer confined
     Detach(DetachArgs),
+    /// Let an instance do what it wants for a time, and report what its policy would deny
+    ///
+    /// Audit mode as a lease: until it is over nothing is refused, not even what a deny rule covers; every denial is told, and
+    /// passes. It ends by itself, the policy is enforced from then on, and `suggest` says what the policy lacks. It outlives a restart of
+    /// the daemon, a reload and an upgrade, but not the machine. The journal has who began it.
+    Learn(LearnArgs),
+    /// Grant an instance a rule for a time: a lease
+    ///
+    /// It is in force for new flows at once, and until its time is over; what began under it goes on then, unless it is granted with --hard.
+    /// No deny rule of the policy file is passed. The same rule again takes the place of the lease that is there: its time, its reason and
+    /// --hard. A lease outlives a restart of the daemon, a reload and an upgrade, but not the machine. The journal has who granted it.
+    Allow(AllowArgs),
+    /// End a lease before its time, and what began under it
+    Revoke(RevokeArgs),
+    /// Print the leases in force, those that end first in front
+    Leases(LeasesArgs),
     /// Print a shell's completions
     Completions {
         /// The shell
@@ -200,6 +232,20 @@ pub struct CheckArgs {
     /// The policy file
     #[arg(default_value = POLICY_FILE)]
     pub file: PathBuf,
+    /// Instead, compare the file with what this instance did, by the journal: say what of that which passed the file would refuse, and what of
+    /// that which was refused it would let pass. Exit status: 0 if neither, 3 if it would refuse something that passed, 4 if it would
+    /// only let more pass
+    #[arg(long, value_name = "NAME")]
+    pub against: Option<InstanceName>,
+    /// With --against, since when, as in -1h, yesterday or "2026-11-21 20:00"
+    #[arg(
+        long,
+        value_name = "WHEN",
+        default_value = "-7d",
+        allow_hyphen_values = true,
+        requires = "against"
+    )]
+    pub since: String,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -251,6 +297,17 @@ pub struct ExplainArgs {
     pub read: ReadArgs,
 }
 
+/// Arguments of `why`.
+#[derive(Debug, Args)]
+pub struct WhyArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// The daemon's socket for this
+    #[arg(long, value_name = "PATH", default_value = WHY_SOCKET)]
+    pub socket: PathBuf,
+}
+
 /// Arguments of `names`.
 #[derive(Debug, Args)]
 pub struct NamesArgs {
@@ -269,6 +326,11 @@ pub struct EventsArgs {
     /// Go on as they come
     #[arg(long, short)]
     pub follow: bool,
+    /// Show the arguments of the processes that asked, of those that still run
+    ///
+    /// They are in no log, for keys stand there. With --follow they are read as each denial comes: what ends at its error has none.
+    #[arg(long)]
+    pub args: bool,
     /// What to print and whom to ask.
     #[command(flatten)]
     pub read: ReadArgs,
@@ -296,6 +358,9 @@ pub struct SuggestArgs {
     /// Print options of the NixOS module
     #[arg(long, conflicts_with = "json")]
     pub nix: bool,
+    /// Print what is to stand in `allow` besides, as a JSON array; without what is set apart
+    #[arg(long, conflicts_with_all = ["json", "nix"])]
+    pub policy: bool,
     /// The widest IPv4 network to suggest, as a prefix length from 8 to 32; 32 for single addresses
     #[arg(long, value_name = "N", default_value_t = 24, value_parser = clap::value_parser!(u8).range(8..=32))]
     pub max_prefix_v4: u8,
@@ -322,4 +387,73 @@ pub struct DetachArgs {
     /// Where to reach the daemon.
     #[command(flatten)]
     pub control: ControlArgs,
+}
+
+/// Arguments of `learn`.
+#[derive(Debug, Args)]
+pub struct LearnArgs {
+    /// The instance
+    pub name: InstanceName,
+    /// For how long, as in 90s, 30m, 1h30m or 1d, which is the longest
+    #[arg(long = "for", value_name = "TIME", default_value = "1d", conflicts_with = "stop")]
+    pub time: LeaseTime,
+    /// End it before its time
+    #[arg(long)]
+    pub stop: bool,
+    /// Why, for the log: one line of at most 400 bytes
+    #[arg(long, value_name = "TEXT", conflicts_with = "stop")]
+    pub reason: Option<Reason>,
+    /// What to print and whom to ask.
+    #[command(flatten)]
+    pub read: ReadArgs,
+}
+
+/// Arguments of `allow`.
+#[derive(Debug, Args)]
+#[group(id = "end", required = true, multiple = false, args = ["time", "until"])]
+pub struct AllowArgs {
+    /// The instance
+    pub name: InstanceName,
+    /// A network or a name, for TCP and UDP, as in 10.10.0.0/16, 203.0.113.0/24:443,8000-8100/tcp, [2001:db8::/32]:443, api.example.org
+    /// (which is TCP 443), github.com:22,443 or *.example.net
+    pub rule: LeaseRule,
+    /// For how long, as in 90s, 30m, 1h30m or 1d, which is the longest. A change of the clock does not change it, and the time that the
+    /// machine is suspended counts
+    #[arg(long = "for", value_name = "TIME")]
+    pub time: Option<LeaseTime>,
+    /// Until when, as in 18:30, "2026-11-26 18:30" or 2026-11-26T18:30:00+01:00; at most a day ahead. It counts as the time from now until
+    /// then: a later change of the clock does not change that
+    #[arg(long, value_name = "WHEN")]
+    pub until: Option<String>,
+    /// At its end, end what began under it, too
+    #[arg(long)]
+    pub hard: bool,
+    /// Why, for the log: one line of at most 400 bytes
+    #[arg(long, value_name = "TEXT")]
+    pub reason: Option<Reason>,
+    /// What to print and whom to ask.
+    #[command(flatten)]
+    pub read: ReadArgs,
+}
+
+/// Arguments of `revoke`.
+#[derive(Debug, Args)]
+pub struct RevokeArgs {
+    /// The instance
+    pub name: InstanceName,
+    /// The lease's rule. One that ended counts, too: what goes on that began under it is ended
+    pub rule: LeaseRule,
+    /// Where to reach the daemon.
+    #[command(flatten)]
+    pub control: ControlArgs,
+}
+
+/// Arguments of `leases`.
+#[derive(Debug, Args)]
+pub struct LeasesArgs {
+    /// Only this instance's
+    pub name: Option<InstanceName>,
+    /// What to print and whom to ask.
+    #[command(flatten)]
+    pub read: ReadArgs,
 }

@@ -1,8 +1,11 @@
-//! `check`: validates a policy file and prints what it compiles to.
+//! `check`: validates a policy file and prints what it compiles to, or what it changes.
+
+mod against;
 
 use std::{
     io,
     net::{IpAddr, UdpSocket},
+    process::ExitCode,
 };
 
 use anyhow::{Context as _, Result};
@@ -49,9 +52,17 @@ struct Checked {
 ///
 /// # Errors
 ///
-/// The file's first error.
-pub(super) fn check(args: &CheckArgs) -> Result<()> {
+/// The file's first error; with `--against`, that the journal cannot be read.
+pub(super) fn check(args: &CheckArgs) -> Result<ExitCode> {
     let set = file::load(&args.file)?;
+    if let Some(name) = &args.against {
+        return against::check(args, name, &set);
+    }
+    print_compiled(args, &set)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn print_compiled(args: &CheckArgs, set: &PolicySet) -> Result<()> {
     let mut instances = vec![];
     for (name, policy) in &set.instances {
         let compiled = compile(policy).with_context(|| format!("instance `{name}`"))?;
@@ -72,7 +83,7 @@ pub(super) fn check(args: &CheckArgs) -> Result<()> {
             upstream: set.resolver.upstream.iter().map(ToString::to_string).collect(),
         });
     }
-    for warning in warnings(&set, is_address_of_this_machine) {
+    for warning in warnings(set, is_address_of_this_machine) {
         eprintln!("opencode-egress: {warning}");
     }
     if args.json {

@@ -7,13 +7,14 @@ use anyhow::{Result, bail};
 use crate::{
     command::{
         args::{ControlArgs, DetachArgs, EventsArgs, ExplainArgs, NamesArgs, ReadArgs},
+        arguments,
         print::print_line,
     },
     control::{
         client::Client,
         request::{AddressTime, NameAddresses, Reply, Request},
     },
-    report::{human::now, status::Status, view},
+    report::{denial::LoggedDenial, human::now, status::Status, view},
 };
 
 /// How long the daemon may take for an answer; a reload of large policies takes the longest.
@@ -90,12 +91,27 @@ pub(super) fn events(args: &EventsArgs) -> Result<()> {
     let timeout = (!args.follow).then_some(PATIENCE);
     loop {
         match client.reply(timeout)? {
+            Reply::Event(event) if args.args => print_line(with_arguments(&event, args.read.json)?)?,
             Reply::Event(event) if args.read.json => print_line(serde_json::to_string(&event)?)?,
             Reply::Event(event) => print_line(event)?,
             Reply::End => return Ok(()),
             other => return Err(unexpected(&other)),
         }
     }
+}
+
+/// A denial with the arguments of its process: `args="…"`, or `args=-` where that has ended.
+fn with_arguments(event: &LoggedDenial, json: bool) -> Result<String> {
+    let arguments = arguments::of(event);
+    if json {
+        let mut event = serde_json::to_value(event)?;
+        event["args"] = arguments.into();
+        return Ok(event.to_string());
+    }
+    Ok(match arguments {
+        Some(arguments) => format!("{event} args=\"{}\"", arguments.join(" ")),
+        None => format!("{event} args=-"),
+    })
 }
 
 /// Has the daemon apply the policy file, and prints what changed.

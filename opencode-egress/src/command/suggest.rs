@@ -1,10 +1,11 @@
 //! `suggest`: what to add to a policy so that it would have let pass what was denied.
 
-use std::{fmt::Write as _, io::Write as _};
+mod forms;
+
+use std::io::Write as _;
 
 use anyhow::{Context as _, Result};
 use opencode_egress_common::abi::DESTINATIONS_SHARE;
-use serde::Serialize;
 
 use crate::{
     command::{
@@ -13,13 +14,20 @@ use crate::{
     },
     control::request::{RememberedDenials, Reply, Request},
     policy::{
-        AnyRule, InstanceName, Policy, PortRange, RuleProtocol,
+        AnyRule, InstanceName, Policy,
         destination::Destination,
         file,
-        suggest::{self, DeniedDestination, DeniedName, SuggestedRule, Suggestion, Widest},
+        suggest::{self, Denials, DeniedDestination, DeniedName, SuggestedRule, Suggestion, Widest},
     },
     report::history::{self, History},
 };
+
+/// A rule that would have let pass so many denials, as an option of the NixOS module.
+pub(super) fn nix_option(name: &InstanceName, rule: AnyRule, attempts: u64) -> String {
+    let denials = Denials { attempts, ..Denials::default() };
+    let rules = vec![SuggestedRule { rule, denials }];
+    forms::nix(name, &Suggestion { rules, ..Suggestion::default() })
+}
 
 /// Prints the rules, and what to know about them to stderr.
 ///
@@ -37,11 +45,13 @@ pub(super) fn suggest(args: &SuggestArgs) -> Result<()> {
     let suggestion = suggest::suggest(policy, &denied, &names, widest)
         .with_context(|| format!("instance `{}` of {}", args.name, args.config.display()))?;
     let text = if args.nix {
-        nix(&args.name, &suggestion.rules)
+        forms::nix(&args.name, &suggestion)
+    } else if args.policy {
+        forms::policy(&suggestion)?
     } else if args.read.json {
-        json(&suggestion.rules)?
+        forms::json(&suggestion)?
     } else {
-        lines(&suggestion.rules)?
+        forms::lines(&suggestion)?
     };
     std::io::stdout().write_all(text.as_bytes())?;
     for note in notes(args, policy, denied.len() + names.len(), &suggestion) {
@@ -54,13 +64,14 @@ pub(super) fn suggest(args: &SuggestArgs) -> Result<()> {
 type Denied = (Vec<DeniedDestination>, Vec<DeniedName>);
 
 fn from_journal(name: &InstanceName, since: &str) -> Result<Denied> {
-    let History { destinations, names, left_out } = history::read(name, since)?;
+    let History { lines, left_out, .. } =
+        history::read(name, since).context("without --since, the daemon is asked instead")?;
     if left_out > 0 {
         eprintln!(
             "opencode-egress: {left_out} denials since then are not in the journal, for its limits; without --since, all that the kernel remembers counts"
         );
     }
-    Ok((destinations, names))
+    Ok((lines.destinations(), lines.names()))
 }
 
 fn from_daemon(args: &SuggestArgs) -> Result<Denied> {
@@ -81,18 +92,42 @@ fn from_daemon(args: &SuggestArgs) -> Result<Denied> {
 
 /// What to know beside the rules, a line each.
 fn notes(args: &SuggestArgs, policy: &Policy, denied: usize, suggestion: &Suggestion) -> Vec<String> {
-    let Suggestion { rules, no_names, by_deny_rule, binds, beyond_rules, allowed_by_now } = suggestion;
+    let Suggestion { presets, rules, once, no_names, by_deny_rule, binds, beyond_rules, allowed_by_now } =
+        suggestion;
     let name = &args.name;
-    let attempts: u64 = rules.iter().map(|suggested| suggested.attempts).sum();
-    let mut notes = vec![match (rules.len(), denied, &args.since) {
+    let of_presets = presets.iter().flat_map(|preset| &preset.instead_of);
+    let attempts =
+        of_presets.chain(rules).chain(once).map(|suggested| suggested.denials.attempts).sum::<u64>();
+    let mut notes = vec![match (rules.len() + presets.len() + once.len(), denied, &args.since) {
         (0, 0, None) => format!("{name}: nothing to add; the kernel remembers no denial"),
         (0, 0, Some(since)) => format!("{name}: nothing to add; the journal has no denial since {since}"),
         (0, ..) if *allowed_by_now > 0 => {
             format!("{name}: nothing to add; {} has every rule that was missing", args.config.display())
         }
         (0, ..) => format!("{name}: no rule to add"),
-        (rules, ..) => format!("{name}: rules: {rules}, for denials: {attempts}; add those that should be"),
+        _ => {
+            let presets = match presets.len() {
+                0 => String::new(),
+                presets => format!("presets: {presets}, "),
+            };
+            let apart = match once.len() {
+                0 => String::new(),
+                once => format!(", {once} of them for what a shell's program asked for once"),
+            };
+            let rules = rules.len() + once.len();
+            format!(
+                "{name}: {presets}rules: {rules}{apart}; for denials: {attempts}; add those that should be"
+            )
+        }
     }];
+    for preset in presets.iter().filter(|preset| !preset.unasked.is_empty()) {
+        let unasked = list(&preset.unasked, ToString::to_string);
+        notes.push(format!("the preset `{}` also has what nobody asked for: {unasked}", preset.preset.name));
+    }
+    if args.policy && !once.is_empty() {
+        let once = list(once, |suggested| format!("\"{}\"", suggested.rule));
+        notes.push(format!("left out, a shell's program asked for it once: {once}"));
+    }
     if !no_names.is_empty() {
         let names: Vec<_> = no_names.iter().map(|name| format!("`{}`", name.escape_debug())).collect();
         notes.push(format!("left out, there is no rule for such names: {}", list(&names, Clone::clone)));
@@ -125,86 +160,8 @@ fn list<T>(items: &[T], shown: impl Fn(&T) -> String) -> String {
 /// Destinations named in a note.
 const SHOWN: usize = 8;
 
-/// A rule a line, as the policy file has them, with the commas of a list.
-fn lines(rules: &[SuggestedRule]) -> Result<String> {
-    let quoted = |suggested: &SuggestedRule| serde_json::to_string(&suggested.rule.to_string());
-    let rules: Vec<_> = rules.iter().map(quoted).collect::<Result<_, _>>()?;
-    Ok(if rules.is_empty() { String::new() } else { rules.join(",\n") + "\n" })
-}
-
-fn json(rules: &[SuggestedRule]) -> Result<String> {
-    #[derive(Serialize)]
-    struct Form {
-        rule: String,
-        attempts: u64,
-    }
-    let form =
-        |suggested: &SuggestedRule| Form { rule: suggested.rule.to_string(), attempts: suggested.attempts };
-    Ok(serde_json::to_string_pretty(&rules.iter().map(form).collect::<Vec<_>>())? + "\n")
-}
-
-/// The NixOS module's options.
-fn nix(name: &InstanceName, rules: &[SuggestedRule]) -> String {
-    let (mut cidrs, mut names, mut detailed) = (String::new(), String::new(), String::new());
-    for SuggestedRule { rule, attempts } in rules {
-        let (list, entry) = match rule {
-            AnyRule::Network(rule) if rule.protocol() == RuleProtocol::Any && rule.ports().is_empty() => {
-                (&mut cidrs, format!("\"{rule}\""))
-            }
-            AnyRule::Network(rule) => (
-                &mut detailed,
-                nix_rule(&format!("cidr = \"{}\"", rule.cidr()), rule.protocol(), rule.ports()),
-            ),
-            AnyRule::Name(rule) if rule.is_plain() => (&mut names, format!("\"{rule}\"")),
-            AnyRule::Name(rule) => (
-                &mut detailed,
-                nix_rule(
-                    &match rule.has_usual_tls() {
-                        true => format!("name = \"{}\"", rule.pattern()),
-                        false => format!("name = \"{}\"; tls = {}", rule.pattern(), rule.tls()),
-                    },
-                    rule.protocol(),
-                    rule.ports(),
-                ),
-            ),
-        };
-        // Writing to a string cannot fail.
-        let _ = writeln!(list, "  {entry} # denials: {attempts}");
-    }
-    let option = |option: &str, list: String| match list.is_empty() {
-        true => String::new(),
-        false => {
-            let name = nix_attribute(name);
-            format!("services.opencode.instances.{name}.networkIsolation.{option} = [\n{list}];\n")
-        }
-    };
-    option("outboundAllowNames", names)
-        + &option("outboundAllow", detailed)
-        + &option("outboundAllowCidrs", cidrs)
-}
-
-/// A rule with its protocol and ports; `place` is its first attribute.
-fn nix_rule(place: &str, protocol: RuleProtocol, ports: &[PortRange]) -> String {
-    let ports: String = ports.iter().map(|port| format!(" \"{port}\"")).collect();
-    let ports = if ports.is_empty() { ports } else { format!(" ports = [{ports} ];") };
-    format!("{{ {place}; protocol = \"{}\";{ports} }}", protocol.name())
-}
-
-/// A name as an attribute, quoted unless it is an identifier.
-/// <https://nix.dev/manual/nix/latest/language/identifiers>
-fn nix_attribute(name: &InstanceName) -> String {
-    const KEYWORDS: [&str; 10] =
-        ["assert", "else", "if", "in", "inherit", "let", "or", "rec", "then", "with"];
-    let name = name.as_str();
-    let starts = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
-    // The rest of an instance's name is what an identifier may have.
-    if starts && !KEYWORDS.contains(&name) { name.to_owned() } else { format!("\"{name}\"") }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use clap::Parser as _;
 
     use super::*;
@@ -212,55 +169,6 @@ mod tests {
         command::args::{Cli, Command},
         policy::Listen,
     };
-
-    fn rules() -> Vec<SuggestedRule> {
-        let rules = [
-            "192.0.2.0/24",
-            "203.0.113.9/32:443,8000-8100/tcp",
-            "2001:db8::/64/icmp",
-            "api.example.org",
-            "github.com:22,443",
-            "*.example.net:443/udp",
-        ];
-        let suggested = |text: &str| SuggestedRule { rule: text.parse().expect("a rule"), attempts: 12 };
-        rules.map(suggested).into()
-    }
-
-    #[test]
-    fn lines_are_what_the_policy_file_takes() {
-        let text = lines(&rules()).expect("JSON");
-        assert_eq!(text.lines().count(), rules().len(), "{text}");
-        assert_eq!(text.lines().next(), Some(r#""192.0.2.0/24","#));
-        let file = format!(
-            r#"{{ "version": 1, "instances": {{ "a": {{ "units": ["a.service"], "allow": [{text}] }} }} }}"#
-        );
-        let set = file::parse(Path::new("policy.json"), &file).expect("a policy file");
-        let read = set.instances.values().next().expect("an instance");
-        let mut policy = Policy { units: read.units.clone(), ..Policy::default() };
-        rules().into_iter().for_each(|suggested| policy.allow(suggested.rule));
-        assert_eq!(*read, policy);
-        assert_eq!(lines(&[]).expect("JSON"), "");
-        assert_eq!(json(&[]).expect("JSON"), "[]\n");
-    }
-
-    #[test]
-    fn nix_options_say_what_they_stand_for() {
-        let text = nix(&"my-project".parse().expect("a name"), &rules());
-        let expect = r#"services.opencode.instances.my-project.networkIsolation.outboundAllowNames = [
-  "api.example.org" # denials: 12
-];
-services.opencode.instances.my-project.networkIsolation.outboundAllow = [
-  { cidr = "203.0.113.9/32"; protocol = "tcp"; ports = [ "443" "8000-8100" ]; } # denials: 12
-  { cidr = "2001:db8::/64"; protocol = "icmp"; } # denials: 12
-  { name = "github.com"; protocol = "tcp"; ports = [ "22" "443" ]; } # denials: 12
-  { name = "*.example.net"; protocol = "udp"; ports = [ "443" ]; } # denials: 12
-];
-services.opencode.instances.my-project.networkIsolation.outboundAllowCidrs = [
-  "192.0.2.0/24" # denials: 12
-];
-"#;
-        assert_eq!(text, expect);
-    }
 
     #[test]
     fn what_takes_no_rule_is_said() {
@@ -286,12 +194,5 @@ services.opencode.instances.my-project.networkIsolation.outboundAllowCidrs = [
         let suggestion = Suggestion { allowed_by_now: 1, ..Suggestion::default() };
         let had = "a: nothing to add; /etc/opencode-egress/policy.json has every rule that was missing";
         assert_eq!(notes(&args, &policy, 1, &suggestion), [had]);
-    }
-
-    #[test]
-    fn attributes_are_quoted_where_they_must_be() {
-        let shown = ["my-project", "_a", "2nd", "-a", "with", "in", "inn"]
-            .map(|name| nix_attribute(&name.parse().expect("a name")));
-        assert_eq!(shown, ["my-project", "_a", "\"2nd\"", "\"-a\"", "\"with\"", "\"in\"", "inn"]);
     }
 }

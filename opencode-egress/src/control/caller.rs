@@ -1,7 +1,7 @@
 //! Who is at the other end of a connection to the control socket.
 
 use std::{
-    io,
+    fs, io,
     os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd},
     path::PathBuf,
 };
@@ -20,6 +20,8 @@ pub struct Caller {
     pub uid: u32,
     /// The process.
     pub pid: u32,
+    /// The user who logged in for it (`/proc/PID/loginuid`, pam_loginuid(8)); `None`: nobody, or the kernel does not say.
+    pub login_uid: Option<u32>,
     /// Its cgroup, relative to the hierarchy.
     pub cgroup: Result<PathBuf, CallerError>,
 }
@@ -57,12 +59,14 @@ impl Caller {
             process => process,
         };
         let cgroup = hierarchy.of_process(pid);
+        let login_uid = login_uid(pid);
         let cgroup = match process {
             // Looked at after the number was used.
             Ok(process) if is_there(&process) => cgroup.map_err(CallerError::from),
             _ => Err(CallerError::Gone { pid }),
         };
-        Ok(Self { uid: credentials.uid.as_raw(), pid, cgroup })
+        let login_uid = login_uid.filter(|_| cgroup.is_ok());
+        Ok(Self { uid: credentials.uid.as_raw(), pid, login_uid, cgroup })
     }
 
     /// Its unit's name, or its number where it is of no unit or gone.
@@ -70,6 +74,11 @@ impl Caller {
         let unit = self.cgroup.as_ref().ok().and_then(|path| unit_of(path));
         unit.map_or_else(|| format!("process {}", self.pid), |(unit, _)| unit.to_string())
     }
+}
+
+fn login_uid(pid: u32) -> Option<u32> {
+    let text = fs::read_to_string(format!("/proc/{pid}/loginuid")).ok()?;
+    text.trim().parse().ok().filter(|uid| *uid != u32::MAX)
 }
 
 /// The process that connected, as a descriptor (unix(7)).

@@ -96,6 +96,25 @@ impl Client {
         descriptor: Option<BorrowedFd<'_>>,
         patience: Duration,
     ) -> Result<Self, ControlError> {
+        let client = Self::connect(path, patience)?;
+        let stream = client.stream.get_ref();
+        let broken = |source| ControlError::Broken { path: path.to_owned(), source };
+        let mut line = serde_json::to_vec(request).map_err(|error| broken(error.into()))?;
+        line.push(b'\n');
+        let sent = match descriptor {
+            Some(descriptor) => send_with(stream, &line, descriptor).map_err(broken)?,
+            None => 0,
+        };
+        (&*stream).write_all(&line[sent..]).map_err(broken)?;
+        Ok(client)
+    }
+
+    /// Connects, which is all that some sockets of the daemon's take, waiting up to `patience` for one that is about to start.
+    ///
+    /// # Errors
+    ///
+    /// When nobody answers in time, or somebody else than root.
+    pub fn connect(path: &Path, patience: Duration) -> Result<Self, ControlError> {
         let deadline = Instant::now() + patience;
         let stream = loop {
             match UnixStream::connect(path) {
@@ -109,22 +128,14 @@ impl Client {
                 Err(source) => return Err(ControlError::NoDaemon { path: path.to_owned(), source }),
             }
         };
-        let broken = |source| ControlError::Broken { path: path.to_owned(), source };
         // `attach` believes what it is told, and a unit starts because of it.
         let uid = rustix::net::sockopt::socket_peercred(&stream)
-            .map_err(|errno| broken(errno.into()))?
+            .map_err(|errno| ControlError::Broken { path: path.to_owned(), source: errno.into() })?
             .uid
             .as_raw();
         if uid != 0 {
             return Err(ControlError::Impostor { path: path.to_owned(), uid });
         }
-        let mut line = serde_json::to_vec(request).map_err(|error| broken(error.into()))?;
-        line.push(b'\n');
-        let sent = match descriptor {
-            Some(descriptor) => send_with(&stream, &line, descriptor).map_err(broken)?,
-            None => 0,
-        };
-        (&stream).write_all(&line[sent..]).map_err(broken)?;
         Ok(Self { path: path.to_owned(), stream: BufReader::new(stream) })
     }
 

@@ -7,6 +7,8 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use crate::control::places::beside;
+
 /// The longest line that the daemon reads, with its newline. The resolver reads what agents write, so it is not believed to be short.
 pub const MAX_FROM_RESOLVER: usize = 64 * 1024;
 
@@ -19,17 +21,9 @@ pub const MAX_ADDRESSES: usize = 1000;
 /// The longest time to live that a client is told, in seconds.
 pub const MAX_TTL: u32 = 3600;
 
-/// Where the resolver of the daemon with this control socket connects: `resolver.sock` beside `control.sock`, and otherwise a name of its own, for two
-/// daemons may have their sockets in one directory.
+/// Where the resolver of the daemon with this control socket connects: `resolver.sock` beside `control.sock`.
 pub fn resolver_socket(control: &Path) -> PathBuf {
-    match control.file_stem().filter(|stem| *stem != "control") {
-        None => control.with_file_name("resolver.sock"),
-        Some(stem) => {
-            let mut name = stem.to_owned();
-            name.push("-resolver.sock");
-            control.with_file_name(name)
-        }
-    }
+    beside(control, "resolver")
 }
 
 /// What the daemon tells the resolver.

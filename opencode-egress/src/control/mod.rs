@@ -4,4 +4,5 @@ pub mod caller;
 pub mod client;
 pub mod learned;
 pub mod lines;
+mod places;
 pub mod request;

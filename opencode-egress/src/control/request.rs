@@ -1,16 +1,22 @@
 //! The requests and replies that cross the control socket, and how they are written.
 
-use std::net::IpAddr;
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    control::places::beside,
     policy::{
         explain::Explanation,
+        lease::{LeaseKind, LeaseStatus, LeaseTime, Reason},
         suggest::{DeniedDestination, DeniedName},
         target::Target,
     },
-    report::{denial::LoggedDenial, status::Status},
+    report::{denial::LoggedDenial, status::Status, why::Why},
 };
 
 /// What a client asks.
@@ -62,6 +68,35 @@ pub enum Request {
         /// The instance.
         instance: String,
     },
+    /// Grant a lease, or grant one anew that is in force.
+    Allow {
+        /// The instance.
+        instance: String,
+        /// What to grant.
+        grants: LeaseKind,
+        /// For how long, in seconds.
+        time: LeaseTime,
+        /// Its end ends what began under it, too.
+        hard: bool,
+        /// Why.
+        reason: Option<Reason>,
+        /// `SUDO_USER` of the client.
+        sudo_user: Option<Reason>,
+    },
+    /// End a lease, and what began under it.
+    Revoke {
+        /// The instance.
+        instance: String,
+        /// What it grants.
+        grants: LeaseKind,
+        /// `SUDO_USER` of the client.
+        sudo_user: Option<Reason>,
+    },
+    /// The leases in force.
+    Leases {
+        /// Only this instance's.
+        instance: Option<String>,
+    },
 }
 
 /// Why what a client sent is no request.
@@ -105,7 +140,7 @@ pub enum Reply {
     /// The answer to [`Request::Explain`].
     Explained(Box<Explanation>),
     /// One denial; an answer to [`Request::Events`] has one for each.
-    Event(LoggedDenial),
+    Event(Box<LoggedDenial>),
     /// The end of an answer to [`Request::Events`] without `follow`; also the answer where there is nothing to tell.
     End,
     /// Every destination that was denied, as far as the kernel remembers.
@@ -124,6 +159,26 @@ pub enum Reply {
         /// The units that are not confined any more.
         units: Vec<String>,
     },
+    /// What whoever connects to the socket for it may know: see [`why_socket`].
+    Why(Box<Why>),
+    /// The answer to [`Request::Allow`].
+    Granted {
+        /// The lease.
+        lease: LeaseStatus,
+        /// There was one with the same rule, which it takes the place of.
+        replaced: bool,
+        /// What to know of it, a line each.
+        notes: Vec<String>,
+    },
+    /// The answer to [`Request::Revoke`].
+    Revoked {
+        /// The lease that there was.
+        lease: LeaseStatus,
+        /// What is open and denied now, and was not reset, a line each.
+        not_reset: Vec<String>,
+    },
+    /// The answer to [`Request::Leases`]: by instance, those that end first in front.
+    Leases(BTreeMap<String, Vec<LeaseStatus>>),
     /// The daemon did not do what was asked: why, and what to do.
     Error(String),
 }
@@ -155,6 +210,12 @@ pub struct RememberedDenials {
     pub names: Vec<DeniedName>,
     /// How many denials they are: a destination counts for each hook and reason.
     pub remembered: usize,
+}
+
+/// Where confined processes ask of the daemon with this control socket what they may reach: `why.sock` beside `control.sock`. To connect is to
+/// ask; nothing is read, and the answer is a [`Reply`] in a line.
+pub fn why_socket(control: &Path) -> PathBuf {
+    beside(control, "why")
 }
 
 /// The longest request that the daemon reads, in bytes.

@@ -9,7 +9,12 @@ use crate::{
         confine::ConfineError, features::KernelError, loader::LoadError, maps::MapsError, pins::PinError,
         programs::AttachError, registry::InstanceNumbersError,
     },
-    policy::{InstanceName, UnitName, compile::CompileError, file::ConfigError},
+    policy::{
+        InstanceName, UnitName,
+        compile::CompileError,
+        file::ConfigError,
+        lease::{LeaseKind, LeaseRule, MAX_LEASES},
+    },
 };
 
 /// Why the daemon did not do something.
@@ -100,6 +105,62 @@ pub enum DaemonError {
         /// The instances that there are.
         known: String,
     },
+    /// A lease of a rule that the policy file has.
+    #[error("the policy of instance `{name}` allows `{rule}` already, so there is nothing to grant")]
+    HasRule {
+        /// The instance.
+        name: InstanceName,
+        /// The lease's rule.
+        rule: LeaseRule,
+    },
+    /// A lease of what deny rules deny.
+    #[error(
+        "the policy of instance `{name}` denies all of `{rule}`, by {by}, and a lease passes no deny rule: take that out of the policy file first"
+    )]
+    LeaseDenied {
+        /// The instance.
+        name: InstanceName,
+        /// The lease's rule.
+        rule: LeaseRule,
+        /// The deny rules.
+        by: String,
+    },
+    /// A lease of audit mode for an instance that has it.
+    #[error("instance `{name}` is in audit mode by its policy, so there is nothing to grant")]
+    AuditAlready {
+        /// The instance.
+        name: InstanceName,
+    },
+    /// An instance has as many leases as it may.
+    #[error(
+        "instance `{name}` has {MAX_LEASES} leases, which is the most; revoke one, or list what is needed in the policy file"
+    )]
+    TooManyLeases {
+        /// The instance.
+        name: InstanceName,
+    },
+    /// What is to be revoked is not leased.
+    #[error(
+        "instance `{name}` has no lease of `{kind}`; `opencode-egress leases {name}` prints those that it has, each with its rule"
+    )]
+    NoLease {
+        /// The instance.
+        name: InstanceName,
+        /// What was to be revoked.
+        kind: LeaseKind,
+    },
+    /// No lease was over.
+    #[error("no lease of instance `{name}` is over")]
+    NothingOver {
+        /// The instance.
+        name: InstanceName,
+    },
+    /// What was to be done elsewhere was not.
+    #[error("the change broke off: {0}")]
+    BrokenOff(String),
+    /// Leases cannot be written to their file.
+    #[error("a lease that cannot be kept over a restart is not granted")]
+    KeepLeases(#[source] std::io::Error),
     /// The policy file has the instance, and was not applied since.
     #[error("instance `{name}` is in {}, but that is not applied; run `opencode-egress reload`", config.display())]
     NotApplied {

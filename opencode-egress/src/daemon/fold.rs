@@ -6,15 +6,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use opencode_egress_common::{abi::DestinationKey, event::Denial};
+use opencode_egress_common::abi::DestinationKey;
 
-use crate::kernel::instance::InstanceIndex;
+use crate::kernel::{instance::InstanceIndex, ring::Reported};
 
 /// Destinations remembered at most, of all instances together.
 const CAPACITY: usize = 8192;
 
 struct LastLine {
-    denial: Denial,
+    of: Reported,
     /// Attempts of which lines were logged.
     attempts: u64,
     /// When to ask the kernel for more; `None` once that was done.
@@ -30,10 +30,11 @@ pub(in crate::daemon) struct Folds {
 
 impl Folds {
     /// Takes note of an event, and returns how many denials were folded into it.
-    pub(in crate::daemon) fn event(&mut self, denial: &Denial, now: Instant, interval: Duration) -> u64 {
+    pub(in crate::daemon) fn event(&mut self, reported: &Reported, now: Instant, interval: Duration) -> u64 {
+        let Reported { denial, .. } = reported;
         let key = denial.destination_key();
         let attempts = denial.event.attempts;
-        let told = LastLine { denial: *denial, attempts, due: Some(now + interval) };
+        let told = LastLine { of: reported.clone(), attempts, due: Some(now + interval) };
         if let Some(before) = self.of.get_mut(&key.instance).and_then(|of| of.get_mut(&key)) {
             // Some may have been told of at the end of an interval, of which the kernel does not know.
             let known = before.attempts;
@@ -79,7 +80,7 @@ impl Folds {
         &mut self,
         now: Instant,
         attempts: impl Fn(&DestinationKey) -> Option<u64>,
-        mut tell: impl FnMut(&Denial, u64) -> bool,
+        mut tell: impl FnMut(&Reported, u64) -> bool,
     ) {
         for of in self.of.values_mut() {
             tell_of(of, |due| due <= now, &attempts, &mut tell);
@@ -98,7 +99,7 @@ impl Folds {
         &mut self,
         instance: InstanceIndex,
         attempts: impl Fn(&DestinationKey) -> Option<u64>,
-        tell: impl FnMut(&Denial, u64) -> bool,
+        tell: impl FnMut(&Reported, u64) -> bool,
     ) {
         if let Some(of) = self.of.get_mut(&instance.number()) {
             tell_of(of, |_| true, attempts, tell);
@@ -110,7 +111,7 @@ fn tell_of(
     of: &mut HashMap<DestinationKey, LastLine>,
     is_due: impl Fn(Instant) -> bool,
     attempts: impl Fn(&DestinationKey) -> Option<u64>,
-    mut tell: impl FnMut(&Denial, u64) -> bool,
+    mut tell: impl FnMut(&Reported, u64) -> bool,
 ) {
     for (key, told) in of {
         if !told.due.is_some_and(&is_due) {
@@ -118,7 +119,7 @@ fn tell_of(
         }
         let more = attempts(key).map_or(0, |attempts| attempts.saturating_sub(told.attempts));
         if more > 0 {
-            if !tell(&told.denial, more) {
+            if !tell(&told.of, more) {
                 continue;
             }
             told.attempts += more;
@@ -134,14 +135,17 @@ mod tests {
     use opencode_egress_common::{abi::Event, flow::Address};
 
     use super::*;
-    use crate::report::denial::tests::{decode, event};
+    use crate::report::{
+        caller::Caller,
+        denial::tests::{decode, event},
+    };
 
     const INTERVAL: Duration = Duration::from_secs(10);
 
-    fn denial(instance: u32, destination: u32, attempts: u64) -> Denial {
+    fn denial(instance: u32, destination: u32, attempts: u64) -> Reported {
         let address = Address::from(IpAddr::from(destination.to_be_bytes()));
         let event = Event { address: address.words(), attempts, instance, ..event() };
-        decode(&event).expect("an event")
+        Reported { denial: decode(&event).expect("an event"), caller: Caller::default() }
     }
 
     fn told(folds: &mut Folds, now: Instant, room: bool) -> Vec<(u32, u64)> {
@@ -149,9 +153,9 @@ mod tests {
         folds.due(
             now,
             |_| Some(5),
-            |denial, more| {
+            |reported, more| {
                 if room {
-                    told.push((denial.event.instance, more));
+                    told.push((reported.denial.event.instance, more));
                 }
                 room
             },

@@ -2,12 +2,14 @@
 //!
 //! [`Daemon`] is plain and synchronous; [`serve`] runs it.
 
+mod asked;
 mod confinement;
 mod connections;
 mod denials;
 mod error;
 mod fold;
 mod last_applied;
+mod leases;
 pub mod names;
 mod policies;
 mod predecessor;
@@ -15,6 +17,7 @@ pub mod serve;
 mod start;
 mod state;
 mod watched;
+mod why;
 
 pub use error::DaemonError;
 pub use state::Daemon;

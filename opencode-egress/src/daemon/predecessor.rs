@@ -11,7 +11,7 @@ use std::{
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf};
 use opencode_egress_common::{
     abi::{ConfinedCgroup, Counter, Counters, Current, Denied},
-    event::{DecodeError, Denial},
+    event::DecodeError,
 };
 use tracing::{info, warn};
 
@@ -23,7 +23,7 @@ use crate::{
         maps::{self, CurrentWords, Maps, MapsError},
         pins::{PinError, Pins},
         registry::InstanceNumbers,
-        ring,
+        ring::{self, Reported},
         shapes::is_as_ours,
     },
     policy::InstanceName,
@@ -142,15 +142,16 @@ impl Predecessor {
         &mut self,
         numbers: &InstanceNumbers,
         most: usize,
-        mut each: impl FnMut(Result<Denial, DecodeError>),
+        mut each: impl FnMut(Result<Reported, DecodeError>),
     ) {
         let Some(events) = &mut self.events else { return };
         ring::take(events, most, |bytes| {
-            each(Denial::decode(bytes).map(|mut record| {
-                let name = self.names.iter().find(|(_, index)| index.number() == record.event.instance);
+            each(Reported::decode(bytes).map(|mut reported| {
+                let instance = &mut reported.denial.event.instance;
+                let name = self.names.iter().find(|(_, index)| index.number() == *instance);
                 let here = name.and_then(|(name, _)| numbers.known().get(name));
-                record.event.instance = here.map_or(0, |index| index.number());
-                record
+                *instance = here.map_or(0, |index| index.number());
+                reported
             }));
         });
     }

@@ -9,8 +9,9 @@ use tracing::error;
 
 use super::{
     DaemonError,
-    connections::places::Connections,
+    connections::{InForceBefore, places::Connections},
     fold, last_applied,
+    leases::Leases,
     names::Names,
     policies, predecessor,
     state::{Confinement, Daemon, Denials, Policies},
@@ -40,7 +41,8 @@ impl Daemon {
         let pins = Pins::below(pins)?;
         let lock = pins.lock()?;
         let last_applied = last_applied::place(copies, &pins);
-        let (read, bad_file) = policies::read_or_last(config, &last_applied)?;
+        let leases = Leases::open(&last_applied.with_extension("leases"));
+        let (read, bad_file) = policies::read_or_last(config, &last_applied, &leases.leased())?;
         // For the predecessors; the file may have been edited since.
         let before = match &pins.of_other_versions()?[..] {
             [] => None,
@@ -88,16 +90,25 @@ impl Daemon {
         let connections = Connections::new().map_err(DaemonError::Connections)?;
         let names = Names::open(&last_applied.with_extension("names"));
         let mut daemon =
-            Self { loaded, numbers, instances, confinement, policies, denials, connections, names };
+            Self { loaded, numbers, instances, confinement, policies, denials, connections, names, leases };
         daemon.apply(read.prepare(&last_applied)?)?;
         daemon.names.all_in_force();
+        daemon.tell_kept_leases();
         if !daemon.confinement.predecessors.is_empty() {
             let before = |name: &InstanceName| before.as_ref().and_then(|set| set.instances.get(name));
             let now = |name: &InstanceName| daemon.instances.get(name)?.policy.as_deref();
-            daemon.retire_predecessors(|name| before(name) != now(name));
+            let leased = daemon.leases.leased();
+            // They were in force under the same leases.
+            let is_other = |name: &InstanceName| {
+                let leased = leased.get(name).cloned().unwrap_or_default();
+                before(name).map(|policy| policy.clone().leased(leased)).as_ref() != now(name)
+            };
+            let other: BTreeSet<_> =
+                daemon.numbers.known().keys().filter(|name| is_other(name)).cloned().collect();
+            daemon.retire_predecessors(|name| other.contains(name));
             // What could not be is logged there.
             let names: Vec<_> = daemon.instances.keys().cloned().collect();
-            daemon.reset_denied(&names.iter().collect::<Vec<_>>());
+            daemon.reset_denied(&names.iter().collect::<Vec<_>>(), InForceBefore::new());
         }
         if let Some(why) = &daemon.policies.reload_error {
             error!(

@@ -11,9 +11,11 @@ use opencode_egress_common::reason::DropReason;
 
 use super::{
     DaemonError,
+    asked::Asked,
     confinement::{gone::Outlived, limits::Limits},
     connections::places::Connections,
     fold,
+    leases::Leases,
     names::Names,
     predecessor,
     watched::Watched,
@@ -32,6 +34,7 @@ use crate::{
         denial::LoggedDenial,
         journal::{Journal, LineCounts},
         status::{CountersStatus, FailedAttach},
+        tried::DeniedLines,
     },
 };
 
@@ -51,6 +54,8 @@ pub(super) struct InstanceState {
     /// Its links were taken away on purpose, and stay away until a unit starts or a reload.
     pub(super) detached: bool,
     pub(super) recent: VecDeque<LoggedDenial>,
+    /// What its lines say was denied: when, and to whom.
+    pub(super) denied: DeniedLines,
     /// The counters `limited` and `lost` as the journal was last told of them.
     pub(super) left_out: (u64, u64),
     /// When this daemon last saw `lost` grow. What was lost while no daemon ran may have been lost just before its start.
@@ -61,6 +66,8 @@ pub(super) struct InstanceState {
     pub(super) names_expired: Watched,
     /// How often its units reached limits of theirs.
     pub(super) limits: Limits,
+    /// How often its processes asked what they may reach.
+    pub(super) asked: Asked,
     /// The last start that was not let go on; `None` once one was.
     pub(super) failed_attach: Option<FailedAttach>,
 }
@@ -76,11 +83,13 @@ impl InstanceState {
             unasked: BTreeMap::new(),
             detached: false,
             recent: VecDeque::new(),
+            denied: DeniedLines::default(),
             left_out: (lines.limited_told, lines.lost_told),
             lost_at: (counters.lost > 0).then(Instant::now),
             sockets_denied: Watched::new(counters.denied_for(DropReason::TooManySockets)),
             names_expired: Watched::new(counters.denied_for(DropReason::NameExpired)),
             limits: Limits::default(),
+            asked: Asked::default(),
             failed_attach: None,
         }
     }
@@ -112,6 +121,7 @@ pub struct Daemon {
     pub(super) denials: Denials,
     pub(super) connections: Connections,
     pub(super) names: Names,
+    pub(super) leases: Leases,
 }
 
 /// What is pinned and which cgroups are confined by it.

@@ -114,15 +114,23 @@ pub struct Features {
     pub sendmsg_may_mark: bool,
     /// It lets the programs of connect, sendmsg and bind choose the error that the caller gets.
     pub call_may_set_error: bool,
+    /// It lets all programs that know the process read what it is, by helpers that take CAP_PERFMON.
+    pub programs_may_read_kernel: bool,
 }
 
 impl Features {
     /// Asks the running kernel.
     pub fn of_this_kernel() -> Self {
-        let knows_caller = |program| {
-            let helpers = [BpfHelper::BPF_FUNC_get_current_pid_tgid, BpfHelper::BPF_FUNC_get_current_comm];
-            helpers.into_iter().all(|helper| is_helper_supported(program, helper).unwrap_or(false))
+        let has = |program, helpers: &[BpfHelper]| {
+            helpers.iter().all(|helper| is_helper_supported(program, *helper).unwrap_or(false))
         };
+        let identity = [BpfHelper::BPF_FUNC_get_current_pid_tgid, BpfHelper::BPF_FUNC_get_current_comm];
+        let knows_caller = |program| has(program, &identity);
+        let reads = [
+            BpfHelper::BPF_FUNC_get_current_task,
+            BpfHelper::BPF_FUNC_probe_read_kernel,
+            BpfHelper::BPF_FUNC_probe_read_kernel_str,
+        ];
         Self {
             setsockopt_knows_caller: knows_caller(ProgramType::CgroupSockopt),
             packet_knows_caller: knows_caller(ProgramType::CgroupSkb),
@@ -133,6 +141,7 @@ impl Features {
                 BpfHelper::BPF_FUNC_set_retval,
             )
             .unwrap_or(false),
+            programs_may_read_kernel: PROGRAMS.iter().all(|(program, _)| has(*program, &reads)),
         }
     }
 

@@ -8,7 +8,7 @@ use std::{
 use aya::{EbpfError, EbpfLoader, include_bytes_aligned, programs::ProgramError};
 use aya_log::EbpfLogger;
 use opencode_egress_common::{
-    abi::{MAX_INSTANCES, MAX_POLICIES},
+    abi::{CallerLayout, MAX_INSTANCES, MAX_POLICIES},
     cache::TAG_KEYS,
     reason::Hook,
 };
@@ -17,6 +17,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use crate::kernel::{
     features::{self, Features, KernelError},
     hooks::{self, Needs},
+    layout::{self, LayoutError},
     maps::{Maps, MapsError},
     pins::{self, PinError},
     programs::{Programs, load_program},
@@ -85,6 +86,8 @@ pub struct Loaded {
     pub events: Events,
     /// The ring buffer of sockets to be reset.
     pub resets: Resets,
+    /// Whether the programs tell who asked, or why not.
+    pub callers: Result<(), LayoutError>,
 }
 
 /// How long what is loaded lives.
@@ -122,6 +125,11 @@ pub fn load(lifetime: &Lifetime<'_>) -> Result<Loaded, LoadError> {
     for (name, set) in &flags {
         loader.override_global(name, set, true);
     }
+    let (layout, callers) = match layout::of_this_kernel(&features) {
+        Ok(layout) => (layout, Ok(())),
+        Err(error) => (CallerLayout::default(), Err(error)),
+    };
+    loader.override_global("CALLER_LAYOUT", &layout, true);
     match lifetime {
         Lifetime::Process => {
             for name in ["CURRENT", "ALLOWED", "DENIED", "TAKEN", "SOCKETS"] {
@@ -162,7 +170,7 @@ pub fn load(lifetime: &Lifetime<'_>) -> Result<Loaded, LoadError> {
     let (events, resets) = ring::open(&mut ebpf, &maps)?;
     // An object without messages has no map for them, which is an error here and the rule there.
     let debug_log = DebugLog(EbpfLogger::init(&mut ebpf).ok());
-    Ok(Loaded { debug_log, programs: Programs { ebpf, ids, features }, maps, events, resets })
+    Ok(Loaded { debug_log, programs: Programs { ebpf, ids, features }, maps, events, resets, callers })
 }
 
 static OBJECT: &[u8] = include_bytes_aligned!(env!("OPENCODE_EGRESS_EBPF_OBJECT"));

@@ -8,6 +8,7 @@ pub mod features;
 pub mod holders;
 pub mod hooks;
 pub mod instance;
+pub mod layout;
 pub mod lines;
 pub mod links;
 pub mod loader;

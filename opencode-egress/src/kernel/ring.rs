@@ -11,10 +11,13 @@ use aya::{
 };
 use opencode_egress_common::{
     abi::{Event, Reset},
-    event::{DecodeError, Denial},
+    event::{self, DecodeError, Denial},
 };
 
-use crate::kernel::maps::{self, Maps, MapsError, TakenKind, TakenWords};
+use crate::{
+    kernel::maps::{self, Maps, MapsError, TakenKind, TakenWords},
+    report::caller::Caller,
+};
 
 /// The ring buffer of denied flows.
 pub struct Events {
@@ -34,16 +37,34 @@ pub(super) fn open(ebpf: &mut Ebpf, maps: &Maps) -> Result<(Events, Resets), Map
     Ok((events, Resets { ring: maps::take(ebpf, "RESETS")?, taken: maps.taken() }))
 }
 
+/// A denial as the ring has it.
+#[derive(Clone, Debug)]
+pub struct Reported {
+    /// What was denied, and why.
+    pub denial: Denial,
+    /// Who asked, as far as the programs told.
+    pub caller: Caller,
+}
+
+impl Reported {
+    /// Decodes a record.
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let denial = Denial::decode(bytes)?;
+        let caller = event::caller(bytes).map(|caller| Caller::of(&caller));
+        Ok(Self { denial, caller: caller.unwrap_or_default() })
+    }
+}
+
 impl Events {
     /// Takes up to `most` denials, one after the other: a record leaves the ring when `each` is done with it, so that what
     /// ends this process between two loses none. Returns whether there may be more.
-    pub fn take(&mut self, most: usize, mut each: impl FnMut(Result<Denial, DecodeError>)) -> bool {
+    pub fn take(&mut self, most: usize, mut each: impl FnMut(Result<Reported, DecodeError>)) -> bool {
         take(&mut self.ring, most, |bytes| {
-            let denial = Denial::decode(bytes);
+            let reported = Reported::decode(bytes);
             if let Some(instance) = field(bytes, std::mem::offset_of!(Event, instance)) {
                 self.taken.count(instance, TakenKind::Event);
             }
-            each(denial);
+            each(reported);
         })
     }
 }

@@ -1,6 +1,7 @@
 //! What becomes of a flow, and which rule or reason is behind it.
 
 mod judgement;
+mod leased;
 mod named;
 
 use std::{
@@ -9,6 +10,8 @@ use std::{
 };
 
 pub use judgement::{BindJudgement, Judgement, KnownAddress, NAME_EXPIRED, NAME_NOT_ALLOWED, NameJudgement};
+use leased::by_lease;
+pub use leased::tell_leases;
 use named::{by_name, explain_name};
 use opencode_egress_common::{
     abi::{Mode, PolicyHeader},
@@ -36,7 +39,7 @@ pub fn explain(
         Target::Name(named) => explain_name(named, audit, policy, learned),
         Target::Address(destination) => {
             let judgement = explain_address(*destination, header, rules, policy);
-            by_name(judgement, *destination, policy, learned)
+            by_lease(by_name(judgement, *destination, policy, learned), *destination, policy)
         }
     }
 }

@@ -21,6 +21,7 @@ use rules::Listed;
 
 use crate::policy::{
     DEFAULT_MAX_SOCKETS, InstanceName, Listen, LogLimits, Mode, Policy, PolicySet, Resolver, UnitName,
+    lease::Leased,
     resolver::{DEFAULT_MARK, MAX_UPSTREAM},
 };
 
@@ -229,6 +230,7 @@ fn instance(name: &InstanceName, form: Instance, key: &Text, taken: &mut Taken) 
             loopback_mark,
             max_sockets,
             errno,
+            leased: Leased::default(),
         }),
     }
 }

@@ -1,6 +1,9 @@
 //! What answers brought for the names that an instance's policy lists.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use crate::policy::name::DnsName;
 
@@ -66,6 +69,11 @@ impl KnownNames {
     /// The names.
     pub fn iter(&self) -> impl Iterator<Item = (&DnsName, &KnownName)> {
         self.0.iter()
+    }
+
+    /// All addresses.
+    pub fn addresses(&self) -> BTreeSet<IpAddr> {
+        self.iter().flat_map(|(_, known)| known.addresses().map(|(address, _)| address)).collect()
     }
 
     /// What is known of a name.

@@ -7,6 +7,7 @@ mod errno;
 pub mod explain;
 pub mod file;
 pub mod known;
+pub mod lease;
 mod listen;
 pub mod name;
 pub mod preset;
@@ -20,6 +21,7 @@ mod text;
 use std::{collections::BTreeMap, fmt, path::Path, str::FromStr, time::Duration};
 
 pub use errno::Errno;
+pub use lease::Leased;
 pub use listen::Listen;
 pub use name::NameRule;
 pub use opencode_egress_common::abi::{DEFAULT_MAX_SOCKETS, Mode};
@@ -137,6 +139,8 @@ pub struct Policy {
     pub max_sockets: u32,
     /// The error that a denied call gets.
     pub errno: Errno,
+    /// What is granted beside that for a time. The policy file has none.
+    pub leased: Leased,
 }
 
 impl Default for Policy {
@@ -152,6 +156,7 @@ impl Default for Policy {
             loopback_mark: 0,
             max_sockets: DEFAULT_MAX_SOCKETS,
             errno: Errno::default(),
+            leased: Leased::default(),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! A rule for a network, and its parts: networks, protocols, ports.
 
-use std::{fmt, net::IpAddr, str::FromStr, sync::Arc};
+use std::{fmt, net::IpAddr, ops::RangeInclusive, str::FromStr, sync::Arc};
 
 use ipnet::{IpNet, Ipv4Net};
 use opencode_egress_common::flow::{Class, Flow};
@@ -177,6 +177,11 @@ impl PortRange {
             write!(f, "{}{range}", if index == 0 { ":" } else { "," })?;
         }
         Ok(())
+    }
+
+    /// Its ports.
+    pub fn ports(self) -> RangeInclusive<u16> {
+        self.first..=self.last
     }
 
     /// Whether it has a port.

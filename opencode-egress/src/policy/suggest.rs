@@ -1,20 +1,25 @@
 //! The fewest rules that would have let pass what was denied.
 //!
-//! What was asked for by name becomes a rule for the name. Of the rest, for each protocol and port, the addresses are joined
+//! What was asked for by name becomes a rule for the name, and a preset where that fits. Of the rest, for each protocol and port, the addresses are joined
 //! into the tightest prefixes that are no wider than allowed and touch no deny rule: a prefix that may not be is halved.
 //! Then the ports of one network and protocol become one rule.
 
 mod names;
+mod presets;
 mod suggestion;
+mod tried;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use opencode_egress_common::{
-    decide::{Verdict, decide},
+    decide::{Rules, Verdict, decide},
     flow::{Class, Flow},
     reason::DropReason,
 };
-pub use suggestion::{DeniedDestination, DeniedName, SuggestedRule, Suggestion, Widest};
+pub use suggestion::{
+    Denials, DeniedDestination, DeniedName, SuggestedPreset, SuggestedRule, Suggestion, Widest,
+};
+pub use tried::{Program, Tried};
 
 use crate::policy::{
     AnyRule, Cidr, Policy, PortRange, Rule, RuleProtocol,
@@ -70,7 +75,8 @@ impl Requirement {
     }
 }
 
-/// Suggests what to add to `policy` so that it allows what was denied.
+/// Suggests what to add to `policy` so that it allows what was denied: presets and rules, and apart from them rules for what was tried once,
+/// by programs of a shell.
 ///
 /// # Errors
 ///
@@ -81,11 +87,48 @@ pub fn suggest(
     names: &[DeniedName],
     widest: Widest,
 ) -> Result<Suggestion, CompileError> {
-    let rules = compile(policy)?.rules();
+    // All that is known of a name counts: who asked for it may be known of the flow that came after alone.
+    let mut by_name: BTreeMap<&str, Tried> = BTreeMap::new();
+    let named = denied.iter().filter_map(|denied| Some((denied.name.as_deref()?, &denied.tried)));
+    for (name, tried) in named.chain(names.iter().map(|denied| (denied.name.as_str(), &denied.tried))) {
+        by_name.entry(name).or_default().join(tried);
+    }
+    let is_once = |name: Option<&str>, tried: &Tried| {
+        name.and_then(|name| by_name.get(name)).unwrap_or(tried).is_once_of_a_shell()
+    };
+    let (once, denied): (Vec<_>, Vec<_>) = denied.iter().cloned().partition(|denied| {
+        let by_rules = BY_RULES.iter().chain([&DropReason::TlsNameNotAllowed]);
+        by_rules.into_iter().any(|reason| reason.name() == denied.reason)
+            && is_once(denied.name.as_deref(), &denied.tried)
+    });
+    let (names_once, names): (Vec<_>, Vec<_>) =
+        names.iter().cloned().partition(|denied| is_once(Some(&denied.name), &denied.tried));
+    let mut suggestion = rules_for(policy, &compile(policy)?.rules(), &denied, &names, widest);
+    let mut then = policy.clone();
+    suggestion.rules.iter().for_each(|suggested| then.allow(suggested.rule.clone()));
+    let Suggestion { rules, no_names, by_deny_rule, allowed_by_now, .. } =
+        rules_for(&then, &compile(&then)?.rules(), &once, &names_once, widest);
+    suggestion.once = rules;
+    suggestion.no_names.extend(no_names);
+    suggestion.by_deny_rule.extend(by_deny_rule);
+    suggestion.allowed_by_now += allowed_by_now;
+    presets::stand_for(policy, &mut suggestion);
+    Ok(suggestion)
+}
+
+/// The rules that `policy` lacks to allow all of this; `rules` are what it compiles to.
+pub fn rules_for(
+    policy: &Policy,
+    rules: &impl Rules,
+    denied: &[DeniedDestination],
+    names: &[DeniedName],
+    widest: Widest,
+) -> Suggestion {
     let mut suggestion = Suggestion::default();
-    let mut wanted: BTreeMap<Requirement, Vec<(Flow, u64)>> = BTreeMap::new();
+    let mut wanted: BTreeMap<Requirement, Vec<(Flow, Denials)>> = BTreeMap::new();
     let mut wanted_names = WantedNames::default();
-    for DeniedDestination { destination, reason, attempts, name } in denied {
+    for DeniedDestination { destination, reason, attempts, name, tried } in denied {
+        let denials = Denials::of(*attempts, tried);
         if reason == DropReason::BindNotListed.name() {
             let at = (destination.address, destination.port);
             match policy.listen.iter().any(|listen| (listen.address, listen.port) == at) {
@@ -95,7 +138,7 @@ pub fn suggest(
             continue;
         }
         if let (true, Some(name)) = (reason == DropReason::TlsNameNotAllowed.name(), name) {
-            wanted_names.add_server(name, destination.port, *attempts);
+            wanted_names.add_server(name, destination.port, &denials);
             continue;
         }
         if !BY_RULES.iter().any(|by_rules| by_rules.name() == reason) {
@@ -104,29 +147,29 @@ pub fn suggest(
         }
         let flow = destination.flow();
         // Its own server takes no rule.
-        match (decide(&rules, &flow).settle(|| true), Requirement::of(&flow)) {
+        match (decide(rules, &flow).settle(|| true), Requirement::of(&flow)) {
             (Verdict::Allow, _) => suggestion.allowed_by_now += 1,
             (_, None) => {}
             (Verdict::Deny(DropReason::DenyRule), _) => suggestion.by_deny_rule.push(*destination),
             (Verdict::Deny(_), Some(requirement)) => match name {
                 Some(name) if matches!(requirement, Requirement::Tcp(_) | Requirement::Udp(_)) => {
-                    wanted_names.add_flow(name, &flow, *attempts);
+                    wanted_names.add_flow(name, &flow, &denials);
                 }
-                _ => wanted.entry(requirement).or_default().push((flow, *attempts)),
+                _ => wanted.entry(requirement).or_default().push((flow, denials)),
             },
         }
     }
     names.iter().for_each(|denied| wanted_names.add_question(denied));
-    let mut networks: BTreeMap<(Prefix, RuleProtocol), (BTreeSet<u16>, u64)> = BTreeMap::new();
+    let mut networks: BTreeMap<(Prefix, RuleProtocol), (BTreeSet<u16>, Denials)> = BTreeMap::new();
     // Networks that are open to everything come first, so that no narrower rule is made below them.
-    let mut open: Vec<(Prefix, u64)> = vec![];
+    let mut open: Vec<(Prefix, Denials)> = vec![];
     for (requirement, flows) in wanted {
-        let mut hosts: BTreeMap<Prefix, u64> = BTreeMap::new();
-        for (flow, attempts) in &flows {
+        let mut hosts: BTreeMap<Prefix, Denials> = BTreeMap::new();
+        for (flow, denials) in &flows {
             let host = Prefix::of(Cidr::host(flow.address.into()).net());
             match open.iter_mut().find(|(prefix, _)| prefix.covers(&host)) {
-                Some((_, total)) => *total += attempts,
-                None => *hosts.entry(host).or_default() += attempts,
+                Some((_, total)) => total.join(denials),
+                None => hosts.entry(host).or_default().join(denials),
             }
         }
         let deny: Vec<_> = policy
@@ -147,37 +190,39 @@ pub fn suggest(
             open = joined;
             continue;
         }
-        for (prefix, attempts) in joined {
+        for (prefix, denials) in joined {
             let (ports, total) = networks.entry((prefix, requirement.protocol())).or_default();
             ports.extend(requirement.port());
-            *total += attempts;
+            total.join(&denials);
         }
     }
     networks.extend(
-        open.into_iter().map(|(prefix, attempts)| ((prefix, RuleProtocol::Any), (BTreeSet::new(), attempts))),
+        open.into_iter().map(|(prefix, denials)| ((prefix, RuleProtocol::Any), (BTreeSet::new(), denials))),
     );
     suggestion.rules = networks
         .into_iter()
-        .map(|((prefix, protocol), (ports, attempts))| SuggestedRule {
+        .map(|((prefix, protocol), (ports, denials))| SuggestedRule {
             rule: AnyRule::Network(
                 Rule::new(prefix.net().into(), protocol, PortRange::runs(ports)).expect("ICMP needs no port"),
             ),
-            attempts,
+            denials,
         })
         .collect();
     wanted_names.suggest(policy, widest.wildcards, &mut suggestion);
-    Ok(suggestion)
+    suggestion
 }
 
 /// The fewest and tightest prefixes that hold these hosts of one family, which ascend, with the sum of their
 /// attempts. Wider ones than `widest`, and such as touch a network of `deny`, are halved.
-fn join(hosts: &[(Prefix, u64)], widest: u8, deny: &[Prefix], joined: &mut Vec<(Prefix, u64)>) {
+fn join(hosts: &[(Prefix, Denials)], widest: u8, deny: &[Prefix], joined: &mut Vec<(Prefix, Denials)>) {
     let (Some((first, _)), Some((last, _))) = (hosts.first(), hosts.last()) else { return };
     let tightest = first.common(last);
     let touches = |network: &Prefix| network.covers(&tightest) || tightest.covers(network);
     // A single host is not denied, whatever rule for another protocol it has.
     if hosts.len() == 1 || tightest.len >= widest && !deny.iter().any(touches) {
-        joined.push((tightest, hosts.iter().map(|(_, attempts)| attempts).sum()));
+        let mut all = Denials::default();
+        hosts.iter().for_each(|(_, denials)| all.join(denials));
+        joined.push((tightest, all));
         return;
     }
     let upper_half = 1 << (127 - tightest.len);

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     policy::{Policy, destination::protocol_name},
-    report::human::local_time,
+    report::{caller::Caller, human::local_time},
 };
 
 /// What the log says of a denial: what was tried, by which process, and why the policy denies it. In audit mode it passed.
@@ -52,6 +52,9 @@ pub struct DenialLine {
     /// hello says that opens TLS: the server that this names, if it names one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+    /// Which program tried, as far as it is known.
+    #[serde(flatten)]
+    pub caller: Caller,
 }
 
 /// What the log says of a question for a name that was refused. In audit mode it was answered.
@@ -151,7 +154,13 @@ impl DenialLine {
             audit: record.event.audit != 0,
             hint: None,
             name: record.server.map(|server| shown_server(server.name())),
+            caller: Caller::default(),
         }
+    }
+
+    /// The line with the program that tried.
+    pub fn with_caller(self, caller: Caller) -> Self {
+        Self { caller, ..self }
     }
 
     /// The line with the name that brought the address, unless it is about another one: the server that a hello names, or does not.
@@ -186,7 +195,7 @@ impl fmt::Display for DenialLine {
             write!(f, "name={name} ")?;
         }
         write!(f, "hook={hook} reason={reason} ")?;
-        write!(f, "pid={pid} comm={comm} uid={uid} suppressed={suppressed}")?;
+        write!(f, "pid={pid} comm={comm} uid={uid} suppressed={suppressed} {}", self.caller)?;
         if let Some(hint) = &self.hint {
             write!(f, " hint=\"{hint}\"")?;
         }
@@ -269,7 +278,7 @@ pub(crate) mod tests {
         let record = decode(&event()).expect("an event");
         assert_eq!(
             DenialLine::of(&record, 0).to_string(),
-            "proto=tcp dst=203.0.113.9 dport=443 hook=connect4 reason=not-allowed pid=4242 comm=node uid=987 suppressed=0"
+            "proto=tcp dst=203.0.113.9 dport=443 hook=connect4 reason=not-allowed pid=4242 comm=node uid=987 suppressed=0 exe=- via=-"
         );
     }
 
@@ -291,7 +300,7 @@ pub(crate) mod tests {
         };
         assert_eq!(
             shown(&bind),
-            "proto=tcp dst=0.0.0.0 dport=5173 hook=bind4 reason=bind-not-listed pid=4242 comm=node uid=987 suppressed=0 hint=\"127.0.0.1:5173 is listed; bind that\" mode=audit"
+            "proto=tcp dst=0.0.0.0 dport=5173 hook=bind4 reason=bind-not-listed pid=4242 comm=node uid=987 suppressed=0 exe=- via=- hint=\"127.0.0.1:5173 is listed; bind that\" mode=audit"
         );
         assert!(!shown(&Event { port: 5173, ..event() }).contains("hint"), "no bind");
     }

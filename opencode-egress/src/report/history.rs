@@ -1,7 +1,7 @@
 //! An instance's denials as the journal has them.
 
 use std::{
-    collections::BTreeMap,
+    collections::BTreeSet,
     io::{self, BufRead as _, BufReader, Read as _},
     net::IpAddr,
     process::{Command, Stdio},
@@ -9,20 +9,24 @@ use std::{
 
 use serde::Deserialize;
 
-use crate::policy::{
-    InstanceName,
-    destination::{Destination, protocol_named},
-    explain::NAME_NOT_ALLOWED,
-    suggest::{DeniedDestination, DeniedName},
+use crate::{
+    policy::{
+        InstanceName, Mode,
+        destination::{Destination, protocol_named},
+        explain::NAME_NOT_ALLOWED,
+        mode_name,
+        suggest::Program,
+    },
+    report::tried::{DeniedLines, TriedLine},
 };
 
 /// What the journal has of an instance's denials.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub struct History {
-    /// Every destination that was denied, why and how often.
-    pub destinations: Vec<DeniedDestination>,
-    /// Every name that was asked for in vain, and how often.
-    pub names: Vec<DeniedName>,
+    /// What the lines say.
+    pub lines: DeniedLines,
+    /// Listed names that were asked for.
+    pub allowed: BTreeSet<String>,
     /// Denials that the log's limits, or a full ring buffer, kept out of the journal.
     pub left_out: u64,
 }
@@ -31,7 +35,7 @@ pub struct History {
 #[derive(Debug, thiserror::Error)]
 pub enum HistoryError {
     /// journalctl cannot be run, or what it prints not be read.
-    #[error("cannot run journalctl; leave out --since to ask the daemon")]
+    #[error("cannot run journalctl, which reads the journal")]
     Run(#[source] io::Error),
     /// journalctl failed, and said this.
     #[error("journalctl: {0}")]
@@ -48,12 +52,19 @@ struct Entry {
     egress_reason: Option<String>,
     egress_name: Option<String>,
     egress_query: Option<String>,
+    egress_allowed: Option<String>,
+    egress_comm: Option<String>,
+    egress_via: Option<String>,
+    egress_mode: Option<String>,
     egress_suppressed: Option<String>,
     egress_limited: Option<String>,
     egress_lost: Option<String>,
+    /// When journald took it; microseconds since 1970.
+    #[serde(rename = "__REALTIME_TIMESTAMP")]
+    time: Option<String>,
 }
 
-const FIELDS: &str = "EGRESS_PROTO,EGRESS_DST,EGRESS_DPORT,EGRESS_REASON,EGRESS_NAME,EGRESS_QUERY,EGRESS_SUPPRESSED,EGRESS_LIMITED,EGRESS_LOST";
+const FIELDS: &str = "EGRESS_PROTO,EGRESS_DST,EGRESS_DPORT,EGRESS_REASON,EGRESS_NAME,EGRESS_QUERY,EGRESS_ALLOWED,EGRESS_COMM,EGRESS_VIA,EGRESS_MODE,EGRESS_SUPPRESSED,EGRESS_LIMITED,EGRESS_LOST";
 
 /// Reads an instance's denials; `since` is anything that `journalctl --since` takes.
 ///
@@ -84,14 +95,15 @@ pub fn read(instance: &InstanceName, since: &str) -> Result<History, HistoryErro
     if !journalctl.wait().map_err(HistoryError::Run)?.success() {
         return Err(HistoryError::Journalctl(complaint.trim().to_owned()));
     }
-    Ok(collected.history())
+    let Collected { lines, allowed, left_out } = collected;
+    Ok(History { lines, allowed, left_out })
 }
 
+/// The journal's lines of an instance, as far as they are read.
 #[derive(Default)]
 struct Collected {
-    /// Another reason is another denial, and so is another name that brought the address.
-    destinations: BTreeMap<(Destination, String, Option<String>), u64>,
-    names: BTreeMap<String, u64>,
+    lines: DeniedLines,
+    allowed: BTreeSet<String>,
     left_out: u64,
 }
 
@@ -101,11 +113,19 @@ impl Collected {
         let Ok(entry) = serde_json::from_str::<Entry>(line) else { return };
         let number = |text: Option<String>| text.and_then(|text| text.parse().ok()).unwrap_or(0_u64);
         self.left_out += number(entry.egress_limited) + number(entry.egress_lost);
-        // The line itself stands for one.
-        let denials = 1 + number(entry.egress_suppressed);
+        self.allowed.extend(entry.egress_allowed);
+        let at = number(entry.time) / 1_000_000;
+        let via: Vec<_> = entry.egress_via.iter().flat_map(|via| via.split(',')).map(str::to_owned).collect();
+        let line = TriedLine {
+            at,
+            who: Program::of(&entry.egress_comm.unwrap_or_default(), &via),
+            // The line itself stands for one.
+            denials: 1 + number(entry.egress_suppressed),
+            passed: entry.egress_mode.as_deref() == Some(mode_name(Mode::Audit)),
+        };
         if let Some(name) = entry.egress_query {
             if entry.egress_reason.as_deref() == Some(NAME_NOT_ALLOWED) {
-                *self.names.entry(name).or_default() += denials;
+                self.lines.add_question(name, line);
             }
             return;
         }
@@ -117,23 +137,7 @@ impl Collected {
             return;
         };
         let destination = Destination { address, port, protocol: protocol.0 };
-        *self.destinations.entry((destination, reason, entry.egress_name)).or_default() += denials;
-    }
-
-    fn history(self) -> History {
-        let destinations = self
-            .destinations
-            .into_iter()
-            .map(|((destination, reason, name), attempts)| DeniedDestination {
-                destination,
-                reason,
-                attempts,
-                name,
-            })
-            .collect();
-        let names = self.names.into_iter();
-        let names = names.map(|(name, attempts)| DeniedName { name, attempts }).collect();
-        History { destinations, names, left_out: self.left_out }
+        self.lines.add_flow((destination, reason, entry.egress_name), line);
     }
 }
 
@@ -145,10 +149,11 @@ mod tests {
     fn entries_of_a_destination_and_reason_are_added_up() {
         let mut collected = Collected::default();
         for line in [
-            r#"{"EGRESS_PROTO":"tcp","EGRESS_DST":"203.0.113.9","EGRESS_DPORT":"443","EGRESS_REASON":"not-allowed","EGRESS_SUPPRESSED":"0","__CURSOR":"s=1"}"#,
-            r#"{"EGRESS_PROTO":"tcp","EGRESS_DST":"203.0.113.9","EGRESS_DPORT":"443","EGRESS_REASON":"not-allowed","EGRESS_SUPPRESSED":"7"}"#,
+            r#"{"EGRESS_PROTO":"tcp","EGRESS_DST":"203.0.113.9","EGRESS_DPORT":"443","EGRESS_REASON":"not-allowed","EGRESS_SUPPRESSED":"0","EGRESS_COMM":"curl","EGRESS_VIA":"curl,bash,opencode","__REALTIME_TIMESTAMP":"1700000000000001","__CURSOR":"s=1"}"#,
+            r#"{"EGRESS_PROTO":"tcp","EGRESS_DST":"203.0.113.9","EGRESS_DPORT":"443","EGRESS_REASON":"not-allowed","EGRESS_SUPPRESSED":"7","EGRESS_COMM":"node","__REALTIME_TIMESTAMP":"1700000100000000"}"#,
             r#"{"EGRESS_PROTO":"tcp","EGRESS_DST":"203.0.113.9","EGRESS_DPORT":"443","EGRESS_REASON":"bind-not-listed"}"#,
             r#"{"EGRESS_LIMITED":"5","EGRESS_LOST":"1"}"#,
+            r#"{"EGRESS_ALLOWED":"listed.example.org"}"#,
             r#"{"MESSAGE":"of something else"}"#,
             r#"{"EGRESS_PROTO":"tcp","EGRESS_DST":"nowhere","EGRESS_DPORT":"443","EGRESS_REASON":"not-allowed"}"#,
         ] {
@@ -161,19 +166,22 @@ mod tests {
         ] {
             collected.add(line);
         }
-        let destination = "203.0.113.9:443".parse().expect("a destination");
-        let denied = |reason: &str, attempts, name: Option<&str>| DeniedDestination {
-            destination,
-            reason: reason.to_owned(),
-            attempts,
-            name: name.map(str::to_owned),
-        };
-        let destinations = vec![
-            denied("bind-not-listed", 1, None),
-            denied("not-allowed", 9, None),
-            denied("not-allowed", 1, Some("a.example.org")),
+        let (destinations, names) = (collected.lines.destinations(), collected.lines.names());
+        let shown: Vec<_> = destinations
+            .iter()
+            .map(|denied| (denied.reason.as_str(), denied.attempts, denied.name.as_deref()))
+            .collect();
+        let expect = [
+            ("bind-not-listed", 1, None),
+            ("not-allowed", 9, None),
+            ("not-allowed", 1, Some("a.example.org")),
         ];
-        let names = vec![DeniedName { name: "api.example.org".to_owned(), attempts: 4 }];
-        assert_eq!(collected.history(), History { destinations, names, left_out: 6 });
+        assert_eq!(shown, expect);
+        let tried = &destinations[1].tried;
+        assert_eq!((tried.first, tried.last, tried.times), (Some(1_700_000_000), Some(1_700_000_100), 2));
+        assert_eq!(tried.programs().as_deref(), Some("curl of bash, node"));
+        assert_eq!((names[0].name.as_str(), names[0].attempts, names.len()), ("api.example.org", 4, 1));
+        assert_eq!(collected.left_out, 6);
+        assert_eq!(collected.allowed, ["listed.example.org".to_owned()].into());
     }
 }

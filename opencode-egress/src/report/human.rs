@@ -50,6 +50,21 @@ pub fn ago(seconds: u64, now: u64) -> String {
     }
 }
 
+/// A time in its two largest units, as one is typed: `45s`, `29m30s`, `1h5m`.
+pub fn duration(seconds: u64) -> String {
+    let units = [(86_400, "d"), (3600, "h"), (60, "m"), (1, "s")];
+    let largest = units.iter().position(|(unit, _)| seconds >= *unit).unwrap_or(units.len() - 1);
+    let mut rest = seconds;
+    let mut text = String::new();
+    for (unit, name) in units.iter().skip(largest).take(2) {
+        if rest / unit > 0 || text.is_empty() {
+            text += &format!("{}{name}", rest / unit);
+        }
+        rest %= unit;
+    }
+    text
+}
+
 /// Seconds since 1970.
 pub fn now() -> u64 {
     u64::try_from(Timestamp::now().as_second()).unwrap_or(0)

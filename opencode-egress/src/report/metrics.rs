@@ -59,6 +59,7 @@ struct Families {
     generation: IntGaugeVec,
     rules: IntGaugeVec,
     entries: IntGaugeVec,
+    leases: IntGaugeVec,
     running: IntGaugeVec,
     links_missing: IntGaugeVec,
     late: IntGaugeVec,
@@ -104,6 +105,7 @@ impl Families {
             generation: gauge("opencode_egress_policy_generation", "Number of the instance's policy in force.", &instance)?,
             rules: gauge("opencode_egress_policy_rules", "Rules of the instance's policy.", &[INSTANCE, "kind"])?,
             entries: gauge("opencode_egress_policy_map_entries", "Map entries that the instance's rules became.", &instance)?,
+            leases: gauge("opencode_egress_leases", "Leases of the instance that are in force.", &instance)?,
             running: gauge("opencode_egress_unit_running", "Whether the unit has processes.", &unit)?,
             links_missing: gauge("opencode_egress_links_missing", "Hooks that are not attached to the running unit; 0 is confined.", &unit)?,
             late: gauge("opencode_egress_unit_late", "Whether the unit was running before it was confined.", &unit)?,
@@ -132,10 +134,11 @@ impl Families {
     }
 
     fn set_instance(&self, name: &str, status: &InstanceStatus) {
-        let InstanceStatus { mode, generation, rules, entries, units, sockets, limits, .. } = status;
+        let InstanceStatus { mode, generation, rules, entries, units, sockets, limits, leases, .. } = status;
         self.audit_mode.with_label_values(&[name]).set((mode == "audit").into());
         self.generation.with_label_values(&[name]).set((*generation).into());
         self.entries.with_label_values(&[name]).set(gauge(*entries));
+        self.leases.with_label_values(&[name]).set(gauge(leases.len()));
         self.sockets.with_label_values(&[name]).set(sockets.open.into());
         self.sockets_limit.with_label_values(&[name]).set(sockets.limit.into());
         for (limit, reached) in &limits.reached {
@@ -207,6 +210,7 @@ mod tests {
     use crate::{
         cgroups::limits::{Limit, OpenFiles},
         report::status::{LimitsStatus, QuestionsStatus, ReachedLimit, SocketsStatus, UnitStatus},
+        report::view::tests::lease,
     };
 
     fn unit(name: &str, running: bool, links: usize, late: bool) -> UnitStatus {
@@ -265,6 +269,8 @@ mod tests {
                 },
                 ..NamesStatus::default()
             }),
+            steady: vec![],
+            leases: vec![lease()],
             last_denial: None,
             removed: false,
             detached: false,
@@ -300,6 +306,7 @@ mod tests {
             "opencode_egress_policy_generation{opencode_instance=\"a\"} 3",
             "opencode_egress_policy_rules{kind=\"allow\",opencode_instance=\"a\"} 2",
             "opencode_egress_policy_map_entries{opencode_instance=\"a\"} 5",
+            "opencode_egress_leases{opencode_instance=\"a\"} 1",
             "opencode_egress_unit_running{opencode_instance=\"a\",unit=\"opencode-a-setup.service\"} 0",
             "opencode_egress_links_missing{opencode_instance=\"a\",unit=\"opencode-a.service\"} 0",
             "opencode_egress_links_missing{opencode_instance=\"a\",unit=\"opencode-a-late.service\"} 3",

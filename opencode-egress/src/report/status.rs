@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     cgroups::limits::{Limit, OpenFiles},
+    policy::{lease::LeaseStatus, suggest::Tried},
     report::{denial::LoggedDenial, journal::LineCounts},
 };
 
@@ -71,8 +72,26 @@ pub struct InstanceStatus {
     /// Its names; `None`: its policy has no rules for names.
     #[serde(default)]
     pub names: Option<NamesStatus>,
+    /// What is denied to it steadily, and a rule would let pass. Nothing in audit mode.
+    #[serde(default)]
+    pub steady: Vec<SteadyDenial>,
+    /// Its leases in force, those that end first in front.
+    #[serde(default)]
+    pub leases: Vec<LeaseStatus>,
     /// The last denied flow, or refused question.
     pub last_denial: Option<LoggedDenial>,
+}
+
+/// Something that is denied again and again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SteadyDenial {
+    /// The rule that would let it pass, as `allow` takes it.
+    pub rule: String,
+    /// How often it was denied, as far as lines tell.
+    pub attempts: u64,
+    /// When, and by whom.
+    #[serde(flatten)]
+    pub tried: Tried,
 }
 
 /// What the daemon says of an instance's names.

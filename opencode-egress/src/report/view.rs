@@ -7,12 +7,14 @@ use anstyle::{AnsiColor, Style};
 
 use crate::{
     cgroups::limits::{Limit, OpenFiles},
+    policy::lease::{LeaseKind, LeaseStatus},
     report::{
+        caller::Caller,
         denial::{DenialLine, Line, QuestionLine},
-        human::{ago, bytes, count, local_time},
+        human::{ago, bytes, count, duration, local_time},
         status::{
             FailedAttach, InstanceStatus, LimitsStatus, NamesStatus, ReachedLimit, SocketsStatus, Status,
-            UnitStatus,
+            SteadyDenial, UnitStatus,
         },
     },
 };
@@ -159,8 +161,20 @@ impl InstanceStatus {
                 );
             }
         }
+        for steady in self.steady.iter().take(STEADY_SHOWN) {
+            add(Severity::Look, steady.text());
+        }
+        if let Some(more @ 1..) = self.steady.len().checked_sub(STEADY_SHOWN) {
+            let which = format!("`opencode-egress suggest {name}` has them");
+            add(Severity::Look, format!("{more} more are denied steadily; {which}"));
+        }
         if self.mode == "audit" {
-            add(Severity::Open, "mode audit: what the policy denies is told, and passes".to_owned());
+            let learning = self.leases.iter().find(|lease| lease.lease.kind == LeaseKind::Audit);
+            let until = learning.map(|LeaseStatus { until, .. }| {
+                format!(" until {}; `opencode-egress learn {name} --stop` ends it", local_time(*until))
+            });
+            let until = until.unwrap_or_default();
+            add(Severity::Open, format!("mode audit: what the policy denies is told, and passes{until}"));
         }
         if self.lost_lately {
             let lost = count(self.counters.lost);
@@ -171,6 +185,21 @@ impl InstanceStatus {
         }
         notices.sort_by_key(|notice| notice.severity);
         notices
+    }
+}
+
+/// What is denied steadily that is shown; the rest is counted.
+const STEADY_SHOWN: usize = 3;
+
+impl SteadyDenial {
+    fn text(&self) -> String {
+        let Self { rule, attempts, tried } = self;
+        let denials = count(*attempts);
+        let since = tried.first.map(|first| format!(" since {}", local_time(first))).unwrap_or_default();
+        let by = tried.programs().map(|programs| format!(", by {programs}")).unwrap_or_default();
+        format!(
+            "`{rule}` is denied steadily, {denials} times{since}{by}; add \"{rule}\" to `allow` if it should pass"
+        )
     }
 }
 
@@ -221,11 +250,16 @@ fn short(name: &str) -> String {
     }
 }
 
-fn denied_flow(line: &DenialLine) -> String {
-    let place = match line.dport {
+/// Where a denied flow went: `192.0.2.30:80`, or the address where there is no port.
+pub fn place(line: &DenialLine) -> String {
+    match line.dport {
         0 => line.dst.to_string(),
         port => std::net::SocketAddr::new(line.dst, port).to_string(),
-    };
+    }
+}
+
+fn denied_flow(line: &DenialLine) -> String {
+    let place = place(line);
     let audit = if line.audit { " (audit: it passed)" } else { "" };
     let name = line.name.as_ref().map(|name| format!(" ({name})")).unwrap_or_default();
     format!("{} {place}{name} {}{audit}", line.proto, line.reason)
@@ -277,11 +311,28 @@ pub fn text(status: &Status, now: u64) -> String {
         );
     }
     for (name, instance) in instances {
+        if let Some(caller) = instance.last_denial.as_ref().and_then(|last| caller(&last.line)) {
+            line(&mut text, &format!("{name}: the last denial was of {caller}"));
+        }
         if let Some(names) = &instance.names {
             line(&mut text, &format!("{name}: {}", names_text(names)));
         }
+        if let Some(leases) = leases_text(&instance.leases) {
+            line(&mut text, &format!("{name}: {leases}; `opencode-egress leases {name}` has them"));
+        }
     }
     text
+}
+
+/// Which program a denial is of. `None`: it is of a question, of which the user alone is known.
+pub fn caller(line: &Line) -> Option<String> {
+    let Caller { exe, via, cgroup } = &line.flow()?.caller;
+    let exe = exe.as_deref().unwrap_or("a program that is not known");
+    // The first one is the process itself.
+    let parents = via.get(1..).filter(|parents| !parents.is_empty());
+    let parents = parents.map(|parents| format!(", run by {}", parents.join(", run by ")));
+    let cgroup = cgroup.as_ref().map(|cgroup| format!(", in the cgroup {cgroup}"));
+    Some(format!("{exe}{}{}", parents.unwrap_or_default(), cgroup.unwrap_or_default()))
 }
 
 fn names_text(NamesStatus { known, addresses, questions, .. }: &NamesStatus) -> String {
@@ -294,6 +345,16 @@ fn names_text(NamesStatus { known, addresses, questions, .. }: &NamesStatus) -> 
         count(questions.refused),
         count(questions.failed)
     )
+}
+
+/// How many leases there are, and which ends first.
+pub fn leases_text(leases: &[LeaseStatus]) -> Option<String> {
+    let LeaseStatus { lease, seconds, .. } = leases.first()?;
+    let (first, left) = (&lease.kind, duration(*seconds));
+    Some(match leases.len() {
+        1 => format!("1 lease: {first} ({left} left)"),
+        many => format!("{many} leases; the first to end: {first} ({left} left)"),
+    })
 }
 
 /// The width of each column of rows of equal length.

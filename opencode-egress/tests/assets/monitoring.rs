@@ -58,6 +58,8 @@ fn everything() -> String {
             },
             ..NamesStatus::default()
         }),
+        steady: vec![],
+        leases: vec![],
         last_denial: None,
         removed: false,
         detached: false,

@@ -8,6 +8,7 @@
 
 mod addresses;
 mod bpffs;
+mod callers;
 mod changes;
 mod children;
 mod decision;
@@ -18,6 +19,7 @@ mod exec;
 mod holders;
 mod ipsec;
 mod joins;
+mod leases;
 mod limits;
 mod listeners;
 mod loopback;

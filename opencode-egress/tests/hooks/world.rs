@@ -20,6 +20,7 @@ use opencode_egress::{
         hooks::Needs,
         instance::InstanceIndex,
         loader::{Lifetime, Loaded, load},
+        ring::Reported,
     },
     policy::{Listen, LogLimits, Policy, PortRange, Rule, RuleProtocol, compile::compile},
 };
@@ -306,6 +307,11 @@ impl World {
 
     /// The events since the last call.
     pub(crate) fn events(&mut self) -> Vec<Denial> {
+        self.reported().into_iter().map(|reported| reported.denial).collect()
+    }
+
+    /// The same, with who asked.
+    pub(crate) fn reported(&mut self) -> Vec<Reported> {
         let mut records = vec![];
         self.loaded.events.take(usize::MAX, |record| records.push(record.expect("an event")));
         records

@@ -17,7 +17,9 @@ mod policy_file;
 mod refusals;
 mod starts;
 mod step;
+mod top;
 mod waiting;
+mod why;
 
 pub(crate) use main_job::MAIN_JOB;
 pub(crate) use names::race_of_names;
@@ -29,6 +31,8 @@ pub(crate) use step::{
 pub(crate) fn all() -> impl Iterator<Item = &'static Scenario> {
     let others = [
         refusals::REFUSALS,
+        why::WHY,
+        top::TOP,
         policy_file::POLICY_FILE,
         connections::CONNECTIONS,
         lifecycle::LIFECYCLE,
@@ -41,8 +45,10 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Scenario> {
         starts::STARTS,
         names::NAMES,
         names::KEPT,
+        names::LEARN,
         names::CHANGED,
         names::HOSTILE,
+        names::LEASES,
         names::RACE,
         places::PLACES,
     ];

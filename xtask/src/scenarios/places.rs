@@ -43,7 +43,7 @@ fn others_may_write(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     machine.succeed(&["chmod", "1777", "/sys/fs/bpf"])?;
     tried("chmod 700 /sys/fs/bpf")?;
     // What somebody made while it was open.
-    let planted = "/sys/fs/bpf/opencode-egress/v4/links/opencode-a,service/77";
+    let planted = "/sys/fs/bpf/opencode-egress/v5/links/opencode-a,service/77";
     machine.succeed(&["mkdir", "-p", planted])?;
     machine.succeed(&["chown", "65534", planted])?;
     tried(&format!("rm -r {planted}"))?;

@@ -91,14 +91,14 @@ fn control_is_guarded(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
 }
 
 fn foreign_pin(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
-    let map = "/sys/fs/bpf/opencode-egress/v4/HEADS";
+    let map = "/sys/fs/bpf/opencode-egress/v5/HEADS";
     machine.succeed(&["systemctl", "stop", "opencode-egress"])?;
     machine.succeed(&["mv", map, "/sys/fs/bpf/heads"])?;
     machine
-        .succeed(&["cp", "-l", "/sys/fs/bpf/opencode-egress/v4/LIMITS", map])
-        .or_else(|_| machine.succeed(&["ln", "/sys/fs/bpf/opencode-egress/v4/LIMITS", map]))?;
+        .succeed(&["cp", "-l", "/sys/fs/bpf/opencode-egress/v5/LIMITS", map])
+        .or_else(|_| machine.succeed(&["ln", "/sys/fs/bpf/opencode-egress/v5/LIMITS", map]))?;
     let said = machine.fail(&["timeout", "5", "opencode-egress", "run"])?;
-    ensure!(said.contains("v4/HEADS is pinned already and is not the map that this version"), "{said}");
+    ensure!(said.contains("v5/HEADS is pinned already and is not the map that this version"), "{said}");
     machine.succeed(&["rm", map])?;
     machine.succeed(&["mv", "/sys/fs/bpf/heads", map])?;
     machine.succeed(&["systemctl", "start", "opencode-egress", "opencode-a", "opencode-b"])?;

@@ -79,7 +79,7 @@ fn no_inotify(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
         let status = machine.succeed(&["opencode-egress", "status"])?;
         ensure!(status.contains(&format!("! {SAID}: cannot watch for units")), "{status}");
         let cgroup = pinned(machine, "opencode-b.service")?.join("");
-        let link = format!("/sys/fs/bpf/opencode-egress/v4/links/opencode-b,service/{cgroup}/egress");
+        let link = format!("/sys/fs/bpf/opencode-egress/v5/links/opencode-b,service/{cgroup}/egress");
         machine.succeed(&["rm", &link])?;
         wait("the link to come back", || machine.succeed(&["test", "-e", &link]).ok())?;
         machine.succeed(&["systemctl", "restart", "opencode-b"])?;

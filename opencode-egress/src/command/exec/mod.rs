@@ -26,6 +26,7 @@ use rustix::{
 };
 use seccompiler::apply_filter;
 
+pub(super) use self::scratch::is_confined_by_exec;
 use self::{names::Names, output::Output, scratch::Scratch, signals::Signals};
 use crate::{
     cgroups::Cgroup,
@@ -36,6 +37,7 @@ use crate::{
         instance::InstanceIndex,
         loader::{Lifetime, Loaded, load},
         maps::LoadedPolicy,
+        ring::Reported,
     },
     policy::{LogLimits, Mode, Policy, Resolver, compile::compile, file},
     report::denial::DenialLine,
@@ -228,9 +230,14 @@ fn reset(loaded: &mut Loaded, diagnosis: &SocketDiagnosis, output: &mut Output) 
 
 /// Prints some of what was refused. Returns whether there may be more.
 fn report(loaded: &mut Loaded, (policy, names): (&Policy, &Option<Names>), output: &mut Output) -> bool {
-    loaded.events.take(TURN, |denial| match denial {
-        Ok(denial) => {
+    let programs_look = loaded.callers.is_ok();
+    loaded.events.take(TURN, |reported| match reported {
+        Ok(Reported { denial, mut caller }) => {
+            if !programs_look && denial.event.pid != 0 {
+                caller = scratch::caller(denial.event.pid);
+            }
             let line = DenialLine::of(&denial, denial.event.suppressed).with_hint(policy);
+            let line = line.with_caller(caller);
             let name = names.as_ref().and_then(|names| names.name_of(line.dst));
             output.say(&format!("denied: {}", line.with_name(name)));
         }

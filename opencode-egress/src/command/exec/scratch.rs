@@ -13,10 +13,21 @@ use rustix::{
     process::{Pid, Signal, kill_process},
 };
 
-use crate::cgroups::{Cgroup, Hierarchy};
+use crate::{
+    cgroups::{Cgroup, Hierarchy, process},
+    report::caller::Caller,
+};
 
 /// Beginning of the names of the cgroups that `exec` makes.
 const CGROUP_PREFIX: &str = "opencode-egress-exec-";
+
+/// Who a process of the command's is, by `/proc`.
+pub(super) fn caller(pid: u32) -> Caller {
+    let Ok(hierarchy) = Hierarchy::find() else { return Caller::default() };
+    let name = format!("{CGROUP_PREFIX}{}", std::process::id());
+    let own = |path: &&Path| path.file_name().is_some_and(|last| *last == *name);
+    process::caller(&hierarchy, pid, |path| path.ancestors().find(own).map(Path::to_owned))
+}
 
 /// How long killed processes may take to end. One that hangs in the kernel never does.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -69,6 +80,13 @@ impl Drop for Scratch {
         // Processes that are still there keep it, and stay confined in it.
         let _ = self.0.remove();
     }
+}
+
+/// Whether this process is in a cgroup that `exec` made, or below one.
+pub(in crate::command) fn is_confined_by_exec() -> bool {
+    let own = Hierarchy::find().and_then(|hierarchy| hierarchy.of_process(std::process::id()));
+    let made = |name: &std::ffi::OsStr| name.to_str().is_some_and(|name| name.starts_with(CGROUP_PREFIX));
+    own.is_ok_and(|path| path.iter().any(made))
 }
 
 /// Cgroups of earlier runs that were killed, once nothing runs in them. One whose run is there may be about to be used.

@@ -1,40 +1,61 @@
-//! `top`: the status in the terminal, again and again.
+//! `top`: the status in the terminal, again and again, and what an operator does about what was denied.
 
+mod denied;
 mod screen;
+mod state;
+mod texts;
 
 use std::{
+    env,
     io::{IsTerminal as _, stdout},
     path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
-        mpsc::{Receiver, Sender, TryRecvError, channel},
+        mpsc::{Receiver, SyncSender, TryRecvError, sync_channel},
     },
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Result, bail};
-use ratatui::{
-    DefaultTerminal,
-    crossterm::event::{Event, KeyCode, KeyEventKind, KeyModifiers, poll, read},
+use crossterm::{
+    clipboard::CopyToClipboard,
+    event::{poll, read},
+    execute,
 };
+use ratatui::DefaultTerminal;
 use signal_hook::{
-    consts::{SIGHUP, SIGTERM},
+    consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM},
     flag,
 };
 
 use crate::{
-    command::{args::TopArgs, client::unexpected, top::screen::Top},
+    command::{
+        args::TopArgs,
+        client::unexpected,
+        leases::sudo_user,
+        top::state::{Action, Grant, Top},
+    },
     control::{
         client::Client,
         request::{Reply, Request},
     },
-    report::{denial::LoggedDenial, status::Status},
+    policy::lease::{LeaseKind, LeaseTime},
+    report::{denial::LoggedDenial, human::local_time, status::Status},
 };
 
 /// How long the daemon may take; the screen stands still meanwhile.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// How long it may take for what a key asks: a policy of many rules is looked through.
+const LONG_PATIENCE: Duration = Duration::from_secs(10);
+/// How often denials are looked for, and drawn; keys at once.
+const MOMENT: Duration = Duration::from_millis(250);
+/// Denials that wait to be looked at, and that are looked at in one turn: however many come, keys are read in between. The daemon leaves
+/// out what a reader is too slow for.
+const TURN: usize = 8192;
+/// How long a key grants a rule.
+const GRANTED: u64 = 60 * 60;
 
 /// Shows the status until a key ends it.
 ///
@@ -52,8 +73,10 @@ pub(super) fn top(args: &TopArgs) -> Result<()> {
 fn watch(terminal: &mut DefaultTerminal, socket: &Path, interval: Duration) -> Result<()> {
     let mut top = Top::default();
     let mut denials = None;
+    // <https://no-color.org>
+    let colors = env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let ended = Arc::new(AtomicBool::new(false));
-    for signal in [SIGTERM, SIGHUP] {
+    for signal in [SIGTERM, SIGHUP, SIGINT, SIGQUIT] {
         flag::register(signal, Arc::clone(&ended))?;
     }
     loop {
@@ -72,12 +95,19 @@ fn watch(terminal: &mut DefaultTerminal, socket: &Path, interval: Duration) -> R
             if !receive(&mut top, denials.as_ref()) {
                 denials = None;
             }
-            terminal.draw(|frame| top.draw(frame))?;
+            terminal.draw(|frame| screen::draw(&top, colors, frame))?;
             let left = interval.saturating_sub(asked.elapsed());
+            if ended.load(Ordering::Relaxed) {
+                return Ok(());
+            }
             // Denials are drawn as they come, a moment later. Keys are read also when no time is left, because a
             // daemon that hangs takes all of it.
-            if ended.load(Ordering::Relaxed) || (poll(left.min(MOMENT))? && leaves(&read()?)) {
-                return Ok(());
+            if poll(left.min(MOMENT))? {
+                match top.take(&read()?) {
+                    Some(Action::Leave) => return Ok(()),
+                    Some(action) => act(&mut top, socket, action)?,
+                    None => {}
+                }
             }
             if left.is_zero() {
                 break;
@@ -86,17 +116,63 @@ fn watch(terminal: &mut DefaultTerminal, socket: &Path, interval: Duration) -> R
     }
 }
 
-/// How often denials are looked for.
-const MOMENT: Duration = Duration::from_millis(250);
+/// Does what a key asks.
+///
+/// # Errors
+///
+/// When the terminal cannot be written.
+fn act(top: &mut Top, socket: &Path, action: Action) -> Result<()> {
+    match action {
+        Action::Leave => {}
+        Action::Copy(text) => copy(&text)?,
+        Action::Explain { instance, target } => {
+            let title = format!("{instance}: {target}");
+            match ask(socket, &Request::Explain { instance, destination: target }, LONG_PATIENCE) {
+                Ok(Reply::Explained(explanation)) => top.show(title, &explanation.to_string()),
+                Ok(other) => top.say(unexpected(&other).to_string()),
+                Err(error) => top.say(format!("{error:#}")),
+            }
+        }
+        Action::Grant(grant) => match granted(socket, grant) {
+            Ok((said, notes)) if notes.is_empty() => top.say(said),
+            Ok((said, notes)) => top.show(said, &notes.join("\n")),
+            Err(error) => top.say(format!("{error:#}")),
+        },
+    }
+    Ok(())
+}
 
-fn leaves(event: &Event) -> bool {
-    let Event::Key(key) = event else { return false };
-    let interrupt = key.code == KeyCode::Char('c') && key.modifiers.contains(KeyModifiers::CONTROL);
-    key.kind == KeyEventKind::Press && (interrupt || key.code == KeyCode::Char('q'))
+/// Has the daemon grant a rule. Returns what became of it, and what to know of it.
+fn granted(socket: &Path, Grant { instance, rule }: Grant) -> Result<(String, Vec<String>)> {
+    let request = Request::Allow {
+        instance: instance.clone(),
+        grants: LeaseKind::Rule(rule),
+        time: LeaseTime::try_from(GRANTED)?,
+        hard: false,
+        reason: "by `top`".parse().ok(),
+        sudo_user: sudo_user(),
+    };
+    match ask(socket, &request, LONG_PATIENCE)? {
+        Reply::Granted { lease, notes, .. } => {
+            let until = local_time(lease.until);
+            Ok((format!("{instance}: {} is allowed until {until}", lease.lease.kind), notes))
+        }
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// Puts a text on the terminal's clipboard, where the terminal lets programs do that
+/// (<https://invisible-island.net/xterm/ctlseqs/ctlseqs.html>, OSC 52).
+fn copy(text: &str) -> Result<()> {
+    Ok(execute!(stdout(), CopyToClipboard::to_clipboard_from(text))?)
+}
+
+fn ask(socket: &Path, request: &Request, patience: Duration) -> Result<Reply> {
+    Ok(Client::ask(socket, request, Duration::ZERO)?.reply(Some(patience))?)
 }
 
 fn status(socket: &Path) -> Result<Status> {
-    match Client::ask(socket, &Request::Status, Duration::ZERO)?.reply(Some(PATIENCE))? {
+    match ask(socket, &Request::Status, PATIENCE)? {
         Reply::Status(status) => Ok(*status),
         other => Err(unexpected(&other)),
     }
@@ -104,16 +180,16 @@ fn status(socket: &Path) -> Result<Status> {
 
 /// Denials as they come, until the daemon goes away.
 fn follow(socket: PathBuf) -> Receiver<LoggedDenial> {
-    let (sender, receiver) = channel();
+    let (sender, receiver) = sync_channel(TURN);
     thread::spawn(move || pass_on(&socket, &sender));
     receiver
 }
 
-fn pass_on(socket: &Path, sender: &Sender<LoggedDenial>) {
+fn pass_on(socket: &Path, sender: &SyncSender<LoggedDenial>) {
     let request = Request::Events { instance: None, follow: true };
     let Ok(mut client) = Client::ask(socket, &request, Duration::ZERO) else { return };
     while let Ok(Reply::Event(event)) = client.reply(None) {
-        if sender.send(event).is_err() {
+        if sender.send(*event).is_err() {
             return;
         }
     }
@@ -122,11 +198,12 @@ fn pass_on(socket: &Path, sender: &Sender<LoggedDenial>) {
 /// Takes the denials that are there. Returns whether more can come.
 fn receive(top: &mut Top, denials: Option<&Receiver<LoggedDenial>>) -> bool {
     let Some(denials) = denials else { return false };
-    loop {
+    for _ in 0..TURN {
         match denials.try_recv() {
             Ok(event) => top.add_denial(event),
             Err(TryRecvError::Empty) => return true,
             Err(TryRecvError::Disconnected) => return false,
         }
     }
+    true
 }

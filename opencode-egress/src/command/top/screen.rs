@@ -1,205 +1,188 @@
-//! What `top` shows: the status with rates, and the last denials. Drawing knows no daemon and no terminal.
-
-use std::{
-    collections::{BTreeMap, VecDeque},
-    time::{Duration, Instant},
-};
+//! What `top` draws: the status with rates, what was denied, and what lies over that. Drawing knows no daemon and no terminal.
 
 use ratatui::{
     Frame,
     layout::{Constraint, Layout, Rect},
     style::{Color, Style, Stylize as _},
-    text::Line,
-    widgets::{Row, Table},
+    text::{Line, Text},
+    widgets::{Clear, Paragraph, Row as TableRow, Table, Wrap},
 };
 
-use crate::report::{
-    denial::LoggedDenial,
-    human::{bytes, count, local_time},
-    status::{CountersStatus, Status},
-    view::{COLUMNS, Notice, Severity, denial, widths},
+use crate::{
+    command::top::{
+        denied::Row,
+        state::{Panel, Rates, Top},
+        texts,
+    },
+    report::{
+        human::{bytes, count, local_time},
+        status::Status,
+        view::{COLUMNS, Notice, Severity, denial, widths},
+    },
 };
 
-/// Denials kept; more than a screen has lines.
-const KEPT: usize = 256;
-
-/// What the daemon said last, and what is drawn of it.
-#[derive(Debug, Default)]
-pub(super) struct Top {
-    status: Option<(Instant, Status)>,
-    /// By instance.
-    rates: BTreeMap<String, Rates>,
-    /// The oldest first.
-    denials: VecDeque<LoggedDenial>,
-    /// Why the status is not of now.
-    trouble: Option<String>,
+/// Draws all of it; without colours where there are to be none.
+pub(super) fn draw(top: &Top, colors: bool, frame: &mut Frame<'_>) {
+    let notices = notices(top, colors, frame.area().width);
+    let rows = rows(top, colors);
+    let instances = u16::try_from(rows.len() + 1).unwrap_or(u16::MAX);
+    let height = frame.area().height;
+    // Denials get what is left, at least a quarter.
+    let [title, above, table, denials, keys] = Layout::vertical([
+        Constraint::Length(1),
+        Constraint::Length(u16::try_from(notices.len()).unwrap_or(u16::MAX).min(height / 4)),
+        Constraint::Length(instances.saturating_add(1).min(height / 2)),
+        Constraint::Fill(1),
+        Constraint::Length(1),
+    ])
+    .areas(frame.area());
+    frame.render_widget(headline(top), title);
+    draw_lines(frame, above, notices);
+    draw_instances(frame, table, rows);
+    match &top.panel {
+        None => draw_denials(top, frame, denials),
+        // It needs room to be read.
+        Some(panel) => {
+            let area = above.union(table).union(denials);
+            draw_panel(panel, frame, area);
+        }
+    }
+    let last = match &top.said {
+        Some(said) => Line::from(said.as_str()).bold(),
+        None => Line::from(texts::KEYS),
+    };
+    frame.render_widget(last, keys);
 }
 
-/// By how much the counters grow in a second.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Rates {
-    allowed_packets: u64,
-    allowed_bytes: u64,
-    denied_packets: u64,
-    denied_bytes: u64,
-}
-
-impl Rates {
-    fn between(before: &CountersStatus, after: &CountersStatus, passed: Duration) -> Self {
-        // Counters start again when the programs are of another version. Rounded up, so that little does not look
-        // like nothing.
-        let rate = |before: u64, after: u64| {
-            let grown = u128::from(after.saturating_sub(before)) * 1000;
-            u64::try_from(grown.div_ceil(passed.as_millis().max(1))).unwrap_or(u64::MAX)
-        };
-        Self {
-            allowed_packets: rate(before.allowed_packets, after.allowed_packets),
-            allowed_bytes: rate(before.allowed_bytes, after.allowed_bytes),
-            denied_packets: rate(before.denied_packets, after.denied_packets),
-            denied_bytes: rate(before.denied_bytes, after.denied_bytes),
+fn headline(top: &Top) -> Line<'_> {
+    match &top.status {
+        Some((_, Status { version, config, .. })) => {
+            Line::from(format!("opencode-egress {version}, policy {config}")).bold()
         }
+        None => Line::from("opencode-egress").bold(),
     }
 }
 
-impl Top {
-    /// Takes the status that the daemon gave at the time `at`.
-    pub(super) fn update(&mut self, at: Instant, status: Status) {
-        self.trouble = None;
-        self.rates.clear();
-        if let Some((before, old)) = &self.status {
-            for (name, instance) in &status.instances {
-                if let Some(old) = old.instances.get(name) {
-                    let passed = at.duration_since(*before);
-                    let rates = Rates::between(&old.counters, &instance.counters, passed);
-                    self.rates.insert(name.clone(), rates);
-                }
-            }
-        }
-        self.status = Some((at, status));
+fn notices(top: &Top, colors: bool, width: u16) -> Vec<Line<'_>> {
+    let trouble = top.trouble.iter().map(|trouble| match &top.status {
+        Some(_) => format!("this is from before: {trouble}"),
+        None => trouble.clone(),
+    });
+    let trouble = trouble.map(|text| Notice { severity: Severity::Look, text });
+    let status = top.status.iter().flat_map(|(_, status)| status.notices());
+    let mut lines: Vec<_> = trouble
+        .chain(status)
+        .map(|Notice { severity, text }| {
+            Line::styled(fitting(format!("! {text}"), width), style(severity, colors))
+        })
+        .collect();
+    if lines.is_empty() && top.status.is_some() {
+        lines.push(Line::from("nothing needs attention"));
     }
+    lines
+}
 
-    /// Takes note that the daemon did not answer, and why. What it said last stays on the screen.
-    pub(super) fn lose(&mut self, trouble: String) {
-        self.trouble = Some(trouble);
-        self.rates.clear();
-    }
+/// What is shown of an instance's rates and losses, beside [`COLUMNS`].
+const MORE: [&str; 5] = ["ALLOWED/s", "", "DENIED/s", "", "LOST"];
 
-    /// Takes a denial.
-    pub(super) fn add_denial(&mut self, event: LoggedDenial) {
-        if self.denials.len() == KEPT {
-            self.denials.pop_front();
-        }
-        self.denials.push_back(event);
-    }
+/// The columns in the order in which they go where the screen is too narrow for all.
+const DISPENSABLE: [usize; 6] = [4, 3, 6, 8, 9, 1];
 
-    /// Forgets the denials: a daemon that is asked anew sends the last ones again.
-    pub(super) fn forget_denials(&mut self) {
-        self.denials.clear();
-    }
-
-    /// Draws it all.
-    pub(super) fn draw(&self, frame: &mut Frame<'_>) {
-        let notices = self.notices();
-        let rows = self.rows();
-        let instances = u16::try_from(rows.len() + 1).unwrap_or(u16::MAX);
-        let height = frame.area().height;
-        // Denials get what is left, at least a quarter.
-        let [title, top, table, denials] = Layout::vertical([
-            Constraint::Length(1),
-            Constraint::Length(u16::try_from(notices.len()).unwrap_or(u16::MAX).min(height / 4)),
-            Constraint::Length(instances.saturating_add(1).min(height / 2)),
-            Constraint::Fill(1),
-        ])
-        .areas(frame.area());
-        frame.render_widget(self.title(), title);
-        draw_lines(frame, top, notices);
-        draw_instances(frame, table, rows);
-        self.draw_denials(frame, denials);
-    }
-
-    fn title(&self) -> Line<'_> {
-        match &self.status {
-            Some((_, Status { version, config, .. })) => {
-                Line::from(format!("opencode-egress {version}, policy {config}; q leaves")).bold()
-            }
-            None => Line::from("opencode-egress; q leaves").bold(),
-        }
-    }
-
-    fn notices(&self) -> Vec<Line<'_>> {
-        let trouble = self.trouble.iter().map(|trouble| match &self.status {
-            Some(_) => format!("this is from before: {trouble}"),
-            None => trouble.clone(),
-        });
-        let trouble = trouble.map(|text| Notice { severity: Severity::Look, text });
-        let status = self.status.iter().flat_map(|(_, status)| status.notices());
-        let mut lines: Vec<_> = trouble
-            .chain(status)
-            .map(|Notice { severity, text }| Line::styled(format!("! {text}"), color(severity)))
-            .collect();
-        if lines.is_empty() && self.status.is_some() {
-            lines.push(Line::from("nothing needs attention"));
-        }
-        lines
-    }
-
-    /// A row for each instance, those that need attention first.
-    fn rows(&self) -> Vec<(Vec<String>, Style)> {
-        let mut rows: Vec<_> = self
-            .status
-            .iter()
-            .flat_map(|(_, status)| &status.instances)
-            .map(|(name, instance)| {
-                let mut cells = instance.cells(name).to_vec();
-                let rates = self.rates.get(name);
-                let rate = |shown: fn(u64) -> String, number: fn(&Rates) -> u64| {
-                    rates.map_or_else(|| "-".to_owned(), |rates| shown(number(rates)))
-                };
-                cells.extend([
-                    rate(count, |rates| rates.allowed_packets),
-                    rate(bytes, |rates| rates.allowed_bytes),
-                    rate(count, |rates| rates.denied_packets),
-                    rate(bytes, |rates| rates.denied_bytes),
-                    count(instance.counters.lost),
-                ]);
-                let severity = instance.notices(name).first().map(|notice| notice.severity);
-                // `None` would sort before every severity.
-                ((severity.is_none(), severity), (cells, severity.map_or_else(Style::new, color)))
-            })
-            .collect();
-        rows.sort_by_key(|(key, _)| *key);
-        rows.into_iter().map(|(_, row)| row).collect()
-    }
-
-    fn draw_denials(&self, frame: &mut Frame<'_>, area: Rect) {
-        let room = usize::from(area.height.saturating_sub(1));
-        let title = match self.denials.is_empty() {
-            true => "Nothing was denied lately",
-            false => "Denied last",
-        };
-        let mut lines = vec![Line::from(title).bold()];
-        lines.extend(self.denials.iter().rev().take(room).map(|event| {
-            let LoggedDenial { time, instance, line } = event;
-            let by = match line.flow().map(|line| line.comm.as_str()) {
-                Some("") => " by -".to_owned(),
-                Some(comm) => format!(" by {comm}"),
-                None => String::new(),
+/// A row for each instance, those that need attention first.
+fn rows(top: &Top, colors: bool) -> Vec<(Vec<String>, Style)> {
+    let mut rows: Vec<_> = top
+        .status
+        .iter()
+        .flat_map(|(_, status)| &status.instances)
+        .map(|(name, instance)| {
+            let mut cells = instance.cells(name).to_vec();
+            let rates = top.rates.get(name);
+            let rate = |shown: fn(u64) -> String, number: fn(&Rates) -> u64| {
+                rates.map_or_else(|| "-".to_owned(), |rates| shown(number(rates)))
             };
-            let repeats = match line.suppressed() {
-                0 => String::new(),
-                n => format!(", and {n} before"),
-            };
-            Line::from(format!("{} {instance}: {}{by}{repeats}", local_time(*time), denial(line)))
-        }));
-        draw_lines(frame, area, lines);
+            cells.extend([
+                rate(count, |rates| rates.allowed_packets),
+                rate(bytes, |rates| rates.allowed_bytes),
+                rate(count, |rates| rates.denied_packets),
+                rate(bytes, |rates| rates.denied_bytes),
+                count(instance.counters.lost),
+            ]);
+            let severity = instance.notices(name).first().map(|notice| notice.severity);
+            let style = severity.map_or_else(Style::new, |severity| style(severity, colors));
+            // `None` would sort before every severity.
+            ((severity.is_none(), severity), (cells, style))
+        })
+        .collect();
+    rows.sort_by_key(|(key, _)| *key);
+    rows.into_iter().map(|(_, row)| row).collect()
+}
+
+/// Without colours the worse is told from the rest by being bold.
+fn style(severity: Severity, colors: bool) -> Style {
+    match (severity, colors) {
+        (Severity::Open, true) => Style::new().fg(Color::Red),
+        (Severity::Look, true) => Style::new().fg(Color::Yellow),
+        (Severity::Open, false) => Style::new().bold(),
+        (Severity::Look, false) => Style::new(),
     }
 }
 
-fn color(severity: Severity) -> Style {
-    Style::new().fg(match severity {
-        Severity::Open => Color::Red,
-        Severity::Look => Color::Yellow,
-    })
+/// The denials; the chosen one is in sight, and reversed.
+fn draw_denials(top: &Top, frame: &mut Frame<'_>, area: Rect) {
+    let room = usize::from(area.height.saturating_sub(1));
+    let chosen = top.denied.position();
+    let first = chosen.map_or(0, |chosen| (chosen + 1).saturating_sub(room));
+    let title = match top.denied.len() {
+        0 => "Nothing was denied lately".to_owned(),
+        rows if rows > room => {
+            format!("Denied last ({} to {} of {rows})", first + 1, (first + room).min(rows))
+        }
+        _ => "Denied last".to_owned(),
+    };
+    let mut lines = vec![Line::from(title).bold()];
+    lines.extend(top.denied.rows().enumerate().skip(first).take(room).map(|(at, row)| {
+        let is_chosen = Some(at) == chosen;
+        // Without colours, and where reversing is not shown, the sign tells.
+        let text = format!("{} {}", if is_chosen { ">" } else { " " }, row_text(row));
+        let line = Line::from(fitting(text, area.width));
+        if is_chosen { line.reversed() } else { line }
+    }));
+    frame.render_widget(Text::from(lines), area);
+}
+
+/// A text that is cut at the screen's edge says so.
+fn fitting(text: String, width: u16) -> String {
+    let room = usize::from(width);
+    match text.chars().count() > room {
+        true => text.chars().take(room.saturating_sub(1)).chain(['…']).collect(),
+        false => text,
+    }
+}
+
+fn row_text(row: &Row) -> String {
+    let line = &row.last.line;
+    let by = match line.flow().map(|line| line.comm.as_str()) {
+        Some("") => " by -".to_owned(),
+        Some(comm) => format!(" by {comm}"),
+        None => String::new(),
+    };
+    let times = if row.times > 1 { format!(" ×{}", count(row.times)) } else { String::new() };
+    format!("{} {}:{times} {}{by}", time_of_day(row.last.time), row.key.instance, denial(line))
+}
+
+/// As on a clock: `22:08:16`.
+fn time_of_day(time: u64) -> String {
+    let local = local_time(time);
+    local.get(11..19).unwrap_or(&local).to_owned()
+}
+
+fn draw_panel(panel: &Panel, frame: &mut Frame<'_>, area: Rect) {
+    let [title, text] = Layout::vertical([Constraint::Length(2), Constraint::Fill(1)]).areas(area);
+    frame.render_widget(Clear, area);
+    frame.render_widget(Line::from(panel.title.as_str()).bold(), title);
+    let lines = panel.lines.iter().skip(panel.from).map(|line| Line::from(line.as_str()));
+    let text_lines: Vec<_> = lines.collect();
+    frame.render_widget(Paragraph::new(text_lines).wrap(Wrap { trim: false }), text);
 }
 
 /// Draws as many as there is room for; the last place says how many more there are.
@@ -210,25 +193,46 @@ fn draw_lines(frame: &mut Frame<'_>, area: Rect, mut lines: Vec<Line<'_>>) {
         lines.truncate(room.saturating_sub(1));
         lines.push(Line::from(format!("and {more} more; `opencode-egress status` has them")));
     }
-    frame.render_widget(ratatui::text::Text::from(lines), area);
+    frame.render_widget(Text::from(lines), area);
 }
 
 fn draw_instances(frame: &mut Frame<'_>, area: Rect, rows: Vec<(Vec<String>, Style)>) {
-    let more = ["ALLOWED/s", "", "DENIED/s", "", "LOST"];
-    let header: Vec<_> = COLUMNS.iter().chain(&more).map(|title| (*title).to_owned()).collect();
+    let header: Vec<_> = COLUMNS.iter().chain(&MORE).map(|title| (*title).to_owned()).collect();
     let room = usize::from(area.height.saturating_sub(2));
     let hidden = rows.len().saturating_sub(room);
     let mut texts = vec![header.clone()];
     texts.extend(rows.iter().map(|(cells, _)| cells.clone()));
-    let widths = widths(&texts).into_iter().map(|width| u16::try_from(width).unwrap_or(u16::MAX));
-    let shown = rows.into_iter().take(room).map(|(cells, style)| Row::new(cells).style(style));
+    let widths = widths(&texts);
+    let columns = columns(&widths, usize::from(area.width));
+    let of = |cells: &[String]| -> Vec<String> {
+        columns.iter().filter_map(|column| cells.get(*column).cloned()).collect()
+    };
+    let constraints = columns.iter().filter_map(|column| widths.get(*column));
+    let constraints = constraints.map(|width| Constraint::Length(u16::try_from(*width).unwrap_or(u16::MAX)));
+    let shown = rows.iter().take(room).map(|(cells, style)| TableRow::new(of(cells)).style(*style));
     let table =
-        Table::new(shown, widths.map(Constraint::Length)).header(Row::new(header).bold()).column_spacing(2);
+        Table::new(shown, constraints).header(TableRow::new(of(&header)).bold()).column_spacing(SPACING);
     let [table_area, rest] = Layout::vertical([Constraint::Fill(1), Constraint::Length(1)]).areas(area);
     frame.render_widget(table, table_area);
     if hidden > 0 {
         frame.render_widget(Line::from(format!("and {hidden} more instances")), rest);
     }
+}
+
+/// Columns between two others.
+const SPACING: u16 = 2;
+
+/// The columns for which a screen has room.
+fn columns(widths: &[usize], room: usize) -> Vec<usize> {
+    let mut columns: Vec<_> = (0..widths.len()).collect();
+    for dispensable in DISPENSABLE {
+        let taken: usize = columns.iter().map(|column| widths[*column] + usize::from(SPACING)).sum();
+        if taken <= room + usize::from(SPACING) {
+            break;
+        }
+        columns.retain(|column| *column != dispensable);
+    }
+    columns
 }
 
 #[cfg(test)]

@@ -58,6 +58,8 @@ impl Daemon {
                 failed_attach: failed_attach.clone(),
                 counters,
                 names,
+                steady: self.steady(instance)?,
+                leases: self.leases.status(name),
                 last_denial: recent.back().cloned(),
             };
             instances.insert(name.to_string(), status);
@@ -78,7 +80,17 @@ impl Daemon {
         let watch = self.confinement.watch_trouble.as_ref();
         let watch =
             watch.map(|why| format!("what comes and goes is found within seconds, not at once: {why}"));
-        watch.into_iter().chain(self.denials.trouble()).chain(self.names.troubles()).collect()
+        let callers = self.loaded.callers.as_ref().err();
+        let callers = callers.map(|why| {
+            format!("who asked is looked for in /proc, where a process that ended at once is not found, nor the files of other users' (exe=-): {why}")
+        });
+        watch
+            .into_iter()
+            .chain(callers)
+            .chain(self.denials.trouble())
+            .chain(self.names.troubles())
+            .chain(self.leases.trouble())
+            .collect()
     }
 
     fn sockets_status(

@@ -12,7 +12,8 @@ use std::{
 use opencode_egress_common::{
     abi::PolicyHeader,
     decide::{Verdict, decide},
-    names::may_be_allowed_by_name,
+    flow::Flow,
+    names::{NamedFlow, by_lease, may_be_allowed_by_name},
 };
 use tracing::{info, warn};
 
@@ -21,10 +22,10 @@ use crate::{
     kernel::{
         connections::{Connection, SocketDiagnosis},
         instance::InstanceIndex,
-        maps::KernelRules,
+        maps::{KernelRules, boottime},
         pins::LinkDirectory,
     },
-    policy::{InstanceName, Mode},
+    policy::{AnyRule, InstanceName, Mode, lease::LeaseRule},
     report::human::error_chain,
 };
 
@@ -32,6 +33,13 @@ use crate::{
 const RESETS: usize = 256;
 /// How many of them may have all sockets searched.
 const SEARCHES: usize = 8;
+
+/// A policy as the kernel has it.
+type InForce = (PolicyHeader, KernelRules);
+
+/// The policies by which instances were judged before a change, of those instances whose new policy has name rules.
+pub(super) type InForceBefore = HashMap<InstanceIndex, InForce>;
+
 impl Daemon {
     /// Resets sockets whose packets were refused, so that no program waits for an answer. Returns whether there may be more.
     pub fn take_resets(&mut self) -> bool {
@@ -96,11 +104,20 @@ impl Daemon {
         Ok(())
     }
 
-    /// Resets what instances have open and their policies deny, so that no program waits for an answer. Returns what was not
-    /// reset, for people; it is logged here.
-    pub(super) fn reset_denied(&mut self, names: &[&InstanceName]) -> Vec<String> {
+    /// Resets what instances have open and their policies deny, so that no program waits for an answer; `before` is what was in force
+    /// until now. Returns what was not reset, for people; it is logged here.
+    pub(super) fn reset_denied(&mut self, names: &[&InstanceName], before: InForceBefore) -> Vec<String> {
+        self.reset(names, before, &[])
+    }
+
+    /// The same of an instance whose leases of these rules are over, with what began under them.
+    pub(super) fn reset_leased(&mut self, name: &InstanceName, over: Vec<LeaseRule>) -> Vec<String> {
+        self.reset(&[name], InForceBefore::new(), &over)
+    }
+
+    fn reset(&mut self, names: &[&InstanceName], before: InForceBefore, over: &[LeaseRule]) -> Vec<String> {
         let mut not_reset = vec![];
-        let judged = self.judged(names, &mut not_reset);
+        let judged = self.judged(names, before, over, &mut not_reset);
         let (mut reset, mut mptcp, mut failed, mut why) = (0, 0, 0, None);
         for diagnosis in self.connections.diagnoses().filter(|_| !judged.is_empty()) {
             let open = match diagnosis.connections() {
@@ -142,7 +159,13 @@ impl Daemon {
     }
 
     /// The cgroups of instances, and by what is judged what they have open.
-    fn judged(&self, names: &[&InstanceName], not_reset: &mut Vec<String>) -> HashMap<u64, Rc<Judge>> {
+    fn judged(
+        &self,
+        names: &[&InstanceName],
+        mut before: InForceBefore,
+        over: &[LeaseRule],
+        not_reset: &mut Vec<String>,
+    ) -> HashMap<u64, Rc<Judge>> {
         let mut judged = HashMap::new();
         let services = self.confinement.hierarchy.services();
         let links = self.confinement.pins.all_links();
@@ -163,7 +186,14 @@ impl Daemon {
                 continue;
             }
             let policy = match self.loaded.maps.policy(instance.index) {
-                Ok(policy) => Rc::new(Judge { policy, dropped: self.names.dropped(instance.index) }),
+                Ok(policy) => Rc::new(Judge {
+                    policy,
+                    before: before.remove(&instance.index),
+                    dropped: self.names.dropped(instance.index),
+                    leased: instance.policy.iter().flat_map(|policy| policy.leased.all().cloned()).collect(),
+                    over: over.to_vec(),
+                    named: self.names.addresses(instance.index),
+                }),
                 Err(error) => {
                     not_reset.push(format!("{name}: its policy cannot be read: {}", error_chain(&error)));
                     continue;
@@ -177,7 +207,7 @@ impl Daemon {
             match (self.all_outlived(name), self.retired_cgroups(name)) {
                 (Ok(outlived), Ok(retired)) => {
                     ids.extend(outlived.iter().filter(|cgroup| !retired.contains(cgroup)));
-                    let all_denied = Rc::new(Judge { policy: None, dropped: BTreeSet::new() });
+                    let all_denied = Rc::new(Judge::default());
                     judged.extend(retired.into_iter().map(|cgroup| (cgroup, Rc::clone(&all_denied))));
                 }
                 (Err(error), _) | (_, Err(error)) => {
@@ -208,26 +238,72 @@ impl Daemon {
 }
 
 /// The policy by which a cgroup's connections are judged; without one, all are denied.
+#[derive(Default)]
 struct Judge {
-    policy: Option<(PolicyHeader, KernelRules)>,
+    policy: Option<InForce>,
+    /// The policy before it.
+    before: Option<InForce>,
     /// Addresses that only names brought which are not listed any more.
     dropped: BTreeSet<IpAddr>,
+    /// Rules of its leases, of those that ended too.
+    leased: Vec<LeaseRule>,
+    /// Rules of leases that are over, with what began under them.
+    over: Vec<LeaseRule>,
+    /// Addresses that names brought: what goes there may have begun by one of them.
+    named: BTreeSet<IpAddr>,
 }
 
 impl Judge {
     fn denies(&self, Connection { flow, local_port, .. }: &Connection) -> bool {
         let Some((header, rules)) = &self.policy else { return true };
-        if header.listens_on(*local_port) {
-            return false;
-        }
-        let verdict = header.judge_resolver(flow).unwrap_or_else(|| decide(rules, flow).settle(|| true));
-        match verdict {
+        match judge(header, rules, flow, *local_port) {
             Verdict::Allow => false,
-            // Which name a connection began by, only its socket knows: its next packet is judged, and ends it where it is denied.
-            Verdict::Deny(reason) if header.has_names() && may_be_allowed_by_name(reason) => {
+            // Which name or lease a connection began by, only its socket knows: its next packet is judged, and ends it where it is denied.
+            Verdict::Deny(reason)
+                if may_be_allowed_by_name(reason)
+                    && (header.name_grants > 0 || covers(&self.leased, flow) || covers(&self.over, flow)) =>
+            {
                 self.dropped.contains(&IpAddr::from(flow.address))
+                    || self.was_leased(rules, flow)
+                    || self.was_by_network(flow, *local_port)
             }
             Verdict::Deny(_) => true,
         }
     }
+
+    /// Whether a connection that the rules deny is one that networks allowed until now. It began by no name and no lease, unless these
+    /// networks came after it.
+    fn was_by_network(&self, flow: &Flow, local_port: u16) -> bool {
+        let allowed = |(header, rules): &InForce| judge(header, rules, flow, local_port) == Verdict::Allow;
+        !self.named.contains(&IpAddr::from(flow.address))
+            && !covers(&self.leased, flow)
+            && self.before.as_ref().is_some_and(allowed)
+    }
+
+    /// Whether a connection that the rules deny can have begun under none but the leases that are over.
+    fn was_leased(&self, rules: &KernelRules, flow: &Flow) -> bool {
+        let address = IpAddr::from(flow.address);
+        let now = boottime();
+        covers(&self.over, flow)
+            && !self.named.contains(&address)
+            && NamedFlow::of(flow).is_some_and(|flow| by_lease(rules, &flow, now).is_none())
+    }
+}
+
+/// What the networks and listeners of a policy say of a connection.
+fn judge(header: &PolicyHeader, rules: &KernelRules, flow: &Flow, local_port: u16) -> Verdict {
+    if header.listens_on(local_port) {
+        return Verdict::Allow;
+    }
+    header.judge_resolver(flow).unwrap_or_else(|| decide(rules, flow).settle(|| true))
+}
+
+/// Whether a flow is one of a lease of a network.
+fn covers(leases: &[LeaseRule], flow: &Flow) -> bool {
+    leases.iter().any(|rule| match rule.rule() {
+        AnyRule::Network(rule) => {
+            rule.cidr().net().contains(&IpAddr::from(flow.address)) && rule.speaks_of(flow)
+        }
+        AnyRule::Name(_) => false,
+    })
 }

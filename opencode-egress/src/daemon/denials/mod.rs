@@ -8,14 +8,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use opencode_egress_common::{
-    abi::DestinationKey,
-    event::{DecodeError, Denial},
-    reason::DropReason,
-};
+use opencode_egress_common::{abi::DestinationKey, event::DecodeError, reason::DropReason};
 use tracing::{error, warn};
 
 use crate::{
+    cgroups::{Hierarchy, process, unit_of},
     control::learned::{Counts, QueryReason},
     daemon::{
         error::DaemonError,
@@ -23,7 +20,7 @@ use crate::{
         predecessor::Predecessor,
         state::{Daemon, Denials, InstanceState, RECENT_EVENTS},
     },
-    kernel::{instance::InstanceIndex, registry::InstanceNumbers},
+    kernel::{instance::InstanceIndex, registry::InstanceNumbers, ring::Reported},
     policy::{InstanceName, name::DnsName},
     report::{
         denial::{DenialLine, Line, LoggedDenial, QuestionLine},
@@ -67,13 +64,18 @@ impl Daemon {
     pub fn take_events(&mut self) -> (Vec<LoggedDenial>, bool) {
         let Self { loaded, numbers, instances, confinement, policies, denials, names, .. } = self;
         let Denials { folds, journal, .. } = denials;
-        let predecessors = &mut confinement.predecessors;
+        let (predecessors, hierarchy) = (&mut confinement.predecessors, &confinement.hierarchy);
+        let programs_look = loaded.callers.is_ok();
         let interval = policies.log.interval;
         let mut logged = vec![];
-        let mut take = |denial: Result<Denial, DecodeError>| match denial {
-            Ok(denial) => {
-                let suppressed = folds.event(&denial, Instant::now(), interval);
-                if let Some((name, line)) = line(numbers, instances, names, &denial, suppressed) {
+        let mut take = |reported: Result<Reported, DecodeError>| match reported {
+            Ok(mut reported) => {
+                if !programs_look {
+                    look_for_caller(numbers, instances, hierarchy, &mut reported);
+                }
+                let suppressed = folds.event(&reported, Instant::now(), interval);
+                let Reported { denial, .. } = &reported;
+                if let Some((name, line)) = line(numbers, instances, names, &reported, suppressed) {
                     let event = logged_now(name, Line::Flow(line.clone()));
                     journal.log_denial(denial.event.instance, &event, &line);
                     remember(instances, name, &event);
@@ -112,11 +114,11 @@ impl Daemon {
         let Self { loaded, numbers, instances, denials, names, .. } = self;
         let Denials { folds, journal, unpublished, .. } = denials;
         let attempts = |key: &DestinationKey| loaded.maps.attempts(key);
-        let tell = |denial: &Denial, folded: u64| {
+        let tell = |of: &Reported, folded: u64| {
             // The line itself stands for one of them.
-            let Some((name, line)) = line(numbers, instances, names, denial, folded - 1) else { return true };
+            let Some((name, line)) = line(numbers, instances, names, of, folded - 1) else { return true };
             let event = logged_now(name, Line::Flow(line.clone()));
-            let told = journal.log_folded(denial.event.instance, &event, &line);
+            let told = journal.log_folded(of.denial.event.instance, &event, &line);
             if told {
                 remember(instances, name, &event);
                 unpublished.push(event);
@@ -248,10 +250,10 @@ fn line<'a>(
     numbers: &'a InstanceNumbers,
     instances: &BTreeMap<InstanceName, InstanceState>,
     names: &mut Names,
-    denial: &Denial,
+    Reported { denial, caller }: &Reported,
     suppressed: u64,
 ) -> Option<(&'a InstanceName, DenialLine)> {
-    let line = DenialLine::of(denial, suppressed);
+    let line = DenialLine::of(denial, suppressed).with_caller(caller.clone());
     // Also one that the policy file does not have any more.
     let index = InstanceIndex::new(denial.event.instance);
     let Some(name) = index.and_then(|index| numbers.name_of(index)) else {
@@ -268,6 +270,25 @@ fn line<'a>(
         names.deny_server(index, &denial.flow, server, denial.event.attempts);
     }
     Some((name, line))
+}
+
+/// Looks in `/proc` for the process that met a denial, of which the programs could not say more than its number.
+fn look_for_caller(
+    numbers: &InstanceNumbers,
+    instances: &BTreeMap<InstanceName, InstanceState>,
+    hierarchy: &Hierarchy,
+    Reported { denial, caller }: &mut Reported,
+) {
+    let index = InstanceIndex::new(denial.event.instance);
+    let name = index.and_then(|index| numbers.name_of(index));
+    if let Some(instance) = name.and_then(|name| instances.get(name))
+        && denial.event.pid != 0
+    {
+        *caller = process::caller(hierarchy, denial.event.pid, |path| {
+            let (unit, cgroup) = unit_of(path)?;
+            instance.units().any(|known| *known == unit).then_some(cgroup)
+        });
+    }
 }
 
 /// A line with its instance, and the time that it is.
@@ -292,7 +313,8 @@ fn remember(
     name: &InstanceName,
     event: &LoggedDenial,
 ) {
-    if let Some(InstanceState { recent, .. }) = instances.get_mut(name) {
+    if let Some(InstanceState { recent, denied, .. }) = instances.get_mut(name) {
+        denied.add(event);
         if recent.len() == RECENT_EVENTS {
             recent.pop_front();
         }

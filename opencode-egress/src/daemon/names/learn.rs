@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tracing::{error, warn};
+use tracing::{error, info, warn};
 
 use super::{KEPT, Names, store::Record, until, weigh};
 use crate::{
@@ -16,7 +16,7 @@ use crate::{
     daemon::{error::DaemonError, state::Daemon},
     kernel::{instance::InstanceIndex, maps::boottime},
     policy::{Mode, known::KnownName, name::DnsName},
-    report::human::error_chain,
+    report::{human::error_chain, journal::NAME_ALLOWED_ID},
 };
 
 /// How often a step is taken to remove what is over from the kernel: each takes milliseconds, however little there is.
@@ -33,7 +33,7 @@ impl Daemon {
         addresses: &[IpAddr],
         ttl: u32,
     ) -> Vec<IpAddr> {
-        let Self { loaded, names, .. } = self;
+        let Self { loaded, names, policies, .. } = self;
         let Some(index) = InstanceIndex::new(number) else { return vec![] };
         let Some(own) = names.own_addresses() else { return vec![] };
         let Names { of, store, trouble, .. } = names;
@@ -69,6 +69,15 @@ impl Daemon {
             };
             store.append(&record);
             instance.known.learn(&name, &learned, until, now.saturating_sub(KEPT));
+            if instance.allowed.is_news(&name, &policies.log, Instant::now()) {
+                info!(
+                    MESSAGE_ID = NAME_ALLOWED_ID,
+                    OPENCODE_INSTANCE = %instance.name,
+                    EGRESS_ALLOWED = %name,
+                    "{}: asked for {name}, which is listed",
+                    instance.name
+                );
+            }
         }
         for address in &weighed.learned {
             if let Err(why) = loaded.maps.learn(index, address) {

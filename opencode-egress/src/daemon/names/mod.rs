@@ -1,5 +1,6 @@
 //! Names: what is known of them, by instance, and who resolves them. [`learn`] is how it comes to be known.
 
+mod allowed;
 mod denied;
 mod learn;
 mod questions;
@@ -27,6 +28,7 @@ use tokio::sync::mpsc::Receiver;
 pub(in crate::daemon) use self::resolver::Told;
 pub use self::weigh::{Weighed, weigh};
 use self::{
+    allowed::AllowedNames,
     denied::DeniedNames,
     resolver::Resolvers,
     servers::DeniedServers,
@@ -90,6 +92,7 @@ pub(in crate::daemon) struct InstanceNames {
     pub(in crate::daemon) sockets: ResolverSockets,
     pub(in crate::daemon) questions: Questions,
     denied: DeniedNames,
+    allowed: AllowedNames,
     /// Servers that hellos named and that are not listed.
     pub(in crate::daemon) servers: DeniedServers,
     /// Addresses that only names brought which the last change of the policy dropped.
@@ -207,6 +210,7 @@ impl Names {
                 sockets,
                 questions: Questions::default(),
                 denied: DeniedNames::default(),
+                allowed: AllowedNames::default(),
                 servers: DeniedServers::default(),
                 dropped: BTreeSet::new(),
             };
@@ -243,15 +247,12 @@ impl Names {
             names.mode = mode;
             let rules = Arc::clone(&names.rules);
             let listed = |name: &DnsName| rules.iter().any(|compiled| compiled.rule.pattern().matches(name));
-            let addresses = |known: &KnownNames| -> BTreeSet<IpAddr> {
-                known.iter().flat_map(|(_, known)| known.addresses().map(|(address, _)| address)).collect()
-            };
-            let (before, count) = (addresses(&names.known), names.known.count());
+            let (before, count) = (names.known.addresses(), names.known.count());
             names.known.retain(listed);
+            names.allowed.retain(listed);
             names.denied.retain(|name| mode == Mode::Audit && !listed(name));
             self.stale |= names.known.count() != count;
-            names.denied.retain(|name| mode == Mode::Audit && !listed(name));
-            names.dropped = &before - &addresses(&names.known);
+            names.dropped = &before - &names.known.addresses();
             self.resolvers.tell(names.told(index));
         }
     }
@@ -339,6 +340,11 @@ impl Names {
     /// Addresses that only names brought to an instance which the last change of its policy dropped.
     pub(in crate::daemon) fn dropped(&self, index: InstanceIndex) -> BTreeSet<IpAddr> {
         self.of.get(&index).map(|names| names.dropped.clone()).unwrap_or_default()
+    }
+
+    /// Addresses that an instance's names brought, as far as is known.
+    pub(in crate::daemon) fn addresses(&self, index: InstanceIndex) -> BTreeSet<IpAddr> {
+        self.of.get(&index).map(|names| names.known.addresses()).unwrap_or_default()
     }
 
     /// Takes a resolver that connected in the place of the one before, and has it told everything.

@@ -4,7 +4,10 @@ use std::collections::VecDeque;
 
 use opencode_egress_common::{abi::DESTINATIONS_SHARE, reason::DropReason};
 
-use crate::policy::{destination::Destination, suggest::DeniedDestination};
+use crate::policy::{
+    destination::Destination,
+    suggest::{DeniedDestination, Tried},
+};
 
 /// The servers of one instance, the last one last.
 #[derive(Debug, Default)]
@@ -25,7 +28,8 @@ impl DeniedServers {
             self.0.pop_front();
         }
         let reason = DropReason::TlsNameNotAllowed.name().to_owned();
-        self.0.push_back(DeniedDestination { destination, reason, attempts, name: Some(server.to_owned()) });
+        let (name, tried) = (Some(server.to_owned()), Tried::default());
+        self.0.push_back(DeniedDestination { destination, reason, attempts, name, tried });
     }
 
     /// What is known.

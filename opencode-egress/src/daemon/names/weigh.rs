@@ -57,7 +57,7 @@ pub fn weigh(
         let by_network = rules.entry(&TrieKey::address(&address.into()));
         let kind = if own.contains(&address) { AddressKind::Loopback } else { AddressKind::of(address) };
         let mut told = allows_some(rules, address);
-        for CompiledName { rule, id, grant } in &listed {
+        for CompiledName { rule, id, grant, until: end } in &listed {
             let may = match kind {
                 AddressKind::Public => true,
                 AddressKind::Private => rule.private(),
@@ -65,7 +65,7 @@ pub fn weigh(
             };
             if may && !by_network.is_some_and(|entry| denies_all(&entry, rule)) {
                 told = true;
-                let learned = Learned { until, rule: *id };
+                let learned = Learned { until: until.min(end.unwrap_or(u64::MAX)), rule: *id };
                 weighed.learned.push(LearnedAddress { address, grant: *grant, learned });
             }
         }

@@ -7,18 +7,19 @@ use opencode_egress_common::{abi::PolicyHeader, flow::Protocol};
 use crate::{
     daemon::{
         error::DaemonError,
-        policies::read::{InstancePolicies, Read, read},
+        policies::read::{AllLeased, InstancePolicies, Read, read},
         state::Daemon,
     },
     kernel::maps::KernelRules,
     policy::{
         InstanceName, Policy,
         destination::protocol_name,
-        explain::{Explanation, Judgement, PolicyFile, Rewritten, explain},
+        explain::{Explanation, Judgement, PolicyFile, Rewritten, explain, tell_leases},
+        lease::LeaseStatus,
         name::LearnedName,
         target::Target,
     },
-    report::human::error_chain,
+    report::human::{error_chain, local_time},
 };
 
 /// What an explanation takes of the daemon: to be made elsewhere, while the daemon answers.
@@ -28,6 +29,7 @@ pub(in crate::daemon) struct ExplainTask {
     config: PathBuf,
     mark: u32,
     in_force: InstancePolicies,
+    leased: AllLeased,
     instance: Result<InForce, DaemonError>,
 }
 
@@ -39,6 +41,7 @@ struct InForce {
     detached: bool,
     learned: Vec<LearnedName>,
     rewritten: Option<Rewritten>,
+    leases: Vec<LeaseStatus>,
 }
 
 impl Daemon {
@@ -69,7 +72,8 @@ impl Daemon {
                     names.learned(None).into_iter().filter(|learned| learned.address == address).collect()
                 }
             };
-            Ok(InForce { name, policy, judged_by, detached: instance.detached, learned, rewritten })
+            let leases = self.leases.status(&name);
+            Ok(InForce { name, policy, judged_by, detached: instance.detached, learned, rewritten, leases })
         });
         ExplainTask {
             name: name.to_owned(),
@@ -77,6 +81,7 @@ impl Daemon {
             config: self.policies.config.clone(),
             mark: self.names.settings.mark,
             in_force: self.in_force(),
+            leased: self.leases.leased(),
             instance,
         }
     }
@@ -89,9 +94,10 @@ impl ExplainTask {
     ///
     /// When there is no such instance, or the kernel refuses.
     pub(in crate::daemon) fn run(self) -> Result<Explanation, DaemonError> {
-        let Self { name, destination, config, mark, in_force, instance } = self;
-        let file = read(&config, mark, &in_force).map(|Read { policies, compiled, .. }| (policies, compiled));
-        let InForce { name, policy, judged_by, detached, learned, rewritten } =
+        let Self { name, destination, config, mark, in_force, leased, instance } = self;
+        let file = read(&config, mark, &in_force, &leased)
+            .map(|Read { policies, compiled, .. }| (policies, compiled));
+        let InForce { name, policy, judged_by, detached, learned, rewritten, leases } =
             instance.map_err(|error| match (&file, error) {
                 (Ok((policies, _)), DaemonError::UnknownInstance { .. })
                     if policies.keys().any(|known| known.as_str() == name) =>
@@ -121,6 +127,7 @@ impl ExplainTask {
             },
             Err(error) => PolicyFile::Unusable { error: error_chain(error) },
         };
+        tell_leases(&mut judgement, &leases, local_time);
         let config = config.display().to_string();
         Ok(Explanation { destination, judgement, detached, config, file, rewritten })
     }

@@ -8,22 +8,23 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fs, io,
     path::PathBuf,
+    sync::Arc,
 };
 
 use tracing::{error, info, warn};
 
 pub(in crate::daemon) use self::{
     changes::InstancePolicies,
-    read::{Prepared, ReloadTask, read_or_last},
+    read::{AllLeased, ChangedPolicy, Prepared, ReloadTask, read_or_last},
 };
 use crate::{
     daemon::{
+        connections::InForceBefore,
         error::DaemonError,
-        policies::read::ChangedPolicy,
         state::{Daemon, InstanceState},
     },
     kernel::{hooks::Needs, instance::InstanceIndex},
-    policy::{InstanceName, LogLimits, Mode, Resolver, compile::CompiledName},
+    policy::{InstanceName, LogLimits, Mode, Policy, Resolver, compile::CompiledName},
     report::{
         human::{error_chain, now},
         journal::RELOAD_REFUSED_ID,
@@ -64,6 +65,7 @@ impl Daemon {
             log: self.policies.log,
             resolver: self.names.settings.clone(),
             in_force: self.in_force(),
+            leased: self.leases.leased(),
         }
     }
 
@@ -99,15 +101,40 @@ impl Daemon {
         result
     }
 
+    /// Puts one instance's policy in force, under other leases than before.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses; the running policy stays.
+    pub(in crate::daemon) fn apply_leased(
+        &mut self,
+        name: &InstanceName,
+        policy: Arc<Policy>,
+        changed: ChangedPolicy,
+    ) -> Result<(), DaemonError> {
+        self.keep_lock()?;
+        self.remember_children();
+        let had_names: BTreeSet<_> = self.names.of.keys().copied().collect();
+        let (log, mark) = (self.policies.log, self.names.settings.mark);
+        let policies = BTreeMap::from([(name.clone(), policy)]);
+        let in_force = self.put_in_force([(name.clone(), changed)].into(), &policies, &log, mark);
+        self.confinement.soon.clear();
+        let changes = in_force.inspect_err(|_| self.names.forget_but(&had_names))?;
+        self.take_note(changes, &policies, self.names.settings.clone());
+        self.names.forget_unlisted();
+        Ok(())
+    }
+
     /// Puts what was prepared in force. Returns what is open and denied now, and was not reset, a line each.
     pub(in crate::daemon) fn apply(&mut self, prepared: Prepared) -> Result<Vec<String>, DaemonError> {
         let Prepared { log, resolver, policies, changed, copy } = prepared;
         let first = self.policies.applied == 0;
         self.claim_numbers(&policies)?;
         let had_names: BTreeSet<_> = self.names.of.keys().copied().collect();
+        let before = self.in_force_before(&changed, &policies);
         let in_force = self.put_in_force(changed, &policies, &log, resolver.mark);
         self.confinement.soon.clear();
-        let Changes { with_names, other_mode, new, entries, mut judged } = match in_force {
+        let changes = match in_force {
             Ok(changes) => changes,
             Err(error) => {
                 let _ = self.loaded.maps.set_limits(&self.policies.log);
@@ -120,8 +147,38 @@ impl Daemon {
                 return Err(error);
             }
         };
-        self.names_in_force(resolver, with_names);
         // They are in force. Nothing from here on makes that untrue.
+        let mut judged = self.take_note(changes, &policies, resolver);
+        for name in policies.keys() {
+            if let Some(instance) = self.instances.get_mut(name) {
+                instance.detached = false;
+            }
+        }
+        self.policies.log = log;
+        self.policies.applied = now();
+        self.keep(copy);
+        self.reconcile();
+        // After it, so that a unit whose instance has another name now is never without a policy.
+        if !first {
+            self.retire_predecessors(|name| !policies.contains_key(name) || judged.contains(name));
+        }
+        judged.extend(self.retire_others(&policies));
+        self.drop_leases(&policies);
+        if !first {
+            self.names.forget_unlisted();
+        }
+        Ok(self.reset_denied(&judged.iter().collect::<Vec<_>>(), before))
+    }
+
+    /// Takes note of policies that came into force, and returns their instances.
+    fn take_note(
+        &mut self,
+        changes: Changes,
+        policies: &InstancePolicies,
+        resolver: Resolver,
+    ) -> Vec<InstanceName> {
+        let Changes { with_names, other_mode, new, entries, judged } = changes;
+        self.names_in_force(resolver, with_names);
         for index in other_mode {
             if let Err(error) = self.loaded.maps.report_repeats_at_once(index) {
                 warn!(
@@ -134,25 +191,25 @@ impl Daemon {
         for (name, instance) in &mut self.instances {
             if let Some(policy) = policies.get(name) {
                 instance.policy = Some(policy.clone());
-                instance.detached = false;
                 if let Some(entries) = entries.get(name) {
                     instance.entries = *entries;
                 }
             }
         }
-        self.policies.log = log;
-        self.policies.applied = now();
-        self.keep(copy);
-        self.reconcile();
-        // After it, so that a unit whose instance has another name now is never without a policy.
-        if !first {
-            self.retire_predecessors(|name| !policies.contains_key(name) || judged.contains(name));
-        }
-        judged.extend(self.retire_others(&policies));
-        if !first {
-            self.names.forget_unlisted();
-        }
-        Ok(self.reset_denied(&judged.iter().collect::<Vec<_>>()))
+        judged
+    }
+
+    /// What judges the instances now whose new policies have rules for names, or leases. What this daemon did not put in force it cannot read:
+    /// the next packets are judged all the same.
+    fn in_force_before(
+        &self,
+        changed: &BTreeMap<InstanceName, ChangedPolicy>,
+        policies: &InstancePolicies,
+    ) -> InForceBefore {
+        let by_packet =
+            changed.iter().filter(|(name, new)| !new.names.is_empty() || !policies[*name].leased.is_empty());
+        let indices = by_packet.filter_map(|(name, _)| self.numbers.known().get(name).copied());
+        indices.filter_map(|index| Some((index, self.loaded.maps.policy(index).ok()??))).collect()
     }
 
     /// Puts policies in force: all of these, or none. What else was done for them until then is the caller's to undo.
@@ -170,6 +227,8 @@ impl Daemon {
             if !names.is_empty() {
                 let (port, learned) = self.names.prepare(index, &name, &names)?;
                 loaded.with_names(port, mark, learned);
+            } else if !policies[&name].leased.is_empty() {
+                loaded.with_names(0, mark, vec![]);
             }
             if loaded.needs() != Needs::NONE {
                 self.confinement.soon.insert(index, loaded.needs());

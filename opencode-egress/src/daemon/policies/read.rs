@@ -16,12 +16,16 @@ use crate::{
     daemon::{error::DaemonError, last_applied::is_own},
     kernel::{features::Features, maps::LoadedPolicy},
     policy::{
-        InstanceName, LogLimits, Resolver,
-        compile::{CompiledName, CompiledPolicy, compile},
+        InstanceName, LogLimits, Policy, Resolver,
+        compile::{CompileError, CompiledName, CompiledPolicy, compile},
         file,
+        lease::Leased,
     },
     report::human::error_chain,
 };
+
+/// What is leased, by instance.
+pub(in crate::daemon) type AllLeased = BTreeMap<InstanceName, Leased>;
 
 /// A policy file.
 pub(in crate::daemon) struct Read {
@@ -34,11 +38,12 @@ pub(in crate::daemon) struct Read {
     pub(in crate::daemon) compiled: BTreeMap<InstanceName, CompiledPolicy>,
 }
 
-/// Reads a file, and compiles the policies in it that are not in force, or with another mark.
+/// Reads a file, and compiles the policies in it that are not in force, or with another mark; with what is leased beside them.
 pub(in crate::daemon) fn read(
     config: &Path,
     mark: u32,
     in_force: &InstancePolicies,
+    leased: &AllLeased,
 ) -> Result<Read, DaemonError> {
     let text = file::read(config)?;
     let set = file::parse(config, &text)?;
@@ -46,27 +51,41 @@ pub(in crate::daemon) fn read(
     for (name, policy) in set.instances {
         Features::check_errno(policy.errno)
             .map_err(|source| DaemonError::Kernel { name: name.clone(), source })?;
-        // Sockets of flows by name are marked as the policy says.
-        let marked = policy.names.is_empty() || mark == set.resolver.mark;
+        let policy = policy.leased(leased.get(&name).cloned().unwrap_or_default());
+        // Sockets of flows by name, or by a lease, are marked as the policy says.
+        let marked = (policy.names.is_empty() && policy.leased.is_empty()) || mark == set.resolver.mark;
         if let Some(same) = in_force.get(&name).filter(|in_force| marked && ***in_force == policy) {
             policies.insert(name, Arc::clone(same));
             continue;
         }
-        let entries =
-            compile(&policy).map_err(|source| DaemonError::Compile { name: name.clone(), source })?;
+        let (policy, entries) =
+            compile_leased(policy).map_err(|source| DaemonError::Compile { name: name.clone(), source })?;
         compiled.insert(name.clone(), entries);
         policies.insert(name, Arc::new(policy));
     }
     Ok(Read { text, log: set.log, resolver: set.resolver, policies, compiled })
 }
 
+/// Compiles a policy. Where it fits the maps alone, and not with its leases, it comes without.
+fn compile_leased(policy: Policy) -> Result<(Policy, CompiledPolicy), CompileError> {
+    match compile(&policy) {
+        Err(_) if !policy.leased.is_empty() => {
+            let policy = policy.leased(Leased::default());
+            let compiled = compile(&policy)?;
+            Ok((policy, compiled))
+        }
+        compiled => compiled.map(|compiled| (policy, compiled)),
+    }
+}
+
 /// The policy file; or, when that has an error, what was last applied, and the error.
 pub(in crate::daemon) fn read_or_last(
     config: &Path,
     last_applied: &Path,
+    leased: &AllLeased,
 ) -> Result<(Read, Option<String>), DaemonError> {
     let nothing = InstancePolicies::new();
-    let error = match read(config, 0, &nothing) {
+    let error = match read(config, 0, &nothing, leased) {
         Ok(read) => return Ok((read, None)),
         Err(error) => error,
     };
@@ -74,7 +93,7 @@ pub(in crate::daemon) fn read_or_last(
         return Err(error);
     }
     // The error to tell is the file's.
-    let Ok(last) = read(last_applied, 0, &nothing) else { return Err(error) };
+    let Ok(last) = read(last_applied, 0, &nothing, leased) else { return Err(error) };
     Ok((last, Some(error_chain(&error))))
 }
 
@@ -96,6 +115,15 @@ pub(in crate::daemon) struct ChangedPolicy {
     pub(in crate::daemon) names: Vec<CompiledName>,
 }
 
+impl ChangedPolicy {
+    /// Brings a compiled policy's rules into the kernel.
+    pub(in crate::daemon) fn load(compiled: CompiledPolicy) -> Result<Self, DaemonError> {
+        let loaded = LoadedPolicy::load(&compiled)?;
+        let CompiledPolicy { entries, names, .. } = compiled;
+        Ok(Self { loaded, entries: entries.len(), names })
+    }
+}
+
 impl Read {
     /// Brings what changes into the kernel, and writes a copy of the file beside what was applied last. One such copy at a
     /// time.
@@ -103,11 +131,7 @@ impl Read {
         let Self { text, log, resolver, policies, compiled } = self;
         let copy = copy(&text, last_applied);
         drop(text);
-        let load = |(name, compiled): (InstanceName, CompiledPolicy)| {
-            let loaded = LoadedPolicy::load(&compiled)?;
-            let CompiledPolicy { entries, names, .. } = compiled;
-            Ok((name, ChangedPolicy { loaded, entries: entries.len(), names }))
-        };
+        let load = |(name, compiled)| Ok((name, ChangedPolicy::load(compiled)?));
         let changed = compiled.into_iter().map(load).collect::<Result<_, DaemonError>>()?;
         Ok(Prepared { log, resolver, policies, changed, copy })
     }
@@ -130,13 +154,14 @@ pub(in crate::daemon) struct ReloadTask {
     pub(in crate::daemon) log: LogLimits,
     pub(in crate::daemon) resolver: Resolver,
     pub(in crate::daemon) in_force: InstancePolicies,
+    pub(in crate::daemon) leased: AllLeased,
 }
 
 impl ReloadTask {
     /// Prepares the policy file, and says what it changes, a line each.
     pub(in crate::daemon) fn run(self) -> Result<(Prepared, Vec<String>), DaemonError> {
-        let Self { config, last_applied, log, resolver, in_force } = self;
-        let prepared = read(&config, resolver.mark, &in_force)?.prepare(&last_applied)?;
+        let Self { config, last_applied, log, resolver, in_force, leased } = self;
+        let prepared = read(&config, resolver.mark, &in_force, &leased)?.prepare(&last_applied)?;
         let changes =
             changes((&log, &resolver, &in_force), (&prepared.log, &prepared.resolver, &prepared.policies));
         Ok((prepared, changes))

@@ -1,12 +1,19 @@
 //! Those who ask at the control socket: one request each, and its answer.
 
-use std::{cell::RefCell, io, os::fd::OwnedFd, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    cell::{Cell, RefCell},
+    io,
+    os::fd::OwnedFd,
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::UnixStream,
     sync::{OwnedSemaphorePermit, Semaphore, broadcast, oneshot},
-    task::spawn_blocking,
+    task::{spawn_blocking, spawn_local},
     time::timeout,
 };
 use tracing::{error, info, warn};
@@ -17,6 +24,8 @@ use crate::{
         request::{Reply, Request},
     },
     daemon::{
+        error::DaemonError,
+        leases::{Change, LeaseOutcome},
         policies::Applied,
         serve::{
             exposition::{MetricsAddress, MetricsListener},
@@ -25,6 +34,7 @@ use crate::{
         },
         state::Daemon,
     },
+    policy::lease::Grantor,
     report::{denial::LoggedDenial, human::error_chain, metrics::exposition},
 };
 
@@ -41,6 +51,8 @@ pub(super) struct Server {
     /// Held while a policy file is read.
     file: Rc<Semaphore>,
     reloads: Rc<Reloads>,
+    /// Leases that are over are being ended.
+    ends_leases: Cell<bool>,
     events: broadcast::Sender<LoggedDenial>,
     pub(super) clients: Arc<Semaphore>,
     followers: Semaphore,
@@ -53,6 +65,7 @@ impl Server {
             daemon: Rc::new(RefCell::new(daemon)),
             reloads: Rc::new(Reloads::new(Rc::clone(&file))),
             file,
+            ends_leases: Cell::new(false),
             events: broadcast::channel(1024).0,
             clients: Arc::new(Semaphore::new(CLIENTS)),
             followers: Semaphore::new(FOLLOWERS),
@@ -89,7 +102,7 @@ impl Server {
         match MetricsListener::bind(address).await {
             Ok(listener) => {
                 info!("metrics are at {address}");
-                tokio::task::spawn_local(listener.serve(move || {
+                spawn_local(listener.serve(move || {
                     let status = self.daemon.borrow_mut().status().map_err(|error| error_chain(&error))?;
                     exposition(&status).map_err(|error| error_chain(&error))
                 }));
@@ -189,9 +202,56 @@ impl Server {
                 detached
                     .map(|units| Reply::Detached { units: units.iter().map(ToString::to_string).collect() })
             }
+            Request::Allow { instance, grants, time, hard, reason, sudo_user } => {
+                let by = Grantor { uid: caller.uid, login_uid: caller.login_uid, sudo_user };
+                let change = Change::Grant { kind: grants, time, hard, reason, by };
+                let granted = self.change_leases(&instance, change).await;
+                granted.map(|LeaseOutcome { lease, replaced, notes }| Reply::Granted {
+                    lease,
+                    replaced,
+                    notes,
+                })
+            }
+            Request::Revoke { instance, grants, sudo_user } => {
+                let by = Grantor { uid: caller.uid, login_uid: caller.login_uid, sudo_user };
+                let revoked = self.change_leases(&instance, Change::Revoke { kind: grants, by }).await;
+                revoked.map(|LeaseOutcome { lease, notes, .. }| Reply::Revoked { lease, not_reset: notes })
+            }
+            Request::Leases { instance } => {
+                self.daemon.borrow().leases(instance.as_deref()).map(Reply::Leases)
+            }
             Request::Events { .. } => Ok(Reply::End),
         };
         reply.unwrap_or_else(|error| Reply::Error(error_chain(&error)))
+    }
+
+    /// Changes an instance's leases. One change, or reload, at a time.
+    async fn change_leases(&self, instance: &str, change: Change) -> Result<LeaseOutcome, DaemonError> {
+        // It is never closed.
+        let _one = self.file.acquire().await;
+        let task = self.daemon.borrow().begin_lease_change(instance, change)?;
+        let changed = spawn_blocking(move || task.run()).await;
+        let changed = changed.unwrap_or_else(|error| Err(DaemonError::BrokenOff(error.to_string())));
+        self.daemon.borrow_mut().end_lease_change(changed)
+    }
+
+    /// Ends the leases that are over. To be called every second.
+    pub(super) fn end_leases(self: &Rc<Self>) {
+        if self.daemon.borrow().next_over().is_none() || self.ends_leases.replace(true) {
+            return;
+        }
+        let server = Rc::clone(self);
+        spawn_local(async move {
+            loop {
+                let Some(name) = server.daemon.borrow().next_over() else { break };
+                // Success and failure are logged there.
+                if server.change_leases(name.as_str(), Change::End).await.is_err() {
+                    server.daemon.borrow_mut().end_leases_later();
+                    break;
+                }
+            }
+            server.ends_leases.set(false);
+        });
     }
 
     async fn stream_events(
@@ -211,7 +271,7 @@ impl Server {
             Err(error) => return send(stream, &Reply::Error(error_chain(&error))).await,
         };
         for event in recent {
-            send(stream, &Reply::Event(event)).await?;
+            send(stream, &Reply::Event(Box::new(event))).await?;
         }
         if !follow {
             return send(stream, &Reply::End).await;
@@ -224,7 +284,7 @@ impl Server {
             };
             match event {
                 Ok(event) if instance.as_ref().is_none_or(|name| *name == event.instance) => {
-                    send(stream, &Reply::Event(event)).await?;
+                    send(stream, &Reply::Event(Box::new(event))).await?;
                 }
                 // A reader that is too slow misses some here; the journal has them.
                 Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
@@ -234,7 +294,7 @@ impl Server {
     }
 }
 
-async fn send(stream: &mut UnixStream, reply: &Reply) -> io::Result<()> {
+pub(super) async fn send(stream: &mut UnixStream, reply: &Reply) -> io::Result<()> {
     let mut line = serde_json::to_vec(reply)?;
     line.push(b'\n');
     // A client that does not read what it asked for is not waited for.

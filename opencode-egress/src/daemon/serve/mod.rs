@@ -6,6 +6,7 @@ mod receive;
 mod reload;
 mod resolver;
 mod socket;
+mod why;
 
 use std::{
     fs, io,
@@ -28,9 +29,9 @@ use tokio::{
 use tracing::{info, warn};
 
 use crate::{
-    control::{caller::Caller, learned::resolver_socket},
+    control::{caller::Caller, learned::resolver_socket, request::why_socket},
     daemon::{
-        serve::{clients::Server, exposition::MetricsAddress, resolver::take_resolvers},
+        serve::{clients::Server, exposition::MetricsAddress, resolver::take_resolvers, why::answer_why},
         state::Daemon,
     },
 };
@@ -81,6 +82,9 @@ pub async fn serve(
     }
     let resolvers = listen_for_resolvers(socket)?;
     drop(spawn_local(take_resolvers(Rc::clone(&server), resolvers)));
+    // Whoever connects is asked for its cgroup: the instances' own users reach this.
+    let whys = socket::listen(&why_socket(socket), 0o666)?;
+    drop(spawn_local(answer_why(Rc::clone(&server), whys)));
     // What an earlier daemon left in the ring.
     let mut more_events = server.take_events();
     let _ = notify(&[NotifyState::Ready]);
@@ -124,6 +128,7 @@ pub async fn serve(
                 // A predecessor's ring wakes nobody.
                 more_events |= server.take_events();
                 server.take_folded();
+                server.end_leases();
                 let mut daemon = server.daemon.borrow_mut();
                 if left_out_told.elapsed() >= daemon.interval() {
                     daemon.log_left_out();
@@ -153,7 +158,9 @@ pub async fn serve(
     server.daemon.borrow_mut().reconcile();
     info!("stopping; what is confined stays confined");
     server.daemon.borrow().denials.journal.flush(LAST_LINES);
-    let _ = fs::remove_file(resolver_socket(socket));
+    for beside in [resolver_socket(socket), why_socket(socket)] {
+        let _ = fs::remove_file(beside);
+    }
     fs::remove_file(socket)
 }
 

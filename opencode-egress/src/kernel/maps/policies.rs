@@ -227,7 +227,7 @@ impl Maps {
 
     /// Whether the policy in force for an instance has name rules.
     pub fn has_names(&self, instance: InstanceIndex) -> bool {
-        self.header(instance).is_some_and(|header| header.has_names())
+        self.header(instance).is_some_and(|header| header.name_grants > 0)
     }
 
     /// What the policy in force for an instance takes, beside what every policy does.

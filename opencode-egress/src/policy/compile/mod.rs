@@ -5,6 +5,7 @@
 //! what its covering prefixes say, merged here. An entry that would say the same as the one above it
 //! is left out.
 
+mod leases;
 mod names;
 mod ports;
 mod prefix;
@@ -23,7 +24,9 @@ use ports::{PortSpan, Ports, Said, prefixes_of};
 pub(crate) use prefix::Prefix;
 pub use rules::CompiledRules;
 
-use crate::policy::{Cidr, Errno, Listen, Loopback, Mode, Policy, PortRange, Rule, RuleProtocol};
+use crate::policy::{
+    Cidr, Errno, Listen, Loopback, Mode, Policy, PortRange, Rule, RuleProtocol, lease::kernel_seconds,
+};
 
 /// Why a policy does not fit the maps.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -89,7 +92,8 @@ pub fn compile(policy: &Policy) -> Result<CompiledPolicy, CompileError> {
         }
         covering.push((prefix, effect));
     }
-    let (names, name_grants) = compiler.names(&policy.names, &mut entries)?;
+    let (names, name_grants) = compiler.names(policy.all_names(), &mut entries)?;
+    compiler.leases(&policy.leased, &names, &mut entries)?;
     let port_sets = compiler.sets.len();
     entries.extend(compiler.port_entries());
     let header = PolicyHeader { name_grants, ..header(policy)? };
@@ -110,10 +114,12 @@ fn header(policy: &Policy) -> Result<PolicyHeader, CompileError> {
         own_loopback: u32::from(policy.loopback == Loopback::Own),
         own_mark: if policy.loopback == Loopback::Own { policy.loopback_mark } else { 0 },
         max_sockets: policy.max_sockets,
+        leased: u32::from(!policy.leased.rules.is_empty() || !policy.leased.ended.is_empty()),
+        audit_until: policy.leased.audit.map_or(0, kernel_seconds),
         ..PolicyHeader::default()
     };
     // What passes in audit mode gets no error.
-    if policy.errno != Errno::default() && policy.mode == Mode::Enforce {
+    if policy.errno != Errno::default() && (policy.mode == Mode::Enforce || policy.leased.audit.is_some()) {
         header.errno = policy.errno.number().unsigned_abs();
     }
     if policy.listen.len() > MAX_LISTENERS {

@@ -52,6 +52,10 @@ impl Prefix {
         IpNet::new_assert(self.address(), self.len)
     }
 
+    pub(super) fn lease_key(&self) -> TrieKey {
+        TrieKey::lease_prefix(&self.address().into(), self.len)
+    }
+
     pub(super) fn key(&self) -> TrieKey {
         TrieKey::prefix(&self.address().into(), self.len)
     }

@@ -1,3 +1,4 @@
+mod leases;
 pub(crate) mod names;
 mod reference;
 pub(crate) mod strategies;
@@ -50,7 +51,7 @@ proptest! {
         };
         prop_assert_eq!(compiled.names.iter().map(|name| &name.rule).collect::<BTreeSet<_>>(), names.iter().collect());
         let rules = compiled.rules();
-        for CompiledName { rule, id, grant } in &compiled.names {
+        for CompiledName { rule, id, grant, .. } in &compiled.names {
             prop_assert_eq!(*id, rule.id());
             prop_assert!(*grant < compiled.header.name_grants);
             for flow in &flows {

@@ -28,13 +28,13 @@ pub(super) fn explain_name(
         (false, false) => None,
     };
     let behind = if allowing.is_empty() { listing.iter().collect() } else { allowing };
-    let mut rules: Vec<_> = behind.iter().map(|rule| format!("allow {rule}")).collect();
+    let mut rules: Vec<_> = behind.iter().map(|rule| labelled(policy, rule)).collect();
     rules.extend(must_open_tls(reason.is_none(), behind.into_iter().copied()));
     let of_name = learned.iter().filter(|learned| learned.name == named.name && learned.seconds > 0);
     let addresses =
         of_name.map(|learned| KnownAddress { address: learned.address, seconds: learned.seconds }).collect();
     let instead = reason.map(|_| match named.as_rule() {
-        Ok(rule) if policy.names.is_empty() => format!(
+        Ok(rule) if policy.all_names().next().is_none() => format!(
             "nor is any rule of the policy for a name, so questions go where its networks allow, and addresses are judged by them: explain one of its addresses, or add `{rule}` to `allow`"
         ),
         Ok(rule) => format!("to allow it, add `{rule}` to `allow`"),
@@ -69,10 +69,14 @@ pub(super) fn by_name(
         for rule in listing(policy, name).into_iter().filter(|rule| rule.speaks_of(&flow)) {
             match seconds {
                 0 => over.push(format!(
-                    "allow {rule}: {name} had this address, and the time for which that was told is over; who asks for the name again gets what it has now"
+                    "{}: {name} had this address, and the time for which that was told is over; who asks for the name again gets what it has now",
+                    labelled(policy, rule)
                 )),
                 _ => {
-                    in_time.push(format!("allow {rule}: {name} has this address (for {seconds} s)"));
+                    in_time.push(format!(
+                        "{}: {name} has this address (for {seconds} s)",
+                        labelled(policy, rule)
+                    ));
                     allowing.push(rule);
                 }
             }
@@ -95,7 +99,13 @@ fn must_open_tls<'a>(allowed: bool, mut by: impl Iterator<Item = &'a NameRule>) 
 
 /// The rules that list a name.
 fn listing<'a>(policy: &'a Policy, name: &DnsName) -> Vec<&'a NameRule> {
-    policy.names.iter().filter(|rule| rule.pattern().matches(name)).collect()
+    policy.all_names().map(|(rule, _)| rule).filter(|rule| rule.pattern().matches(name)).collect()
+}
+
+/// A rule, and whether the policy file has it or a lease.
+fn labelled(policy: &Policy, rule: &NameRule) -> String {
+    let label = if policy.names.contains(rule) { "allow" } else { "lease" };
+    format!("{label} {rule}")
 }
 
 impl NamedDestination {

@@ -7,7 +7,7 @@ use opencode_egress_common::flow::{Class, Flow, Protocol};
 use crate::policy::{
     AnyRule, NameRule, Policy, PortRange, RuleProtocol,
     name::{DnsName, NamePattern},
-    suggest::suggestion::{DeniedName, SuggestedRule, Suggestion},
+    suggest::suggestion::{Denials, DeniedName, SuggestedRule, Suggestion},
 };
 
 /// What was tried by name.
@@ -17,73 +17,73 @@ pub(super) struct WantedNames(BTreeMap<String, Wanted>);
 #[derive(Default)]
 struct Wanted {
     /// How often, by protocol and port.
-    flows: BTreeMap<(RuleProtocol, u16), u64>,
+    flows: BTreeMap<(RuleProtocol, u16), Denials>,
     /// How often a hello named it, by port.
-    hellos: BTreeMap<u16, u64>,
-    questions: u64,
+    hellos: BTreeMap<u16, Denials>,
+    questions: Denials,
 }
 
 impl WantedNames {
     /// A flow, of TCP or UDP, to an address that the name brought.
-    pub(super) fn add_flow(&mut self, name: &str, flow: &Flow, attempts: u64) {
+    pub(super) fn add_flow(&mut self, name: &str, flow: &Flow, denials: &Denials) {
         let protocol = if flow.class() == Class::Udp { RuleProtocol::Udp } else { RuleProtocol::Tcp };
         let wanted = self.0.entry(name.to_owned()).or_default();
-        *wanted.flows.entry((protocol, flow.port)).or_default() += attempts;
+        wanted.flows.entry((protocol, flow.port)).or_default().join(denials);
     }
 
     /// A hello that names the name, on a port of TCP.
-    pub(super) fn add_server(&mut self, name: &str, port: u16, attempts: u64) {
-        *self.0.entry(name.to_owned()).or_default().hellos.entry(port).or_default() += attempts;
+    pub(super) fn add_server(&mut self, name: &str, port: u16, denials: &Denials) {
+        self.0.entry(name.to_owned()).or_default().hellos.entry(port).or_default().join(denials);
     }
 
-    pub(super) fn add_question(&mut self, DeniedName { name, attempts }: &DeniedName) {
-        self.0.entry(name.clone()).or_default().questions += attempts;
+    pub(super) fn add_question(&mut self, DeniedName { name, attempts, tried }: &DeniedName) {
+        self.0.entry(name.clone()).or_default().questions.join(&Denials::of(*attempts, tried));
     }
 
     /// Adds the rules that the policy lacks: for each name with the ports that were tried, 443 where none was.
     pub(super) fn suggest(self, policy: &Policy, wildcards: bool, suggestion: &mut Suggestion) {
-        let mut wanted: BTreeMap<(RuleProtocol, u16, Tls), BTreeMap<DnsName, u64>> = BTreeMap::new();
+        let mut wanted: BTreeMap<(RuleProtocol, u16, Tls), BTreeMap<DnsName, Denials>> = BTreeMap::new();
         for (text, Wanted { mut flows, hellos, questions }) in self.0 {
             let Ok(NamePattern::Exact(name)) = text.parse() else {
                 suggestion.no_names.insert(text);
                 continue;
             };
             if flows.is_empty() && hellos.is_empty() {
-                flows.insert((RuleProtocol::Tcp, 443), 0);
+                flows.insert((RuleProtocol::Tcp, 443), Denials::default());
             }
             flows.retain(|(protocol, port), _| !is_allowed(policy, &name, *protocol, *port));
-            let mut all: BTreeMap<(RuleProtocol, u16, Tls), u64> = BTreeMap::new();
-            for (port, attempts) in hellos.into_iter().filter(|_| !is_listed_server(policy, &name)) {
-                let flows = flows.remove(&(RuleProtocol::Tcp, port)).unwrap_or_default();
-                all.insert((RuleProtocol::Tcp, port, Some(true)), attempts + flows);
+            let mut all: BTreeMap<(RuleProtocol, u16, Tls), Denials> = BTreeMap::new();
+            for (port, mut denials) in hellos.into_iter().filter(|_| !is_listed_server(policy, &name)) {
+                denials.join(&flows.remove(&(RuleProtocol::Tcp, port)).unwrap_or_default());
+                all.insert((RuleProtocol::Tcp, port, Some(true)), denials);
             }
             all.extend(
-                flows.into_iter().map(|((protocol, port), attempts)| ((protocol, port, None), attempts)),
+                flows.into_iter().map(|((protocol, port), denials)| ((protocol, port, None), denials)),
             );
             match all.first_entry() {
-                Some(mut first) => *first.get_mut() += questions,
+                Some(mut first) => first.get_mut().join(&questions),
                 None => suggestion.allowed_by_now += 1,
             }
-            for (to, attempts) in all {
-                *wanted.entry(to).or_default().entry(name.clone()).or_default() += attempts;
+            for (to, denials) in all {
+                wanted.entry(to).or_default().entry(name.clone()).or_default().join(&denials);
             }
         }
-        let mut rules: BTreeMap<(NamePattern, RuleProtocol, Tls), (BTreeSet<u16>, u64)> = BTreeMap::new();
+        let mut rules: BTreeMap<(NamePattern, RuleProtocol, Tls), (BTreeSet<u16>, Denials)> = BTreeMap::new();
         for ((protocol, port, tls), names) in wanted {
             let several = if wildcards { below_one(names.keys()) } else { BTreeSet::new() };
-            for (name, attempts) in names {
+            for (name, denials) in names {
                 let pattern = match above(&name).filter(|above| several.contains(above)) {
                     Some(above) => NamePattern::Below(above),
                     None => NamePattern::Exact(name),
                 };
                 let (ports, total) = rules.entry((pattern, protocol, tls)).or_default();
                 ports.insert(port);
-                *total += attempts;
+                total.join(&denials);
             }
         }
-        suggestion.rules.extend(rules.into_iter().map(|((pattern, protocol, tls), (ports, attempts))| {
+        suggestion.rules.extend(rules.into_iter().map(|((pattern, protocol, tls), (ports, denials))| {
             let rule = NameRule::new(pattern, Some(protocol), PortRange::runs(ports), tls, false);
-            SuggestedRule { rule: AnyRule::Name(rule.expect("it is no ICMP, and TLS is TCP")), attempts }
+            SuggestedRule { rule: AnyRule::Name(rule.expect("it is no ICMP, and TLS is TCP")), denials }
         }));
     }
 }
@@ -92,11 +92,11 @@ impl WantedNames {
 type Tls = Option<bool>;
 
 /// Whether a hello may name the server by now.
-fn is_listed_server(policy: &Policy, name: &DnsName) -> bool {
+pub(super) fn is_listed_server(policy: &Policy, name: &DnsName) -> bool {
     policy.names.iter().any(|rule| rule.tls() && rule.pattern().matches(name))
 }
 
-fn is_allowed(policy: &Policy, name: &DnsName, protocol: RuleProtocol, port: u16) -> bool {
+pub(super) fn is_allowed(policy: &Policy, name: &DnsName, protocol: RuleProtocol, port: u16) -> bool {
     let protocol = if protocol == RuleProtocol::Udp { Protocol::UDP } else { Protocol::TCP };
     let flow = Flow { address: std::net::IpAddr::from([0, 0, 0, 0]).into(), protocol, port };
     policy.names.iter().any(|rule| rule.pattern().matches(name) && rule.speaks_of(&flow))

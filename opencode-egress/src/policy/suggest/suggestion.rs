@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::policy::{AnyRule, destination::Destination};
+use crate::policy::{AnyRule, destination::Destination, preset::Preset, suggest::tried::Tried};
 
 /// A destination that was denied to an instance for a reason.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,6 +19,9 @@ pub struct DeniedDestination {
     /// A name whose answer brought the address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+    /// When, and by whom.
+    #[serde(default)]
+    pub tried: Tried,
 }
 
 /// A name that an instance asked for and that no rule lists.
@@ -28,6 +31,29 @@ pub struct DeniedName {
     pub name: String,
     /// How often it was asked for.
     pub attempts: u64,
+    /// When, and by whom.
+    #[serde(default)]
+    pub tried: Tried,
+}
+
+/// What was denied and a rule would let pass: how often, when, and who tried.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Denials {
+    /// How often.
+    pub attempts: u64,
+    /// When, and by whom.
+    pub tried: Tried,
+}
+
+impl Denials {
+    pub(super) fn of(attempts: u64, tried: &Tried) -> Self {
+        Self { attempts, tried: tried.clone() }
+    }
+
+    pub(super) fn join(&mut self, other: &Self) {
+        self.attempts += other.attempts;
+        self.tried.join(&other.tried);
+    }
 }
 
 /// The widest rules to suggest.
@@ -46,15 +72,39 @@ pub struct Widest {
 pub struct SuggestedRule {
     /// The rule to add to `allow`.
     pub rule: AnyRule,
-    /// Denials that it would have let pass.
-    pub attempts: u64,
+    /// What it would have let pass.
+    pub denials: Denials,
+}
+
+/// A preset, and what it stands for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SuggestedPreset {
+    /// The preset to add to `allow`.
+    pub preset: &'static Preset,
+    /// The rules that it makes needless.
+    pub instead_of: Vec<SuggestedRule>,
+    /// What else it lets pass, that nobody asked for.
+    pub unasked: Vec<AnyRule>,
+}
+
+impl SuggestedPreset {
+    /// What it would have let pass.
+    pub fn denials(&self) -> Denials {
+        let mut all = Denials::default();
+        self.instead_of.iter().for_each(|suggested| all.join(&suggested.denials));
+        all
+    }
 }
 
 /// What to add to a policy, and what no rule changes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Suggestion {
-    /// The rules.
+    /// Presets that stand for several rules, or for one that is all they have.
+    pub presets: Vec<SuggestedPreset>,
+    /// The other rules.
     pub rules: Vec<SuggestedRule>,
+    /// Rules for what was tried at one time only, by programs that a shell started: the agent's, and not the server's.
+    pub once: Vec<SuggestedRule>,
     /// Names for which there can be no rule.
     pub no_names: BTreeSet<String>,
     /// Destinations that a deny rule of the policy covers.

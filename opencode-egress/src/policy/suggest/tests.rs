@@ -11,6 +11,8 @@ use crate::policy::{
     destination::Destination,
 };
 
+mod apart;
+
 const WIDEST: Widest = Widest { v4: 24, v6: 64, wildcards: false };
 
 fn denied(flow: &Flow, reason: DropReason) -> DeniedDestination {
@@ -19,6 +21,7 @@ fn denied(flow: &Flow, reason: DropReason) -> DeniedDestination {
         reason: reason.name().to_owned(),
         attempts: 1,
         name: None,
+        tried: Tried::default(),
     }
 }
 
@@ -79,6 +82,7 @@ fn servers_that_hellos_named_get_rules_with_tls() {
         reason: DropReason::TlsNameNotAllowed.name().to_owned(),
         attempts,
         name: name.map(str::to_owned),
+        tried: Tried::default(),
     };
     let flow = DeniedDestination {
         reason: DropReason::NotAllowed.name().to_owned(),
@@ -93,7 +97,8 @@ fn servers_that_hellos_named_get_rules_with_tls() {
         flow,
     ];
     let suggestion = suggest(&policy, &denied, &[], WIDEST).expect("it fits");
-    let rules: Vec<_> = suggestion.rules.iter().map(|rule| (rule.rule.to_string(), rule.attempts)).collect();
+    let rules: Vec<_> =
+        suggestion.rules.iter().map(|rule| (rule.rule.to_string(), rule.denials.attempts)).collect();
     let expected = [("cdn.example.org:22".to_owned(), 3), ("cdn.example.org:443,8443/tls".to_owned(), 5)];
     assert_eq!(rules, expected);
     assert_eq!(suggestion.allowed_by_now, 1);
@@ -111,7 +116,7 @@ proptest! {
         let denials = denials(&policy, &flows);
         let rules = suggested(&policy, &denials, Widest { v4, v6, wildcards: false });
         prop_assert_eq!(still_denied(&with(&policy, &rules), &denials), None, "{:?}", rules);
-        let attempts: u64 = rules.iter().map(|suggested| suggested.attempts).sum();
+        let attempts: u64 = rules.iter().map(|suggested| suggested.denials.attempts).sum();
         prop_assert_eq!(attempts, denials.len() as u64);
     }
 
@@ -233,7 +238,10 @@ fn a_bind_takes_no_rule() {
     assert_eq!(suggestion.binds, [(one, 1)]);
     assert_eq!(
         suggestion.rules,
-        [SuggestedRule { rule: AnyRule::Network(rule("127.0.0.1/32:19876/tcp")), attempts: 1 }]
+        [SuggestedRule {
+            rule: AnyRule::Network(rule("127.0.0.1/32:19876/tcp")),
+            denials: Denials::of(1, &Tried::default())
+        }]
     );
     // Listed by now.
     let listen = vec![crate::policy::Listen { address: one.address, port: one.port, open: false }];
@@ -247,6 +255,7 @@ fn bind(at: Destination) -> DeniedDestination {
         reason: DropReason::BindNotListed.name().to_owned(),
         attempts: 1,
         name: None,
+        tried: Tried::default(),
     }
 }
 
@@ -259,7 +268,10 @@ fn asked_at(name: &str, ports: &[u16], attempts: u64) -> Asked {
         attempts: 0,
         ..denied(&destination(&format!("192.0.2.1:{port}")).flow(), DropReason::NotAllowed)
     };
-    (DeniedName { name: name.to_owned(), attempts }, ports.iter().map(tried).collect())
+    (
+        DeniedName { name: name.to_owned(), attempts, tried: Tried::default() },
+        ports.iter().map(tried).collect(),
+    )
 }
 
 #[track_caller]
@@ -274,7 +286,8 @@ fn check_names(
     let denied = [denied, &tried.concat()].concat();
     let suggestion = suggest(policy, &denied, &names, Widest { wildcards, ..WIDEST }).expect("it fits");
     let rules = suggestion.rules.iter();
-    let shown: Vec<_> = rules.map(|suggested| (suggested.rule.to_string(), suggested.attempts)).collect();
+    let shown: Vec<_> =
+        rules.map(|suggested| (suggested.rule.to_string(), suggested.denials.attempts)).collect();
     let shown: Vec<_> = shown.iter().map(|(rule, attempts)| (rule.as_str(), *attempts)).collect();
     assert_eq!(shown, expect);
     suggestion

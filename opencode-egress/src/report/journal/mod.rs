@@ -18,6 +18,8 @@ use crate::{
 pub const DENIED_ID: &str = "2da292e8965a49f690f448fafc95f50a";
 /// A question for a name was refused.
 pub const QUESTION_REFUSED_ID: &str = "3953224c7595489886dbcfa6dc67478c";
+/// A listed name was asked for, the first time.
+pub const NAME_ALLOWED_ID: &str = "b1a6f3e27c0d4f6e9d5b8a1c42e7f093";
 /// A bind to what the policy does not list was denied.
 pub const BIND_DENIED_ID: &str = "4d2b720e6d544cc6194f0724d5b8ef66";
 /// Denials had no line of their own.
@@ -30,6 +32,8 @@ pub const DETACHED_ID: &str = "dccd20c76e5a45c28486eaf3ab20b3b8";
 pub const LINKS_RESTORED_ID: &str = "df7acd0316b74e7cb1696a899ca658d6";
 /// A unit ran before it was confined.
 pub const CONFINED_LATE_ID: &str = "fdbb059e77674ccfa34fe8d87e02fb30";
+/// A lease began or ended.
+pub const LEASE_ID: &str = "2fce01b5c22a49a3b8fb37dd1a3fd38e";
 /// A policy file was not applied.
 pub const RELOAD_REFUSED_ID: &str = "9d564aa252204d34814c6f3c11e594f6";
 
@@ -96,6 +100,9 @@ fn denial(instance: &str, line: &DenialLine) -> Entry {
     fields.extend(line.asked.map(|asked| ("EGRESS_ASKED", asked.to_string())));
     fields.extend(line.lport.map(|port| ("EGRESS_LPORT", port.to_string())));
     fields.extend(line.name.clone().map(|name| ("EGRESS_NAME", name)));
+    fields.extend(line.caller.exe.clone().map(|exe| ("EGRESS_EXE", exe)));
+    fields.extend((!line.caller.via.is_empty()).then(|| ("EGRESS_VIA", line.caller.via.join(","))));
+    fields.extend(line.caller.cgroup.clone().map(|cgroup| ("EGRESS_CGROUP", cgroup)));
     fields.extend(line.hint.clone().map(|hint| ("EGRESS_HINT", hint)));
     let id = if line.is_of_bind() { BIND_DENIED_ID } else { DENIED_ID };
     entry(instance, id, mode, &line.to_string(), &fields)
@@ -138,6 +145,8 @@ mod tests {
             LINKS_RESTORED_ID,
             CONFINED_LATE_ID,
             RELOAD_REFUSED_ID,
+            NAME_ALLOWED_ID,
+            LEASE_ID,
         ];
         entries.sort_unstable();
         ids.sort_unstable();

@@ -1,5 +1,10 @@
 use super::*;
+use crate::policy::{
+    lease::{Grantor, Lease, LeaseKind},
+    suggest::{Program, Tried},
+};
 use crate::report::{
+    caller::Caller,
     denial::LoggedDenial,
     status::{CountersStatus, QuestionsStatus},
 };
@@ -40,8 +45,16 @@ pub(crate) fn instance(units: Vec<UnitStatus>) -> InstanceStatus {
         failed_attach: None,
         counters,
         names: None,
+        steady: vec![],
+        leases: vec![],
         last_denial: None,
     }
+}
+
+pub(crate) fn lease() -> LeaseStatus {
+    let kind = LeaseKind::Rule("192.0.2.0/24:443/tcp".parse().expect("a rule"));
+    let lease = Lease { kind, hard: false, reason: None, by: Grantor::default(), from: 900, deadline: 100 };
+    LeaseStatus { lease, until: 2640, seconds: 1640 }
 }
 
 pub(crate) fn event(time: u64) -> LoggedDenial {
@@ -61,8 +74,21 @@ pub(crate) fn event(time: u64) -> LoggedDenial {
         audit: false,
         hint: None,
         name: None,
+        caller: Caller::default(),
     };
     LoggedDenial { time, instance: "b".to_owned(), line: Line::Flow(line) }
+}
+
+#[test]
+fn a_program_is_named_with_those_that_ran_it() {
+    let mut event = event(940);
+    let Line::Flow(line) = &mut event.line else { panic!("a flow") };
+    line.caller.exe = Some("/usr/bin/curl".to_owned());
+    line.caller.via = ["curl", "bash", "opencode"].map(str::to_owned).to_vec();
+    assert_eq!(caller(&event.line).as_deref(), Some("/usr/bin/curl, run by bash, run by opencode"));
+    let Line::Flow(line) = &mut event.line else { panic!("a flow") };
+    (line.caller.via, line.caller.cgroup) = (vec!["curl".to_owned()], Some("payload".to_owned()));
+    assert_eq!(caller(&event.line).as_deref(), Some("/usr/bin/curl, in the cgroup payload"));
 }
 
 /// `a` is as it should be; everything that can be the matter is the matter with the others.
@@ -127,6 +153,8 @@ d         audit    1/2 confined             19/20  2    5      12 of 4096  12.3k
 e         enforce  stopped                  -      2    5      12 of 4096  12.3k (5.0 MB)  3       2       0     -
 f         enforce  1/1 confined             10/10  2    5      12 of 4096  12.3k (5.0 MB)  3       2       0     -
 g         enforce  2/2 confined             20/20  2    5      12 of 4096  12.3k (5.0 MB)  3       2       0     -
+b: the last denial was of a program that is not known
+d: the last denial was of a program that is not known
 ";
     assert_eq!(plain, expect);
 }
@@ -246,4 +274,38 @@ fn all_well_is_said() {
     status.instances.retain(|name, _| name == "a");
     let text = text(&status, 1000);
     assert!(text.contains("\nnothing needs attention\n") && !text.contains('!'), "{text}");
+}
+
+#[test]
+fn what_is_denied_steadily_is_told_with_the_rule_that_is_missing() {
+    let steady = |rule: &str| {
+        let mut tried = Tried::default();
+        tried.add(0, Program::of("opencode", &[]));
+        SteadyDenial { rule: rule.to_owned(), attempts: 14, tried }
+    };
+    let mut b = instance(vec![]);
+    b.steady = vec![steady("api.example.org")];
+    let at = local_time(0);
+    let expect = format!(
+        "b: `api.example.org` is denied steadily, 14 times since {at}, by opencode; add \"api.example.org\" to `allow` if it should pass"
+    );
+    assert_eq!(b.notices("b"), [Notice { severity: Severity::Look, text: expect }]);
+    let json = serde_json::to_value(&b.steady).expect("JSON");
+    assert_eq!((&json[0]["rule"], &json[0]["first"]), (&"api.example.org".into(), &0.into()));
+    b.steady = ["a", "b", "c", "d", "e"].map(|name| steady(&format!("{name}.example.org"))).into();
+    let notices = b.notices("b");
+    assert_eq!(notices.len(), 4);
+    assert_eq!(notices[3].text, "b: 2 more are denied steadily; `opencode-egress suggest b` has them");
+}
+
+#[test]
+fn audit_mode_for_a_time_says_until_when() {
+    let mut b = instance(vec![]);
+    b.mode = "audit".to_owned();
+    b.leases = vec![LeaseStatus { lease: Lease { kind: LeaseKind::Audit, ..lease().lease }, ..lease() }];
+    let until = local_time(2640);
+    let expect = format!(
+        "b: mode audit: what the policy denies is told, and passes until {until}; `opencode-egress learn b --stop` ends it"
+    );
+    assert_eq!(b.notices("b"), [Notice { severity: Severity::Open, text: expect }]);
 }

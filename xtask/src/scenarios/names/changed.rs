@@ -15,6 +15,10 @@ pub(in crate::scenarios) const CHANGED: &[Scenario] = &[
         title: "names: a reload adds one, takes one away with its connections, and leaves the others",
         run: reload,
     },
+    Scenario {
+        title: "names: a reload that takes a network away resets what is idle there, and nothing that goes by name",
+        run: idle,
+    },
     Scenario { title: "names: an instance that has none pays for none", run: none_and_back },
     Scenario { title: "names: in audit mode everything is resolved, and reported", run: audit },
 ];
@@ -66,11 +70,45 @@ fn reload(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     Ok(())
 }
 
+/// Keeps a connection to each place, and says of each when it ended; nothing is sent.
+const IDLE: &str = r"import os, select, socket, sys
+kept = {socket.create_connection((place, 80)): place for place in sys.argv[1:]}
+open('connected', 'w').close()
+while kept:
+    for s in select.select(list(kept), [], [])[0]:
+        try:
+            said = 'closed' if s.recv(1) == b'' else 'answered'
+        except OSError as e:
+            said = type(e).__name__
+        print(kept.pop(s), said, flush=True)
+";
+
+fn idle(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
+    let units = Units::start(machine)?;
+    units.machine.write("/run/names/idle.py", IDLE)?;
+    // 192.0.2.20 is also what `stays` has.
+    units.apply(|instances| {
+        instances["n"]["allow"] =
+            json!(["192.0.2.30/32:80/tcp", "192.0.2.20/32:80/tcp", "stays.example.org:80"]);
+    })?;
+    units.can("n", "getent ahostsv4 stays.example.org")?;
+    let keep = "(python3 /run/names/idle.py 192.0.2.30 192.0.2.20 > idle 2>&1 &)";
+    units.can("n", &format!("rm -f connected idle; {keep}"))?;
+    wait("the connections", || units.can("n", "test -e connected").ok())
+        .with_context(|| units.run("n", "cat idle").unwrap_or_default())?;
+    units.apply(|instances| instances["n"]["allow"] = json!(["stays.example.org:80"]))?;
+    let said = wait("the reset", || units.can("n", "grep 192.0.2.30 idle").ok())?;
+    ensure!(said.contains("192.0.2.30 ConnectionAbortedError"), "{said}");
+    let said = units.can("n", "cat idle")?;
+    ensure!(!said.contains("192.0.2.20"), "what goes by name was reset: {said}");
+    Ok(())
+}
+
 fn none_and_back(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     let units = Units::start(machine)?;
     let links = || -> Result<Vec<String>> {
         let cgroup = pinned(units.machine, "opencode-n.service")?.pop().context("no links")?;
-        let directory = format!("/sys/fs/bpf/opencode-egress/v4/links/opencode-n,service/{cgroup}");
+        let directory = format!("/sys/fs/bpf/opencode-egress/v5/links/opencode-n,service/{cgroup}");
         Ok(units.machine.succeed(&["ls", &directory])?.split_whitespace().map(str::to_owned).collect())
     };
     let with = links()?;

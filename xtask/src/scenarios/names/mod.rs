@@ -4,8 +4,12 @@ mod asked;
 mod changed;
 mod hostile;
 mod kept;
+mod learn;
+mod leased;
 mod race;
 mod units;
 
 pub(crate) use self::race::race_of_names;
-pub(super) use self::{asked::NAMES, changed::CHANGED, hostile::HOSTILE, kept::KEPT, race::RACE};
+pub(super) use self::{
+    asked::NAMES, changed::CHANGED, hostile::HOSTILE, kept::KEPT, learn::LEARN, leased::LEASES, race::RACE,
+};

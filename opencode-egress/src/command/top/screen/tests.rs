@@ -1,18 +1,37 @@
-use ratatui::{Terminal, backend::TestBackend};
+use std::time::{Duration, Instant};
+
+use crossterm::event::{Event, KeyCode, KeyEvent, KeyModifiers};
+use ratatui::{Terminal, backend::TestBackend, style::Modifier};
 
 use super::*;
 use crate::report::{
-    human::local_time,
+    denial::{Line as DenialLine, LoggedDenial},
     view::tests::{event, status},
 };
 
-fn screen(top: &Top, width: u16, height: u16) -> (Vec<String>, TestBackend) {
+fn drawn(top: &Top, colors: bool, width: u16, height: u16) -> (Vec<String>, TestBackend) {
     let mut terminal = Terminal::new(TestBackend::new(width, height)).expect("a terminal");
-    terminal.draw(|frame| top.draw(frame)).expect("it is drawn");
+    terminal.draw(|frame| draw(top, colors, frame)).expect("it is drawn");
     let backend = terminal.backend().clone();
     let cells: Vec<_> = backend.buffer().content().iter().map(|cell| cell.symbol()).collect();
     let lines = cells.chunks(usize::from(width).max(1)).map(|line| line.concat().trim_end().to_owned());
     (lines.collect(), backend)
+}
+
+fn screen(top: &Top, width: u16, height: u16) -> (Vec<String>, TestBackend) {
+    drawn(top, true, width, height)
+}
+
+fn press(top: &mut Top, code: KeyCode) {
+    let _ = top.take(&Event::Key(KeyEvent::new(code, KeyModifiers::NONE)));
+}
+
+fn denied(port: u16, time: u64) -> LoggedDenial {
+    let mut event = event(time);
+    if let DenialLine::Flow(line) = &mut event.line {
+        line.dport = port;
+    }
+    event
 }
 
 fn watched() -> Top {
@@ -26,16 +45,17 @@ fn watched() -> Top {
         b.counters.denied_packets += 3;
     }
     top.update(start + Duration::from_secs(2), later);
-    for time in 1_790_000_000..1_790_000_012 {
-        top.add_denial(event(time));
+    for (port, time) in (440..452).zip(1_790_000_000..) {
+        top.add_denial(denied(port, time));
     }
+    top.add_denial(denied(451, 1_790_000_020));
     top
 }
 
 #[test]
 fn rates_denials_and_what_needs_attention_are_shown() {
     let (lines, backend) = screen(&watched(), 120, 40);
-    assert_eq!(lines[0], "opencode-egress 0.1.0, policy policy.json; q leaves");
+    assert_eq!(lines[0], "opencode-egress 0.1.0, policy policy.json");
     assert!(lines[1].starts_with("! c: c.service is not confined"), "{lines:#?}");
     assert_eq!(backend.buffer()[(0, 1)].fg, Color::Red);
     let table = [
@@ -50,9 +70,53 @@ fn rates_denials_and_what_needs_attention_are_shown() {
     ];
     assert_eq!(&lines[9..17], table, "{lines:#?}");
     assert_eq!(lines[18], "Denied last");
-    let last = format!("{} b: tcp 203.0.113.9:443 not-allowed by node", local_time(1_790_000_011));
+    let last = format!("  {} b: ×2 tcp 203.0.113.9:451 not-allowed by node", time_of_day(1_790_000_020));
     assert_eq!(lines[19], last, "the last one comes first");
     assert_eq!(lines.iter().filter(|line| line.ends_with("by node")).count(), 12);
+    assert_eq!(lines[39], texts::KEYS);
+}
+
+/// Eighty columns, and whatever there is to draw.
+#[test]
+fn a_small_terminal_without_colours_has_all_that_one_decides_by() {
+    let mut top = watched();
+    for _ in 0..10 {
+        press(&mut top, KeyCode::Down);
+    }
+    let (lines, backend) = drawn(&top, false, 80, 24);
+    assert!(lines.iter().any(|line| line.starts_with("c         enforce  0/1 confined")), "{lines:#?}");
+    assert!(
+        lines.iter().any(|line| line.starts_with("INSTANCE  MODE     UNITS") && line.contains("DENIED/s")),
+        "{lines:#?}"
+    );
+    let at = lines.iter().position(|line| line.starts_with("> ")).expect("the chosen one is in sight");
+    assert!(lines[at].contains("203.0.113.9:442"), "{lines:#?}");
+    let row = u16::try_from(at).expect("a row");
+    assert!(backend.buffer()[(0, row)].modifier.contains(Modifier::REVERSED));
+    assert!(lines.iter().any(|line| line.starts_with("Denied last (5 to 10 of 12)")), "{lines:#?}");
+    assert_eq!(lines[23], texts::KEYS);
+    let colored =
+        backend.buffer().content().iter().filter(|cell| cell.fg != Color::Reset || cell.bg != Color::Reset);
+    assert_eq!(colored.count(), 0);
+    assert!(backend.buffer()[(0, 1)].modifier.contains(Modifier::BOLD), "the worse is bold");
+    for text in [texts::KEYS, texts::HELP] {
+        assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+    }
+}
+
+#[test]
+fn a_panel_lies_over_the_rest_and_fits() {
+    let mut top = watched();
+    press(&mut top, KeyCode::Down);
+    press(&mut top, KeyCode::Char('a'));
+    let (lines, _) = drawn(&top, false, 80, 24);
+    assert_eq!(lines[1], "Let b have it for an hour?");
+    assert!(lines.iter().any(|line| line == "rule   203.0.113.9/32:451/tcp"), "{lines:#?}");
+    assert!(lines.iter().any(|line| line == "y grants it, any other key does not"), "{lines:#?}");
+    assert!(!lines.iter().any(|line| line.starts_with("INSTANCE")), "{lines:#?}");
+    press(&mut top, KeyCode::Char('x'));
+    let (lines, _) = drawn(&top, false, 80, 24);
+    assert_eq!(lines[23], "nothing was granted");
 }
 
 #[test]
@@ -76,18 +140,11 @@ fn a_small_screen_says_that_there_is_more() {
     let (lines, _) = screen(&watched(), 100, 8);
     assert_eq!(
         lines[1],
-        "! c: c.service is not confined, it was detached on request; `opencode-egress reload` confines it aga"
+        "! c: c.service is not confined, it was detached on request; `opencode-egress reload` confines it ag…"
     );
     assert!(lines[2].starts_with("and 7 more"), "{lines:#?}");
     assert_eq!(lines[6], "and 5 more instances", "{lines:#?}");
     for (width, height) in [(0, 0), (1, 1), (5, 3)] {
         screen(&watched(), width, height);
     }
-}
-
-#[test]
-fn counters_that_start_again_are_no_rate() {
-    let (full, empty) = (status().instances["a"].counters.clone(), CountersStatus::default());
-    assert_eq!(Rates::between(&full, &empty, Duration::from_secs(1)), Rates::default());
-    assert_eq!(Rates::between(&empty, &full, Duration::from_secs(10)).allowed_packets, 1235);
 }

@@ -1,0 +1,157 @@
+//! `allow`, `revoke` and `leases`.
+
+use anyhow::{Context as _, Result, bail};
+use jiff::{SignedDuration, Timestamp, Zoned, civil};
+
+use crate::{
+    command::{
+        args::{AllowArgs, LeasesArgs, RevokeArgs},
+        client::{ask, unexpected},
+        print::print_line,
+    },
+    control::request::{Reply, Request},
+    policy::lease::{Lease, LeaseKind, LeaseStatus, LeaseTime, Reason},
+    report::human::{duration, local_time},
+};
+
+/// Has the daemon grant a lease.
+pub(super) fn allow(args: &AllowArgs) -> Result<()> {
+    let time = match (&args.time, &args.until) {
+        (Some(time), _) => *time,
+        (None, Some(until)) => time_until(until, &Zoned::now())?,
+        (None, None) => bail!("write --for TIME or --until WHEN"),
+    };
+    let request = Request::Allow {
+        instance: args.name.to_string(),
+        grants: LeaseKind::Rule(args.rule.clone()),
+        time,
+        hard: args.hard,
+        reason: args.reason.clone(),
+        sudo_user: sudo_user(),
+    };
+    match ask(&args.read.control, &request)? {
+        Reply::Granted { lease, .. } if args.read.json => print_line(serde_json::to_string_pretty(&lease)?),
+        Reply::Granted { lease, replaced, notes } => {
+            let how = if replaced { ", instead of the lease that there was" } else { "" };
+            let Lease { kind, hard, .. } = &lease.lease;
+            print_line(format_args!(
+                "{}: {kind} is allowed until {} ({}){how}",
+                args.name,
+                local_time(lease.until),
+                duration(lease.seconds)
+            ))?;
+            print_line(if *hard {
+                "then what began under it is ended, too"
+            } else {
+                "what begins under it goes on then; `opencode-egress revoke` ends it"
+            })?;
+            notes.iter().for_each(|note| eprintln!("opencode-egress: {note}"));
+            Ok(())
+        }
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// Has the daemon end a lease.
+pub(super) fn revoke(args: &RevokeArgs) -> Result<()> {
+    let request = Request::Revoke {
+        instance: args.name.to_string(),
+        grants: LeaseKind::Rule(args.rule.clone()),
+        sudo_user: sudo_user(),
+    };
+    match ask(&args.control, &request)? {
+        Reply::Revoked { lease, not_reset } => {
+            let what = &lease.lease.kind;
+            print_line(match lease.seconds {
+                0 => format!("{}: what began under the lease of {what}, which was over, is ended", args.name),
+                _ => format!("{}: the lease of {what} is over, and what began under it", args.name),
+            })?;
+            not_reset.iter().for_each(|what| eprintln!("opencode-egress: {what}"));
+            Ok(())
+        }
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// Prints the leases in force.
+pub(super) fn leases(args: &LeasesArgs) -> Result<()> {
+    let instance = args.name.as_ref().map(ToString::to_string);
+    let leases = match ask(&args.read.control, &Request::Leases { instance })? {
+        Reply::Leases(leases) => leases,
+        other => return Err(unexpected(&other)),
+    };
+    if args.read.json {
+        return print_line(serde_json::to_string_pretty(&leases)?);
+    }
+    if leases.values().all(Vec::is_empty) {
+        eprintln!("opencode-egress: no lease is in force");
+    }
+    for (instance, leases) in leases {
+        leases.iter().try_for_each(|lease| print_line(format_args!("{instance}: {}", line(lease))))?;
+    }
+    Ok(())
+}
+
+fn line(LeaseStatus { lease, until, seconds }: &LeaseStatus) -> String {
+    let Lease { kind, hard, reason, by, from, .. } = lease;
+    let hard = if *hard { ", hard" } else { "" };
+    let reason = reason.as_ref().map_or(String::new(), |reason| format!(": {reason}"));
+    format!(
+        "{kind} until {} ({} left{hard}), granted {} by {by}{reason}",
+        local_time(*until),
+        duration(*seconds),
+        local_time(*from)
+    )
+}
+
+/// Who called sudo (sudo(8)); what is no name is nobody.
+pub(super) fn sudo_user() -> Option<Reason> {
+    std::env::var("SUDO_USER").ok()?.parse().ok()
+}
+
+/// From now until then.
+fn time_until(text: &str, now: &Zoned) -> Result<LeaseTime> {
+    let passed = || format!("{text} is in the past; it is {} now", now.strftime("%Y-%m-%d %H:%M:%S"));
+    let zone = now.time_zone();
+    // A time of day last: a date with one can be read as that, too.
+    let then = match (text.parse::<Timestamp>(), text.parse::<civil::DateTime>(), text.parse::<civil::Time>())
+    {
+        (Ok(then), ..) => then,
+        (_, Ok(then), _) => then.to_zoned(zone.clone())?.timestamp(),
+        (.., Ok(time)) => {
+            let on = |date: civil::Date| date.to_datetime(time).to_zoned(zone.clone());
+            let today = on(now.date())?;
+            if today > *now { today.timestamp() } else { on(now.date().tomorrow()?)?.timestamp() }
+        }
+        _ => bail!(
+            "`{text}` is no time; write it as in 18:30, \"2026-11-26 18:30\" or 2026-11-26T18:30:00+01:00"
+        ),
+    };
+    // A second that has begun counts.
+    let left = then.duration_since(now.timestamp()) + SignedDuration::from_millis(999);
+    let seconds = u64::try_from(left.as_secs()).ok().filter(|seconds| *seconds > 0).with_context(passed)?;
+    LeaseTime::try_from(seconds).with_context(|| format!("{text} is too far ahead"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_of_day_is_the_next_one() {
+        let now: Zoned = "2026-11-26T17:00:00+01:00[+01:00]".parse().expect("a time");
+        let seconds =
+            |text: &str| time_until(text, &now).map(LeaseTime::seconds).map_err(|error| format!("{error:#}"));
+        assert_eq!(seconds("18:30"), Ok(5400));
+        assert_eq!(seconds("16:59:59"), Ok(86_399));
+        assert_eq!(seconds("17:00"), Ok(86_400));
+        assert_eq!(seconds("2026-11-26 18:30"), Ok(5400));
+        assert_eq!(seconds("2026-11-26T18:30:00Z"), Ok(9000));
+        assert_eq!(seconds("2026-11-26T18:30:00+01:00"), Ok(5400));
+        let error = |text: &str| seconds(text).expect_err("an error");
+        assert!(error("2026-11-26 16:00").contains("in the past; it is 2026-11-26 17:00:00 now"));
+        assert!(error("2026-11-27 17:01").contains("24 hours at most"), "{}", error("2026-11-27 17:01"));
+        assert!(error("2026-11-26").contains("in the past"));
+        assert!(error("soon").contains("is no time; write it as in 18:30"));
+    }
+}

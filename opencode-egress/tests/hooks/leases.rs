@@ -1,0 +1,270 @@
+//! Leases: what passes for a time, what goes on when that is over, and what does not.
+
+use std::{
+    io::Read as _,
+    net::{IpAddr, SocketAddr},
+    thread,
+    time::Duration,
+};
+
+use opencode_egress::{
+    kernel::{
+        instance::InstanceIndex,
+        maps::{LoadedPolicy, boottime},
+    },
+    policy::{
+        Policy,
+        compile::compile,
+        lease::{Leased, LeasedRule},
+    },
+};
+use opencode_egress_common::reason::DropReason;
+
+use crate::{
+    names::{MARK, Named, WAYS, names},
+    network::{ALLOWED, DENIED, DENIED6, FAR, PORT},
+    probe::Outcome,
+    raw::ping,
+    sys::{connect, disconnect, domain, get, send, send_to, socket},
+    tcp::tcp,
+    tls::{RULES, learn},
+    udp::{connected, udp},
+    world::{World, any, base_policy},
+};
+
+/// Leases of these rules until a second, and others that ended.
+fn leases(rules: &[&str], until: u64, ended: &[&str]) -> Leased {
+    let parse = |rule: &&str| rule.parse().expect("a rule");
+    Leased {
+        rules: rules.iter().map(|rule| LeasedRule { rule: parse(rule), until }).collect(),
+        ended: ended.iter().map(parse).collect(),
+        audit: None,
+    }
+}
+
+fn put_in_force(world: &mut World, policy: Policy) {
+    let mut loaded = LoadedPolicy::load(&compile(&policy).expect("it compiles")).expect("it loads");
+    loaded.with_names(0, MARK, vec![]);
+    world.loaded.maps.put_in_force(vec![(InstanceIndex::FIRST, loaded)]).expect("it is in force");
+}
+
+/// A world whose cgroup is confined under these leases.
+fn world(leased: Leased) -> World {
+    under(base_policy().leased(leased))
+}
+
+fn under(policy: Policy) -> World {
+    let mut world = World::unconfined();
+    put_in_force(&mut world, policy);
+    world.confine();
+    world
+}
+
+fn wait_until(world: &mut World, over: u64) {
+    while boottime() < over {
+        thread::sleep(Duration::from_millis(20));
+    }
+    let _ = world.witness.arrived();
+}
+
+/// A network of which an address is leased, and the address by a way to write it.
+const LEASED: [(&str, IpAddr); 3] = [
+    ("192.0.2.0/28:400-500", IpAddr::V4(DENIED)),
+    ("[2001:db8:1::/64]:400-500", IpAddr::V6(DENIED6)),
+    ("192.0.2.0/28:400-500", IpAddr::V6(DENIED.to_ipv6_mapped())),
+];
+
+#[test]
+fn a_lease_of_a_network_passes_until_its_time() {
+    for (rule, address) in LEASED {
+        let over = boottime() + 4;
+        let mut world = world(leases(&[rule], over, &[]));
+        for (name, way) in WAYS {
+            world.passes(name, (address, PORT), way);
+            world.denies(name, (address, 399), way);
+            world.check_last(DropReason::NotAllowed);
+        }
+        world.denies("another address", (IpAddr::from(FAR), PORT), WAYS[0].1);
+        wait_until(&mut world, over);
+        for (name, way) in WAYS {
+            world.denies(name, (address, PORT), way);
+            world.check_last(DropReason::NotAllowed);
+        }
+    }
+}
+
+/// A lease is for TCP and UDP, and for those that its rule says.
+#[test]
+fn a_lease_is_for_its_protocols() {
+    let mut world = world(leases(&["192.0.2.0/28:443/tcp", "198.51.100.0/24/udp"], u64::from(u32::MAX), &[]));
+    world.unit.sysctl("ipv4/ping_group_range", "0 2147483647");
+    let [(_, by_tcp), (_, by_udp), _] = WAYS;
+    world.passes("TCP", (DENIED, 443), by_tcp);
+    world.denies("UDP", (DENIED, 443), by_udp);
+    world.passes("UDP", (FAR, PORT), by_udp);
+    world.denies("TCP", (FAR, PORT), by_tcp);
+    for address in [DENIED, FAR] {
+        world.denies("ping", (address, 0), ping);
+    }
+}
+
+#[test]
+fn no_lease_passes_a_deny_rule() {
+    let policy = Policy { deny: vec![any("192.0.2.3/32"), any("192.0.2.2/32")], ..base_policy() };
+    let mut world = under(policy.leased(leases(&["0.0.0.0/0"], boottime() + 100, &["192.0.2.0/28"])));
+    for (name, way) in WAYS {
+        for address in [DENIED, ALLOWED] {
+            world.denies(name, (address, PORT), way);
+            world.check_last(DropReason::DenyRule);
+        }
+        world.passes(name, (FAR, PORT), way);
+    }
+}
+
+/// What began goes on when the time is over, also under later policies, until one has the lease no more.
+#[test]
+fn what_began_goes_on_until_the_lease_is_revoked() {
+    for (rule, address) in LEASED {
+        let over = boottime() + 3;
+        let mut world = world(leases(&[rule], over, &[]));
+        let to = SocketAddr::new(address, PORT);
+        let mut probe = world.start(|steps| {
+            let stream = tcp(to)?;
+            let (joined, free) = (connected(to)?, udp(to)?);
+            loop {
+                let sent = [
+                    send(&stream, b"data", 0).map(drop),
+                    send(&joined, b"data", 0).map(drop),
+                    send_to(&free, b"data", 0, to).map(drop),
+                ];
+                let bits = sent.iter().enumerate().map(|(at, sent)| u64::from(sent.is_err()) << at);
+                steps.wait_with(bits.sum())?;
+            }
+        });
+        let mut peer = None;
+        let mut goes_on = |world: &mut World, probe: &mut crate::probe::Probe, when: &str| {
+            let _ = world.witness.arrived();
+            if peer.is_some() {
+                probe.go_on();
+            }
+            assert_eq!(probe.step(), 0, "{to} {when}");
+            let (peer, _) = peer.get_or_insert_with(|| world.server().accept().expect("the connection"));
+            peer.set_read_timeout(Some(Duration::from_secs(5))).expect("a timeout");
+            let mut data = [0; 4];
+            peer.read_exact(&mut data).expect("what was sent");
+            assert!(world.witness.arrived().to(address).len() >= 3, "{to} {when}: all three arrive");
+        };
+        goes_on(&mut world, &mut probe, "in time");
+        // Another change of the policy, before the end.
+        put_in_force(&mut world, base_policy().leased(leases(&[rule, "203.0.113.9/32"], over, &[])));
+        goes_on(&mut world, &mut probe, "under another policy");
+        wait_until(&mut world, over);
+        world.denies("a new connection", to, WAYS[0].1);
+        goes_on(&mut world, &mut probe, "when the time is over");
+        put_in_force(&mut world, base_policy().leased(leases(&[], 0, &[rule])));
+        world.denies("a new connection", to, WAYS[0].1);
+        goes_on(&mut world, &mut probe, "under a policy where it ended");
+        put_in_force(&mut world, base_policy().leased(leases(&["203.0.113.9/32"], boottime() + 100, &[])));
+        let _ = world.witness.arrived();
+        probe.go_on();
+        let ended = probe.step();
+        // A stream takes the data, and its packet is refused.
+        assert_eq!(ended & 0b110, 0b110, "datagrams to {to} when it is revoked");
+        assert!(world.witness.arrived().to(address).is_empty(), "LEAK: {to} when it is revoked");
+    }
+}
+
+/// What a socket began under a lease opens nothing else for it.
+#[test]
+fn what_goes_on_is_the_flow_alone() {
+    let over = boottime() + 2;
+    let rule = "192.0.2.0/28:400-500";
+    let mut world = world(leases(&[rule], over, &[]));
+    let to = SocketAddr::from((DENIED, PORT));
+    let others = [(DENIED, PORT + 1), (FAR, PORT)].map(SocketAddr::from);
+    let mut probe = world.start(|steps| {
+        let free = udp(to)?;
+        send_to(&free, b"data", 0, to)?;
+        let stream = tcp(to)?;
+        steps.wait()?;
+        let passed = others.iter().filter(|other| send_to(&free, b"data", 0, **other).is_ok()).count();
+        disconnect(&stream)?;
+        let again = connect(&stream, to).is_ok();
+        Ok(passed as u64 + u64::from(again))
+    });
+    probe.step();
+    wait_until(&mut world, over);
+    put_in_force(&mut world, base_policy().leased(leases(&[], 0, &[rule])));
+    probe.go_on();
+    assert_eq!(probe.end(), Outcome::Done(0));
+}
+
+/// The second lock lets flows by lease pass by their mark, like those by name.
+#[test]
+fn a_socket_is_marked_while_it_goes_to_what_is_leased() {
+    let mut world = world(leases(&["192.0.2.0/28"], boottime() + 100, &[]));
+    let marked = |to: SocketAddr, kind| {
+        let socket = socket(domain(to), kind, 0)?;
+        connect(&socket, to)?;
+        let mark = get(&socket, libc::SOL_SOCKET, libc::SO_MARK)?;
+        Ok::<_, std::io::Error>(mark.cast_unsigned() == MARK)
+    };
+    let (outcome, _) = world.run(|| {
+        let mut right = true;
+        for kind in [libc::SOCK_STREAM, libc::SOCK_DGRAM] {
+            right &= marked((DENIED, PORT).into(), kind)? && !marked((ALLOWED, PORT).into(), kind)?;
+        }
+        if right { Ok(()) } else { Err(std::io::Error::other("a wrong mark")) }
+    });
+    assert_eq!(outcome, Outcome::DONE);
+}
+
+/// What the host serves on loopback is leased like anything else.
+#[test]
+fn a_lease_of_loopback_is_for_the_hosts_server() {
+    let mut world = world(leases(&["127.0.0.1/32:5432/tcp"], boottime() + 100, &[]));
+    let run = |world: &mut World, port: u16| world.run(|| WAYS[0].1(([127, 0, 0, 1], port).into())).0;
+    let server = world.unit.enter(|| std::net::TcpListener::bind(("127.0.0.1", 5432)).expect("a server"));
+    let other = world.unit.enter(|| std::net::TcpListener::bind(("127.0.0.1", 5433)).expect("a server"));
+    assert_eq!(run(&mut world, 5432), Outcome::DONE);
+    assert_eq!(run(&mut world, 5433), Outcome::EPERM);
+    drop((server, other));
+}
+
+/// Where a name with `tls` has an address, and a lease its network, the connection is free.
+#[test]
+fn what_is_leased_need_not_open_tls() {
+    let mut named = Named::new(&names(&RULES));
+    learn(&mut named);
+    let plain = |to: SocketAddr| send(&tcp(to)?, b"no hello", 0).map(drop);
+    let arrives = |named: &mut Named| {
+        let to = SocketAddr::from((DENIED, PORT));
+        let (outcome, _) = named.world.run(|| plain(to));
+        assert_eq!(outcome, Outcome::DONE);
+        let (mut peer, _) = named.world.server().accept().expect("the connection");
+        peer.set_read_timeout(Some(Duration::from_secs(5))).expect("a timeout");
+        let mut data = vec![];
+        let read = peer.read_to_end(&mut data);
+        read.is_ok() && data == b"no hello"
+    };
+    assert!(!arrives(&mut named), "without a lease");
+    let policy = names(&RULES).leased(leases(&["192.0.2.0/28:443/tcp"], boottime() + 100, &[]));
+    named.install(&policy, &[(RULES[0], DENIED.into(), 1000)]);
+    assert!(arrives(&mut named), "with a lease");
+}
+
+/// Audit mode that was leased ends in the kernel, whether a daemon runs or not.
+#[test]
+fn audit_mode_ends_by_itself() {
+    let over = boottime() + 3;
+    let leased = Leased { audit: Some(over), ..Leased::default() };
+    let mut world = under(base_policy().leased(leased));
+    for (name, way) in WAYS {
+        world.passes(name, (DENIED, PORT), way);
+    }
+    assert!(!world.events().is_empty(), "it is told");
+    wait_until(&mut world, over);
+    for (name, way) in WAYS {
+        world.denies(name, (DENIED, PORT), way);
+    }
+}
