@@ -16,9 +16,13 @@ use crate::{
         AnyRule, InstanceName, Policy, PortRange, RuleProtocol,
         destination::Destination,
         file,
+        lease::{LeaseKind, LeaseStatus},
         suggest::{self, DeniedDestination, DeniedName, SuggestedRule, Suggestion, Widest},
     },
-    report::history::{self, History},
+    report::{
+        history::{self, History},
+        human::local_time,
+    },
 };
 
 /// Prints the rules, and what to know about them to stderr.
@@ -37,7 +41,7 @@ pub(super) fn suggest(args: &SuggestArgs) -> Result<()> {
     let suggestion = suggest::suggest(policy, &denied, &names, widest)
         .with_context(|| format!("instance `{}` of {}", args.name, args.config.display()))?;
     let text = if args.nix {
-        nix(&args.name, &suggestion.rules)
+        nix(&args.name, &suggestion.rules, &leases(args)?)
     } else if args.read.json {
         json(&suggestion.rules)?
     } else {
@@ -75,6 +79,17 @@ fn from_daemon(args: &SuggestArgs) -> Result<Denied> {
             }
             Ok((destinations, names))
         }
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// The leases in force. The journal alone needs no daemon, and has them no more.
+fn leases(args: &SuggestArgs) -> Result<Vec<LeaseStatus>> {
+    if args.since.is_some() {
+        return Ok(vec![]);
+    }
+    match ask(&args.read.control, &Request::Leases { instance: Some(args.name.to_string()) })? {
+        Reply::Leases(leases) => Ok(leases.into_values().flatten().collect()),
         other => Err(unexpected(&other)),
     }
 }
@@ -143,10 +158,24 @@ fn json(rules: &[SuggestedRule]) -> Result<String> {
     Ok(serde_json::to_string_pretty(&rules.iter().map(form).collect::<Vec<_>>())? + "\n")
 }
 
-/// The NixOS module's options.
-fn nix(name: &InstanceName, rules: &[SuggestedRule]) -> String {
+/// The NixOS module's options, with what is leased, which is marked.
+fn nix(name: &InstanceName, rules: &[SuggestedRule], leases: &[LeaseStatus]) -> String {
     let (mut cidrs, mut names, mut detailed) = (String::new(), String::new(), String::new());
-    for SuggestedRule { rule, attempts } in rules {
+    let leased: Vec<_> = leases
+        .iter()
+        .filter_map(|LeaseStatus { lease, until, .. }| match &lease.kind {
+            LeaseKind::Rule(rule) => {
+                let why = lease.reason.as_ref().map_or(String::new(), |reason| format!(": {reason}"));
+                Some((rule.rule(), format!("leased until {}{why}", local_time(*until))))
+            }
+            LeaseKind::Audit => None,
+        })
+        .collect();
+    let suggested = rules
+        .iter()
+        .map(|SuggestedRule { rule, attempts }| (rule, format!("denials: {attempts}")))
+        .filter(|(rule, _)| leased.iter().all(|(leased, _)| leased != rule));
+    for (rule, said) in suggested.chain(leased.iter().cloned()) {
         let (list, entry) = match rule {
             AnyRule::Network(rule) if rule.protocol() == RuleProtocol::Any && rule.ports().is_empty() => {
                 (&mut cidrs, format!("\"{rule}\""))
@@ -169,7 +198,7 @@ fn nix(name: &InstanceName, rules: &[SuggestedRule]) -> String {
             ),
         };
         // Writing to a string cannot fail.
-        let _ = writeln!(list, "  {entry} # denials: {attempts}");
+        let _ = writeln!(list, "  {entry} # {said}");
     }
     let option = |option: &str, list: String| match list.is_empty() {
         true => String::new(),
@@ -245,7 +274,9 @@ mod tests {
 
     #[test]
     fn nix_options_say_what_they_stand_for() {
-        let text = nix(&"my-project".parse().expect("a name"), &rules());
+        let lease = LeaseStatus { until: 1_764_176_400, ..crate::report::view::tests::lease() };
+        let text = nix(&"my-project".parse().expect("a name"), &rules(), &[lease]);
+        let until = local_time(1_764_176_400);
         let expect = r#"services.opencode.instances.my-project.networkIsolation.outboundAllowNames = [
   "api.example.org" # denials: 12
 ];
@@ -254,12 +285,13 @@ services.opencode.instances.my-project.networkIsolation.outboundAllow = [
   { cidr = "2001:db8::/64"; protocol = "icmp"; } # denials: 12
   { name = "github.com"; protocol = "tcp"; ports = [ "22" "443" ]; } # denials: 12
   { name = "*.example.net"; protocol = "udp"; ports = [ "443" ]; } # denials: 12
+  { cidr = "192.0.2.0/24"; protocol = "tcp"; ports = [ "443" ]; } # leased until UNTIL
 ];
 services.opencode.instances.my-project.networkIsolation.outboundAllowCidrs = [
   "192.0.2.0/24" # denials: 12
 ];
 "#;
-        assert_eq!(text, expect);
+        assert_eq!(text, expect.replace("UNTIL", &until));
     }
 
     #[test]
