@@ -145,8 +145,8 @@ let
       "${option name "sandbox.extraConfig"}.PrivateNetwork: in a network namespace of its own the instance has no resolver, and it has names in ${option name "networkIsolation"}, so it would not start. Remove one of them."
     ++ concatMap (
       { port, ... }:
-      problem (isolation.enable && instances.named != { } && port >= resolverPorts.from && port <= resolverPorts.to)
-        "${option name "listen"}: port ${toString port} is among those that the resolvers of instances with names have, ${toString resolverPorts.from} to ${toString resolverPorts.to}, so nobody under a policy could reach it. Choose another."
+      problem (isolation.enable && port >= resolverPorts.from && port <= resolverPorts.to)
+        "${option name "listen"}: port ${toString port} is among those that the resolvers of instances have, ${toString resolverPorts.from} to ${toString resolverPorts.to}, so nobody under a policy could reach it. Choose another."
     ) (lib.unique (map (listener: { inherit (listener) port; }) (listeners instance)))
     ++ problem (isolation.enable && length (listeners instance) > 16)
       "${option name "listen.extraPorts"}: a policy has room for 16 listeners: the server's, and two for each port, on 127.0.0.1 and on ::1. Keep at most 7."
@@ -254,7 +254,7 @@ let
     in
     concatMap (
       { place, shown }:
-      problem (instances.named != { })
+      problem needed
         "services.opencode.egress.markBit is ${toString config.services.opencode.egress.markBit}, ${mark.hex}, and ${place} has that bit in its marks (${shown}): what it marks would pass the second lock, or flows to names would be taken for its own. Choose a bit that it leaves alone."
     ) mark.collisions
     ++ concatMap (

@@ -103,7 +103,6 @@ let
       inherit (lib.head members) name instance;
       isolation = instance.networkIsolation;
       listeners = concatMap ({ instance, ... }: instances.listeners instance) members;
-      hasNames = instances.hasNames instance;
     in
     [
       (networkSet "allow" name 4 isolation.outboundAllowCidrs)
@@ -113,7 +112,8 @@ let
       (block "chain judge-${name}" (
         [ "ct direction reply accept" ]
         ++ lib.unique (concatMap own listeners)
-        ++ lib.optionals hasNames questions
+        # Of instances without names, too: they may be leased one.
+        ++ questions
         ++ [
           "ip daddr @deny4-${name} goto refuse-${name}"
           "ip6 daddr @deny6-${name} goto refuse-${name}"
@@ -122,8 +122,8 @@ let
         ]
         ++ map match (filter (rule: rule.cidr != null) isolation.outboundAllow)
         ++ map match (lib.optional (keyed.keyed ? ${name}) (keyed.rule name))
-        # The addresses of names are known to the first lock alone, which marks what it lets go there.
-        ++ optional hasNames "meta mark & ${hex} == ${hex} accept"
+        # The addresses of names, and what is leased, are known to the first lock alone, which marks what it lets go there.
+        ++ [ "meta mark & ${hex} == ${hex} accept" ]
         ++ lib.optionals isolation.ownLoopback ownLoopback
         ++ [ "goto refuse-${name}" ]
       ))

@@ -72,7 +72,7 @@ in
   };
   instances = mapAttrs policy instances.isolated // optionalAttrs keyed.exists { keys = keyed.policy; };
 }
-// optionalAttrs (instances.named != { } || keyed.exists) {
+// optionalAttrs (instances.isolated != { } || keyed.exists) {
   resolver = {
     mark = (import ./mark.nix { inherit config lib; }).value;
   }

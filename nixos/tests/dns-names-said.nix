@@ -160,11 +160,11 @@ in
       at = port: lists: host.one (lists // { listen.port = port; });
     in
     fails (at 24575 names) [ "instances.a.listen" "port 24575" "22528 to 24575" "Choose another" ] (at 24576 names);
-  "an extra port among them, beside an instance with names" =
+  "an extra port among them, of an instance that may be leased a name" =
     let
-      beside = lists: host.two (networks // { listen.extraPorts = [ 22528 ]; }) lists;
+      at = port: host.two (networks // { listen.extraPorts = [ port ]; }) networks;
     in
-    fails (beside names) [ "instances.a.listen" "port 22528" ] (beside networks);
+    fails (at 22528) [ "instances.a.listen" "port 22528" ] (at 22527);
 
   "a mark of WireGuard's" =
     let
@@ -246,13 +246,17 @@ in
         true
         false
       ]));
-  "marks are nothing to a host without names" = is (host.failures (
-    host.config [
-      (host.called "a" ({ directory = "/srv/a"; } // networks))
-      (egress { markBit = 23; })
-      { services.tailscale.enable = true; }
-    ]
-  )) [ ];
+  "marks are nothing to a host without instances that are held to a list" =
+    let
+      beside =
+        lists:
+        host.config [
+          (host.called "a" ({ directory = "/srv/a"; } // lists))
+          (egress { markBit = 23; })
+          { services.tailscale.enable = true; }
+        ];
+    in
+    fails (beside networks) [ "services.tailscale.enable" ] (beside { networkIsolation.enable = false; });
 
   "a resolver of the host's in the list" =
     let

@@ -118,7 +118,7 @@ in
         { preset = "npm"; }
       ];
 
-  "resolvers and the mark are in the policy where there are names" =
+  "resolvers and the mark are in the policy" =
     is
       (map (config: (policyOf config).resolver or null) [
         (host.one names)
@@ -146,7 +146,7 @@ in
             "[2001:db8::53]:5353"
           ];
         }
-        null
+        { mark = 33554432; }
       ];
 
   "the second lock lets questions and marked flows pass, and denies first" =
@@ -182,7 +182,7 @@ in
           "goto refuse-a"
         ]
       );
-  "of an instance without names it is as it was, beside one with names" =
+  "an instance without names may be leased one" =
     let
       of = a: b: chain "judge-b" (host.two a b);
     in
@@ -190,21 +190,13 @@ in
       {
         same = of names networks == of networks networks;
         named = lib.subtractLists (of names networks) (of networks names);
+        leased = lib.subtractLists (of names networks) (questions ++ [ marked ]);
       }
       {
         same = true;
-        named = questions ++ [ marked ];
+        named = [ ];
+        leased = [ ];
       };
-  "the table of a host without names has no mark of them" =
-    is
-      (map (text: hasInfix text (table (host.one networks))) [
-        "0x02000000"
-        "22528"
-      ])
-      [
-        false
-        false
-      ];
   "another bit" =
     is
       (lib.filter (hasInfix "mark") (
@@ -232,7 +224,7 @@ in
         } (policyOf without).instances.a;
       }
       {
-        rules = [ ];
+        rules = [ marked ];
         policy.loopback = "listed";
       };
   "a shared user has names in its one chain" =

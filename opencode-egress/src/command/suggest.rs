@@ -17,6 +17,7 @@ use crate::{
         InstanceName, Policy,
         destination::Destination,
         file,
+        lease::LeaseStatus,
         suggest::{self, DeniedDestination, DeniedName, Suggestion, Widest},
     },
     report::history::{self, History},
@@ -38,7 +39,7 @@ pub(super) fn suggest(args: &SuggestArgs) -> Result<()> {
     let suggestion = suggest::suggest(policy, &denied, &names, widest)
         .with_context(|| format!("instance `{}` of {}", args.name, args.config.display()))?;
     let text = if args.nix {
-        forms::nix(&args.name, &suggestion)
+        forms::nix(&args.name, &suggestion, &leases(args)?)
     } else if args.policy {
         forms::policy(&suggestion)?
     } else if args.read.json {
@@ -79,6 +80,17 @@ fn from_daemon(args: &SuggestArgs) -> Result<Denied> {
             }
             Ok((destinations, names))
         }
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// The leases in force. The journal alone needs no daemon, and has them no more.
+fn leases(args: &SuggestArgs) -> Result<Vec<LeaseStatus>> {
+    if args.since.is_some() {
+        return Ok(vec![]);
+    }
+    match ask(&args.read.control, &Request::Leases { instance: Some(args.name.to_string()) })? {
+        Reply::Leases(leases) => Ok(leases.into_values().flatten().collect()),
         other => Err(unexpected(&other)),
     }
 }
