@@ -14,7 +14,12 @@ use crate::{
         client::Client,
         request::{AddressTime, NameAddresses, Reply, Request},
     },
-    report::{denial::LoggedDenial, human::now, status::Status, view},
+    report::{
+        denial::LoggedDenial,
+        human::{local_time, now},
+        status::Status,
+        view,
+    },
 };
 
 /// How long the daemon may take for an answer; a reload of large policies takes the longest.
@@ -86,7 +91,7 @@ pub(super) fn names(args: &NamesArgs) -> Result<()> {
 /// Prints denials.
 pub(super) fn events(args: &EventsArgs) -> Result<()> {
     let instance = args.name.as_ref().map(ToString::to_string);
-    let request = Request::Events { instance, follow: args.follow };
+    let request = Request::Events { instance, follow: args.follow, leases: true };
     let mut client = Client::ask(&args.read.control.socket, &request, Duration::ZERO)?;
     let timeout = (!args.follow).then_some(PATIENCE);
     loop {
@@ -94,6 +99,10 @@ pub(super) fn events(args: &EventsArgs) -> Result<()> {
             Reply::Event(event) if args.args => print_line(with_arguments(&event, args.read.json)?)?,
             Reply::Event(event) if args.read.json => print_line(serde_json::to_string(&event)?)?,
             Reply::Event(event) => print_line(event)?,
+            Reply::Lease(event) if args.read.json => print_line(serde_json::to_string(&event)?)?,
+            Reply::Lease(event) => {
+                print_line(format_args!("{} {}: {event}", local_time(event.time), event.instance))?;
+            }
             Reply::End => return Ok(()),
             other => return Err(unexpected(&other)),
         }

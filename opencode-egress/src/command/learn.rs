@@ -44,7 +44,7 @@ fn start(args: &LearnArgs) -> Result<()> {
     ))?;
     print_line(format_args!(
         "then, or after `opencode-egress learn {name} --stop`: {}",
-        lease.lease.suggestion(name)
+        lease.lease.suggestion(name.as_str())
     ))?;
     notes.iter().for_each(|note| eprintln!("opencode-egress: {note}"));
     if let Some(instance) = ask_status(&args.read.control)?.instances.get(name.as_str())
@@ -65,7 +65,7 @@ fn stop(args: &LearnArgs) -> Result<()> {
         Reply::Revoked { lease, .. } if args.read.json => print_line(serde_json::to_string_pretty(&lease)?),
         Reply::Revoked { lease, not_reset } => {
             print_line(format_args!("{name}: its policy is enforced again"))?;
-            print_line(format_args!("what it lacks: {}", lease.lease.suggestion(name)))?;
+            print_line(format_args!("what it lacks: {}", lease.lease.suggestion(name.as_str())))?;
             not_reset.iter().for_each(|what| eprintln!("opencode-egress: {what}"));
             Ok(())
         }

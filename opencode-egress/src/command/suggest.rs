@@ -17,6 +17,7 @@ use crate::{
         AnyRule, InstanceName, Policy,
         destination::Destination,
         file,
+        lease::LeaseStatus,
         suggest::{self, Denials, DeniedDestination, DeniedName, SuggestedRule, Suggestion, Widest},
     },
     report::history::{self, History},
@@ -26,7 +27,7 @@ use crate::{
 pub(super) fn nix_option(name: &InstanceName, rule: AnyRule, attempts: u64) -> String {
     let denials = Denials { attempts, ..Denials::default() };
     let rules = vec![SuggestedRule { rule, denials }];
-    forms::nix(name, &Suggestion { rules, ..Suggestion::default() })
+    forms::nix(name, &Suggestion { rules, ..Suggestion::default() }, &[])
 }
 
 /// Prints the rules, and what to know about them to stderr.
@@ -45,7 +46,7 @@ pub(super) fn suggest(args: &SuggestArgs) -> Result<()> {
     let suggestion = suggest::suggest(policy, &denied, &names, widest)
         .with_context(|| format!("instance `{}` of {}", args.name, args.config.display()))?;
     let text = if args.nix {
-        forms::nix(&args.name, &suggestion)
+        forms::nix(&args.name, &suggestion, &leases(args)?)
     } else if args.policy {
         forms::policy(&suggestion)?
     } else if args.read.json {
@@ -86,6 +87,17 @@ fn from_daemon(args: &SuggestArgs) -> Result<Denied> {
             }
             Ok((destinations, names))
         }
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// The leases in force. The journal alone needs no daemon, and has them no more.
+fn leases(args: &SuggestArgs) -> Result<Vec<LeaseStatus>> {
+    if args.since.is_some() {
+        return Ok(vec![]);
+    }
+    match ask(&args.read.control, &Request::Leases { instance: Some(args.name.to_string()) })? {
+        Reply::Leases(leases) => Ok(leases.into_values().flatten().collect()),
         other => Err(unexpected(&other)),
     }
 }

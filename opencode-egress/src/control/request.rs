@@ -16,7 +16,7 @@ use crate::{
         suggest::{DeniedDestination, DeniedName},
         target::Target,
     },
-    report::{denial::LoggedDenial, status::Status, why::Why},
+    report::{denial::LoggedDenial, lease::LeaseEvent, status::Status, why::Why},
 };
 
 /// What a client asks.
@@ -50,6 +50,9 @@ pub enum Request {
         instance: Option<String>,
         /// Go on as they come.
         follow: bool,
+        /// Also what becomes of leases, as [`Reply::Lease`].
+        #[serde(default)]
+        leases: bool,
     },
     /// Every destination that was denied to an instance, as far as the kernel remembers.
     RememberedDenials {
@@ -141,6 +144,8 @@ pub enum Reply {
     Explained(Box<Explanation>),
     /// One denial; an answer to [`Request::Events`] has one for each.
     Event(Box<LoggedDenial>),
+    /// What became of a lease, in an answer to [`Request::Events`].
+    Lease(Box<LeaseEvent>),
     /// The end of an answer to [`Request::Events`] without `follow`; also the answer where there is nothing to tell.
     End,
     /// Every destination that was denied, as far as the kernel remembers.

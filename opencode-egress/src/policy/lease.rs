@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 pub use leased::{Leased, LeasedRule, kernel_seconds};
 pub use text::{LeaseTime, Reason};
 
-use crate::policy::{AnyRule, InstanceName, Invalid, NameRule, PortRange, Rule, RuleProtocol};
+use crate::policy::{AnyRule, Invalid, NameRule, PortRange, Rule, RuleProtocol};
 
 /// How many leases of an instance are in force at a time.
 pub const MAX_LEASES: usize = 256;
@@ -192,7 +192,7 @@ pub struct Lease {
 
 impl Lease {
     /// The command that says what the policy lacks of what was tried under it.
-    pub fn suggestion(&self, instance: &InstanceName) -> String {
+    pub fn suggestion(&self, instance: &str) -> String {
         format!("`opencode-egress suggest {instance} --since=@{}`", self.from)
     }
 

@@ -5,6 +5,7 @@ pub mod denial;
 pub mod history;
 pub mod human;
 pub mod journal;
+pub mod lease;
 pub mod metrics;
 pub mod remedy;
 pub mod status;

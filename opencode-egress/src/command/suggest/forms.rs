@@ -8,6 +8,7 @@ use serde_json::{Result, to_string as quoted, to_string_pretty};
 use crate::{
     policy::{
         AnyRule, InstanceName, PortRange, RuleProtocol,
+        lease::{LeaseKind, LeaseStatus},
         suggest::{Denials, SuggestedPreset, SuggestedRule, Suggestion, Tried},
     },
     report::human::local_time,
@@ -127,8 +128,12 @@ pub(super) fn json(Suggestion { presets, rules, once, .. }: &Suggestion) -> Resu
     Ok(to_string_pretty(&entries)? + "\n")
 }
 
-/// The NixOS module's options. What is set apart stands in comments.
-pub(super) fn nix(name: &InstanceName, Suggestion { presets, rules, once, .. }: &Suggestion) -> String {
+/// The NixOS module's options, with what is leased, which is marked. What is set apart stands in comments.
+pub(super) fn nix(
+    name: &InstanceName,
+    Suggestion { presets, rules, once, .. }: &Suggestion,
+    leases: &[LeaseStatus],
+) -> String {
     let (mut cidrs, mut names, mut detailed, mut named) =
         (String::new(), String::new(), String::new(), String::new());
     for preset in presets {
@@ -141,8 +146,22 @@ pub(super) fn nix(name: &InstanceName, Suggestion { presets, rules, once, .. }: 
             names_of(preset)
         );
     }
-    let all = rules.iter().map(|rule| (rule, false)).chain(once.iter().map(|rule| (rule, true)));
-    for (SuggestedRule { rule, denials }, once) in all {
+    let leased: Vec<_> = leases
+        .iter()
+        .filter_map(|LeaseStatus { lease, until, .. }| match &lease.kind {
+            LeaseKind::Rule(rule) => {
+                let why = lease.reason.as_ref().map_or(String::new(), |reason| format!(": {reason}"));
+                Some((rule.rule(), format!("leased until {}{why}", local_time(*until)), false))
+            }
+            LeaseKind::Audit => None,
+        })
+        .collect();
+    let needed = rules.iter().map(|suggested| (&suggested.rule, said_briefly(&suggested.denials), false));
+    let apart = once
+        .iter()
+        .map(|suggested| (&suggested.rule, format!("once, {}", said_briefly(&suggested.denials)), true));
+    let suggested = needed.chain(apart).filter(|(rule, ..)| leased.iter().all(|(leased, ..)| leased != rule));
+    for (rule, said, once) in suggested.chain(leased.iter().cloned()) {
         let (list, entry) = match rule {
             AnyRule::Network(rule) if rule.protocol() == RuleProtocol::Any && rule.ports().is_empty() => {
                 (&mut cidrs, format!("\"{rule}\""))
@@ -164,11 +183,8 @@ pub(super) fn nix(name: &InstanceName, Suggestion { presets, rules, once, .. }: 
                 ),
             ),
         };
-        let said = said_briefly(denials);
-        let _ = match once {
-            true => writeln!(list, "  # {entry} # once, {said}"),
-            false => writeln!(list, "  {entry} # {said}"),
-        };
+        let comment = if once { "# " } else { "" };
+        let _ = writeln!(list, "  {comment}{entry} # {said}");
     }
     let option = |option: &str, list: String| match list.is_empty() {
         true => String::new(),
@@ -212,7 +228,10 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::policy::{Policy, file, preset::preset, suggest::Program};
+    use crate::{
+        policy::{Policy, file, preset::preset, suggest::Program},
+        report::view::tests::lease,
+    };
 
     fn denials(via: &str) -> Denials {
         let mut tried = Tried::default();
@@ -292,7 +311,9 @@ mod tests {
 
     #[test]
     fn nix_options_say_what_they_stand_for() {
-        let text = nix(&"my-project".parse().expect("a name"), &suggestion());
+        let lease = LeaseStatus { until: 1_764_176_400, ..lease() };
+        let text = nix(&"my-project".parse().expect("a name"), &suggestion(), &[lease]);
+        let until = local_time(1_764_176_400);
         let expect = r#"services.opencode.instances.my-project.networkIsolation.presets = [
   "npm" # denials: 12, by npm; for registry.npmjs.org
 ];
@@ -305,12 +326,13 @@ services.opencode.instances.my-project.networkIsolation.outboundAllow = [
   { cidr = "2001:db8::/64"; protocol = "icmp"; } # denials: 12, by opencode
   { name = "github.com"; protocol = "tcp"; ports = [ "22" "443" ]; } # denials: 12, by opencode
   { name = "*.example.net"; protocol = "udp"; ports = [ "443" ]; } # denials: 12, by opencode
+  { cidr = "192.0.2.0/24"; protocol = "tcp"; ports = [ "443" ]; } # leased until UNTIL
 ];
 services.opencode.instances.my-project.networkIsolation.outboundAllowCidrs = [
   "192.0.2.0/24" # denials: 12, by opencode
 ];
 "#;
-        assert_eq!(text, expect);
+        assert_eq!(text, expect.replace("UNTIL", &until));
     }
 
     #[test]

@@ -186,7 +186,7 @@ fn follow(socket: PathBuf) -> Receiver<LoggedDenial> {
 }
 
 fn pass_on(socket: &Path, sender: &SyncSender<LoggedDenial>) {
-    let request = Request::Events { instance: None, follow: true };
+    let request = Request::Events { instance: None, follow: true, leases: false };
     let Ok(mut client) = Client::ask(socket, &request, Duration::ZERO) else { return };
     while let Ok(Reply::Event(event)) = client.reply(None) {
         if sender.send(*event).is_err() {

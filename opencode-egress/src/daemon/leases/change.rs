@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use tracing::warn;
 
-use super::{Leases, deadline, store::InstanceLeases, upkeep::tell};
+use super::{Leases, deadline, store::InstanceLeases};
 use crate::{
     daemon::{connections::InForceBefore, error::DaemonError, policies::ChangedPolicy, state::Daemon},
     kernel::maps::boottime,
@@ -177,7 +177,7 @@ impl Daemon {
             self.leases.of.get_mut(&name).map(|leases| leases.ending.drain(..).collect()).unwrap_or_default();
         self.write_leases();
         for (lease, what, by) in &told {
-            tell(&name, lease, what, by);
+            self.tell_lease(&name, lease, what, by);
         }
         if !over.is_empty() {
             let rules = over.iter().filter_map(|lease: &Lease| match &lease.kind {

@@ -8,12 +8,13 @@ mod store;
 mod upkeep;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     path::Path,
     time::{Duration, Instant},
 };
 
 use rustix::time::{ClockId, clock_gettime};
+use tokio::sync::broadcast::{Sender, channel};
 
 pub(in crate::daemon) use self::change::{Change, LeaseOutcome};
 use self::store::{InstanceLeases, LeaseStore};
@@ -24,7 +25,7 @@ use crate::{
         InstanceName,
         lease::{Lease, LeaseStatus, Leased},
     },
-    report::human::now,
+    report::{human::now, lease::LeaseEvent},
 };
 
 /// When the end of a lease is tried again that could not be tidied up.
@@ -38,6 +39,9 @@ pub(in crate::daemon) struct Leases {
     untold: Vec<(InstanceName, Lease, &'static str)>,
     /// When what is over is looked at again.
     again: Option<Instant>,
+    /// What became of leases, for clients that ask for `events`, and those that follow these.
+    recent: VecDeque<LeaseEvent>,
+    followers: Sender<LeaseEvent>,
 }
 
 /// When a lease ends that begins now and is for so many seconds: in seconds since boot, to the nearest.
@@ -60,7 +64,7 @@ impl Leases {
                 .for_each(|lease| tell(lease, if lease.is_over(now) { "ended" } else { "kept" }));
             leases.end(now);
         }
-        Self { of, store, untold, again: None }
+        Self { of, store, untold, again: None, recent: VecDeque::new(), followers: channel(64).0 }
     }
 
     /// What policies are compiled with.

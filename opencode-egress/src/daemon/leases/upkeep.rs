@@ -2,20 +2,22 @@
 
 use std::{collections::BTreeMap, time::Instant};
 
-use tracing::{info, warn};
+use tokio::sync::broadcast::Receiver;
+use tracing::warn;
 
 use super::{AGAIN, Leases, store::InstanceLeases};
 use crate::{
-    daemon::{error::DaemonError, policies::InstancePolicies, state::Daemon},
+    daemon::{
+        error::DaemonError,
+        policies::InstancePolicies,
+        state::{Daemon, RECENT_EVENTS},
+    },
     kernel::maps::boottime,
     policy::{
         InstanceName,
-        lease::{Grantor, Lease, LeaseKind, LeaseStatus, Leased},
+        lease::{Grantor, Lease, LeaseStatus, Leased},
     },
-    report::{
-        human::{local_time, now},
-        journal::LEASE_ID,
-    },
+    report::{human::now, lease::LeaseEvent},
 };
 
 impl Daemon {
@@ -57,7 +59,7 @@ impl Daemon {
     /// ended with it, is: it is in no policy.
     pub(in crate::daemon) fn tell_kept_leases(&mut self) {
         for (name, lease, what) in std::mem::take(&mut self.leases.untold) {
-            tell(&name, &lease, what, &lease.by);
+            self.tell_lease(&name, &lease, what, &lease.by);
         }
         self.write_leases();
     }
@@ -81,11 +83,35 @@ impl Daemon {
             if !leases.active.is_empty() {
                 warn!("{name}: its leases are over: {why}");
             }
-            leases.active.iter().for_each(|lease| tell(name, lease, "dropped", &lease.by));
+            leases.active.iter().for_each(|lease| self.tell_lease(name, lease, "dropped", &lease.by));
         }
         if !gone.is_empty() {
             self.write_leases();
         }
+    }
+
+    /// Tells the log what became of a lease, and by whom, and has those told who follow events.
+    pub(super) fn tell_lease(&mut self, name: &InstanceName, lease: &Lease, what: &str, by: &Grantor) {
+        let event = LeaseEvent {
+            time: now(),
+            instance: name.to_string(),
+            lease: what.to_owned(),
+            who: by.clone(),
+            of: LeaseStatus::of(lease, boottime(), now()),
+        };
+        event.log();
+        let Leases { recent, followers, .. } = &mut self.leases;
+        if recent.len() >= RECENT_EVENTS {
+            recent.pop_front();
+        }
+        recent.push_back(event.clone());
+        // Nobody follows: nobody is told.
+        let _ = followers.send(event);
+    }
+
+    /// What became of leases lately, and where to hear of what is to come.
+    pub(in crate::daemon) fn lease_events(&self) -> (Vec<LeaseEvent>, Receiver<LeaseEvent>) {
+        (self.leases.recent.iter().cloned().collect(), self.leases.followers.subscribe())
     }
 
     pub(super) fn write_leases(&mut self) {
@@ -94,37 +120,4 @@ impl Daemon {
         // What `status` says of it; a grant asks for more.
         let _ = store.write(of);
     }
-}
-
-/// Logs what became of a lease, and by whom.
-pub(super) fn tell(name: &InstanceName, lease: &Lease, what: &'static str, by: &Grantor) {
-    let status = LeaseStatus::of(lease, boottime(), now());
-    let Lease { kind, hard, reason, from, .. } = lease;
-    let reason = reason.as_ref().map_or("", |reason| reason.as_str());
-    let why = if reason.is_empty() { String::new() } else { format!(": {reason}") };
-    let optional = |uid: Option<u32>| uid.map(|uid| uid.to_string()).unwrap_or_default();
-    let (from, until) = (local_time(*from), local_time(status.until));
-    let next = match (kind, what) {
-        (LeaseKind::Audit, "granted" | "replaced" | "kept") => "; nothing is refused until then".to_owned(),
-        (LeaseKind::Audit, _) => format!("; {} says what its policy lacks", lease.suggestion(name)),
-        _ => String::new(),
-    };
-    let time = match what {
-        "granted" | "replaced" | "kept" => format!("until {until}"),
-        _ => format!("granted {from}"),
-    };
-    info!(
-        MESSAGE_ID = LEASE_ID,
-        OPENCODE_INSTANCE = %name,
-        EGRESS_LEASE = what,
-        EGRESS_RULE = %kind,
-        EGRESS_HARD = u8::from(*hard),
-        EGRESS_UID = by.uid,
-        EGRESS_LOGINUID = optional(by.login_uid),
-        EGRESS_SUDO_USER = by.sudo_user.as_ref().map_or("", |user| user.as_str()),
-        EGRESS_LEASE_REASON = reason,
-        EGRESS_FROM = from,
-        EGRESS_UNTIL = until,
-        "{name}: lease {what}: {kind}, {time}, by {by}{why}{next}"
-    );
 }

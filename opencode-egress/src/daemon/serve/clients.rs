@@ -140,7 +140,9 @@ impl Server {
             return send(stream, &Reply::Error(refusal)).await;
         }
         match request {
-            Request::Events { instance, follow } => self.stream_events(stream, instance, follow).await,
+            Request::Events { instance, follow, leases } => {
+                self.stream_events(stream, instance, follow, leases).await
+            }
             request => {
                 let reply = self.reply(request, caller, descriptor).await;
                 send(stream, &reply).await
@@ -259,6 +261,7 @@ impl Server {
         stream: &mut UnixStream,
         instance: Option<String>,
         follow: bool,
+        leases: bool,
     ) -> io::Result<()> {
         let Ok(_permit) = self.followers.try_acquire() else {
             let refusal = format!("{FOLLOWERS} clients follow events already; end one of them");
@@ -270,8 +273,15 @@ impl Server {
             Ok(recent) => recent,
             Err(error) => return send(stream, &Reply::Error(error_chain(&error))).await,
         };
-        for event in recent {
-            send(stream, &Reply::Event(Box::new(event))).await?;
+        let is_asked = |of: &str| instance.as_ref().is_none_or(|name| *name == of);
+        let (of_leases, mut leases_coming) = self.daemon.borrow().lease_events();
+        let of_leases = of_leases.into_iter().filter(|event| leases && is_asked(&event.instance));
+        let mut recent: Vec<_> =
+            recent.into_iter().map(|event| (event.time, Reply::Event(Box::new(event)))).collect();
+        recent.extend(of_leases.map(|event| (event.time, Reply::Lease(Box::new(event)))));
+        recent.sort_by_key(|(time, _)| *time);
+        for (_, event) in recent {
+            send(stream, &event).await?;
         }
         if !follow {
             return send(stream, &Reply::End).await;
@@ -279,11 +289,17 @@ impl Server {
         loop {
             let event = tokio::select! {
                 event = coming.recv() => event,
+                event = leases_coming.recv(), if leases => {
+                    if let Some(event) = event.ok().filter(|event| is_asked(&event.instance)) {
+                        send(stream, &Reply::Lease(Box::new(event))).await?;
+                    }
+                    continue;
+                }
                 // A client has said all that it has to say: it can only go away.
                 _ = stream.read_u8() => return Ok(()),
             };
             match event {
-                Ok(event) if instance.as_ref().is_none_or(|name| *name == event.instance) => {
+                Ok(event) if is_asked(&event.instance) => {
                     send(stream, &Reply::Event(Box::new(event))).await?;
                 }
                 // A reader that is too slow misses some here; the journal has them.

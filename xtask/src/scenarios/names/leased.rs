@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
 use super::{
-    super::{Scenario, Tell},
+    super::{Scenario, TALK, Tell},
     units::Units,
 };
 use crate::machine::{Machine, wait};
@@ -126,6 +126,14 @@ fn network(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     ensure!(units.status("m")?["leases"][0]["grants"]["rule"] == rule, "{}", units.status("m")?);
     let text = egress(&units, &["status"])?;
     ensure!(text.contains("m: 1 lease: 192.0.2.20/32:80/tcp ("), "{text}");
+    let events = egress(&units, &["events", "m"])?;
+    ensure!(events.contains(" m: lease granted: 192.0.2.20/32:80/tcp, until "), "{events}");
+    let options = egress(&units, &["suggest", "m", "--nix"])?;
+    ensure!(
+        options
+            .contains("cidr = \"192.0.2.20/32\"; protocol = \"tcp\"; ports = [ \"80\" ]; } # leased until "),
+        "{options}"
+    );
     let metrics = egress(&units, &["metrics"])?;
     ensure!(metrics.contains("opencode_egress_leases{opencode_instance=\"m\"} 1"), "{metrics}");
     let granted = waits_for(&units, "granted", rule)?;
@@ -312,6 +320,16 @@ fn most(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     ensure!(said.contains("instance `m` has 256 leases, which is the most"), "{said}");
     let text = egress(&units, &["status"])?;
     ensure!(text.contains("m: 256 leases; the first to end: 203.0.113.0/32:1000 ("), "{text}");
+    // Audit mode by a lease is that of the policy, for its time.
+    let audit = "s = connect(); s.sendall(b'{\"allow\": {\"instance\": \"m\", \"grants\": \"audit\", \"time\": 4, \"hard\": false}}\\n'); print(s.makefile().read())";
+    egress(&units, &["revoke", "m", "203.0.113.0/32:1000"])?;
+    let said = units.machine.succeed(&["python3", "-c", &format!("{TALK}{audit}")])?;
+    ensure!(said.contains("granted"), "{said}");
+    units.can("m", &get(FAR))?;
+    ensure!(units.status("m")?["mode"] == "audit", "{}", units.status("m")?);
+    over(&units, FAR)?;
+    waits_for(&units, "ended", "audit mode")?;
+    ensure!(units.status("m")?["mode"] == "enforce", "{}", units.status("m")?);
     // The same rule again is none more.
     egress(&units, &["allow", "m", "203.0.113.9/32:1009", "--for", "2h"])?;
     egress(&units, &["revoke", "m", "203.0.113.9/32:1009"])?;
