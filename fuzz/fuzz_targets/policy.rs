@@ -103,7 +103,7 @@ fn check_compiled(policy: &Policy) {
     assert_eq!(keys.len(), compiled.entries.len());
     let names = compiled.names.clone();
     let compiled = compiled.rules();
-    for CompiledName { rule, id, grant } in names.iter().take(8) {
+    for CompiledName { rule, id, grant, .. } in names.iter().take(8) {
         let ports =
             rule.ports().iter().take(4).flat_map(|range| {
                 [range.first() - 1, range.first(), range.last(), range.last().wrapping_add(1)]

@@ -39,6 +39,12 @@ pub(super) fn is_own(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok_and(own)
 }
 
+/// proc_sys_kernel(5): another one at each boot.
+pub(super) fn boot_id() -> String {
+    let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    id.trim().to_owned()
+}
+
 /// Whether the policies in a file are those that are in force by what is pinned, as far as can be seen from outside their
 /// rules.
 fn is_in_force(path: &Path, pins: &Pins) -> bool {

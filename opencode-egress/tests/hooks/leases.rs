@@ -60,6 +60,16 @@ fn under(policy: Policy) -> World {
     world
 }
 
+/// Long after the test.
+const FAR_AHEAD: u64 = u32::MAX as u64;
+
+/// Has the leases of these rules end, and waits until they are over.
+fn end(world: &mut World, rules: &[&str]) {
+    let over = boottime() + 1;
+    put_in_force(world, base_policy().leased(leases(rules, over, &[])));
+    wait_until(world, over);
+}
+
 fn wait_until(world: &mut World, over: u64) {
     while boottime() < over {
         thread::sleep(Duration::from_millis(20));
@@ -77,15 +87,14 @@ const LEASED: [(&str, IpAddr); 3] = [
 #[test]
 fn a_lease_of_a_network_passes_until_its_time() {
     for (rule, address) in LEASED {
-        let over = boottime() + 4;
-        let mut world = world(leases(&[rule], over, &[]));
+        let mut world = world(leases(&[rule], FAR_AHEAD, &[]));
         for (name, way) in WAYS {
             world.passes(name, (address, PORT), way);
             world.denies(name, (address, 399), way);
             world.check_last(DropReason::NotAllowed);
         }
         world.denies("another address", (IpAddr::from(FAR), PORT), WAYS[0].1);
-        wait_until(&mut world, over);
+        end(&mut world, &[rule]);
         for (name, way) in WAYS {
             world.denies(name, (address, PORT), way);
             world.check_last(DropReason::NotAllowed);
@@ -96,7 +105,7 @@ fn a_lease_of_a_network_passes_until_its_time() {
 /// A lease is for TCP and UDP, and for those that its rule says.
 #[test]
 fn a_lease_is_for_its_protocols() {
-    let mut world = world(leases(&["192.0.2.0/28:443/tcp", "198.51.100.0/24/udp"], u64::from(u32::MAX), &[]));
+    let mut world = world(leases(&["192.0.2.0/28:443/tcp", "198.51.100.0/24/udp"], FAR_AHEAD, &[]));
     world.unit.sysctl("ipv4/ping_group_range", "0 2147483647");
     let [(_, by_tcp), (_, by_udp), _] = WAYS;
     world.passes("TCP", (DENIED, 443), by_tcp);
@@ -125,8 +134,7 @@ fn no_lease_passes_a_deny_rule() {
 #[test]
 fn what_began_goes_on_until_the_lease_is_revoked() {
     for (rule, address) in LEASED {
-        let over = boottime() + 3;
-        let mut world = world(leases(&[rule], over, &[]));
+        let mut world = world(leases(&[rule], FAR_AHEAD, &[]));
         let to = SocketAddr::new(address, PORT);
         let mut probe = world.start(|steps| {
             let stream = tcp(to)?;
@@ -143,8 +151,9 @@ fn what_began_goes_on_until_the_lease_is_revoked() {
         });
         let mut peer = None;
         let mut goes_on = |world: &mut World, probe: &mut crate::probe::Probe, when: &str| {
-            let _ = world.witness.arrived();
+            // It has begun by itself.
             if peer.is_some() {
+                let _ = world.witness.arrived();
                 probe.go_on();
             }
             assert_eq!(probe.step(), 0, "{to} {when}");
@@ -156,9 +165,9 @@ fn what_began_goes_on_until_the_lease_is_revoked() {
         };
         goes_on(&mut world, &mut probe, "in time");
         // Another change of the policy, before the end.
-        put_in_force(&mut world, base_policy().leased(leases(&[rule, "203.0.113.9/32"], over, &[])));
+        put_in_force(&mut world, base_policy().leased(leases(&[rule, "203.0.113.9/32"], FAR_AHEAD, &[])));
         goes_on(&mut world, &mut probe, "under another policy");
-        wait_until(&mut world, over);
+        end(&mut world, &[rule]);
         world.denies("a new connection", to, WAYS[0].1);
         goes_on(&mut world, &mut probe, "when the time is over");
         put_in_force(&mut world, base_policy().leased(leases(&[], 0, &[rule])));
@@ -177,9 +186,8 @@ fn what_began_goes_on_until_the_lease_is_revoked() {
 /// What a socket began under a lease opens nothing else for it.
 #[test]
 fn what_goes_on_is_the_flow_alone() {
-    let over = boottime() + 2;
     let rule = "192.0.2.0/28:400-500";
-    let mut world = world(leases(&[rule], over, &[]));
+    let mut world = world(leases(&[rule], FAR_AHEAD, &[]));
     let to = SocketAddr::from((DENIED, PORT));
     let others = [(DENIED, PORT + 1), (FAR, PORT)].map(SocketAddr::from);
     let mut probe = world.start(|steps| {
@@ -193,7 +201,7 @@ fn what_goes_on_is_the_flow_alone() {
         Ok(passed as u64 + u64::from(again))
     });
     probe.step();
-    wait_until(&mut world, over);
+    end(&mut world, &[rule]);
     put_in_force(&mut world, base_policy().leased(leases(&[], 0, &[rule])));
     probe.go_on();
     assert_eq!(probe.end(), Outcome::Done(0));
@@ -256,13 +264,14 @@ fn what_is_leased_need_not_open_tls() {
 /// Audit mode that was leased ends in the kernel, whether a daemon runs or not.
 #[test]
 fn audit_mode_ends_by_itself() {
-    let over = boottime() + 3;
-    let leased = Leased { audit: Some(over), ..Leased::default() };
-    let mut world = under(base_policy().leased(leased));
+    let until = |audit| base_policy().leased(Leased { audit: Some(audit), ..Leased::default() });
+    let mut world = under(until(FAR_AHEAD));
     for (name, way) in WAYS {
         world.passes(name, (DENIED, PORT), way);
     }
     assert!(!world.events().is_empty(), "it is told");
+    let over = boottime() + 1;
+    put_in_force(&mut world, until(over));
     wait_until(&mut world, over);
     for (name, way) in WAYS {
         world.denies(name, (DENIED, PORT), way);

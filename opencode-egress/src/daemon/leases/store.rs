@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use tracing::warn;
 
 use crate::{
-    daemon::last_applied::is_own,
+    daemon::last_applied::{boot_id, is_own},
     policy::{
         InstanceName,
         lease::{Lease, LeaseKind, MAX_ENDED},
@@ -119,12 +119,6 @@ impl LeaseStore {
         writer.write_all(&serde_json::to_vec(file)?)?;
         fs::rename(&new, &self.path)
     }
-}
-
-/// proc_sys_kernel(5): another one at each boot.
-fn boot_id() -> String {
-    let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    id.trim().to_owned()
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::daemon::last_applied::is_own;
+use crate::daemon::last_applied::{boot_id, is_own};
 
 /// The file is written anew when it is so many times as long as then, and longer than [`SHORT`].
 const TIMES: u64 = 4;
@@ -115,12 +115,6 @@ impl NameStore {
             )
         });
     }
-}
-
-/// proc_sys_kernel(5): another one at each boot.
-fn boot_id() -> String {
-    let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    id.trim().to_owned()
 }
 
 #[cfg(test)]

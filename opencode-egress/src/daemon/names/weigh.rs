@@ -97,7 +97,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::policy::{PolicySet, compile::compile, file};
+    use crate::policy::{Leased, Policy, PolicySet, compile::compile, file, lease::LeasedRule};
 
     #[test]
     fn what_the_instance_listens_at_is_brought_by_no_name() {
@@ -182,6 +182,24 @@ mod tests {
         // Another protocol or port is denied there, and not what the name is listed for.
         let (told, _) = weighed(allow, r#""192.0.2.0/24:80/tcp""#, "api.example.org", &["192.0.2.1"]);
         assert_eq!(told, ["192.0.2.1"]);
+    }
+
+    #[test]
+    fn what_a_leased_name_brings_is_good_until_the_end_of_the_lease() {
+        let leased = |rule: &str| LeasedRule { rule: rule.parse().expect("a rule"), until: 50 };
+        let mut policy = Policy::default();
+        policy.allow("both.example.org".parse().expect("a rule"));
+        let rules = ["leased.example.org", "*.example.org"].map(leased);
+        let policy = policy.leased(Leased { rules: rules.into(), ..Leased::default() });
+        let compiled = compile(&policy).expect("it compiles");
+        let until = |name: &str, answer| {
+            let (name, address) = (name.parse().expect("a name"), [192, 0, 2, 1].into());
+            let weighed = weigh(&name, &[address], answer, &compiled.names, &compiled.rules(), &[]);
+            weighed.learned.iter().map(|learned| learned.learned.until).max()
+        };
+        assert_eq!(until("leased.example.org", 100), Some(50));
+        assert_eq!(until("leased.example.org", 20), Some(20));
+        assert_eq!(until("both.example.org", 100), Some(100), "the policy file has it for good");
     }
 
     #[test]

@@ -298,3 +298,36 @@ fn an_address_that_a_name_brought_is_allowed_by_the_name() {
         assert!(shown.contains(&format!(": denied ({reason})\n")), "{shown}");
     }
 }
+
+#[test]
+fn a_lease_is_behind_what_it_lets_pass() {
+    use crate::policy::lease::{Grantor, Lease, LeaseKind, LeaseStatus, Leased, LeasedRule};
+    let rules = ["203.0.113.0/24:443/tcp", "api.example.org:80"];
+    let leased = |rule: &&str| LeasedRule { rule: rule.parse().expect("a rule"), until: 50 };
+    let leased = Leased { rules: rules.iter().map(leased).collect(), ..Leased::default() };
+    let policy = Policy { deny: vec![rule("203.0.113.9/32")], ..Policy::default() }.leased(leased);
+    let told = |target: &str| {
+        let mut judgement = judge(&policy, &target.parse().expect("a target"));
+        let lease = |rule: &str| {
+            let kind = LeaseKind::Rule(rule.parse().expect("a rule"));
+            let reason = Some("ticket 4711".parse().expect("a reason"));
+            let lease = Lease { kind, hard: false, reason, by: Grantor::default(), from: 1, deadline: 50 };
+            LeaseStatus { lease, until: 100, seconds: 10 }
+        };
+        tell_leases(&mut judgement, &rules.map(lease), |until| format!("second {until}"));
+        judgement.to_string()
+    };
+    let by = |rule: &str| format!("allowed\n  lease {rule} until second 100, granted by uid 0: ticket 4711");
+    assert_eq!(told("203.0.113.1:443"), by("203.0.113.0/24:443/tcp"));
+    assert!(
+        told("api.example.org:80").starts_with(&by("api.example.org:80")),
+        "{}",
+        told("api.example.org:80")
+    );
+    assert!(told("203.0.113.9:443").starts_with("denied (deny-rule)"), "{}", told("203.0.113.9:443"));
+    assert!(
+        told("203.0.113.1:443/udp").starts_with("denied (not-allowed)"),
+        "{}",
+        told("203.0.113.1:443/udp")
+    );
+}

@@ -103,7 +103,7 @@ fn network(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     let units = start(machine)?;
     let rule = "192.0.2.20/32:80/tcp";
     units.cannot("m", &get(FAR), DENIED)?;
-    let said = egress(&units, &["allow", "m", rule, "--for", "6s", "--reason", "ticket 4711"])?;
+    let said = egress(&units, &["allow", "m", rule, "--for", "1h", "--reason", "ticket 4711"])?;
     ensure!(
         said.contains("m: 192.0.2.20/32:80/tcp is allowed until ") && said.contains("goes on then"),
         "{said}"
@@ -142,6 +142,7 @@ fn network(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
         ensure!(granted[field] == value, "{field} in {granted}");
     }
     ensure!(granted["EGRESS_FROM"].is_string() && granted["EGRESS_UNTIL"].is_string(), "{granted}");
+    egress(&units, &["allow", "m", rule, "--for", "2s"])?;
     over(&units, FAR)?;
     waits_for(&units, "ended", rule)?;
     ensure!(
@@ -154,8 +155,9 @@ fn network(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     let said = kept_says(&units, "soft")?;
     ensure!(said.contains("192.0.2.20 upstream 192.0.2.20 got GET /kept"), "{said}");
     // A hard end, and one before the time, end what began.
-    egress(&units, &["allow", "m", rule, "--for", "3s", "--hard"])?;
+    egress(&units, &["allow", "m", rule, "--for", "1h", "--hard"])?;
     keep(&units, "hard")?;
+    egress(&units, &["allow", "m", rule, "--for", "2s", "--hard"])?;
     over(&units, FAR)?;
     waits_for(&units, "ended", rule)?;
     let said = kept_says(&units, "hard")?;
@@ -178,7 +180,7 @@ fn name(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     let units = start(machine)?;
     let listed = get("api.example.org");
     units.cannot("m", &listed, "Could not resolve host")?;
-    egress(&units, &["allow", "m", "api.example.org:80", "--for", "12s"])?;
+    egress(&units, &["allow", "m", "api.example.org:80", "--for", "1h"])?;
     wait("the name to be resolved", || units.can("m", &listed).ok())
         .with_context(|| units.run("m", &listed).unwrap_or_default())?;
     units.cannot("m", &get("other.example.org"), "Could not resolve host")?;
@@ -188,6 +190,7 @@ fn name(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     ensure!(explained.contains("lease api.example.org:80 until "), "{explained}");
     let explained = egress(&units, &["explain", "m", "192.0.2.20:80"])?;
     ensure!(explained.contains("; api.example.org has this address"), "{explained}");
+    egress(&units, &["allow", "m", "api.example.org:80", "--for", "2s"])?;
     wait("the end of the lease", || units.cannot("m", &listed, "Could not resolve host").ok())
         .with_context(|| units.run("m", &listed).unwrap_or_default())?;
     units.cannot("m", &get(FAR), DENIED)?;
@@ -219,7 +222,7 @@ fn kept(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     nothing_listed(&units)?;
     units.can("m", &get(FAR))?;
     // Without a daemon it ends all the same.
-    egress(&units, &["allow", "m", rule, "--for", "4s"])?;
+    egress(&units, &["allow", "m", rule, "--for", "9s"])?;
     units.machine.succeed(&["systemctl", "stop", "opencode-egress"])?;
     units.can("m", &get(FAR))?;
     over(&units, FAR)?;
@@ -321,12 +324,22 @@ fn most(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     let text = egress(&units, &["status"])?;
     ensure!(text.contains("m: 256 leases; the first to end: 203.0.113.0/32:1000 ("), "{text}");
     // Audit mode by a lease is that of the policy, for its time.
-    let audit = "s = connect(); s.sendall(b'{\"allow\": {\"instance\": \"m\", \"grants\": \"audit\", \"time\": 4, \"hard\": false}}\\n'); print(s.makefile().read())";
     egress(&units, &["revoke", "m", "203.0.113.0/32:1000"])?;
-    let said = units.machine.succeed(&["python3", "-c", &format!("{TALK}{audit}")])?;
-    ensure!(said.contains("granted"), "{said}");
+    let audit = |seconds: u32| -> Result<()> {
+        let request =
+            json!({ "allow": { "instance": "m", "grants": "audit", "time": seconds, "hard": false } });
+        let ask = format!(
+            "{TALK}s = connect(); s.sendall({:?}.encode()); print(s.makefile().read())",
+            format!("{request}\n")
+        );
+        let said = units.machine.succeed(&["python3", "-c", &ask])?;
+        ensure!(said.contains("granted"), "{said}");
+        Ok(())
+    };
+    audit(3600)?;
     units.can("m", &get(FAR))?;
     ensure!(units.status("m")?["mode"] == "audit", "{}", units.status("m")?);
+    audit(2)?;
     over(&units, FAR)?;
     waits_for(&units, "ended", "audit mode")?;
     ensure!(units.status("m")?["mode"] == "enforce", "{}", units.status("m")?);
