@@ -48,7 +48,6 @@ struct Told(*mut Caller);
 
 /// Places in [`Caller::work`].
 const WORD: usize = 0;
-const MORE: usize = 5;
 const DENTRY: usize = 1;
 const MOUNT: usize = 2;
 const ROOT: usize = 3;
@@ -56,6 +55,7 @@ const ROOT_MOUNT: usize = 4;
 const CGROUP: usize = 1;
 const UNIT: usize = 2;
 const PROCESS: usize = 3;
+const MORE: usize = 4;
 
 /// The bits that either has. The compiler does not see what this does, or it would make two comparisons of one.
 #[inline(always)]
@@ -207,8 +207,12 @@ impl Told {
         eight_times!(self.step_out());
         // A process of elsewhere, to which the socket was handed.
         if self.get(UNIT) == 0 {
-            // SAFETY: an aligned word of the record.
-            unsafe { (&raw mut (*self.0).cgroup_len).write_volatile(0) };
+            // SAFETY: aligned words of the record.
+            unsafe {
+                (&raw mut (*self.0).cgroup_len).write_volatile(0);
+                let flags = &raw mut (*self.0).flags;
+                flags.write_volatile(flags.read_volatile() & !Caller::CGROUP_CUT);
+            }
         }
     }
 

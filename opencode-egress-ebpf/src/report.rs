@@ -126,11 +126,11 @@ pub(crate) fn denied(instance: &Instance, denial: &Denial<'_>, details: &impl De
         denial.reason as u8
     );
     instance.count_denial();
-    let generation = instance.current.generation();
-    let event = record(instance.index, generation, denial, audit, details);
+    let mut told = 0;
+    let event = record(instance, denial, audit, details, &mut told);
     // Otherwise the verifier follows what comes for either mode.
-    let audit = opaque(u32::from(audit), generation) != 0;
-    if !event.is_null() {
+    let audit = opaque(u32::from(audit), instance.current.generation()) != 0;
+    if told != 0 {
         // SAFETY: a record of these details' kind, which was reserved and is submitted once.
         unsafe {
             details.tell_caller(event);
@@ -140,16 +140,19 @@ pub(crate) fn denied(instance: &Instance, denial: &Denial<'_>, details: &impl De
     audit
 }
 
-/// Counts a denial, and makes a record of it where it is to be told. Null where it is not.
+/// Counts a denial, and makes a record of it where it is to be told. Null where it is not. `told` says so too, for the verifier of Linux
+/// 5.10 takes it that a record, too, may be null.
 #[inline(never)]
 fn record<D: Details>(
-    instance: u32,
-    generation: u32,
+    instance: &Instance,
     denial: &Denial<'_>,
     audit: bool,
     details: &D,
+    told: &mut u64,
 ) -> *mut Event {
     const NONE: *mut Event = core::ptr::null_mut();
+    let (instance, generation) = (instance.index, instance.current.generation());
+    *told = 0;
     let Some(denied) = maps::DENIED.get_ptr_mut(instance) else { return NONE };
     let Some(taken) = maps::TAKEN.get_ptr(instance) else { return NONE };
     let slot = counter_slot(denial.reason);
@@ -220,6 +223,7 @@ fn record<D: Details>(
         details.add(event, flow);
         add(&raw mut (*denied).events, 1);
     }
+    *told = 1;
     event
 }
 

@@ -10,7 +10,7 @@ pub const CGROUP_BYTES: usize = 128;
 pub const VIA_NAMES: usize = 8;
 
 /// Room for what the programs follow.
-pub const WORK_WORDS: usize = 6;
+pub const WORK_WORDS: usize = 5;
 
 /// Which program a process runs, and how it came to be. What lies behind the lengths says nothing: it is of an earlier record.
 ///

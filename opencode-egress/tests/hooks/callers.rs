@@ -5,11 +5,16 @@ use std::{
     net::SocketAddr,
     os::unix::{ffi::OsStrExt as _, fs::PermissionsExt as _, process::CommandExt as _},
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
 };
 
 use opencode_egress::report::caller::{Caller, shown_path};
-use rustix::{fs::MemfdFlags, thread::set_name};
+use rustix::{
+    fs::MemfdFlags,
+    mount::{MountPropagationFlags, mount_bind_recursive, mount_change},
+    process::chroot,
+    thread::{UnshareFlags, set_name, unshare_unsafe},
+};
 
 use crate::{
     network::{DENIED, PORT},
@@ -62,7 +67,7 @@ fn attempt() -> String {
 #[track_caller]
 fn told_of(world: &mut World, program: &mut Command) -> (String, Caller) {
     told_by(world, || {
-        let output = program.stdin(std::process::Stdio::null()).output()?;
+        let output = program.stdin(Stdio::null()).output()?;
         match String::from_utf8_lossy(&output.stderr) {
             said if said.contains("Operation not permitted") => Ok(()),
             said => Err(io::Error::other(said)),
@@ -83,6 +88,13 @@ fn told_by(world: &mut World, technique: impl FnOnce() -> io::Result<()>) -> (St
     let reported = reported.remove(0);
     let comm = reported.denial.event.comm.split(|byte| *byte == 0).next().unwrap_or_default();
     (String::from_utf8_lossy(comm).into_owned(), reported.caller)
+}
+
+fn refused<T: std::fmt::Debug>(result: io::Result<T>) -> io::Result<()> {
+    match result {
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => Ok(()),
+        other => Err(io::Error::other(format!("not refused: {other:?}"))),
+    }
 }
 
 #[track_caller]
@@ -136,8 +148,15 @@ fn a_file_that_is_gone_and_one_that_never_had_a_name() {
     let mut world = World::new(&base_policy());
     let directory = Directory::new("gone");
     let gone = directory.shell("gone");
-    let script = format!("rm {}; {}", gone.display(), attempt());
-    let (_, caller) = told_of(&mut world, Command::new(&gone).args(["-c", &script]));
+    let (_, caller) = told_by(&mut world, || {
+        let mut command = Command::new(&gone);
+        command.args(["-c", &format!("read; {}", attempt())]).stderr(Stdio::null());
+        let mut child = command.stdin(Stdio::piped()).spawn()?;
+        fs::remove_file(&gone)?;
+        // It reads the end.
+        drop(child.stdin.take());
+        child.wait().map(drop)
+    });
     check(&caller, &format!("{}(deleted)", shown(&gone)), &["gone", "first"]);
 
     // It only looks so.
@@ -193,11 +212,7 @@ fn a_thread_is_its_process() {
     let mut world = World::new(&base_policy());
     let (comm, caller) = told_by(&mut world, || {
         let thread = std::thread::Builder::new().name("a thread".to_owned());
-        let attempt = || match tcp((DENIED, PORT).into()) {
-            Err(error) if error.raw_os_error() == Some(libc::EPERM) => Ok(()),
-            other => Err(io::Error::other(format!("not refused: {other:?}"))),
-        };
-        thread.spawn(attempt)?.join().expect("it does not panic")
+        thread.spawn(|| refused(tcp((DENIED, PORT).into())))?.join().expect("it does not panic")
     });
     assert_eq!(comm, "a thread");
     let own = fs::canonicalize("/proc/self/exe").expect("this program");
@@ -214,6 +229,14 @@ fn a_cgroup_below_the_units() {
     assert_eq!(caller.via, ["bash", "first"]);
 }
 
+/// Binds the whole tree to a directory, in mounts of its own.
+fn bind_all(directory: &Path) -> io::Result<()> {
+    // SAFETY: the probe has this thread alone.
+    unsafe { unshare_unsafe(UnshareFlags::NEWNS) }?;
+    mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE)?;
+    mount_bind_recursive("/", directory).map_err(Into::into)
+}
+
 /// Paths are those of the process' own root and mounts.
 #[test]
 fn a_root_of_its_own() {
@@ -221,22 +244,42 @@ fn a_root_of_its_own() {
     let directory = Directory::new("root");
     let root = directory.0.join("new/root");
     fs::create_dir_all(&root).expect("a directory");
-    let script = format!(
-        "mount --rbind / {0} && cd {0} && exec chroot . {1} -c '{2}'",
-        root.display(),
-        shell().display(),
-        attempt()
-    );
-    let mut unshare = Command::new("unshare");
-    let (_, caller) = told_of(&mut world, unshare.args(["--mount", "bash", "-c", &script]));
+    let (_, caller) = told_by(&mut world, || {
+        bind_all(&root)?;
+        let (mut command, root) = (bash(&attempt()), root.clone());
+        // SAFETY: between fork and exec there are system calls alone.
+        unsafe { command.pre_exec(move || chroot(&root).map_err(Into::into)) };
+        command.output().map(drop)
+    });
     check(&caller, &shown(&shell()), &["bash", "first"]);
     // And without one, over a mount point.
     let mounted = root.join(shell().strip_prefix("/").expect("a path below the root"));
-    let script =
-        format!("mount --rbind / {} && exec {} -c '{}'", root.display(), mounted.display(), attempt());
-    let mut unshare = Command::new("unshare");
-    let (_, caller) = told_of(&mut world, unshare.args(["--mount", "bash", "-c", &script]));
+    let (_, caller) = told_by(&mut world, || {
+        bind_all(&root)?;
+        Command::new(&mounted).args(["-c", &attempt()]).output().map(drop)
+    });
     check(&caller, &shown(&mounted), &["bash", "first"]);
+}
+
+/// A socket stays its maker's unit's. One of elsewhere who sends by it is told as it is, with no end to where it comes from.
+#[test]
+fn a_process_of_elsewhere() {
+    let mut world = World::new(&base_policy());
+    world.move_below("below");
+    let outside = world.cgroup.0.path().parent().expect("the cgroup is in another one").join("cgroup.procs");
+    let to = SocketAddr::from((DENIED, PORT));
+    let (_, caller) = told_by(&mut world, || {
+        let socket = udp(to)?;
+        fs::write(&outside, "0")?;
+        refused(send_to(&socket, b"data", 0, to))
+    });
+    assert_eq!((caller.via.first().map(String::as_str), caller.cgroup), (Some("first"), None));
+    assert_eq!(
+        caller.via.last().map(String::as_str),
+        Some("..."),
+        "where it ends nobody knows: {:?}",
+        caller.via
+    );
 }
 
 /// Datagrams, whichever hook judges them.
@@ -246,10 +289,7 @@ fn who_sends_a_datagram() {
     let to = SocketAddr::from((DENIED, PORT));
     let judged = world.judges_sendmsg() || world.loaded.programs.features().packet_knows_caller;
     assert!(judged, "one of the hooks knows the process");
-    let (_, caller) = told_by(&mut world, || match send_to(&udp(to)?, b"data", 0, to) {
-        Err(error) if error.raw_os_error() == Some(libc::EPERM) => Ok(()),
-        other => Err(io::Error::other(format!("not refused: {other:?}"))),
-    });
+    let (_, caller) = told_by(&mut world, || refused(send_to(&udp(to)?, b"data", 0, to)));
     assert_eq!(caller.via, ["first"]);
 }
 
@@ -264,7 +304,7 @@ fn a_hundred_that_end_at_once_are_known() {
         for _ in 0..ATTEMPTS {
             // As the agent's shell runs curl.
             let mut command = bash(&attempt());
-            let status = command.arg0("curl").stderr(std::process::Stdio::null()).status()?;
+            let status = command.arg0("curl").stderr(Stdio::null()).status()?;
             assert!(!status.success());
         }
         Ok(())
