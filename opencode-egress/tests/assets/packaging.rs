@@ -32,7 +32,7 @@ fn journalctl_compiles_the_catalog() {
         listed.trim_end(),
         format!("{} opencode-egress: @OPENCODE_INSTANCE@ may not reach @EGRESS_DST@", journal::DENIED_ID)
     );
-    assert_eq!(succeed(journalctl().arg("--list-catalog")).lines().count(), 10);
+    assert_eq!(succeed(journalctl().arg("--list-catalog")).lines().count(), 11);
 }
 
 #[test]

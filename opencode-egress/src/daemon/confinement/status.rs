@@ -58,7 +58,7 @@ impl Daemon {
                 failed_attach: failed_attach.clone(),
                 counters,
                 names,
-                steady: self.steady(instance)?,
+                steady: self.steady(instance),
                 leases: self.leases.status(name),
                 last_denial: recent.back().cloned(),
             };

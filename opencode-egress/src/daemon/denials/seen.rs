@@ -22,24 +22,21 @@ use crate::{
 const AS_TRIED: Widest = Widest { v4: 32, v6: 128, wildcards: false };
 
 impl Daemon {
-    /// What is denied to an instance steadily, and a rule would let pass.
-    pub(in crate::daemon) fn steady(
-        &self,
-        instance: &InstanceState,
-    ) -> Result<Vec<SteadyDenial>, DaemonError> {
+    /// What is denied to an instance steadily, and a rule would let pass. Nothing where its policy cannot be read, of which others tell.
+    pub(in crate::daemon) fn steady(&self, instance: &InstanceState) -> Vec<SteadyDenial> {
         let Some(policy) = instance.policy.as_ref().filter(|policy| policy.mode == Mode::Enforce) else {
-            return Ok(vec![]);
+            return vec![];
         };
         let (destinations, names) = instance.denied.steady(now());
         if destinations.is_empty() && names.is_empty() {
-            return Ok(vec![]);
+            return vec![];
         }
-        let Some((_, rules)) = self.loaded.maps.policy(instance.index)? else { return Ok(vec![]) };
+        let Ok(Some((_, rules))) = self.loaded.maps.policy(instance.index) else { return vec![] };
         let Suggestion { rules, .. } = suggest::rules_for(policy, &rules, &destinations, &names, AS_TRIED);
         let steady = rules.into_iter().map(|SuggestedRule { rule, denials: Denials { attempts, tried } }| {
             SteadyDenial { rule: rule.to_string(), attempts, tried }
         });
-        Ok(steady.collect())
+        steady.collect()
     }
 
     /// Everything that was denied to an instance, as far as the kernel remembers: each destination once for each reason. And the names that it
