@@ -7,6 +7,7 @@ mod caller;
 mod counters;
 mod learned;
 mod records;
+mod sockets;
 mod tls;
 
 pub use caller::{
@@ -15,6 +16,7 @@ pub use caller::{
 pub use counters::{Counter, Counters, Denied};
 pub use learned::{AskerKey, Learned, LearnedKey, MAX_ASKERS, MAX_LEARNED, NameRuleId};
 pub use records::{DestinationDenials, DestinationKey, Event, Limits, Reset, Taken};
+pub use sockets::{CountedSocket, SocketCount, SocketSlot};
 pub use tls::{GreetedEvent, TlsFlow};
 
 use crate::flow::{Address, Class, Family};
@@ -391,69 +393,5 @@ impl ConfinedCgroup {
     }
 }
 
-/// The sockets of an instance.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-#[repr(C)]
-pub struct SocketCount {
-    /// How many are open, of those that it made itself: accepted ones are not among them.
-    pub open: u32,
-    /// Of which count that is. User space raises it where it begins a new one: sockets of an earlier count are in none.
-    pub epoch: u32,
-}
-
-/// In which count a socket is. A new one is all zeros: in none.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-#[repr(C)]
-pub struct CountedSocket {
-    /// The instance; 0 is none, and so is [`CountedSocket::DENIED`].
-    pub instance: u32,
-    /// [`SocketCount::epoch`] when it was counted.
-    pub epoch: u32,
-}
-
-impl CountedSocket {
-    /// In [`CountedSocket::instance`]: it was one too many. Where it passes all the same, in audit mode, it is in no count.
-    pub const DENIED: u32 = u32::MAX;
-}
-
-/// A slot of the counted sockets: the kernel's number of a socket, reduced to how many slots there are, says which one it may have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-#[repr(C)]
-pub struct SocketSlot {
-    /// In the lower 16 bits how many sockets want the slot now, in the others the number of the one that has it; 0 for none.
-    pub taken: u64,
-    /// What is said of that one.
-    pub counted: CountedSocket,
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// A size that is the sum of the fields' sizes has no padding.
-    #[test]
-    fn layouts_have_no_padding() {
-        assert_eq!(size_of::<TrieKey>(), 4 + 4 + 16);
-        assert_eq!(size_of::<Entry>(), 8);
-        assert_eq!(size_of::<Listener>(), 16 + 2 + 2 + 4);
-        assert_eq!(size_of::<PolicyHeader>(), 44 + MAX_LISTENERS * size_of::<Listener>() + 12);
-        assert_eq!(size_of::<ConfinedCgroup>(), 16 + CACHE_SLOTS * 8);
-        assert_eq!(size_of::<SocketCount>(), 8);
-        assert_eq!(size_of::<CountedSocket>(), 8);
-        assert_eq!(size_of::<SocketSlot>(), 16);
-        assert_eq!(size_of::<Counter>(), 16);
-        assert_eq!(size_of::<Denied>(), REASON_SLOTS * 16 + 7 * 8);
-    }
-
-    #[test]
-    fn a_scope_fits_a_page() {
-        assert!(size_of::<ConfinedCgroup>() <= 4096);
-    }
-
-    #[test]
-    fn the_current_word_holds_both_halves() {
-        let current = Current::new(7, 4095);
-        assert_eq!((current.generation(), current.slot()), (7, 4095));
-        assert_eq!(Current::default().slot(), 0);
-    }
-}
+mod tests;

@@ -1,5 +1,8 @@
 //! The command line. Every reading command has `--json`; errors go to stderr and say what to do.
 
+mod asking;
+mod leases;
+
 use std::{ffi::OsString, os::fd::RawFd, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand};
@@ -9,13 +12,13 @@ use crate::{
     daemon::serve::exposition,
     policy::{
         AnyRule, Errno, InstanceName, Loopback, Rule,
-        lease::{LeaseRule, LeaseTime, Reason},
         preset::{Preset, preset},
     },
 };
 
-/// Where the daemon answers.
-pub const CONTROL_SOCKET: &str = "/run/opencode-egress/control.sock";
+pub use asking::{CONTROL_SOCKET, ControlArgs, ReadArgs};
+pub use leases::{AllowArgs, LearnArgs, LeasesArgs, RevokeArgs};
+
 /// Where the daemon answers confined processes.
 pub const WHY_SOCKET: &str = "/run/opencode-egress/why.sock";
 /// Where the daemon listens for the resolver.
@@ -140,14 +143,6 @@ pub enum Command {
     },
 }
 
-/// Where to reach the daemon.
-#[derive(Debug, Args)]
-pub struct ControlArgs {
-    /// The daemon's socket
-    #[arg(long, value_name = "PATH", default_value = CONTROL_SOCKET)]
-    pub socket: PathBuf,
-}
-
 /// Arguments of `run`.
 #[derive(Debug, Args)]
 pub struct RunArgs {
@@ -260,17 +255,6 @@ pub struct PresetsArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
-}
-
-/// Arguments of a command that reads from the daemon.
-#[derive(Debug, Args)]
-pub struct ReadArgs {
-    /// Print JSON
-    #[arg(long)]
-    pub json: bool,
-    /// Where to reach the daemon.
-    #[command(flatten)]
-    pub control: ControlArgs,
 }
 
 /// Arguments of `top`.
@@ -387,73 +371,4 @@ pub struct DetachArgs {
     /// Where to reach the daemon.
     #[command(flatten)]
     pub control: ControlArgs,
-}
-
-/// Arguments of `learn`.
-#[derive(Debug, Args)]
-pub struct LearnArgs {
-    /// The instance
-    pub name: InstanceName,
-    /// For how long, as in 90s, 30m, 1h30m or 1d, which is the longest
-    #[arg(long = "for", value_name = "TIME", default_value = "1d", conflicts_with = "stop")]
-    pub time: LeaseTime,
-    /// End it before its time
-    #[arg(long)]
-    pub stop: bool,
-    /// Why, for the log: one line of at most 400 bytes
-    #[arg(long, value_name = "TEXT", conflicts_with = "stop")]
-    pub reason: Option<Reason>,
-    /// What to print and whom to ask.
-    #[command(flatten)]
-    pub read: ReadArgs,
-}
-
-/// Arguments of `allow`.
-#[derive(Debug, Args)]
-#[group(id = "end", required = true, multiple = false, args = ["time", "until"])]
-pub struct AllowArgs {
-    /// The instance
-    pub name: InstanceName,
-    /// A network or a name, for TCP and UDP, as in 10.10.0.0/16, 203.0.113.0/24:443,8000-8100/tcp, [2001:db8::/32]:443, api.example.org
-    /// (which is TCP 443), github.com:22,443 or *.example.net
-    pub rule: LeaseRule,
-    /// For how long, as in 90s, 30m, 1h30m or 1d, which is the longest. A change of the clock does not change it, and the time that the
-    /// machine is suspended counts
-    #[arg(long = "for", value_name = "TIME")]
-    pub time: Option<LeaseTime>,
-    /// Until when, as in 18:30, "2026-11-26 18:30" or 2026-11-26T18:30:00+01:00; at most a day ahead. It counts as the time from now until
-    /// then: a later change of the clock does not change that
-    #[arg(long, value_name = "WHEN")]
-    pub until: Option<String>,
-    /// At its end, end what began under it, too
-    #[arg(long)]
-    pub hard: bool,
-    /// Why, for the log: one line of at most 400 bytes
-    #[arg(long, value_name = "TEXT")]
-    pub reason: Option<Reason>,
-    /// What to print and whom to ask.
-    #[command(flatten)]
-    pub read: ReadArgs,
-}
-
-/// Arguments of `revoke`.
-#[derive(Debug, Args)]
-pub struct RevokeArgs {
-    /// The instance
-    pub name: InstanceName,
-    /// The lease's rule. One that ended counts, too: what goes on that began under it is ended
-    pub rule: LeaseRule,
-    /// Where to reach the daemon.
-    #[command(flatten)]
-    pub control: ControlArgs,
-}
-
-/// Arguments of `leases`.
-#[derive(Debug, Args)]
-pub struct LeasesArgs {
-    /// Only this instance's
-    pub name: Option<InstanceName>,
-    /// What to print and whom to ask.
-    #[command(flatten)]
-    pub read: ReadArgs,
 }
