@@ -134,7 +134,6 @@ fn journal_tells(machine: &mut Machine, tell: Tell<'_>) -> Result<()> {
         let lines = wait("the journal", || machine.run(&words).ok().filter(|lines| lines.contains(expect)))?;
         let mode = "hook=connect4 reason=not-allowed";
         ensure!(lines.contains(mode) && lines.contains("comm=curl"), "the journal has: {lines}");
-        ensure!(lines.contains("/bin/curl via=curl,"), "the journal says which program and whose: {lines}");
         tell(&format!("$ {}\n{lines}", words.join(" ")));
     }
     let field = machine.succeed(&[
