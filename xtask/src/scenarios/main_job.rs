@@ -134,6 +134,10 @@ fn journal_tells(machine: &mut Machine, tell: Tell<'_>) -> Result<()> {
         let lines = wait("the journal", || machine.run(&words).ok().filter(|lines| lines.contains(expect)))?;
         let mode = "hook=connect4 reason=not-allowed";
         ensure!(lines.contains(mode) && lines.contains("comm=curl"), "the journal has: {lines}");
+        ensure!(
+            lines.contains("exe=/usr/bin/curl via=curl,"),
+            "the journal does not know who asked: {lines}"
+        );
         tell(&format!("$ {}\n{lines}", words.join(" ")));
     }
     let field = machine.succeed(&[
