@@ -117,7 +117,7 @@ impl<'a> Probes<'a> {
     pub(crate) fn starts(&mut self, count: usize) -> Result<()> {
         // The first start makes what stays.
         self.machine.succeed(&["systemctl", "start", "opencode-short"])?;
-        let links = "/sys/fs/bpf/opencode-egress/v4/links/opencode-short,service";
+        let links = "/sys/fs/bpf/opencode-egress/v5/links/opencode-short,service";
         wait("the first start's links to go", || self.machine.fail(&["test", "-e", links]).ok())?;
         let before = self.kept()?;
         // In the machine, a start takes a fraction of what a command from outside does.

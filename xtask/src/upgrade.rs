@@ -76,7 +76,7 @@ fn go(machine: &Machine, back: bool, kill: bool) -> Result<()> {
     } else {
         machine.succeed(&["systemctl", "restart", DAEMON])?;
     }
-    let version = if back { "v2" } else { "v4" };
+    let version = if back { "v2" } else { "v5" };
     let pins = || machine.succeed(&["ls", PINS]);
     // The daemon before leaves links of hooks that it does not know.
     let taken = |pins: &String| pins.contains(version) && (back || pins.trim() == version);

@@ -52,5 +52,6 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Scenario> {
         names::RACE,
         places::PLACES,
     ];
-    std::iter::once(MAIN_JOB).chain(others).chain([load::LOAD]).flatten()
+    // Floods come last: of what they lost `status` speaks for a while.
+    std::iter::once(MAIN_JOB).chain(others).chain([load::LOAD, top::FLOOD]).flatten()
 }

@@ -13,12 +13,15 @@ pub(super) const TOP: &[Scenario] = &[
         title: "top: what was denied is chosen, explained, granted for an hour, and copied as an option, at 80 columns without colours",
         run: answers,
     },
-    Scenario { title: "top: a flood of denials leaves it readable, quick and cheap", run: flood },
     Scenario {
         title: "top: the terminal is as it was after a signal, and a daemon that goes is said",
         run: ends,
     },
 ];
+
+/// One that many denials come to.
+pub(super) const FLOOD: &[Scenario] =
+    &[Scenario { title: "top: a flood of denials leaves it readable, quick and cheap", run: flood }];
 
 /// A terminal of 80 columns and 24 lines, in which `top` runs until the end of the shell around it.
 struct Terminal<'a> {

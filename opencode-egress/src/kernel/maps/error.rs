@@ -55,6 +55,18 @@ pub enum MapsError {
     },
 }
 
+/// Whether an entry was there to be removed, or replaced: somebody else may have been first. (aya passes on what the system said.)
+pub(super) fn was_there(result: Result<(), MapError>) -> Result<bool, MapError> {
+    match result {
+        Ok(()) => Ok(true),
+        Err(MapError::KeyNotFound) => Ok(false),
+        Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => {
+            Ok(false)
+        }
+        Err(error) => Err(error),
+    }
+}
+
 impl MapsError {
     pub(in crate::kernel) fn operation(
         action: &'static str,

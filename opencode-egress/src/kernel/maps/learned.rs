@@ -16,7 +16,7 @@ use aya::{
 use opencode_egress_common::abi::{Learned, LearnedKey};
 use rustix::time::{ClockId, clock_gettime};
 
-use super::MapsError;
+use super::{MapsError, error::was_there};
 use crate::kernel::{
     elements::{fill, read_batch},
     instance::InstanceIndex,
@@ -116,10 +116,8 @@ impl LearnedMap {
             for (key, learned) in batch.entries {
                 let in_force = InstanceIndex::new(key.instance()).and_then(&generation);
                 if in_force != Some(key.generation) || learned.until.saturating_add(KEPT) <= now {
-                    match self.map.remove(&key) {
-                        Ok(()) | Err(MapError::KeyNotFound) => {}
-                        Err(error) => return Err(MapsError::operation("remove from", "LEARNED")(error)),
-                    }
+                    was_there(self.map.remove(&key))
+                        .map_err(MapsError::operation("remove from", "LEARNED"))?;
                 }
             }
             self.place = batch.next;

@@ -5,10 +5,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use aya::maps::{HashMap, MapData, MapError};
+use aya::maps::{HashMap, MapData};
 use opencode_egress_common::{abi::PolicyHeader, loopback::SEVERAL_OWNERS};
 
-use super::MapsError;
+use super::{MapsError, error::was_there};
 use crate::kernel::instance::InstanceIndex;
 
 /// The ports of all instances' listeners.
@@ -88,13 +88,9 @@ impl ListedPorts {
         for port in touched {
             match owners.get(port) {
                 Some(owner) => self.write(*port, *owner)?,
-                None => match self.map.remove(&u32::from(*port)) {
-                    Ok(()) | Err(MapError::KeyNotFound) => {}
-                    // aya passes on what the system said.
-                    Err(MapError::SyscallError(error))
-                        if error.io_error.raw_os_error() == Some(libc::ENOENT) => {}
-                    Err(error) => return Err(MapsError::operation("remove from", "LISTED_PORTS")(error)),
-                },
+                None => was_there(self.map.remove(&u32::from(*port)))
+                    .map(drop)
+                    .map_err(MapsError::operation("remove from", "LISTED_PORTS"))?,
             }
         }
         Ok(())

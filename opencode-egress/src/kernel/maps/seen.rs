@@ -17,6 +17,7 @@ use opencode_egress_common::abi::{DESTINATIONS_SHARE, DestinationDenials, Destin
 
 use super::{
     MapsError,
+    error::was_there,
     words::{TakenKind, TakenWords},
 };
 use crate::kernel::{elements::read_batch, instance::InstanceIndex};
@@ -82,7 +83,8 @@ impl Seen {
         for (key, denials) in self.of(instance)? {
             // An attempt that is counted meanwhile is not remembered; the counters have it.
             let denials = DestinationDenials { reported: 0, ..denials };
-            self.map.insert(key, denials, REPLACE).map_err(MapsError::operation("write to", "SEEN"))?;
+            was_there(self.map.insert(key, denials, REPLACE))
+                .map_err(MapsError::operation("write to", "SEEN"))?;
         }
         Ok(())
     }
@@ -96,10 +98,9 @@ impl Seen {
     }
 
     fn forget_one(&mut self, key: &DestinationKey, taken: &TakenWords) -> Result<(), MapsError> {
-        match self.map.remove(key) {
-            Ok(()) => taken.count(key.instance, TakenKind::Forgotten),
-            Err(MapError::KeyNotFound) => {}
-            Err(error) => return Err(MapsError::operation("remove from", "SEEN")(error)),
+        let removed = was_there(self.map.remove(key)).map_err(MapsError::operation("remove from", "SEEN"))?;
+        if removed {
+            taken.count(key.instance, TakenKind::Forgotten);
         }
         Ok(())
     }
