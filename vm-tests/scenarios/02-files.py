@@ -48,7 +48,7 @@ with subtest("of /etc there are a few files"):
     there = set(lines(agent("a", "ls -A /etc")))
     assert "passwd" in there and there <= set(ETC.split()), there
     # The program, and no policies.
-    assert lines(agent("a", "ls -A /etc/opencode-egress")) == ["opencode-egress"]
+    assert lines(agent("a", "ls -A /etc/opencode-egress /etc/opencode-egress/bin")) == lines("/etc/opencode-egress: bin /etc/opencode-egress/bin: opencode-egress")
 
 with subtest("it writes to what is its own"):
     own = ["/srv/a", f"{STATE}/a", "/srv/exchange/shown", "/tmp", "/var/tmp", "/dev/shm"]
