@@ -116,7 +116,9 @@ with subtest("what the kernel refuses, and would not refuse outside"):
 
 with subtest("executable memory is refused where a unit asks for that"):
     hardened = "systemd-run --wait --pipe -q -p MemoryDenyWriteExecute=yes"
-    assert answers(machine.succeed(f"{hardened} $(command -v python3) /srv/a/probe.py"))["executable memory"] == "EPERM"
+    refused = answers(machine.succeed(f"{hardened} $(command -v python3) /srv/a/probe.py"))["executable memory"]
+    # By a filter of calls; newer systemd has the kernel refuse it (PR_SET_MDWE).
+    assert refused in {"EPERM", "EACCES"}, refused
 
 with subtest("other processes are not there"):
     for process in ("1", machine.succeed("systemctl show -P MainPID opencode-b").strip()):
