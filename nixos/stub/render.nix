@@ -158,7 +158,10 @@ let
     else
       mapAttrs' (
         name: service:
-        nameValuePair "/etc/systemd/system/${name}.service" (unit config.systemd.globalEnvironment service)
+        let
+          place = if service.overrideStrategy == "asDropin" then "${name}.service.d/overrides.conf" else "${name}.service";
+        in
+        nameValuePair "/etc/systemd/system/${place}" (unit config.systemd.globalEnvironment service)
       ) services
       // listToAttrs (map mount config.systemd.mounts)
       // mapAttrs' (activation "Path" ".path" (path: path.pathConfig)) config.systemd.paths

@@ -62,6 +62,7 @@ let
         restartTriggers = option [ ] (types.listOf types.unspecified);
         reloadIfChanged = option false types.bool;
         stopIfChanged = option true types.bool;
+        overrideStrategy = option "asDropinIfExists" (types.enum [ "asDropinIfExists" "asDropin" ]);
         startLimitIntervalSec = mkOption { type = types.int; };
       };
       config = {

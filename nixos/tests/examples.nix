@@ -46,6 +46,7 @@ in
       "/etc/systemd/system/opencode-my-project-setup.service"
       "/etc/systemd/system/opencode-my-project.service"
       "/etc/systemd/system/run-opencode-pts-my\\x2dproject.mount"
+      "/etc/systemd/system/systemd-journald-sync@.service.d/overrides.conf"
       "/etc/sysusers.d/opencode.conf"
       "/etc/tmpfiles.d/opencode.conf"
       "/nix/store/journald@opencode-my-project.conf"

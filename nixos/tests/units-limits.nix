@@ -82,6 +82,15 @@ in
         journal = "[Journal]\nSystemMaxUse=16M\nRuntimeMaxUse=16M\n";
         namespaces = lib.replicate 3 "opencode-a";
       };
+  "a server that starts again and again waits for no limit of its journal's" = is
+    {
+      inherit ((host.one { }).systemd.services."systemd-journald-sync@") overrideStrategy;
+      limit = (host.one { }).systemd.services."systemd-journald-sync@".unitConfig.StartLimitIntervalSec;
+    }
+    {
+      overrideStrategy = "asDropin";
+      limit = 0;
+    };
   "a backup has no network and sees nothing but the state" =
     let
       backup = (host.one (isolation // { sandbox.readWritePaths = [ "/srv/rw" ]; })).systemd.services.opencode-a-backup;

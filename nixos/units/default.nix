@@ -71,7 +71,17 @@ let
 in
 {
   config = lib.mkIf config.services.opencode.enable {
-    systemd.services = concatMapAttrs units instances.enabled;
+    systemd.services =
+      concatMapAttrs units instances.enabled
+      // lib.optionalAttrs (instances.enabled != { }) {
+        # systemd 257 and newer syncs a journal namespace whenever a unit of it starts: at the usual limit of five starts in ten seconds, two
+        # quick restarts of a server kept it from starting.
+        "systemd-journald-sync@" = {
+          overrideStrategy = "asDropin";
+          enableDefaultPath = false;
+          unitConfig.StartLimitIntervalSec = 0;
+        };
+      };
     assertions = map (message: {
       assertion = false;
       inherit message;
