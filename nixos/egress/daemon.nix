@@ -11,17 +11,15 @@ let
   # A metrics address that is no path is a TCP port on loopback.
   socketDirectory = lib.optional (egress.metrics != null && lib.hasPrefix "/" egress.metrics) (dirOf egress.metrics);
 
-  hardening = {
+  hardening = import ../hardening.nix // {
     # Load, attach and read maps; no more, above all not CAP_SYS_ADMIN.
     CapabilityBoundingSet = [
       "CAP_BPF"
       "CAP_PERFMON"
       "CAP_NET_ADMIN"
     ];
-    NoNewPrivileges = true;
     # Read-only but for its own directory below /run and the pins. Not ProtectKernelTunables=, which makes the pins
     # read-only too.
-    ProtectSystem = "strict";
     ReadOnlyPaths = [
       "/proc"
       "/sys"
@@ -36,18 +34,6 @@ let
     ProtectHome = true;
     PrivateTmp = true;
     PrivateDevices = true;
-    DevicePolicy = "closed";
-    ProtectClock = true;
-    ProtectHostname = true;
-    ProtectKernelLogs = true;
-    ProtectKernelModules = true;
-    ProtectControlGroups = true;
-    RestrictNamespaces = true;
-    RestrictRealtime = true;
-    RestrictSUIDSGID = true;
-    LockPersonality = true;
-    MemoryDenyWriteExecute = true;
-    UMask = "0077";
     # No network but loopback: metrics, and the sockets that instances ask names at, which are the resolver's to read but stay in this cgroup. It is in the
     # host's namespace to reset connections there, too, by netlink.
     # Not ProtectProc=: which unit a caller belongs to is read in /proc.
@@ -59,13 +45,11 @@ let
     ];
     IPAddressDeny = "any";
     IPAddressAllow = "localhost";
-    SystemCallArchitectures = "native";
     SystemCallFilter = [
       "@system-service"
       "~@privileged @resources"
       "bpf"
     ];
-    SystemCallErrorNumber = "EPERM";
   };
 in
 {

@@ -8,7 +8,7 @@
   # Whatever made it fail, it is needed: without it no name is resolved.
   startLimitIntervalSec = 0;
   unitConfig.Documentation = "man:opencode-egress(1)";
-  serviceConfig = {
+  serviceConfig = import ../hardening.nix // {
     Type = "notify";
     ExecStart = import ../units/exec.nix { inherit lib; } [
       "${egress.package}/bin/opencode-egress"
@@ -26,42 +26,26 @@
     # It reads what agents write: no user of the host's, no capability, no file to write.
     DynamicUser = true;
     CapabilityBoundingSet = "";
-    NoNewPrivileges = true;
-    ProtectSystem = "strict";
     ProtectHome = true;
     PrivateTmp = true;
     PrivateDevices = true;
     PrivateMounts = true;
-    DevicePolicy = "closed";
     PrivateUsers = true;
     ProtectProc = "invisible";
     ProcSubset = "pid";
-    ProtectClock = true;
-    ProtectHostname = true;
-    ProtectKernelLogs = true;
-    ProtectKernelModules = true;
     ProtectKernelTunables = true;
-    ProtectControlGroups = true;
-    RestrictNamespaces = true;
-    RestrictRealtime = true;
-    RestrictSUIDSGID = true;
     RemoveIPC = true;
-    LockPersonality = true;
-    MemoryDenyWriteExecute = true;
-    UMask = "0077";
     # The daemon's socket, and the resolvers that it asks.
     RestrictAddressFamilies = [
       "AF_UNIX"
       "AF_INET"
       "AF_INET6"
     ];
-    SystemCallArchitectures = "native";
     # By the last one it gives up by itself what it does not need.
     SystemCallFilter = [
       "@system-service"
       "~@privileged @resources"
       "seccomp"
     ];
-    SystemCallErrorNumber = "EPERM";
   };
 }

@@ -15,40 +15,24 @@ let
   count = "/etc/opencode-keys/count";
   credential = provider: "${provider.instance}.${provider.name}";
 
-  hardening = {
+  hardening = import ../hardening.nix // {
     CapabilityBoundingSet = "";
-    NoNewPrivileges = true;
-    ProtectSystem = "strict";
     ProtectHome = true;
     PrivateTmp = true;
     PrivateDevices = true;
     PrivateMounts = true;
     PrivateIPC = true;
-    DevicePolicy = "closed";
     PrivateUsers = true;
     ProtectProc = "invisible";
     ProcSubset = "pid";
-    ProtectClock = true;
-    ProtectHostname = true;
-    ProtectKernelLogs = true;
-    ProtectKernelModules = true;
     ProtectKernelTunables = true;
-    ProtectControlGroups = true;
-    RestrictNamespaces = true;
-    RestrictRealtime = true;
-    RestrictSUIDSGID = true;
     RemoveIPC = true;
-    LockPersonality = true;
-    MemoryDenyWriteExecute = true;
     KeyringMode = "private";
-    UMask = "0077";
     RestrictAddressFamilies = "AF_UNIX";
-    SystemCallArchitectures = "native";
     SystemCallFilter = [
       "@system-service"
       "~@privileged @resources @keyring @aio"
     ];
-    SystemCallErrorNumber = "EPERM";
   };
 
   serve = name: {

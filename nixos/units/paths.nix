@@ -22,7 +22,7 @@ in
   ];
   # The set-up's limit is enough.
   startLimitIntervalSec = 0;
-  serviceConfig = {
+  serviceConfig = import ../hardening.nix // {
     # Not RemainAfterExit=: it is to look before each start.
     Type = "oneshot";
     ExecStart = pkgs.writeShellScript "opencode-${name}-paths" ''
@@ -118,32 +118,16 @@ in
     '';
     # Root's, to look into every directory; it changes nothing, and sees the host as systemd does when it mounts.
     CapabilityBoundingSet = "CAP_DAC_READ_SEARCH";
-    NoNewPrivileges = true;
-    ProtectSystem = "strict";
     ProtectProc = "invisible";
-    ProtectClock = true;
-    ProtectControlGroups = true;
-    ProtectHostname = true;
-    ProtectKernelLogs = true;
-    ProtectKernelModules = true;
     ProtectKernelTunables = true;
     PrivateNetwork = true;
     PrivateIPC = true;
-    DevicePolicy = "closed";
     IPAddressDeny = "any";
     RestrictAddressFamilies = "none";
-    RestrictNamespaces = true;
-    RestrictRealtime = true;
-    RestrictSUIDSGID = true;
-    LockPersonality = true;
-    MemoryDenyWriteExecute = true;
     KeyringMode = "private";
-    UMask = "0077";
-    SystemCallArchitectures = "native";
     SystemCallFilter = [
       "@system-service"
       "~@privileged @resources @keyring @aio"
     ];
-    SystemCallErrorNumber = "EPERM";
   };
 }

@@ -29,6 +29,7 @@ mod named;
 mod opaque;
 mod own;
 mod packet;
+mod peer;
 mod question;
 mod report;
 mod reset;

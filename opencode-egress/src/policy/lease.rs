@@ -5,7 +5,7 @@ mod text;
 
 use serde::{Deserialize, Serialize};
 
-pub use leased::{Leased, LeasedRule, kernel_seconds};
+pub use leased::{AllLeased, Leased, LeasedRule, kernel_seconds};
 pub use text::{LeaseTime, Reason};
 
 use crate::policy::{AnyRule, Invalid, NameRule, PortRange, Rule, RuleProtocol};

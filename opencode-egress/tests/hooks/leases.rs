@@ -3,7 +3,6 @@
 use std::{
     io::Read as _,
     net::{IpAddr, SocketAddr},
-    thread,
     time::Duration,
 };
 
@@ -67,14 +66,7 @@ const FAR_AHEAD: u64 = u32::MAX as u64;
 fn end(world: &mut World, rules: &[&str]) {
     let over = boottime() + 1;
     put_in_force(world, base_policy().leased(leases(rules, over, &[])));
-    wait_until(world, over);
-}
-
-fn wait_until(world: &mut World, over: u64) {
-    while boottime() < over {
-        thread::sleep(Duration::from_millis(20));
-    }
-    let _ = world.witness.arrived();
+    world.wait_until(over);
 }
 
 /// A network of which an address is leased, and the address by a way to write it.
@@ -272,7 +264,7 @@ fn audit_mode_ends_by_itself() {
     assert!(!world.events().is_empty(), "it is told");
     let over = boottime() + 1;
     put_in_force(&mut world, until(over));
-    wait_until(&mut world, over);
+    world.wait_until(over);
     for (name, way) in WAYS {
         world.denies(name, (DENIED, PORT), way);
     }

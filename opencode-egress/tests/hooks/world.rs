@@ -20,6 +20,7 @@ use opencode_egress::{
         hooks::Needs,
         instance::InstanceIndex,
         loader::{Lifetime, Loaded, load},
+        maps::boottime,
         ring::Reported,
     },
     policy::{Listen, LogLimits, Policy, PortRange, Rule, RuleProtocol, compile::compile},
@@ -88,6 +89,14 @@ pub(crate) const UNLIMITED: LogLimits =
     LogLimits { interval: Duration::ZERO, burst: 100_000, per_sec: 1_000_000 };
 
 impl World {
+    /// Waits until the first second since boot at which something is over that was to be until then. The witness begins anew.
+    pub(crate) fn wait_until(&mut self, over: u64) {
+        while boottime() < over {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let _ = self.witness.arrived();
+    }
+
     /// A world whose cgroup is confined to a policy.
     pub(crate) fn new(policy: &Policy) -> Self {
         let mut world = Self::unconfined();

@@ -19,11 +19,10 @@ use tokio::sync::broadcast::{Sender, channel};
 pub(in crate::daemon) use self::change::{Change, LeaseOutcome};
 use self::store::{InstanceLeases, LeaseStore};
 use crate::{
-    daemon::policies::AllLeased,
     kernel::maps::boottime,
     policy::{
         InstanceName,
-        lease::{Lease, LeaseStatus, Leased},
+        lease::{AllLeased, Lease, LeaseStatus, Leased},
     },
     report::{human::now, lease::LeaseEvent},
 };

@@ -7,7 +7,7 @@ use opencode_egress_common::{abi::PolicyHeader, flow::Protocol};
 use crate::{
     daemon::{
         error::DaemonError,
-        policies::read::{AllLeased, InstancePolicies, Read, read},
+        policies::read::{InstancePolicies, Read, read},
         state::Daemon,
     },
     kernel::maps::KernelRules,
@@ -15,7 +15,7 @@ use crate::{
         InstanceName, Policy,
         destination::protocol_name,
         explain::{Explanation, Judgement, PolicyFile, Rewritten, explain, tell_leases},
-        lease::LeaseStatus,
+        lease::{AllLeased, LeaseStatus},
         name::LearnedName,
         target::Target,
     },

@@ -15,7 +15,7 @@ use tracing::{error, info, warn};
 
 pub(in crate::daemon) use self::{
     changes::InstancePolicies,
-    read::{AllLeased, ChangedPolicy, Prepared, ReloadTask, read_or_last},
+    read::{ChangedPolicy, Prepared, ReloadTask, read_or_last},
 };
 use crate::{
     daemon::{

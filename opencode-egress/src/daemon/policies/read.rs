@@ -19,13 +19,10 @@ use crate::{
         InstanceName, LogLimits, Policy, Resolver,
         compile::{CompileError, CompiledName, CompiledPolicy, compile},
         file,
-        lease::Leased,
+        lease::{AllLeased, Leased},
     },
     report::human::error_chain,
 };
-
-/// What is leased, by instance.
-pub(in crate::daemon) type AllLeased = BTreeMap<InstanceName, Leased>;
 
 /// A policy file.
 pub(in crate::daemon) struct Read {

@@ -1,9 +1,11 @@
 //! What leases make of a policy.
 
+use std::collections::BTreeMap;
+
 use opencode_egress_common::abi::NameRuleId;
 
 use crate::policy::{
-    AnyRule, Mode, Policy,
+    AnyRule, InstanceName, Mode, Policy,
     lease::{Lease, LeaseKind, LeaseRule},
 };
 
@@ -17,6 +19,9 @@ pub struct Leased {
     /// Until when there is audit mode, in seconds since boot, though the policy file has another one.
     pub audit: Option<u64>,
 }
+
+/// What is leased, by instance.
+pub type AllLeased = BTreeMap<InstanceName, Leased>;
 
 /// A rule, and the first second since boot (`CLOCK_BOOTTIME`) at which nothing new may begin by it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -61,7 +61,7 @@ fn flows_go_on_under_a_policy_that_still_lists_their_rule() {
         peer.set_read_timeout(Some(Duration::from_secs(5))).expect("a timeout");
         let mut data = [0; 4];
         peer.read_exact(&mut data).expect("what was sent in time");
-        named.wait_until(over);
+        named.world.wait_until(over);
         // The address is over, and nobody carries it over.
         for policy in [other(), names(&[API]), other()] {
             named.install(&policy, &[]);

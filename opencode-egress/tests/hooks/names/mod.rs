@@ -14,7 +14,7 @@ mod resolvers;
 mod time;
 mod unasked;
 
-use std::{net::IpAddr, thread, time::Duration};
+use std::net::IpAddr;
 
 use opencode_egress::{
     kernel::{
@@ -96,14 +96,6 @@ impl Named {
         let learned = self.learned(rule, address, until);
         self.world.loaded.maps.learn(InstanceIndex::FIRST, &learned).expect("the kernel takes it");
         until
-    }
-
-    /// Waits until the time for new flows to what was learned until then is over. The witness begins anew.
-    pub(crate) fn wait_until(&mut self, over: u64) {
-        while boottime() < over {
-            thread::sleep(Duration::from_millis(20));
-        }
-        let _ = self.world.witness.arrived();
     }
 }
 

@@ -47,7 +47,7 @@ fn a_connection_lives_on_when_its_address_is_over() {
         peer.set_read_timeout(Some(Duration::from_secs(5))).expect("a timeout");
         let mut data = [0; 6];
         peer.read_exact(&mut data).expect("what was sent in time");
-        named.wait_until(over);
+        named.world.wait_until(over);
         named.world.denies("a new connection", to, |to| tcp(to).map(drop));
         named.world.check_last(DropReason::NameExpired);
         probe.go_on();
@@ -82,7 +82,7 @@ fn datagrams_go_on_when_their_address_is_over() {
         let to = SocketAddr::new(address, PORT);
         let mut probe = keep_sending(&named, &[to]);
         assert_eq!(probe.step(), 0, "in time");
-        named.wait_until(over);
+        named.world.wait_until(over);
         for (name, way) in [flows::TCP, flows::UDP] {
             named.world.denies(name, to, way);
             named.world.check_last(DropReason::NameExpired);
@@ -106,7 +106,7 @@ fn a_socket_goes_on_with_its_last_four_flows() {
         let over = named.learn(API, DENIED, 2);
         let mut probe = keep_sending(&named, &ports[..count]);
         assert_eq!(probe.step(), 0, "in time");
-        named.wait_until(over);
+        named.world.wait_until(over);
         named.world.denies("a new flow", ports[0], flows::UDP.1);
         probe.go_on();
         assert_eq!(probe.step(), refused, "{count} flows, when the time is over");
@@ -132,7 +132,7 @@ fn a_flow_is_its_address_port_and_protocol() {
         refused(send_to(&socket, b"data", 0, to))
     });
     probe.step();
-    named.wait_until(over);
+    named.world.wait_until(over);
     probe.go_on();
     assert_eq!(probe.end(), Outcome::DONE);
 }
