@@ -19,7 +19,7 @@ use opencode_egress_common::{
     decide::{Decision, Verdict},
     flow::{Address, Flow, Protocol},
     loopback::{VOUCHED, may_be_own},
-    packet::{Bytes as _, Packet, ipv4, ipv6},
+    packet::{Bytes as _, Packet},
 };
 
 use crate::{
@@ -30,9 +30,7 @@ use crate::{
     peer::{forget, is_known, remember},
     sk::FullSk,
     skb::{Linear, Skb},
-    uapi::{
-        ETH_P_IP, ETH_P_IPV6, LOOPBACK_IFINDEX, SOCK_DGRAM, SOCK_STREAM, TCP_ESTABLISHED, TCP_NEW_SYN_RECV,
-    },
+    uapi::{ETH_P_IP, LOOPBACK_IFINDEX, SOCK_DGRAM, SOCK_STREAM, TCP_ESTABLISHED, TCP_NEW_SYN_RECV},
 };
 
 /// The verdict on a call, of which the rules have said this. Where nobody is found, its packets are judged when they are there.
@@ -119,12 +117,7 @@ pub(crate) fn leaves(skb: &Skb) -> u32 {
 /// Reads a plain packet of TCP or UDP, of a socket that makes such ones.
 #[inline(never)]
 fn read(skb: &Skb, packet: &mut Packet) -> u32 {
-    let plain = match skb.ethertype() {
-        ETH_P_IP => ipv4(&Linear(skb)),
-        ETH_P_IPV6 => ipv6(&Linear(skb)),
-        _ => return 0,
-    };
-    let Ok(plain) = plain else { return 0 };
+    let Some(plain) = skb.read_plain() else { return 0 };
     let of_its_socket = match (skb.full_socket(), plain.protocol) {
         // A request for a connection, which only TCP has.
         (None, Protocol::TCP) => !plain.opens,

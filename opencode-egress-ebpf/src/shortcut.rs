@@ -75,12 +75,7 @@ fn flow_that_may_be_named<S: Shortcut>(skb: &Skb, flow: &mut Flow) -> bool {
         return false;
     }
     let Some(sk) = skb.full_socket() else { return false };
-    let packet = match skb.ethertype() {
-        ETH_P_IP => ipv4(&Linear(skb)),
-        ETH_P_IPV6 => ipv6(&Linear(skb)),
-        _ => return false,
-    };
-    let Ok(packet) = packet else { return false };
+    let Some(packet) = skb.read_plain() else { return false };
     // What a raw socket sends is of no flow of its own. (The kernel's test run of a program has a socket without a type.)
     let of_its_socket = matches!(
         (sk.kind(), packet.protocol),
@@ -102,12 +97,7 @@ pub(crate) fn goes_on<S: Shortcut>(skb: &Skb) -> bool {
         return false;
     }
     let Some(sk) = skb.full_socket() else { return false };
-    let packet = match skb.ethertype() {
-        ETH_P_IP => ipv4(&Linear(skb)),
-        ETH_P_IPV6 => ipv6(&Linear(skb)),
-        _ => return false,
-    };
-    let Ok(packet) = packet else { return false };
+    let Some(packet) = skb.read_plain() else { return false };
     // Only a socket's own flows are in its storage, of TCP and UDP, and none from a listener's port.
     if !S::is_of_socket(skb, &packet) || !named::goes_on(sk.as_ptr(), &instance, &S::flow(&packet)) {
         return false;

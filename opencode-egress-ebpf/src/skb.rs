@@ -47,6 +47,17 @@ impl Skb {
         }
     }
 
+    /// Reads the headers of a plain packet, which are where they mostly are ([`Linear`]). `None`: it is another one, or none.
+    #[inline(always)]
+    pub(crate) fn read_plain(&self) -> Option<Packet> {
+        let packet = match self.ethertype() {
+            ETH_P_IP => ipv4(&Linear(self)),
+            ETH_P_IPV6 => ipv6(&Linear(self)),
+            _ => return None,
+        };
+        packet.ok()
+    }
+
     /// The packet's socket.
     #[inline(always)]
     pub(crate) fn socket(&self) -> Option<Sk> {
