@@ -222,15 +222,16 @@ pub(crate) fn judge(instance: &Instance, flow: &Flow, sk: *mut bpf_sock, new: bo
     if !instance.head().is_some_and(|header| header.has_names()) {
         return ByName::Unknown;
     }
+    // By what it began, whatever else would let it begin by now: the end of that is not its end.
+    if !new && !sk.is_null() && began(sk, instance, flow) {
+        return ByName::Allowed;
+    }
     let by_name = rule_for(instance, flow);
     let rule = if by_name > 1 { by_name } else { lease_for(instance, flow) };
     if rule != 0 {
         if !sk.is_null() {
             remember(sk, instance.current.generation(), flow, rule);
         }
-        return ByName::Allowed;
-    }
-    if !new && !sk.is_null() && began(sk, instance, flow) {
         return ByName::Allowed;
     }
     if by_name == 1 { ByName::Expired } else { ByName::Unknown }

@@ -175,6 +175,31 @@ fn what_began_goes_on_until_the_lease_is_revoked() {
     }
 }
 
+/// What began under a lease that ended goes on when another one that covers it comes and is revoked.
+#[test]
+fn what_began_is_of_no_later_lease() {
+    let rule = "192.0.2.0/28:400-500";
+    let mut world = world(leases(&[rule], FAR_AHEAD, &[]));
+    let to = SocketAddr::from((DENIED, PORT));
+    let mut probe = world.start(|steps| {
+        let joined = connected(to)?;
+        loop {
+            let refused = send(&joined, b"data", 0).is_err();
+            steps.wait_with(u64::from(refused))?;
+        }
+    });
+    assert_eq!(probe.step(), 0, "in time");
+    end(&mut world, &[rule]);
+    for (active, when) in [(&["192.0.2.0/24"][..], "under a wider one"), (&[], "when that is revoked")] {
+        put_in_force(&mut world, base_policy().leased(leases(active, FAR_AHEAD, &[rule])));
+        probe.go_on();
+        assert_eq!(probe.step(), 0, "{when}");
+        let _ = world.witness.arrived();
+    }
+    // Nothing else is.
+    world.denies("a new flow", to, WAYS[1].1);
+}
+
 /// What a socket began under a lease opens nothing else for it.
 #[test]
 fn what_goes_on_is_the_flow_alone() {
