@@ -3,7 +3,8 @@
 //!
 //! The program of `packet` judges each packet, this one follows such a connection's stream: from the SYN, which says how its bytes are
 //! counted, until the hello is over. A segment passes when all of it is what a hello may begin with. What was read may be sent again
-//! and passes unread, for the kernel sends it from its own copy; what comes before what is missing does not pass.
+//! and passes unread: the kernel sends it from its own copy, or from pages of the sender's that were never copied, and what becomes of those
+//! meanwhile nobody reads. What comes before what is missing does not pass.
 
 use aya_ebpf::{
     bindings::{__sk_buff, bpf_sock},
@@ -118,7 +119,7 @@ fn must_open_tls(skb: &Skb, sk: FullSk) -> u32 {
         return GoesOn::AsTls as u32;
     }
     if !instance.head().is_some_and(|header| header.has_tls()) {
-        return GoesOn::Unknown as u32;
+        return GoesOn::Freely as u32;
     }
     if is_allowed_by_networks(skb, &instance) || is_leased(skb, &instance) {
         return GoesOn::Freely as u32;
@@ -237,7 +238,8 @@ fn read(skb: &Skb, flow: &TlsFlow) -> u32 {
     if judged == Followed::Passes { PASSES } else { DENIED }
 }
 
-/// Tells of a connection that is denied, and asks for its reset. Returns whether it passes all the same: then it is followed no more.
+/// Tells of a connection that is denied, and asks for its reset. Returns whether it passes all the same: what is denied stays so, for when audit
+/// mode ends.
 #[inline(never)]
 fn deny(skb: &Skb, followed: &TlsFlow) -> i32 {
     let Some(segment) = Segment::read(skb) else { return 0 };
@@ -250,7 +252,6 @@ fn deny(skb: &Skb, followed: &TlsFlow) -> i32 {
     let flow = segment.flow();
     let denial = Denial { hook: Hook::Tls, reason, flow: &flow, bytes: Some(skb.0.len()) };
     if denied(&instance, &denial, &Greeted { skb: skb.raw(), name }) {
-        followed.hello.end();
         1
     } else {
         skb.end_connection(&instance)

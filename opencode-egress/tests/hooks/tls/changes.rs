@@ -6,9 +6,9 @@ use std::{
 };
 
 use opencode_egress::{kernel::loader::Lifetime, policy::Policy};
-use opencode_egress_common::reason::DropReason;
+use opencode_egress_common::{abi::Mode, reason::DropReason};
 
-use super::{RESET, SERVED, Server, conclude, finish, hello_to, learn, world};
+use super::{RESET, SERVED, Server, conclude, finish, hello_to, learn, with_policy, world};
 use crate::{
     bpffs::Bpffs,
     names::{Named, names},
@@ -132,4 +132,37 @@ fn a_denied_connection_stays_denied() {
     let mut names = told.iter().map(|denial| denial.server.expect("a server").name().to_vec());
     assert!(names.all(|name| name == b"evil.example"), "{told:?}");
     assert_eq!(server.end(), b"", "nothing of it arrives");
+}
+
+/// What audit mode let pass is denied when that ends.
+#[test]
+fn what_audit_let_pass_ends_with_it() {
+    let mut named = with_policy(&Policy { mode: Mode::Audit, ..names(&super::RULES) });
+    let evil = hello_to("evil.example");
+    let server = Server::start(named.world.server());
+    let mut probe = named.world.start(|steps| {
+        let socket = tcp((DENIED, PORT).into())?;
+        send(&socket, &evil, 0)?;
+        steps.wait()?;
+        let since = Instant::now();
+        let _ = send(&socket, b"more", 0);
+        conclude(&socket, since)
+    });
+    probe.step();
+    again(&mut named, &names(&super::RULES));
+    probe.go_on();
+    assert_eq!(finish(&mut named, probe), Outcome::Done(RESET));
+    assert_eq!(server.end(), evil, "what it let pass, and no more");
+}
+
+/// A hello on its way goes on where the next policy has no rule that looks at it.
+#[test]
+fn a_hello_on_its_way_is_free_under_a_policy_without_tls() {
+    let mut named = world();
+    let evil = hello_to("evil.example");
+    let without = "listed.example/notls";
+    let (outcome, arrived) = between(&mut named, &evil, |named| {
+        named.install(&names(&[without]), &[(without, IpAddr::from(DENIED), 1000)]);
+    });
+    assert_eq!((outcome, &arrived), (Outcome::Done(SERVED), &evil));
 }
