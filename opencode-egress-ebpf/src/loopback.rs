@@ -20,6 +20,7 @@ use opencode_egress_common::{
     flow::{Address, Flow, Protocol},
     loopback::{VOUCHED, may_be_own},
     packet::{Bytes as _, Packet},
+    reason::DropReason,
 };
 
 use crate::{
@@ -175,6 +176,12 @@ fn is_left(instance: &Instance, flow: &Flow) -> u32 {
             UNSPOKEN
         }
         Decision::OwnOnly(_) => TO_OWN,
+        // The port of another instance's resolver, or of a socket of the instance's own that the kernel gave one of these ports.
+        Decision::Settled(Verdict::Deny(DropReason::OtherResolver))
+            if instance.head().is_some_and(|header| header.own_loopback != 0) =>
+        {
+            TO_OWN
+        }
         Decision::Settled(_) => SETTLED,
     };
     opaque(left, instance.current.generation())
@@ -244,7 +251,7 @@ fn segment(skb: &Skb, packet: &Packet) -> u32 {
             return 1;
         }
         OWN | LISTENS => {}
-        IN_GROUP if packet.opens => {}
+        IN_GROUP if packet.opens && carries_data(skb) == 0 => {}
         // SAFETY: as above.
         IN_GROUP if unsafe { own::is_being_opened(skb.raw().cast(), packet) } != 0 => {}
         NOBODY if left == UNSPOKEN && carries_data(skb) == 0 => {}

@@ -20,7 +20,7 @@ use crate::{
     bpffs::Bpffs,
     network::{Namespace, UNIT, UNIT6},
     probe::{Outcome, Probe},
-    sys::{listening, set_bytes},
+    sys::{listening, send_to, set_bytes, socket},
     tcp::{IPPROTO_MPTCP, has_mptcp},
     world::World,
 };
@@ -167,12 +167,21 @@ fn descriptor_of(pid: u32, number: i32) -> io::Result<OwnedFd> {
 fn a_group_with_somebody_elses_socket_reaches_only_the_instances() {
     for (steered, theirs) in [(false, false), (false, true), (true, false), (true, true)] {
         let mut world = World::new(&own());
+        // Without a cookie, and whoever listens.
+        world.unit.sysctl("ipv4/tcp_fastopen", "1543");
         let mut probe = world.start(|steps| {
             let mine = listening(socket_with(at(V4), libc::SOCK_STREAM, libc::SO_REUSEPORT)?)?;
             steps.wait()?;
             mine.set_nonblocking(true)?;
             let mut reached = 0;
-            for _ in 0..24 {
+            for number in 0..24 {
+                if theirs && number % 2 == 1 {
+                    // A SYN with data, which whoever gets it has at once.
+                    let fast = socket(libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_NONBLOCK, 0)?;
+                    let _ = send_to(&fast, b"data", libc::MSG_FASTOPEN, at(V4));
+                    reached += u64::from(mine.accept().is_ok());
+                    continue;
+                }
                 // A SYN that is denied is not answered.
                 let Ok(mut client) = TcpStream::connect_timeout(&at(V4), SILENCE / 3) else { continue };
                 let _ = client.write_all(b"data");

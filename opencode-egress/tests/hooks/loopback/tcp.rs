@@ -105,6 +105,22 @@ fn data_in_the_first_packet_reaches_a_server_of_its_own() {
     assert_eq!(outcome, Outcome::DONE);
 }
 
+/// The kernel may give a client a port among those of resolvers, which is nobody's resolver then.
+#[test]
+fn a_client_at_a_resolvers_port_is_answered() {
+    let mut world = World::new(&own());
+    world.unit.sysctl("ipv4/ip_local_port_range", "22600 22700");
+    for (place, to) in [(V4, V4), (V6, V6), (ANY6, V4)] {
+        let (_server, port) = server(&world, at(place), TCP);
+        let (outcome, _, _) = world.run_with_resets(|| talks(&mut client(SocketAddr::new(to, port), TCP)?));
+        assert_eq!(outcome, Outcome::DONE, "{to}, of a server at {place}");
+        let (_echo, port) = super::udp::echo(&world, at(place));
+        let (outcome, _) = world.run(|| super::udp::asks(SocketAddr::new(to, port)));
+        assert_eq!(outcome, Outcome::DONE, "{to} by UDP, of a server at {place}");
+    }
+    assert_eq!(world.denied(), 0, "nothing of it is denied");
+}
+
 #[test]
 fn processes_below_are_the_instance_too() {
     let mut world = World::new(&own());

@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// One that answers each datagram, until it is ended.
-fn echo(world: &World, place: SocketAddr) -> (Probe, u16) {
+pub(super) fn echo(world: &World, place: SocketAddr) -> (Probe, u16) {
     let mut probe = world.start(|steps| {
         let server = datagrams(place)?;
         server.set_read_timeout(None)?;
@@ -33,7 +33,7 @@ fn echo(world: &World, place: SocketAddr) -> (Probe, u16) {
 }
 
 /// Asks and is answered, by a socket with a peer and by one without.
-fn asks(to: SocketAddr) -> io::Result<()> {
+pub(super) fn asks(to: SocketAddr) -> io::Result<()> {
     for socket in [UdpSocket::from(connected(to)?), UdpSocket::from(udp(to)?)] {
         socket.set_read_timeout(Some(ANSWER))?;
         for number in [1, 2] {
