@@ -115,7 +115,11 @@ fn unmark(ctx: &SockAddrContext, instance: &Instance, sk: FullSk) {
 #[inline(never)]
 fn name_peer(ctx: &SockAddrContext, instance: &Instance, sk: FullSk, flow: &Flow, hook: Hook) {
     if question::redirect(ctx, instance, flow, hook == Hook::Connect6) {
-        return unmark(ctx, instance, sk);
+        // The mark by which what it sends to itself passes the second lock it keeps: it got that as it was made.
+        if let Some(header) = instance.head() {
+            named::mark(ctx.as_ptr(), *sk, header.mark, false);
+        }
+        return;
     }
     let verdict = instance.decision(flow).settle(|| false);
     let (_, named) = named::settle(instance, flow, verdict, sk.as_ptr(), true);
@@ -133,8 +137,11 @@ fn sendmsg(ctx: &SockAddrContext, hook: Hook, address: Address) -> i32 {
     if instance.head().is_some_and(|header| header.has_names()) {
         return send_by_name(ctx, &instance, hook, &flow);
     }
-    let judges = maps::sendmsg_judges() || instance.head().is_some_and(|header| header.errno != 0);
-    if !judges || instance.remembers(&flow) { 1 } else { judge_datagram(ctx, &instance, hook, &flow) }
+    if !instance.judges_datagram_calls() || instance.remembers(&flow) {
+        1
+    } else {
+        judge_datagram(ctx, &instance, hook, &flow)
+    }
 }
 
 /// The same of an instance with name rules.
@@ -150,7 +157,7 @@ fn send_by_name(ctx: &SockAddrContext, instance: &Instance, hook: Hook, flow: &F
         named::settle(instance, flow, verdict, sk.as_ptr(), false)
     };
     named::mark_if_possible(ctx, *sk, header.mark, named);
-    if maps::sendmsg_judges() || header.errno != 0 { conclude(instance, hook, flow, verdict) } else { 1 }
+    if instance.judges_datagram_calls() { conclude(instance, hook, flow, verdict) } else { 1 }
 }
 
 /// A datagram that is not in the cache. Apart from the rest, so that a call that is there needs little code.

@@ -39,6 +39,12 @@ impl Instance {
         }
     }
 
+    /// Whether datagrams' calls are judged, and not their packets alone: where no packet's program knows the process, or the calls are to get another error.
+    #[inline(always)]
+    pub(crate) fn judges_datagram_calls(&self) -> bool {
+        maps::sendmsg_judges() || self.head().is_some_and(|header| header.errno != 0)
+    }
+
     /// Whether the cache remembers that the current policy allows a flow.
     #[inline(always)]
     pub(crate) fn remembers(&self, flow: &Flow) -> bool {

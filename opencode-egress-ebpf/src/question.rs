@@ -20,7 +20,7 @@ use opencode_egress_common::{
 
 use crate::{
     judge::Instance,
-    maps,
+    maps, named,
     opaque::opaque,
     sk::FullSk,
     skb::{Linear, Skb},
@@ -35,7 +35,7 @@ const DOMAIN: u16 = 53;
 
 const LOOPBACK: u32 = 0x7f00_0001_u32.to_be();
 
-/// Gives the call the address of the instance's resolver, if the flow is a question that no rule for networks lets pass. `v6` is the family of
+/// Gives the call the address of the instance's resolver, if the flow is a question that no rule for networks, and no lease of one, lets pass. `v6` is the family of
 /// the call, not of the address. A socket that is bound to an interface would not find the resolver there, so its questions are
 /// flows like any other.
 #[inline(never)]
@@ -48,6 +48,7 @@ pub(crate) fn redirect(ctx: &SockAddrContext, instance: &Instance, flow: &Flow, 
     if !reaches_loopback
         || header.resolver_port == 0
         || matches!(instance.judge(flow).settle(|| false), Verdict::Allow)
+        || named::lease_for(instance, flow) != 0
     {
         return false;
     }

@@ -151,6 +151,7 @@ fn record<D: Details>(
     told: &mut u64,
 ) -> *mut Event {
     const NONE: *mut Event = core::ptr::null_mut();
+    let key_hook = key_hook(instance, denial, audit);
     let (instance, generation) = (instance.index, instance.current.generation());
     *told = 0;
     let Some(denied) = maps::DENIED.get_ptr_mut(instance) else { return NONE };
@@ -161,7 +162,6 @@ fn record<D: Details>(
     count(counter, denial.bytes.unwrap_or(0));
     // SAFETY: the helper has no arguments and cannot fail.
     let now = unsafe { bpf_ktime_get_ns() };
-    let key_hook = key_hook(denial, audit);
     let key = DestinationKey {
         server: details.tag(),
         ..DestinationKey::new(instance, denial.flow, key_hook, denial.reason)
@@ -255,10 +255,10 @@ pub(crate) fn has_room(ring: *mut core::ffi::c_void, capacity: u32, record: u64,
 
 /// The hook under which repeats are folded. In audit mode a call goes on as packets, which are the same denial.
 #[inline(always)]
-fn key_hook(denial: &Denial<'_>, audit: bool) -> Hook {
+fn key_hook(instance: &Instance, denial: &Denial<'_>, audit: bool) -> Hook {
     let hook = match (denial.hook, denial.flow.protocol) {
         (Hook::Egress, Protocol::TCP) if audit => Hook::Connect4,
-        (Hook::Egress, Protocol::UDP | Protocol::UDPLITE) if audit && maps::sendmsg_judges() => {
+        (Hook::Egress, Protocol::UDP | Protocol::UDPLITE) if audit && instance.judges_datagram_calls() => {
             Hook::Sendmsg4
         }
         (hook, _) => hook,

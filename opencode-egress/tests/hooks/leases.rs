@@ -20,7 +20,7 @@ use opencode_egress::{
 use opencode_egress_common::reason::DropReason;
 
 use crate::{
-    names::{MARK, Named, WAYS, names},
+    names::{MARK, Named, WAYS, Way, names},
     network::{ALLOWED, DENIED, DENIED6, FAR, PORT},
     probe::Outcome,
     raw::ping,
@@ -276,6 +276,20 @@ fn what_is_leased_need_not_open_tls() {
     let policy = names(&RULES).leased(leases(&["192.0.2.0/28:443/tcp"], boottime() + 100, &[]));
     named.install(&policy, &[(RULES[0], DENIED.into(), 1000)]);
     assert!(arrives(&mut named), "with a lease");
+}
+
+/// A lease of a resolver is a rule for it like the file's: questions to it are sent there.
+#[test]
+fn a_leased_resolver_is_asked() {
+    let mut named = Named::new(&names(&RULES));
+    let asks = |named: &mut Named| {
+        let by = |way: Way| named.world.run(|| way((FAR, 53).into())).1.to(FAR.into()).len();
+        [WAYS[1].1, WAYS[2].1].map(by)
+    };
+    assert_eq!(asks(&mut named), [0, 0], "without a lease the instance's own is asked");
+    let policy = names(&RULES).leased(leases(&[&format!("{FAR}/32:53/udp")], boottime() + 100, &[]));
+    named.install(&policy, &[]);
+    assert_eq!(asks(&mut named), [1, 1], "with a lease");
 }
 
 /// Audit mode that was leased ends in the kernel, whether a daemon runs or not.

@@ -4,8 +4,8 @@
 use std::{io, net::SocketAddr, time::Duration};
 
 use opencode_egress::{
-    kernel::{instance::InstanceIndex, loader::Lifetime},
-    policy::{LogLimits, Mode, Policy},
+    kernel::{features::Features, instance::InstanceIndex, loader::Lifetime},
+    policy::{Errno, LogLimits, Mode, Policy, lease::Leased},
 };
 use opencode_egress_common::{
     abi::{DESTINATIONS_SHARE, RING_BYTES},
@@ -156,6 +156,24 @@ fn audited_packets_are_folded_into_their_call() {
     let denied = two.world.counters().denied;
     assert!(denied.folded >= 3, "the packets are folded into it: {denied:?}");
     two.adds_up(InstanceIndex::FIRST, 3);
+}
+
+/// Where calls are judged for the sake of another error, a datagram is one denial all the same.
+#[test]
+fn an_audited_datagram_is_one_denial_whatever_its_error() {
+    let audit = Leased { audit: Some(u64::from(u32::MAX)), ..Leased::default() };
+    let policy = Policy { errno: Errno::Econnrefused, ..base_policy() }.leased(audit);
+    if let Err(error) = Features::check_errno(policy.errno) {
+        return eprintln!("skipped: {error}");
+    }
+    let mut world = World::new(&policy);
+    let fold = LogLimits { interval: Duration::from_secs(60), burst: 1000, per_sec: 1000 };
+    world.loaded.maps.set_limits(&fold).expect("limits");
+    for to in [SocketAddr::from((DENIED, PORT)), (DENIED6, PORT).into()] {
+        let (outcome, _) = world.run(|| send_to(&udp(to)?, b"data", 0, to).map(drop));
+        assert_eq!(outcome, Outcome::DONE);
+        assert_eq!(world.events().len(), 1, "one line tells of {to}");
+    }
 }
 
 /// Another hook, or another reason, is another denial.

@@ -29,7 +29,7 @@ use opencode_egress::{
 };
 use opencode_egress_common::abi::{Learned, RESOLVER_PORTS};
 
-pub(crate) use self::flows::WAYS;
+pub(crate) use self::flows::{WAYS, Way};
 use self::resolver::Resolver;
 use crate::world::{World, base_policy};
 
