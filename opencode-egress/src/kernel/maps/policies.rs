@@ -92,6 +92,15 @@ impl Maps {
     ///
     /// When the kernel refuses; then the old policies are in force.
     pub fn put_in_force(&mut self, policies: Vec<(InstanceIndex, LoadedPolicy)>) -> Result<(), MapsError> {
+        let put = self.put_all_in_force(policies);
+        if put.is_err() {
+            // What was claimed for them. Ports that stay taken are denied to others.
+            let _ = self.listed.correct();
+        }
+        put
+    }
+
+    fn put_all_in_force(&mut self, policies: Vec<(InstanceIndex, LoadedPolicy)>) -> Result<(), MapsError> {
         let next = |instance: InstanceIndex, before: Current| {
             let first = instance.number() * 2;
             let slot = if before.slot() == first { first + 1 } else { first };
@@ -128,8 +137,9 @@ impl Maps {
         }
         // They are in force now. Old rules that cannot be freed take memory until their slots are filled again.
         let _ = self.free(&old);
-        // Ports that stay taken are denied to others until the next change.
-        let _ = self.listed.settle(headers.iter().map(|(instance, header)| (*instance, Some(header))));
+        // Ports that stay taken are denied to others.
+        let settled = self.listed.settle(headers.iter().map(|(instance, header)| (*instance, Some(header))));
+        let _ = settled.or_else(|_| self.listed.correct());
         Ok(())
     }
 
