@@ -60,6 +60,8 @@ pub const DESTINATIONS_SHARE: u64 = 1024;
 pub const DEFAULT_MAX_SOCKETS: u32 = 4096;
 
 /// Slots for sockets that are counted; a power of two.
+/// One of a socket that is closed while no program is attached to its cgroup (`detach`) stays taken; a socket that finds its slot so has
+/// its own storage say what a slot would.
 pub const SOCKET_SLOTS: u32 = 16 * 1024;
 
 /// Size of the ring buffer of denied flows, in bytes.
