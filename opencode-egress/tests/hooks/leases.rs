@@ -1,9 +1,10 @@
 //! Leases: what passes for a time, what goes on when that is over, and what does not.
 
 use std::{
+    fs,
     io::Read as _,
     net::{IpAddr, SocketAddr},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use opencode_egress::{
@@ -307,4 +308,33 @@ fn audit_mode_ends_by_itself() {
     for (name, way) in WAYS {
         world.denies(name, (DENIED, PORT), way);
     }
+}
+
+/// A lease's time goes on while the machine sleeps, and by no clock that somebody sets.
+#[test]
+fn a_lease_ends_while_the_machine_sleeps_whatever_its_clock_says() {
+    if std::env::var_os("OPENCODE_EGRESS_TEST_OWNS_MACHINE").is_none() {
+        return eprintln!("skipped: no machine to put to sleep (cargo xtask vm-test --kernel 6.12 sleeps)");
+    }
+    const DAY: i64 = 24 * 60 * 60;
+    let [(rule, address), ..] = LEASED;
+    let (_, way) = WAYS[1];
+    let mut world = world(leases(&[rule], boottime() + 600, &[]));
+    for jump in [2 * DAY, -4 * DAY, 2 * DAY] {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+        let other = rustix::time::Timespec { tv_sec: now.tv_sec + jump, ..now };
+        rustix::time::clock_settime(rustix::time::ClockId::Realtime, other).expect("another time");
+        world.passes("when the clock jumped", (address, PORT), way);
+    }
+    let (begin, over) = (Instant::now(), boottime() + 20);
+    put_in_force(&mut world, base_policy().leased(leases(&[rule], over, &[])));
+    world.passes("before it sleeps", (address, PORT), way);
+    // rtc(4), and https://docs.kernel.org/admin-guide/pm/sleep-states.html.
+    for (file, text) in
+        [("class/rtc/rtc0/wakealarm", "0"), ("class/rtc/rtc0/wakealarm", "+22"), ("power/state", "mem")]
+    {
+        fs::write(format!("/sys/{file}"), text).unwrap_or_else(|error| panic!("{text} in {file}: {error}"));
+    }
+    assert!(boottime() >= over && begin.elapsed() < Duration::from_secs(20), "the time passed as it slept");
+    world.denies("when it sleeps no more", (address, PORT), way);
 }

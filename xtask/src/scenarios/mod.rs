@@ -49,6 +49,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Scenario> {
         names::CHANGED,
         names::HOSTILE,
         names::LEASES,
+        names::TLS,
         names::RACE,
         places::PLACES,
     ];

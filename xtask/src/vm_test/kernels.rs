@@ -49,6 +49,7 @@ const PATIENCE: Duration = Duration::from_secs(10 * 60);
 /// before them: busybox's modprobe does not wait for one that is being loaded already, and says that it is there.
 const INIT: &str = r#"#!/bin/busybox sh
 export PATH=/bin HOME=/root OPENCODE_EGRESS_TEST_SLOWNESS=10 OPENCODE_EGRESS_TEST_PACKETS=5000
+export OPENCODE_EGRESS_TEST_OWNS_MACHINE=1
 busybox=/bin/busybox
 $busybox mount -t proc proc /proc
 $busybox mount -t sysfs sysfs /sys

@@ -7,9 +7,11 @@ mod kept;
 mod learn;
 mod leased;
 mod race;
+mod tls;
 mod units;
 
 pub(crate) use self::race::race_of_names;
 pub(super) use self::{
     asked::NAMES, changed::CHANGED, hostile::HOSTILE, kept::KEPT, learn::LEARN, leased::LEASES, race::RACE,
+    tls::TLS,
 };
