@@ -14,7 +14,7 @@ pub use caller::{
     CGROUP_BYTES, CalledEvent, Caller, CallerLayout, EXE_BYTES, LONGEST_FILE_NAME, VIA_NAMES, WORK_WORDS,
 };
 pub use counters::{Counter, Counters, Denied};
-pub use learned::{AskerKey, Learned, LearnedKey, MAX_ASKERS, MAX_LEARNED, NameRuleId};
+pub use learned::{Asker, AskerKey, Learned, LearnedKey, MAX_ASKERS, MAX_LEARNED, NameRuleId};
 pub use records::{DestinationDenials, DestinationKey, Event, Limits, Reset, Taken};
 pub use sockets::{CountedSocket, SocketCount, SocketSlot};
 pub use tls::{GreetedEvent, TlsFlow};

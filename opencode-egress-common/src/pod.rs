@@ -2,8 +2,8 @@
 //! where the types are.
 
 use crate::abi::{
-    AskerKey, CallerLayout, ConfinedCgroup, Counter, Denied, DestinationDenials, DestinationKey, Entry,
-    Learned, LearnedKey, Limits, PolicyHeader, SocketCount, Taken,
+    Asker, AskerKey, CallerLayout, ConfinedCgroup, Counter, Denied, DestinationDenials, DestinationKey,
+    Entry, Learned, LearnedKey, Limits, PolicyHeader, SocketCount, Taken,
 };
 
 macro_rules! plain_old_data {
@@ -17,6 +17,7 @@ macro_rules! plain_old_data {
 }
 
 plain_old_data!(
+    Asker,
     AskerKey,
     CallerLayout,
     Counter,

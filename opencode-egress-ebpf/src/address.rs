@@ -1,9 +1,7 @@
 //! `cgroup/connect4`, `connect6`, `sendmsg4`, `sendmsg6`, `bind4`, `bind6`: the quick, clear `EPERM`, or the error that the policy has
 //! instead, with the process that asked.
 
-use aya_ebpf::{
-    EbpfContext as _, helpers::generated::bpf_set_retval, macros::cgroup_sock_addr, programs::SockAddrContext,
-};
+use aya_ebpf::{EbpfContext as _, macros::cgroup_sock_addr, programs::SockAddrContext};
 use opencode_egress_common::{
     decide::{Decision, Verdict},
     flow::{Address, Flow, Protocol},
@@ -16,7 +14,7 @@ use crate::{
     loopback, maps, named, opaque, own, question,
     report::{Call, Denial, denied},
     sk::{FullSk, OfSocket as _},
-    uapi::SOCK_STREAM,
+    uapi::{BPF_FUNC_SET_RETVAL, MAX_ERRNO, SOCK_STREAM},
 };
 
 #[cgroup_sock_addr(connect4)]
@@ -233,7 +231,7 @@ fn by_name(ctx: &SockAddrContext, instance: &Instance, hook: Hook, flow: &Flow, 
 fn bind(ctx: &SockAddrContext, hook: Hook, address: Address) -> i32 {
     let (kind, protocol, port) = call(ctx);
     let instance = Instance::get();
-    let flow = Flow { address, protocol, port };
+    let flow = opaque::flow(Flow { address, protocol, port }, kind);
     let verdict = match instance.head() {
         _ if port == 0 => Verdict::Allow,
         Some(head) => loopback::binds(ctx, head, &instance, &flow),
@@ -248,6 +246,18 @@ fn bind(ctx: &SockAddrContext, hook: Hook, address: Address) -> i32 {
     conclude(&instance, hook, &flow, verdict)
 }
 
+/// Has the call return an error. Newer kernels (7.2 does, 6.18 does not) want to see that the number is one, in the whole register: so it
+/// is cut to those that there are, and given as 64 bits, where `aya_ebpf`'s function has 32.
+#[inline(always)]
+fn set_error(errno: u32) {
+    // SAFETY: the helper's number, of <linux/bpf.h>. It sets the number that the call returns; what is no error number changes nothing, for
+    // the program's own result is a refusal.
+    unsafe {
+        let set_retval: unsafe extern "C" fn(i64) -> i64 = core::mem::transmute(BPF_FUNC_SET_RETVAL);
+        set_retval(-i64::from(errno & MAX_ERRNO));
+    }
+}
+
 #[inline(always)]
 fn conclude(instance: &Instance, hook: Hook, flow: &Flow, verdict: Verdict) -> i32 {
     let Verdict::Deny(reason) = verdict else { return 1 };
@@ -258,8 +268,7 @@ fn conclude(instance: &Instance, hook: Hook, flow: &Flow, verdict: Verdict) -> i
         && let Some(header) = instance.head()
         && header.errno != 0
     {
-        // SAFETY: sets the number that the call returns. What is no error number changes nothing: the program's own result is a refusal.
-        unsafe { bpf_set_retval(-(header.errno as i32)) };
+        set_error(header.errno);
     }
     i32::from(passes)
 }

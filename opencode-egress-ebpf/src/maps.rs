@@ -8,7 +8,7 @@ use aya_ebpf::{
 };
 use opencode_egress_common::{
     abi::{
-        AskerKey, CalledEvent, CallerLayout, ConfinedCgroup, CountedSocket, Counter, Current, Denied,
+        Asker, AskerKey, CalledEvent, CallerLayout, ConfinedCgroup, CountedSocket, Counter, Current, Denied,
         DestinationDenials, DestinationKey, Entry, Learned, LearnedKey, Limits, MAX_ASKERS, MAX_CONFINED,
         MAX_DESTINATIONS, MAX_INSTANCES, MAX_LEARNED, MAX_LISTED_PORTS, MAX_POLICIES, PolicyHeader,
         RESET_RING_BYTES, RING_BYTES, Reset, SOCKET_SLOTS, SocketCount, SocketSlot, Taken, TlsFlow, TrieKey,
@@ -70,9 +70,9 @@ pub(crate) fn lists_server(slot: u32, name: &ServerName) -> bool {
 #[btf_map]
 pub(crate) static ASKED_RESOLVERS: SkStorage<AskedResolver> = SkStorage::new();
 
-/// The users whose questions passed, by where those came from.
+/// Whose questions passed, by where those came from.
 #[btf_map]
-pub(crate) static ASKERS: LruHashMap<AskerKey, u32, { MAX_ASKERS as usize }> = LruHashMap::new();
+pub(crate) static ASKERS: LruHashMap<AskerKey, Asker, { MAX_ASKERS as usize }> = LruHashMap::new();
 
 /// What passed, by instance. One copy a CPU, so that counting stays cheap.
 #[btf_map]

@@ -8,6 +8,7 @@ use core::mem::transmute;
 use opencode_egress_common::{
     flow::{Address, Family, Flow, Protocol},
     packet::Packet,
+    reason::{DropReason, Hook},
 };
 
 /// How two words differ; 0 for not at all. The compiler does not see what this does, or it would make a branch of each comparison, and
@@ -50,6 +51,20 @@ pub(crate) fn flow(flow: Flow, noise: u32) -> Flow {
         protocol: protocol(flow.protocol, noise),
         port: opaque(u32::from(flow.port), noise) as u16,
     }
+}
+
+/// The same for the hook that judged.
+#[inline(always)]
+pub(crate) fn hook(hook: Hook, noise: u32) -> Hook {
+    // SAFETY: it is the number that it was.
+    unsafe { transmute::<u8, Hook>(opaque(hook as u32, noise) as u8) }
+}
+
+/// The same for a reason.
+#[inline(always)]
+pub(crate) fn reason(reason: DropReason, noise: u32) -> DropReason {
+    // SAFETY: as above.
+    unsafe { transmute::<u8, DropReason>(opaque(reason as u32, noise) as u8) }
 }
 
 /// The same for what is known of a packet.

@@ -7,12 +7,15 @@ use core::mem::offset_of;
 
 use aya_ebpf::{
     bindings::bpf_sock_addr,
-    helpers::{bpf_sk_storage_get, generated::bpf_get_socket_uid},
+    helpers::{
+        bpf_get_current_pid_tgid, bpf_sk_storage_get,
+        generated::{bpf_get_current_comm, bpf_get_socket_uid},
+    },
     macros::cgroup_sock_addr,
     programs::SockAddrContext,
 };
 use opencode_egress_common::{
-    abi::{AskerKey, PolicyHeader},
+    abi::{Asker, AskerKey, PolicyHeader},
     decide::Verdict,
     flow::{Address, Family, Flow, Protocol},
     packet::Bytes as _,
@@ -89,10 +92,26 @@ fn put_asker(skb: &Skb, instance: u32) {
     };
     let Some(source) = source else { return };
     let key = AskerKey::new(instance, &source, sk.port());
-    // SAFETY: the helper takes the context of these programs.
-    let user = unsafe { bpf_get_socket_uid(skb.raw()) };
+    let (mut pid, mut comm) = (0, [0; 4]);
+    // The process that named the server: who sends is not known on every kernel. One that addresses the resolver itself named none.
+    let asked = asked_of(sk, 0);
+    if !asked.is_null() {
+        // SAFETY: not null, and the socket's for as long as the program runs.
+        unsafe {
+            let word = |index| (&raw const (*asked).comm).cast::<u32>().add(index).read_volatile();
+            (pid, comm) = ((&raw const (*asked).pid).read_volatile(), [word(0), word(1), word(2), word(3)]);
+        }
+    }
+    // SAFETY: the helper takes the context of these programs; four words are sixteen bytes.
+    let asker = unsafe {
+        Asker {
+            user: bpf_get_socket_uid(skb.raw()),
+            pid,
+            comm: core::mem::transmute::<[u32; 4], [u8; 16]>(comm),
+        }
+    };
     // The oldest ones make room.
-    let _ = maps::ASKERS.insert(&key, user, 0);
+    let _ = maps::ASKERS.insert(&key, asker, 0);
 }
 
 /// Writes a word of the context. The verifier wants its place to be a constant in the instruction itself, where the compiler computes it
@@ -163,7 +182,7 @@ fn remember(sk: FullSk, flow: &Flow) {
         return;
     }
     let words = flow.address.words();
-    // SAFETY: not null, and the socket's for as long as the program runs.
+    // SAFETY: not null, and the socket's for as long as the program runs; the helper writes a name of as many bytes as it is told.
     unsafe {
         let address = (&raw mut (*asked).address).cast::<u32>();
         address.write_volatile(words[0]);
@@ -172,6 +191,8 @@ fn remember(sk: FullSk, flow: &Flow) {
         address.add(3).write_volatile(words[3]);
         (&raw mut (*asked).family).write_volatile(flow.address.family() as u32);
         (&raw mut (*asked).port).write_volatile(u32::from(flow.port));
+        (&raw mut (*asked).pid).write_volatile((bpf_get_current_pid_tgid() >> 32) as u32);
+        bpf_get_current_comm((&raw mut (*asked).comm).cast(), size_of::<[u8; 16]>() as u32);
     }
 }
 

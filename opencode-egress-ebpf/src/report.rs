@@ -27,7 +27,7 @@ use crate::{
     caller,
     judge::{Instance, add, count},
     maps,
-    opaque::opaque,
+    opaque::{self, opaque},
 };
 
 /// A denied flow and where it was denied.
@@ -156,16 +156,18 @@ fn record<D: Details>(
     *told = 0;
     let Some(denied) = maps::DENIED.get_ptr_mut(instance) else { return NONE };
     let Some(taken) = maps::TAKEN.get_ptr(instance) else { return NONE };
-    let slot = counter_slot(denial.reason);
+    // One denial to the verifier. Else older kernels (6.1) follow the rest for each hook, reason and kind of flow: of two records that were
+    // reserved they take none for the other.
+    let (hook, key_hook) = (opaque::hook(denial.hook, generation), opaque::hook(key_hook, generation));
+    let (reason, flow) = (opaque::reason(denial.reason, generation), &opaque::flow(*denial.flow, generation));
+    let slot = counter_slot(reason);
     // SAFETY: the map value is alive and has REASON_SLOTS counters.
     let counter = unsafe { (&raw mut (*denied).reasons).cast::<Counter>().add(slot) };
     count(counter, denial.bytes.unwrap_or(0));
     // SAFETY: the helper has no arguments and cannot fail.
     let now = unsafe { bpf_ktime_get_ns() };
-    let key = DestinationKey {
-        server: details.tag(),
-        ..DestinationKey::new(instance, denial.flow, key_hook, denial.reason)
-    };
+    let key =
+        DestinationKey { server: details.tag(), ..DestinationKey::new(instance, flow, key_hook, reason) };
     let Some(Due { attempts, suppressed }) = due(denied, taken, &key, now) else { return NONE };
     if !within_rate(denied, now) {
         // SAFETY: the map value is alive, and the number is only ever added to.
@@ -190,7 +192,6 @@ fn record<D: Details>(
         unsafe { add(&raw mut (*denied).lost, 1) };
         return NONE;
     }
-    let Denial { hook, reason, flow, .. } = denial;
     // SAFETY: the record is an Event, which has no padding, and every field of it is written. One by one: an Event
     // made first and copied here would lie on the stack, of which older kernels leave too little.
     unsafe {
@@ -216,9 +217,9 @@ fn record<D: Details>(
         (&raw mut (*event).protocol).write(flow.protocol.0);
         (&raw mut (*event).family).write(flow.address.family() as u8);
         (&raw mut (*event).asked_family).write_volatile(0);
-        (&raw mut (*event).hook).write(*hook as u8);
+        (&raw mut (*event).hook).write(hook as u8);
         (&raw mut (*event).key_hook).write(key_hook as u8);
-        (&raw mut (*event).reason).write(*reason as u8);
+        (&raw mut (*event).reason).write(reason as u8);
         (&raw mut (*event).audit).write(u32::from(audit));
         details.add(event, flow);
         add(&raw mut (*denied).events, 1);

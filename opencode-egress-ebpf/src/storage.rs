@@ -25,7 +25,7 @@ pub(crate) struct BegunFlows {
     pub(crate) next: u64,
 }
 
-/// What a socket's last question was addressed to.
+/// What a socket's last question was addressed to, and by whom.
 #[repr(C)]
 pub(crate) struct AskedResolver {
     /// Network byte order.
@@ -33,6 +33,10 @@ pub(crate) struct AskedResolver {
     pub(crate) family: u32,
     /// 0: none.
     pub(crate) port: u32,
+    /// The process.
+    pub(crate) pid: u32,
+    /// Its name.
+    pub(crate) comm: [u32; 4],
 }
 
 /// Of a socket: whose it is, and with whom it may share its port.

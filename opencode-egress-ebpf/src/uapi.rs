@@ -81,3 +81,8 @@ pub(crate) const BPF_F_CURRENT_NETNS: u64 = -1_i64 as u64;
 
 /// `BPF_SK_STORAGE_GET_F_CREATE`, <linux/bpf.h>: a socket without a value gets one, all zeros.
 pub(crate) const BPF_SK_STORAGE_GET_F_CREATE: u64 = 1;
+
+/// The number of `bpf_set_retval`, <linux/bpf.h>.
+pub(crate) const BPF_FUNC_SET_RETVAL: usize = 187;
+/// No error has a greater number, <linux/err.h>.
+pub(crate) const MAX_ERRNO: u32 = 4095;

@@ -76,7 +76,19 @@ impl AskerKey {
     }
 }
 
-/// Of how many places that questions came from the kernel remembers the user.
+/// Who sent a question to an instance's resolver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Asker {
+    /// The user id of its socket.
+    pub user: u32,
+    /// The process that gave the socket the address of a server; 0: unknown.
+    pub pid: u32,
+    /// That process' name, which ends at the first zero.
+    pub comm: [u8; 16],
+}
+
+/// Of how many places that questions came from the kernel remembers who asked.
 pub const MAX_ASKERS: u32 = 4096;
 
 /// Learned addresses of all instances together.
@@ -92,5 +104,6 @@ mod tests {
         assert_eq!(size_of::<LearnedKey>(), 4 + 4 + 16);
         assert_eq!(size_of::<Learned>(), 8 + 8);
         assert_eq!(size_of::<AskerKey>(), 4 + 4 + 16);
+        assert_eq!(size_of::<Asker>(), 4 + 4 + 16);
     }
 }

@@ -6,8 +6,8 @@ use std::{
 };
 
 use crate::report::{
-    caller::{shown_name, shown_path},
-    denial::{DenialLine, LoggedDenial},
+    caller::{Caller, shown_name, shown_path},
+    denial::LoggedDenial,
 };
 
 /// How much of them is shown, in bytes.
@@ -16,10 +16,13 @@ const LONGEST: usize = 4096;
 /// The arguments of the process that met a denial, each as it may be printed. `None`: it has ended, another one has its number by now,
 /// or nobody knows which one it was.
 pub(super) fn of(event: &LoggedDenial) -> Option<Vec<String>> {
-    let line = event.line.flow().filter(|line| line.pid != 0)?;
-    let args = fs::read(format!("/proc/{}/cmdline", line.pid)).ok()?;
+    let (pid, _, caller) = event.line.process();
+    if pid == 0 {
+        return None;
+    }
+    let args = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
     // Looked at after that.
-    if !is_it(line, event.time) {
+    if !is_it(pid, caller, event.time) {
         return None;
     }
     let args = args.strip_suffix(&[0]).unwrap_or(&args);
@@ -28,11 +31,11 @@ pub(super) fn of(event: &LoggedDenial) -> Option<Vec<String>> {
 }
 
 /// Whether the process of that number is the one that a line is of: it has its name, and was there when it was denied something.
-fn is_it(line: &DenialLine, time: u64) -> bool {
-    let Ok(name) = fs::read(format!("/proc/{}/comm", line.pid)) else { return false };
+fn is_it(pid: u32, caller: &Caller, time: u64) -> bool {
+    let Ok(name) = fs::read(format!("/proc/{pid}/comm")) else { return false };
     let name = shown_name(name.strip_suffix(b"\n").unwrap_or(&name));
-    let was_there = began(line.pid).is_some_and(|began| began <= time);
-    was_there && line.caller.via.first().is_none_or(|known| *known == name)
+    let was_there = began(pid).is_some_and(|began| began <= time);
+    was_there && caller.via.first().is_none_or(|known| *known == name)
 }
 
 /// When a process began, in seconds since 1970.

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use aya::maps::{MapData, MapError, MapType};
 use opencode_egress_common::abi::{
-    AskerKey, ConfinedCgroup, CountedSocket, Counter, Denied, DestinationDenials, DestinationKey, Learned,
-    LearnedKey, Limits, MAX_ASKERS, MAX_CONFINED, MAX_DESTINATIONS, MAX_INSTANCES, MAX_LEARNED,
+    Asker, AskerKey, ConfinedCgroup, CountedSocket, Counter, Denied, DestinationDenials, DestinationKey,
+    Learned, LearnedKey, Limits, MAX_ASKERS, MAX_CONFINED, MAX_DESTINATIONS, MAX_INSTANCES, MAX_LEARNED,
     MAX_LISTED_PORTS, MAX_POLICIES, PolicyHeader, RESET_RING_BYTES, RING_BYTES, SOCKET_SLOTS, SocketCount,
     SocketSlot, Taken, TlsFlow,
 };
@@ -25,7 +25,7 @@ pub(super) const PINNED_MAPS: [(&str, MapShape); 24] = [
     ("EVENTS", MapShape::of::<(), ()>(MapType::RingBuf, RING_BYTES)),
     ("RESETS", MapShape::of::<(), ()>(MapType::RingBuf, RESET_RING_BYTES)),
     ("LEARNED", MapShape::of::<LearnedKey, Learned>(MapType::Hash, MAX_LEARNED)),
-    ("ASKERS", MapShape::of::<AskerKey, u32>(MapType::LruHash, MAX_ASKERS)),
+    ("ASKERS", MapShape::of::<AskerKey, Asker>(MapType::LruHash, MAX_ASKERS)),
     ("NAMED_FLOWS", MapShape::of::<u32, [u64; 17]>(MapType::SkStorage, 0)),
     ("TLS_FLOWS", MapShape::of::<u32, TlsFlow>(MapType::SkStorage, 0)),
     ("TLS_NAMES", MapShape::of::<u32, u32>(MapType::ArrayOfMaps, MAX_POLICIES)),

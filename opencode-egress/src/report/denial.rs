@@ -5,7 +5,7 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use opencode_egress_common::{event::Denial, reason::DropReason};
+use opencode_egress_common::{abi, event::Denial, reason::DropReason};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -70,27 +70,66 @@ pub struct QuestionLine {
     /// The address that no name may bring, where that is why.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<IpAddr>,
-    /// The id of the user that asked, where it was still there to be looked at.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub uid: Option<u32>,
+    /// Who asked.
+    #[serde(flatten)]
+    pub asker: Asker,
     /// Earlier ones that were folded into this line.
     pub suppressed: u64,
     /// Whether it was answered, because the instance is in audit mode.
     pub audit: bool,
 }
 
+/// Who sent a question, as far as it is known.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Asker {
+    /// The id of the process; 0: unknown.
+    #[serde(default, skip_serializing_if = "is_unknown")]
+    pub pid: u32,
+    /// That process' name; empty: unknown.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub comm: String,
+    /// The id of the user.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<u32>,
+    /// Which program it is, where it ran still.
+    #[serde(flatten)]
+    pub caller: Caller,
+}
+
+impl Asker {
+    /// What the kernel remembers, and what `caller` finds of the process, if that is known.
+    pub fn of(asker: &abi::Asker, caller: impl FnOnce(u32) -> Caller) -> Self {
+        let caller = if asker.pid == 0 { Caller::default() } else { caller(asker.pid) };
+        Self { pid: asker.pid, comm: shown_comm(&asker.comm), uid: Some(asker.user), caller }
+    }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_unknown(pid: &u32) -> bool {
+    *pid == 0
+}
+
+/// A process' name as it may be logged. A process chooses its own: nothing in it may end the line, turn its direction, or look like
+/// another field.
+pub fn shown_comm(comm: &[u8]) -> String {
+    let comm = comm.split(|byte| *byte == 0).next().unwrap_or_default();
+    String::from_utf8_lossy(comm).replace(|c: char| !c.is_ascii_graphic() || c == '=', "?")
+}
+
 impl fmt::Display for QuestionLine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { query, qtype, reason, address, uid, suppressed, audit } = self;
+        let Self { query, qtype, reason, address, asker, suppressed, audit } = self;
+        let Asker { pid, comm, uid, caller } = asker;
         write!(f, "query={query} type={qtype} reason={reason} ")?;
         if let Some(address) = address {
             write!(f, "address={address} ")?;
         }
+        write!(f, "pid={pid} comm={} ", if comm.is_empty() { "-" } else { comm })?;
         match uid {
             Some(uid) => write!(f, "uid={uid} ")?,
             None => f.write_str("uid=- ")?,
         }
-        write!(f, "suppressed={suppressed}")?;
+        write!(f, "suppressed={suppressed} {caller}")?;
         if *audit { f.write_str(" mode=audit") } else { Ok(()) }
     }
 }
@@ -111,6 +150,16 @@ impl Line {
         match self {
             Self::Flow(line) => Some(line),
             Self::Question(_) => None,
+        }
+    }
+
+    /// The process that tried: its number, 0 where that is unknown; its name, empty where that is; and which program it is.
+    pub fn process(&self) -> (u32, &str, &Caller) {
+        match self {
+            Self::Flow(DenialLine { pid, comm, caller, .. }) => (*pid, comm, caller),
+            Self::Question(QuestionLine { asker: Asker { pid, comm, caller, .. }, .. }) => {
+                (*pid, comm, caller)
+            }
         }
     }
 
@@ -135,7 +184,6 @@ impl fmt::Display for Line {
 impl DenialLine {
     /// The line of a denial into which `suppressed` earlier ones of the same destination were folded.
     pub fn of(record: &Denial, suppressed: u64) -> Self {
-        let comm = record.event.comm.split(|byte| *byte == 0).next().unwrap_or_default();
         Self {
             proto: protocol_name(record.flow.protocol),
             dst: record.flow.address.into(),
@@ -145,9 +193,7 @@ impl DenialLine {
             hook: record.hook.name().to_owned(),
             reason: record.reason.name().to_owned(),
             pid: record.event.pid,
-            // A process chooses its own name: nothing in it may end the line, turn its direction, or look like
-            // another field.
-            comm: String::from_utf8_lossy(comm).replace(|c: char| !c.is_ascii_graphic() || c == '=', "?"),
+            comm: shown_comm(&record.event.comm),
             uid: record.event.uid,
             suppressed,
             generation: record.event.generation,

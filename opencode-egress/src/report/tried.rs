@@ -57,16 +57,17 @@ impl DeniedLines {
     pub fn add(&mut self, event: &LoggedDenial) {
         let at = event.time;
         let denials = 1 + event.line.suppressed();
+        let (_, comm, caller) = event.line.process();
+        let who = Program::of(comm, &caller.via);
         match &event.line {
             Line::Flow(line) => {
                 let Some(protocol) = protocol_named(&line.proto) else { return };
                 let destination = Destination { address: line.dst, port: line.dport, protocol: protocol.0 };
-                let who = Program::of(&line.comm, &line.caller.via);
                 let line_of = TriedLine { at, who, denials, passed: line.audit };
                 self.add_flow((destination, line.reason.clone(), line.name.clone()), line_of);
             }
             Line::Question(line) if line.reason == NAME_NOT_ALLOWED => {
-                let line_of = TriedLine { at, who: None, denials, passed: line.audit };
+                let line_of = TriedLine { at, who, denials, passed: line.audit };
                 self.add_question(line.query.clone(), line_of);
             }
             Line::Question(_) => {}
@@ -197,7 +198,10 @@ fn make_room<K: Clone + Ord>(of: &mut BTreeMap<K, Said>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::{denial::QuestionLine, view::tests::event};
+    use crate::report::{
+        denial::{Asker, QuestionLine},
+        view::tests::event,
+    };
 
     /// A line of a flow to this address, by this name, at a second.
     fn flow(at: u64, to: [u8; 4], name: Option<&str>) -> LoggedDenial {
@@ -215,7 +219,7 @@ mod tests {
             qtype: "A".into(),
             reason,
             address: None,
-            uid: None,
+            asker: Asker::default(),
             suppressed: 0,
             audit: false,
         };

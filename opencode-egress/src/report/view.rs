@@ -311,8 +311,8 @@ pub fn text(status: &Status, now: u64) -> String {
         );
     }
     for (name, instance) in instances {
-        if let Some(caller) = instance.last_denial.as_ref().and_then(|last| caller(&last.line)) {
-            line(&mut text, &format!("{name}: the last denial was of {caller}"));
+        if let Some(last) = &instance.last_denial {
+            line(&mut text, &format!("{name}: the last denial was of {}", caller(&last.line)));
         }
         if let Some(names) = &instance.names {
             line(&mut text, &format!("{name}: {}", names_text(names)));
@@ -324,15 +324,16 @@ pub fn text(status: &Status, now: u64) -> String {
     text
 }
 
-/// Which program a denial is of. `None`: it is of a question, of which the user alone is known.
-pub fn caller(line: &Line) -> Option<String> {
-    let Caller { exe, via, cgroup } = &line.flow()?.caller;
-    let exe = exe.as_deref().unwrap_or("a program that is not known");
+/// Which program a denial is of.
+pub fn caller(line: &Line) -> String {
+    let (_, comm, Caller { exe, via, cgroup }) = line.process();
+    let named = Some(comm).filter(|comm| !comm.is_empty());
+    let program = exe.as_deref().or(named).unwrap_or("a program that is not known");
     // The first one is the process itself.
     let parents = via.get(1..).filter(|parents| !parents.is_empty());
     let parents = parents.map(|parents| format!(", run by {}", parents.join(", run by ")));
     let cgroup = cgroup.as_ref().map(|cgroup| format!(", in the cgroup {cgroup}"));
-    Some(format!("{exe}{}{}", parents.unwrap_or_default(), cgroup.unwrap_or_default()))
+    format!("{program}{}{}", parents.unwrap_or_default(), cgroup.unwrap_or_default())
 }
 
 fn names_text(NamesStatus { known, addresses, questions, .. }: &NamesStatus) -> String {

@@ -14,7 +14,10 @@ use anyhow::{Context as _, Result};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
 use crate::{
-    command::{exec::output::Output, resolve},
+    command::{
+        exec::{output::Output, scratch},
+        resolve,
+    },
     control::learned::{FromResolver, MAX_FROM_RESOLVER, MAX_TTL, ToResolver},
     daemon::names::{Question, Questions, ResolverSockets, until, weigh},
     kernel::{
@@ -24,6 +27,7 @@ use crate::{
         maps::{LoadedPolicy, boottime},
     },
     policy::{LogLimits, Mode, Resolver, compile::CompiledName, known::KnownNames, name::DnsName},
+    report::denial::Asker,
 };
 
 /// The resolver of the one command, and what it brought.
@@ -110,12 +114,14 @@ impl Names {
                     let told = self.learn(loaded, &name, &addresses, ttl, output).unwrap_or_default();
                     send(stream, &ToResolver::Learned { id, addresses: told }, &[])?;
                 }
-                FromResolver::Refused { name, qtype, reason, .. } => {
+                FromResolver::Refused { name, qtype, reason, source, .. } => {
                     let limits = (&LogLimits::default(), self.mode, Instant::now());
-                    // Whoever it is, it is this command.
-                    let uid = || None;
+                    let asker = || {
+                        let asker = loaded.maps.asker(InstanceIndex::FIRST, source)?;
+                        Some(Asker::of(&asker, scratch::caller))
+                    };
                     let question = Question { name, qtype, reason, address: None };
-                    if let Some(line) = self.questions.refuse(question, uid, limits) {
+                    if let Some(line) = self.questions.refuse(question, asker, limits) {
                         output.say(&format!("denied: {line}"));
                     }
                 }

@@ -161,10 +161,9 @@ fn fitting(text: String, width: u16) -> String {
 
 fn row_text(row: &Row) -> String {
     let line = &row.last.line;
-    let by = match line.flow().map(|line| line.comm.as_str()) {
-        Some("") => " by -".to_owned(),
-        Some(comm) => format!(" by {comm}"),
-        None => String::new(),
+    let by = match line.process() {
+        (_, "", _) => " by -".to_owned(),
+        (_, comm, _) => format!(" by {comm}"),
     };
     let times = if row.times > 1 { format!(" ×{}", count(row.times)) } else { String::new() };
     format!("{} {}:{times} {}{by}", time_of_day(row.last.time), row.key.instance, denial(line))

@@ -37,22 +37,20 @@ pub(super) fn who(event: &LoggedDenial, times: u64) -> String {
         // Writing to a string cannot fail.
         let _ = writeln!(text, "{what:<9} {}", value.as_deref().unwrap_or("not known"));
     };
-    match line {
-        Line::Flow(line) => {
-            let known = line.pid != 0;
-            add("process", known.then(|| line.pid.to_string()));
-            add("name", Some(line.comm.clone()).filter(|comm| !comm.is_empty()));
-            add("user", known.then(|| line.uid.to_string()));
-            let Caller { exe, via, cgroup } = &line.caller;
-            add("program", exe.clone());
-            add("via", (!via.is_empty()).then(|| via.join(" < ")));
-            // The unit's own is not written.
-            cgroup.iter().for_each(|cgroup| add("cgroup", Some(cgroup.clone())));
-        }
-        Line::Question(line) => {
-            add("user", line.uid.map(|uid| uid.to_string()));
-            add("question", Some(format!("{} {}", line.query, line.qtype)));
-        }
+    let (pid, comm, Caller { exe, via, cgroup }) = line.process();
+    let uid = match line {
+        Line::Flow(line) => (pid != 0).then_some(line.uid),
+        Line::Question(line) => line.asker.uid,
+    };
+    add("process", (pid != 0).then(|| pid.to_string()));
+    add("name", Some(comm.to_owned()).filter(|comm| !comm.is_empty()));
+    add("user", uid.map(|uid| uid.to_string()));
+    add("program", exe.clone());
+    add("via", (!via.is_empty()).then(|| via.join(" < ")));
+    // The unit's own is not written.
+    cgroup.iter().for_each(|cgroup| add("cgroup", Some(cgroup.clone())));
+    if let Line::Question(line) = line {
+        add("question", Some(format!("{} {}", line.query, line.qtype)));
     }
     let _ = write!(text, "\n{line}");
     text

@@ -23,7 +23,8 @@ use crate::{
     kernel::{instance::InstanceIndex, registry::InstanceNumbers, ring::Reported},
     policy::{InstanceName, name::DnsName},
     report::{
-        denial::{DenialLine, Line, LoggedDenial, QuestionLine},
+        caller::Caller,
+        denial::{Asker, DenialLine, Line, LoggedDenial, QuestionLine},
         human::{error_chain, now},
         journal::JournalState,
         status::CountersStatus,
@@ -70,8 +71,9 @@ impl Daemon {
         let mut logged = vec![];
         let mut take = |reported: Result<Reported, DecodeError>| match reported {
             Ok(mut reported) => {
-                if !programs_look {
-                    look_for_caller(numbers, instances, hierarchy, &mut reported);
+                let (instance, pid) = (reported.denial.event.instance, reported.denial.event.pid);
+                if let (false, Some(index)) = (programs_look, InstanceIndex::new(instance)) {
+                    reported.caller = find_caller(numbers, instances, hierarchy, (index, pid));
                 }
                 let suppressed = folds.event(&reported, Instant::now(), interval);
                 let Reported { denial, .. } = &reported;
@@ -141,14 +143,20 @@ impl Daemon {
         now: Instant,
     ) -> Option<LoggedDenial> {
         let index = InstanceIndex::new(number)?;
-        let Self { names, policies, connections, loaded, .. } = self;
+        let Self { names, policies, connections, loaded, numbers, instances, confinement, .. } = self;
+        let hierarchy = &confinement.hierarchy;
         let instance = names.of.get_mut(&index)?;
         let port = instance.sockets.port();
-        let uid = || loaded.maps.asker(index, source).or_else(|| connections.user_of(source, port));
+        let asker = || match loaded.maps.asker(index, source) {
+            Some(asker) => {
+                Some(Asker::of(&asker, |pid| find_caller(numbers, instances, hierarchy, (index, pid))))
+            }
+            None => connections.user_of(source, port).map(|uid| Asker { uid: Some(uid), ..Asker::default() }),
+        };
         let (name, qtype) = (shown(name, LONGEST_NAME), shown(qtype, LONGEST_TYPE));
         let question = Question { name, qtype, reason, address: None };
         let limits = (&policies.log, instance.mode, now);
-        let line = instance.questions.refuse(question, uid, limits)?;
+        let line = instance.questions.refuse(question, asker, limits)?;
         self.log_question(index, line)
     }
 
@@ -272,22 +280,19 @@ fn line<'a>(
     Some((name, line))
 }
 
-/// Looks in `/proc` for the process that met a denial, of which the programs could not say more than its number.
-fn look_for_caller(
+/// Looks in `/proc` for a process of an instance, of which the programs could not say more than its number.
+fn find_caller(
     numbers: &InstanceNumbers,
     instances: &BTreeMap<InstanceName, InstanceState>,
     hierarchy: &Hierarchy,
-    Reported { denial, caller }: &mut Reported,
-) {
-    let index = InstanceIndex::new(denial.event.instance);
-    let name = index.and_then(|index| numbers.name_of(index));
-    if let Some(instance) = name.and_then(|name| instances.get(name))
-        && denial.event.pid != 0
-    {
-        *caller = process::caller(hierarchy, denial.event.pid, |path| {
+    (index, pid): (InstanceIndex, u32),
+) -> Caller {
+    match numbers.name_of(index).and_then(|name| instances.get(name)) {
+        Some(instance) if pid != 0 => process::caller(hierarchy, pid, |path| {
             let (unit, cgroup) = unit_of(path)?;
             instance.units().any(|known| *known == unit).then_some(cgroup)
-        });
+        }),
+        _ => Caller::default(),
     }
 }
 

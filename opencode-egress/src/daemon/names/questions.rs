@@ -11,7 +11,7 @@ use crate::{
     control::learned::{Counts, QueryReason},
     policy::{LogLimits, Mode, name::DnsName},
     report::{
-        denial::QuestionLine,
+        denial::{Asker, QuestionLine},
         status::{NEWS, QuestionsStatus},
     },
 };
@@ -46,14 +46,14 @@ impl Question {
 }
 
 /// How often one was refused.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Repeats {
     attempts: u64,
     /// Those without a line yet.
     suppressed: u64,
     /// When there was a line last.
     told: Instant,
-    uid: Option<u32>,
+    asker: Asker,
 }
 
 /// The questions of one instance.
@@ -93,7 +93,7 @@ impl Questions {
     pub(crate) fn refuse(
         &mut self,
         question: Question,
-        uid: impl FnOnce() -> Option<u32>,
+        asker: impl FnOnce() -> Option<Asker>,
         (limits, mode, now): (&LogLimits, Mode, Instant),
     ) -> Option<QuestionLine> {
         *self.by_reason.entry(question.reason).or_default() += 1;
@@ -109,7 +109,7 @@ impl Questions {
                 let oldest = oldest.map(|(question, _)| question.clone());
                 oldest.map(|question| self.refused.remove(&question));
             }
-            let first = Repeats { attempts: 1, suppressed: 0, told: now, uid: None };
+            let first = Repeats { attempts: 1, suppressed: 0, told: now, asker: Asker::default() };
             self.refused.insert(question.clone(), first);
         }
         if !self.within_rate(limits, now) {
@@ -117,10 +117,12 @@ impl Questions {
             return None;
         }
         let repeats = self.refused.get_mut(&question)?;
-        repeats.uid = uid().or(repeats.uid);
+        if let Some(asker) = asker() {
+            repeats.asker = asker;
+        }
         let suppressed = std::mem::take(&mut repeats.suppressed);
         repeats.told = now;
-        Some(line(&question, repeats.uid, suppressed, mode))
+        Some(line(&question, &repeats.asker, suppressed, mode))
     }
 
     /// Takes note of a line that found no room in the log.
@@ -137,7 +139,7 @@ impl Questions {
             repeats.told = now;
             // The line itself stands for one of them.
             let suppressed = std::mem::take(&mut repeats.suppressed) - 1;
-            line(question, repeats.uid, suppressed, mode)
+            line(question, &repeats.asker, suppressed, mode)
         })
         .collect()
     }
@@ -187,7 +189,7 @@ impl Questions {
 
 fn line(
     Question { name, qtype, reason, address }: &Question,
-    uid: Option<u32>,
+    asker: &Asker,
     suppressed: u64,
     mode: Mode,
 ) -> QuestionLine {
@@ -196,7 +198,7 @@ fn line(
         qtype: qtype.clone(),
         reason: reason.as_str().to_owned(),
         address: *address,
-        uid,
+        asker: asker.clone(),
         suppressed,
         audit: mode == Mode::Audit,
     }
@@ -207,20 +209,22 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::report::caller::Caller;
 
     const LIMITS: LogLimits = LogLimits { interval: Duration::from_secs(10), burst: 3, per_sec: 1 };
 
     fn refuse(questions: &mut Questions, name: &str, now: Instant) -> Option<String> {
         let reason = QueryReason::NameNotAllowed;
         let question = Question { name: name.to_owned(), qtype: "A".to_owned(), reason, address: None };
-        let line = questions.refuse(question, || Some(987), (&LIMITS, Mode::Enforce, now));
+        let asker = Asker { pid: 7, comm: "curl".to_owned(), uid: Some(987), caller: Caller::default() };
+        let line = questions.refuse(question, || Some(asker.clone()), (&LIMITS, Mode::Enforce, now));
         line.map(|line| line.to_string())
     }
 
     #[test]
     fn the_first_is_told_at_once_and_repeats_with_the_next_line() {
         let (mut questions, begin) = (Questions::default(), Instant::now());
-        let first = "query=evil.example type=A reason=name-not-allowed uid=987 suppressed=0";
+        let first = "query=evil.example type=A reason=name-not-allowed pid=7 comm=curl uid=987 suppressed=0 exe=- via=-";
         assert_eq!(refuse(&mut questions, "evil.example", begin).as_deref(), Some(first));
         for _ in 0..5 {
             assert_eq!(refuse(&mut questions, "evil.example", begin), None);
@@ -229,7 +233,7 @@ mod tests {
         assert_eq!(questions.due(&LIMITS, Mode::Enforce, begin), []);
         let due = questions.due(&LIMITS, Mode::Audit, later);
         assert_eq!(due.len(), 1);
-        assert!(due[0].to_string().ends_with("suppressed=4 mode=audit"), "{}", due[0]);
+        assert!(due[0].to_string().ends_with("suppressed=4 exe=- via=- mode=audit"), "{}", due[0]);
         assert_eq!(questions.unlisted(), BTreeMap::from([("evil.example".to_owned(), 6)]));
     }
 

@@ -21,8 +21,8 @@ use aya::{
     maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues},
 };
 use opencode_egress_common::abi::{
-    AskerKey, ConfinedCgroup, Counter, Counters, Current, Denied, DestinationDenials, DestinationKey, Entry,
-    Limits, PolicyHeader, SocketCount, TrieKey,
+    Asker, AskerKey, ConfinedCgroup, Counter, Counters, Current, Denied, DestinationDenials, DestinationKey,
+    Entry, Limits, PolicyHeader, SocketCount, TrieKey,
 };
 
 pub(crate) use self::words::{CurrentWords, TakenKind, TakenWords};
@@ -55,7 +55,7 @@ pub struct Maps {
     seen: Seen,
     learned: LearnedMap,
     listed: ListedPorts,
-    askers: HashMap<MapData, AskerKey, u32>,
+    askers: HashMap<MapData, AskerKey, Asker>,
     limits: Array<MapData, Limits>,
     sockets: Array<MapData, SocketCount>,
     scopes: HashMap<MapData, u64, ConfinedCgroup>,
@@ -196,9 +196,8 @@ impl Maps {
         Ok(Counters { allowed, denied })
     }
 
-    /// The user who asked an instance's resolver from here lately, whether or not the socket is still there; `None`: nobody did, or too many
-    /// have since.
-    pub fn asker(&self, instance: InstanceIndex, source: SocketAddr) -> Option<u32> {
+    /// Who asked an instance's resolver from here lately, whether or not the socket is still there; `None`: nobody did, or too many have since.
+    pub fn asker(&self, instance: InstanceIndex, source: SocketAddr) -> Option<Asker> {
         self.askers.get(&AskerKey::new(instance.number(), &source.ip().into(), source.port()), 0).ok()
     }
 

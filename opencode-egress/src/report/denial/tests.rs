@@ -116,7 +116,7 @@ fn a_refused_question_is_the_documented_json() {
         qtype: "A".to_owned(),
         reason: "name-not-allowed".to_owned(),
         address: None,
-        uid: Some(987),
+        asker: Asker { uid: Some(987), ..Asker::default() },
         suppressed: 0,
         audit: false,
     };

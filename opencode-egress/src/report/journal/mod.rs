@@ -11,7 +11,10 @@ pub use writer::{Journal, JournalState, KeepCounts, LineCounts};
 
 use crate::{
     policy::{InstanceName, Mode, mode_name},
-    report::denial::{DenialLine, LoggedDenial, QuestionLine},
+    report::{
+        caller::Caller,
+        denial::{Asker, DenialLine, LoggedDenial, QuestionLine},
+    },
 };
 
 /// A flow was denied.
@@ -57,7 +60,10 @@ impl Journal {
             ("EGRESS_REASON", line.reason.clone()),
             ("EGRESS_SUPPRESSED", line.suppressed.to_string()),
         ];
-        fields.extend(line.uid.map(|uid| ("EGRESS_UID", uid.to_string())));
+        let Asker { pid, comm, uid, caller } = &line.asker;
+        fields.extend([("EGRESS_PID", pid.to_string()), ("EGRESS_COMM", comm.clone())]);
+        fields.extend(uid.map(|uid| ("EGRESS_UID", uid.to_string())));
+        fields.extend(fields_of(caller));
         fields.extend(line.address.map(|address| ("EGRESS_ADDRESS", address.to_string())));
         self.question(instance, entry(&event.instance, QUESTION_REFUSED_ID, mode, &line.to_string(), &fields))
     }
@@ -100,12 +106,16 @@ fn denial(instance: &str, line: &DenialLine) -> Entry {
     fields.extend(line.asked.map(|asked| ("EGRESS_ASKED", asked.to_string())));
     fields.extend(line.lport.map(|port| ("EGRESS_LPORT", port.to_string())));
     fields.extend(line.name.clone().map(|name| ("EGRESS_NAME", name)));
-    fields.extend(line.caller.exe.clone().map(|exe| ("EGRESS_EXE", exe)));
-    fields.extend((!line.caller.via.is_empty()).then(|| ("EGRESS_VIA", line.caller.via.join(","))));
-    fields.extend(line.caller.cgroup.clone().map(|cgroup| ("EGRESS_CGROUP", cgroup)));
+    fields.extend(fields_of(&line.caller));
     fields.extend(line.hint.clone().map(|hint| ("EGRESS_HINT", hint)));
     let id = if line.is_of_bind() { BIND_DENIED_ID } else { DENIED_ID };
     entry(instance, id, mode, &line.to_string(), &fields)
+}
+
+fn fields_of(Caller { exe, via, cgroup }: &Caller) -> impl Iterator<Item = (&'static str, String)> {
+    let via = (!via.is_empty()).then(|| via.join(","));
+    let fields = [("EGRESS_EXE", exe.clone()), ("EGRESS_VIA", via), ("EGRESS_CGROUP", cgroup.clone())];
+    fields.into_iter().filter_map(|(name, value)| Some((name, value?)))
 }
 
 /// The line of [`Journal::log_left_out`]; like a denial's it says so where the mode let them pass.

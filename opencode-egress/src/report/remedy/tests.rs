@@ -3,7 +3,10 @@ use std::net::IpAddr;
 use opencode_egress_common::abi::Event;
 
 use super::*;
-use crate::report::denial::tests::{decode, event};
+use crate::report::denial::{
+    Asker,
+    tests::{decode, event},
+};
 
 fn flow(reason: DropReason, change: impl FnOnce(&mut DenialLine)) -> Remedy {
     let event = Event { reason: reason as u8, ..event() };
@@ -18,7 +21,7 @@ fn question(query: &str, reason: &str, address: Option<&str>) -> Remedy {
         qtype: "A".to_owned(),
         reason: reason.to_owned(),
         address: address.map(|address| address.parse().expect("an address")),
-        uid: None,
+        asker: Asker::default(),
         suppressed: 0,
         audit: false,
     }))

@@ -5,7 +5,7 @@ use crate::policy::{
 };
 use crate::report::{
     caller::Caller,
-    denial::LoggedDenial,
+    denial::{Asker, LoggedDenial},
     status::{CountersStatus, QuestionsStatus},
 };
 
@@ -85,10 +85,10 @@ fn a_program_is_named_with_those_that_ran_it() {
     let Line::Flow(line) = &mut event.line else { panic!("a flow") };
     line.caller.exe = Some("/usr/bin/curl".to_owned());
     line.caller.via = ["curl", "bash", "opencode"].map(str::to_owned).to_vec();
-    assert_eq!(caller(&event.line).as_deref(), Some("/usr/bin/curl, run by bash, run by opencode"));
+    assert_eq!(caller(&event.line), "/usr/bin/curl, run by bash, run by opencode");
     let Line::Flow(line) = &mut event.line else { panic!("a flow") };
     (line.caller.via, line.caller.cgroup) = (vec!["curl".to_owned()], Some("payload".to_owned()));
-    assert_eq!(caller(&event.line).as_deref(), Some("/usr/bin/curl, in the cgroup payload"));
+    assert_eq!(caller(&event.line), "/usr/bin/curl, in the cgroup payload");
 }
 
 /// `a` is as it should be; everything that can be the matter is the matter with the others.
@@ -153,8 +153,8 @@ d         audit    1/2 confined             19/20  2    5      12 of 4096  12.3k
 e         enforce  stopped                  -      2    5      12 of 4096  12.3k (5.0 MB)  3       2       0     -
 f         enforce  1/1 confined             10/10  2    5      12 of 4096  12.3k (5.0 MB)  3       2       0     -
 g         enforce  2/2 confined             20/20  2    5      12 of 4096  12.3k (5.0 MB)  3       2       0     -
-b: the last denial was of a program that is not known
-d: the last denial was of a program that is not known
+b: the last denial was of node
+d: the last denial was of node
 ";
     assert_eq!(plain, expect);
 }
@@ -257,7 +257,7 @@ fn a_long_name_leaves_room_for_the_reason() {
             qtype,
             reason,
             address: None,
-            uid: None,
+            asker: Asker::default(),
             suppressed: 0,
             audit: false,
         })

@@ -2,7 +2,7 @@ use super::*;
 use crate::{
     policy::Rule,
     report::denial::{
-        DenialLine, QuestionLine,
+        Asker, DenialLine, QuestionLine,
         tests::{decode, event},
     },
     report::view::tests::lease,
@@ -20,7 +20,7 @@ fn question(time: u64, query: &str, qtype: &str, suppressed: u64) -> LoggedDenia
         qtype: qtype.to_owned(),
         reason: "name-not-allowed".to_owned(),
         address: None,
-        uid: None,
+        asker: Asker::default(),
         suppressed,
         audit: false,
     };

@@ -197,7 +197,7 @@ fn questions_of_bound_sockets_go_there_too() {
     }
 }
 
-/// A refused question is told with its user, who may have closed the socket by then.
+/// A refused question is told with its user and process, which may be gone by then.
 #[test]
 fn whose_a_question_was_is_known_when_its_socket_is_gone() {
     let named = Named::new(&names(&[API]));
@@ -217,15 +217,19 @@ fn whose_a_question_was_is_known_when_its_socket_is_gone() {
             if unsafe { libc::setresuid(user, user, user) } != 0 {
                 return Err(io::Error::last_os_error());
             }
+            rustix::thread::set_name(c"asks")?;
             let socket = ask(server)?;
             Ok(u64::from(SocketAddr::try_from(rustix::net::getsockname(&socket)?)?.port()))
         });
+        let pid = probe.pid();
         let outcome = probe.end();
         let Outcome::Done(port) = outcome else { panic!("{outcome:?}") };
         let port = u16::try_from(port).expect("a port");
         let asker = |of, from: IpAddr| named.world.loaded.maps.asker(of, SocketAddr::new(from, port));
         let own: IpAddr = if user == 65_533 { Ipv6Addr::LOCALHOST.into() } else { [127, 0, 0, 1].into() };
-        assert_eq!(asker(InstanceIndex::FIRST, own), Some(user), "from port {port}");
+        let comm = *b"asks\0\0\0\0\0\0\0\0\0\0\0\0";
+        let known = asker(InstanceIndex::FIRST, own).map(|asker| (asker.user, asker.pid, asker.comm));
+        assert_eq!(known, Some((user, pid, comm)), "from port {port}");
         assert_eq!(asker(InstanceIndex::FIRST, UNIT.into()), None);
         assert_eq!(asker(InstanceIndex::new(2).expect("a number"), own), None, "another instance's");
     }

@@ -51,11 +51,16 @@ fn listed(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     let uid = units.can("n", "id -u")?;
     let uid = uid.lines().next().unwrap_or_default();
     // Of a client that had closed its socket when it was told.
-    units.line("n", &[&format!("query=evil.example type=A reason=name-not-allowed uid={uid} ")])?;
+    units.line(
+        "n",
+        &["query=evil.example type=A reason=name-not-allowed pid=", &format!(" comm=curl uid={uid} ")],
+    )?;
     // Of one whose socket is still there to be looked at.
     units.can("n", &format!("(python3 -c '{HELD}' &)"))?;
-    units
-        .line("n", &[&format!("query=held.example type=A reason=name-not-allowed uid={uid} suppressed=0")])?;
+    units.line(
+        "n",
+        &["query=held.example type=A ", &format!(" comm=python3 uid={uid} suppressed=0 exe=- via=python3")],
+    )?;
     let fields = [
         "EGRESS_QUERY=held.example",
         "EGRESS_TYPE=A",

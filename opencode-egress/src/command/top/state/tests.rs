@@ -1,7 +1,7 @@
 use super::*;
 use crate::report::{
     caller::Caller,
-    denial::{Line, QuestionLine},
+    denial::{Asker, Line, QuestionLine},
     view::tests::{event, status},
 };
 
@@ -19,7 +19,7 @@ fn question(query: &str) -> LoggedDenial {
         qtype: "A".to_owned(),
         reason: "name-not-allowed".to_owned(),
         address: None,
-        uid: Some(987),
+        asker: Asker { uid: Some(987), ..Asker::default() },
         suppressed: 0,
         audit: false,
     };
