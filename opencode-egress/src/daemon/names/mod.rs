@@ -2,6 +2,7 @@
 
 mod allowed;
 mod denied;
+mod instance;
 mod learn;
 mod questions;
 mod resolver;
@@ -30,6 +31,7 @@ pub use self::weigh::{Weighed, weigh};
 use self::{
     allowed::AllowedNames,
     denied::DeniedNames,
+    instance::InstanceNames,
     resolver::Resolvers,
     servers::DeniedServers,
     store::{NameStore, Record},
@@ -48,13 +50,9 @@ use crate::{
         maps::{LearnedAddress, boottime},
     },
     policy::{
-        InstanceName, Mode, Resolver,
-        compile::CompiledName,
-        destination::Destination,
-        known::KnownNames,
-        name::{DnsName, LearnedName},
+        InstanceName, Mode, Policy, Resolver, compile::CompiledName, destination::Destination,
+        known::KnownNames, name::DnsName,
     },
-    report::status::NamesStatus,
 };
 
 /// How long the machine's own addresses are believed to be what they were.
@@ -80,74 +78,6 @@ pub(in crate::daemon) struct Names {
     trouble: Option<String>,
     /// Whether the file has what a policy does not list any more.
     stale: bool,
-}
-
-/// What is known of one instance's names.
-pub(in crate::daemon) struct InstanceNames {
-    pub(in crate::daemon) name: InstanceName,
-    /// The rules in force.
-    pub(in crate::daemon) rules: Arc<[CompiledName]>,
-    pub(in crate::daemon) mode: Mode,
-    pub(in crate::daemon) known: KnownNames,
-    pub(in crate::daemon) sockets: ResolverSockets,
-    pub(in crate::daemon) questions: Questions,
-    denied: DeniedNames,
-    allowed: AllowedNames,
-    /// Servers that hellos named and that are not listed.
-    pub(in crate::daemon) servers: DeniedServers,
-    /// Addresses that only names brought which the last change of the policy dropped.
-    dropped: BTreeSet<IpAddr>,
-}
-
-impl InstanceNames {
-    /// What `status` shows.
-    pub(in crate::daemon) fn status(&self) -> NamesStatus {
-        let (known, addresses) = self.known.count();
-        NamesStatus {
-            rules: self.rules.len(),
-            known,
-            addresses,
-            port: self.sockets.port(),
-            questions: self.questions.status(),
-            expired_lately: false,
-        }
-    }
-
-    /// The name that brought an address, of those that were denied also where its time is long over.
-    pub(in crate::daemon) fn name_of_denied(&self, address: IpAddr) -> Option<&DnsName> {
-        self.denied.name_of(address).or_else(|| self.known.name_of(address))
-    }
-
-    /// Every address that is known of a name, and of every name without one, with how many seconds new flows may begin.
-    pub(in crate::daemon) fn learned(&self, name: Option<&DnsName>) -> Vec<LearnedName> {
-        let now = boottime();
-        let asked = self.known.iter().filter(|(known, _)| name.is_none_or(|name| name == *known));
-        asked
-            .flat_map(|(name, known)| {
-                known.addresses().map(move |(address, until)| LearnedName {
-                    name: name.clone(),
-                    address,
-                    seconds: until.saturating_sub(now),
-                })
-            })
-            .collect()
-    }
-
-    /// What the resolver is told of it, and the sockets that it is given.
-    fn told(&self, index: InstanceIndex) -> Told {
-        let message = ToResolver::Instance {
-            number: index.number(),
-            names: self.rules.iter().map(|compiled| compiled.rule.pattern().to_string()).collect(),
-            audit: self.mode == Mode::Audit,
-        };
-        let sockets = self.sockets.descriptors().filter_map(|socket| socket.try_clone_to_owned().ok());
-        Told { message, sockets: sockets.collect() }
-    }
-
-    /// Whether a rule lists a name.
-    fn lists(&self, name: &DnsName) -> bool {
-        self.rules.iter().any(|compiled| compiled.rule.pattern().matches(name))
-    }
 }
 
 /// No rules for networks: what is in force for them is the kernel's to say.
@@ -206,6 +136,7 @@ impl Names {
                 name: name.clone(),
                 rules: [].into(),
                 mode: Mode::Enforce,
+                audit_until: None,
                 known: left.unwrap_or_default(),
                 sockets,
                 questions: Questions::default(),
@@ -241,10 +172,16 @@ impl Names {
     }
 
     /// Takes note of rules that came into force. What they do not list is forgotten.
-    pub(in crate::daemon) fn in_force(&mut self, index: InstanceIndex, rules: Vec<CompiledName>, mode: Mode) {
+    pub(in crate::daemon) fn in_force(
+        &mut self,
+        index: InstanceIndex,
+        rules: Vec<CompiledName>,
+        policy: &Policy,
+    ) {
         if let Some(names) = self.of.get_mut(&index) {
+            let mode = policy.mode;
             names.rules = rules.into();
-            names.mode = mode;
+            (names.mode, names.audit_until) = (mode, policy.leased.audit);
             let rules = Arc::clone(&names.rules);
             let listed = |name: &DnsName| rules.iter().any(|compiled| compiled.rule.pattern().matches(name));
             let (before, count) = (names.known.addresses(), names.known.count());
