@@ -2,7 +2,7 @@
 //!
 //! A lease is in the file before it is in force, and out of force before it is gone from there; the file says of one that is on its way out that
 //! it does not come back. So whenever a daemon ends between the two, no lease is in force that the file does not have, and none that was
-//! revoked returns.
+//! revoked returns. While the file cannot be written, none is granted; what ends does so all the same, and is written as soon as that is possible.
 
 use std::sync::Arc;
 
@@ -142,7 +142,7 @@ impl Daemon {
     ///
     /// # Errors
     ///
-    /// When it cannot be kept, or the kernel refuses; then everything is as it was.
+    /// When a grant cannot be kept, or the kernel refuses; then everything is as it was.
     pub(in crate::daemon) fn end_lease_change(
         &mut self,
         change: Result<LeaseChange, DaemonError>,
@@ -163,10 +163,14 @@ impl Daemon {
                 None => daemon.leases.of.remove(&name),
             };
         };
+        let grants = told.iter().any(|(_, what, _)| ["granted", "replaced"].contains(what));
         let Leases { of, store, .. } = &mut self.leases;
-        if let Err(source) = store.write(of) {
+        if let Err(source) = store.write(of)
+            && grants
+        {
+            let path = store.path().to_owned();
             undo(self);
-            return Err(DaemonError::KeepLeases(source));
+            return Err(DaemonError::KeepLeases { path, source });
         }
         if let Err(error) = self.apply_leased(&name, policy, changed) {
             undo(self);
@@ -176,6 +180,7 @@ impl Daemon {
         let over: Vec<_> =
             self.leases.of.get_mut(&name).map(|leases| leases.ending.drain(..).collect()).unwrap_or_default();
         self.write_leases();
+        notes.extend(self.leases.trouble());
         for (lease, what, by) in &told {
             self.tell_lease(&name, lease, what, by);
         }

@@ -101,13 +101,22 @@ impl LeaseStore {
     pub(super) fn write(&mut self, of: &BTreeMap<InstanceName, InstanceLeases>) -> io::Result<()> {
         let instances = of.iter().map(|(name, leases)| (name.to_string(), leases.clone())).collect();
         let written = self.replace(&File { version: VERSION, boot: boot_id(), instances });
+        let before = self.trouble.take();
         self.trouble = written.as_ref().err().map(|error| {
             format!(
-                "cannot write to {}: {error}. No lease can be granted, and a daemon that starts now does not know which ended",
+                "cannot write to {}: {error}. No lease can be granted, and a daemon that starts before that is possible has leases in force again that were revoked since",
                 self.path.display()
             )
         });
+        if before.is_none() {
+            self.trouble.iter().for_each(|trouble| warn!("{trouble}"));
+        }
         written
+    }
+
+    /// Where it is.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
 
     fn replace(&self, file: &File) -> io::Result<()> {

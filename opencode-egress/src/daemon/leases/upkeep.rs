@@ -120,4 +120,11 @@ impl Daemon {
         // What `status` says of it; a grant asks for more.
         let _ = store.write(of);
     }
+
+    /// Writes the file that could not be written before.
+    pub(in crate::daemon) fn write_leases_again(&mut self) {
+        if self.leases.trouble().is_some() {
+            self.write_leases();
+        }
+    }
 }

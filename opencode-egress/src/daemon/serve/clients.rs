@@ -239,6 +239,7 @@ impl Server {
 
     /// Ends the leases that are over. To be called every second.
     pub(super) fn end_leases(self: &Rc<Self>) {
+        self.daemon.borrow_mut().write_leases_again();
         if self.daemon.borrow().next_over().is_none() || self.ends_leases.replace(true) {
             return;
         }

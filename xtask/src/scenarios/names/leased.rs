@@ -250,6 +250,24 @@ json.dump(leases, open(path, 'w'))
     units.machine.succeed(&["systemctl", "start", "opencode-egress"])?;
     units.cannot("m", &get(FAR), DENIED)?;
     units.can("m", &get("192.0.2.30"))?;
+    // While the file cannot be written none is granted, and what is revoked is over all the same.
+    let taken = "mkdir $(ls /run/opencode-egress/*.leases).new";
+    units.machine.succeed(&["sh", "-c", taken])?;
+    let said = units.machine.fail(&["opencode-egress", "allow", "m", "192.0.2.20/32:80", "--for", "1h"])?;
+    ensure!(said.contains("the lease is not granted: /run/opencode-egress/"), "{said}");
+    units.can("m", &get("192.0.2.30"))?;
+    let revoke = "opencode-egress revoke m 192.0.2.30/32:80 2>&1";
+    let said = units.machine.succeed(&["sh", "-c", revoke])?;
+    ensure!(said.contains("has leases in force again that were revoked since"), "{said}");
+    units.cannot("m", &get("192.0.2.30"), DENIED)?;
+    units.machine.succeed(&["sh", "-c", "rmdir /run/opencode-egress/*.leases.new"])?;
+    wait("the file to be written", || {
+        (!egress(&units, &["status"]).ok()?.contains("cannot write to")).then_some(())
+    })?;
+    units.signal("opencode-egress", "KILL")?;
+    wait("the daemon to be back", || egress(&units, &["leases", "m"]).ok())?;
+    units.cannot("m", &get("192.0.2.30"), DENIED)?;
+    egress(&units, &["allow", "m", "192.0.2.30/32:80", "--for", "1h"])?;
     // The file has the rule now, and then the instance no more.
     units.apply(|instances| instances["m"]["allow"] = json!(["192.0.2.30/32:80"]))?;
     units.can("m", &get("192.0.2.30"))?;
