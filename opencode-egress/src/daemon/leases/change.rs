@@ -184,18 +184,9 @@ impl Daemon {
         for (lease, what, by) in &told {
             self.tell_lease(&name, lease, what, by);
         }
-        if !over.is_empty() {
-            let rules = over.iter().filter_map(|lease: &Lease| match &lease.kind {
-                LeaseKind::Rule(rule) => Some(rule.clone()),
-                LeaseKind::Audit => None,
-            });
-            notes.extend(self.reset_leased(&name, rules.collect()));
-        }
-        // What was denied meanwhile is open, and refused from now on.
-        if told
-            .iter()
-            .any(|(lease, what, _)| lease.kind == LeaseKind::Audit && ["ended", "revoked"].contains(what))
-        {
+        // Of audit mode what was denied meanwhile is open, and refused from now on.
+        let audit = told.iter().any(|(lease, what, _)| lease.kind == LeaseKind::Audit && *what == "ended");
+        if audit || !over.is_empty() {
             notes.extend(self.reset_denied(&[&name], InForceBefore::new()));
         }
         let Some((lease, what, _)) = told.into_iter().next() else {

@@ -184,12 +184,14 @@ impl Names {
             (names.mode, names.audit_until) = (mode, policy.leased.audit);
             let rules = Arc::clone(&names.rules);
             let listed = |name: &DnsName| rules.iter().any(|compiled| compiled.rule.pattern().matches(name));
-            let (before, count) = (names.known.addresses(), names.known.count());
+            let mut goes_on = names.known.clone();
+            goes_on.retain(|name| listed(name) || policy.leased.has_ended(name));
+            names.dropped = &names.known.addresses() - &goes_on.addresses();
+            let count = names.known.count();
             names.known.retain(listed);
             names.allowed.retain(listed);
             names.denied.retain(|name| mode == Mode::Audit && !listed(name));
             self.stale |= names.known.count() != count;
-            names.dropped = &before - &names.known.addresses();
             self.resolvers.tell(names.told(index));
         }
     }
@@ -314,6 +316,7 @@ mod tests {
     use std::net::UdpSocket;
 
     use super::*;
+    use crate::policy::compile::compile;
 
     #[test]
     fn what_did_not_come_into_force_leaves_no_socket() {
@@ -331,5 +334,25 @@ mod tests {
         names.forget_but(&before);
         assert_eq!(names.of.keys().collect::<Vec<_>>(), [&first]);
         assert!(is_taken(kept) && !is_taken(port));
+    }
+    #[test]
+    fn an_address_that_a_name_brought_whose_lease_ended_is_not_dropped() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut names = Names::open(&directory.path().join("names"));
+        let (index, instance) = (InstanceIndex::FIRST, "a".parse().expect("a name"));
+        names.prepare(index, &instance, &[]).expect("sockets");
+        let mut policy = Policy::default();
+        policy.allow("kept.example:80".parse().expect("a rule"));
+        policy.leased.ended = vec!["ended.example:80".parse().expect("a rule")];
+        let rules = compile(&policy).expect("it fits").names;
+        let address = |last: u8| IpAddr::from([192, 0, 2, last]);
+        let known = &mut names.of.get_mut(&index).expect("it").known;
+        for (name, lasts) in [("kept", &[1, 2][..]), ("ended", &[2, 3]), ("gone", &[1, 3, 4])] {
+            let addresses: Vec<_> = lasts.iter().map(|last| address(*last)).collect();
+            known.learn(&format!("{name}.example").parse().expect("a name"), &addresses, 100, 0);
+        }
+        names.in_force(index, rules, &policy);
+        assert_eq!(names.addresses(index), [address(1), address(2)].into());
+        assert_eq!(names.dropped(index), [address(4)].into());
     }
 }

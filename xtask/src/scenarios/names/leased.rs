@@ -195,9 +195,25 @@ fn name(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
         .with_context(|| units.run("m", &listed).unwrap_or_default())?;
     units.cannot("m", &get(FAR), DENIED)?;
     waits_for(&units, "ended", "api.example.org:80")?;
+    ensure!(units.status("m")?["names"].is_null(), "{}", units.status("m")?);
+    // Through a later change of the policy, too.
+    units.apply(|instances| instances["m"]["allow"] = json!(["203.0.113.7/32"]))?;
     let said = kept_says(&units, "named")?;
     ensure!(said.contains("192.0.2.20 upstream 192.0.2.20 got GET /kept"), "{said}");
-    ensure!(units.status("m")?["names"].is_null(), "{}", units.status("m")?);
+    // And where other names are listed, so that there is a resolver before and after.
+    units.apply(|instances| instances["m"]["allow"] = json!(["stays.example.org:80"]))?;
+    egress(&units, &["allow", "m", "api.example.org:80", "--for", "1h"])?;
+    wait("the name to be resolved", || units.can("m", &listed).ok())
+        .with_context(|| units.run("m", &listed).unwrap_or_default())?;
+    keep(&units, "beside")?;
+    egress(&units, &["allow", "m", "api.example.org:80", "--for", "2s"])?;
+    wait("the end of the lease, again", || {
+        let ended = |entry: &&Value| entry["EGRESS_LEASE"] == "ended";
+        (told(&units).ok()?.iter().filter(ended).count() == 2).then_some(())
+    })?;
+    units.apply(|instances| instances["m"]["allow"] = json!(["stays.example.org:80", "203.0.113.7/32"]))?;
+    let said = kept_says(&units, "beside")?;
+    ensure!(said.contains("192.0.2.20 upstream 192.0.2.20 got GET /kept"), "{said}");
     Ok(())
 }
 
