@@ -192,7 +192,17 @@ impl Daemon {
             }
             for unit in instance.units() {
                 match self.confinement.hierarchy.open_all(services.get(unit)) {
-                    Ok(cgroups) => ids.extend(cgroups.iter().flat_map(|cgroup| cgroup.ids())),
+                    Ok(cgroups) => {
+                        for cgroup in cgroups {
+                            let is_linked = || links.iter().any(|links| links.cgroup == cgroup.id());
+                            let its = cgroup.ids();
+                            // A unit that was detached is judged by nothing, whatever was remembered of it.
+                            match instance.detached && !is_linked() {
+                                true => ids.retain(|id| !its.contains(id)),
+                                false => ids.extend(its),
+                            }
+                        }
+                    }
                     Err(error) => not_reset.push(format!("{unit}: {}", error_chain(&error))),
                 }
             }

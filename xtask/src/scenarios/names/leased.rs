@@ -173,6 +173,13 @@ fn network(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     waits_for(&units, "revoked", rule)?;
     let said = units.machine.fail(&["opencode-egress", "revoke", "m", rule])?;
     ensure!(said.contains("instance `m` has no lease of `192.0.2.20/32:80/tcp`"), "{said}");
+    // Nothing of a detached unit is reset.
+    egress(&units, &["allow", "m", rule, "--for", "1h"])?;
+    keep(&units, "free")?;
+    egress(&units, &["detach", "m"])?;
+    egress(&units, &["revoke", "m", rule])?;
+    let said = kept_says(&units, "free")?;
+    ensure!(said.contains("192.0.2.20 upstream 192.0.2.20 got GET /kept"), "{said}");
     Ok(())
 }
 
