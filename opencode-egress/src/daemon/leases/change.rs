@@ -8,7 +8,10 @@ use std::sync::Arc;
 
 use tracing::warn;
 
-use super::{Leases, deadline, store::InstanceLeases};
+use super::{
+    Leases, deadline,
+    store::{Ending, InstanceLeases, Told, by_itself},
+};
 use crate::{
     daemon::{connections::InForceBefore, error::DaemonError, policies::ChangedPolicy, state::Daemon},
     kernel::maps::boottime,
@@ -46,7 +49,7 @@ pub(in crate::daemon) struct LeaseTask {
     policy: Arc<Policy>,
     leases: InstanceLeases,
     /// What is to be told of which.
-    told: Vec<(Lease, &'static str, Grantor)>,
+    told: Vec<Told>,
     notes: Vec<String>,
 }
 
@@ -108,16 +111,15 @@ impl Daemon {
                 let lease = take(&mut leases.active).or_else(|| take(&mut leases.ended));
                 let lease =
                     lease.ok_or_else(|| DaemonError::NoLease { name: name.clone(), kind: kind.clone() })?;
-                leases.ending.push(lease.clone());
+                leases.ending.push(Ending { lease: lease.clone(), revoked_by: Some(by.clone()) });
                 told.push((lease, "revoked", by));
             }
             Change::End => {
                 for lease in leases.end(boottime()) {
                     if lease.hard {
-                        leases.ending.push(lease.clone());
+                        leases.ending.push(Ending { lease: lease.clone(), revoked_by: None });
                     }
-                    let by = lease.by.clone();
-                    told.push((lease, "ended", by));
+                    told.push(by_itself(lease, "ended"));
                 }
             }
         }

@@ -17,7 +17,7 @@ use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::broadcast::{Sender, channel};
 
 pub(in crate::daemon) use self::change::{Change, LeaseOutcome};
-use self::store::{InstanceLeases, LeaseStore};
+use self::store::{Ending, InstanceLeases, LeaseStore, Told, by_itself};
 use crate::{
     kernel::maps::boottime,
     policy::{
@@ -35,7 +35,7 @@ pub(in crate::daemon) struct Leases {
     of: BTreeMap<InstanceName, InstanceLeases>,
     store: LeaseStore,
     /// What became of leases before this daemon put policies in force, still to be told.
-    untold: Vec<(InstanceName, Lease, &'static str)>,
+    untold: Vec<(InstanceName, Told)>,
     /// When what is over is looked at again.
     again: Option<Instant>,
     /// What became of leases, for clients that ask for `events`, and those that follow these.
@@ -55,13 +55,10 @@ impl Leases {
         let (store, mut of) = LeaseStore::open(file);
         let (now, mut untold) = (boottime(), vec![]);
         for (name, leases) in &mut of {
-            let mut tell = |lease: &Lease, what| untold.push((name.clone(), lease.clone(), what));
-            leases.ending.drain(..).for_each(|lease| tell(&lease, "revoked"));
-            leases
-                .active
-                .iter()
-                .for_each(|lease| tell(lease, if lease.is_over(now) { "ended" } else { "kept" }));
-            leases.end(now);
+            let ending: Vec<_> = leases.ending.drain(..).map(Ending::told).collect();
+            let over = leases.end(now).into_iter().map(|lease| by_itself(lease, "ended"));
+            let kept = leases.active.iter().map(|lease| by_itself(lease.clone(), "kept"));
+            untold.extend(ending.into_iter().chain(over).chain(kept).map(|told| (name.clone(), told)));
         }
         Self { of, store, untold, again: None, recent: VecDeque::new(), followers: channel(64).0 }
     }
@@ -81,8 +78,57 @@ impl Leases {
         active.into_iter().map(|lease| LeaseStatus::of(lease, boottime, now)).collect()
     }
 
+    /// Forgets an instance's leases, and returns those that were in force. None of them is kept.
+    fn drop(&mut self, name: &InstanceName) -> Vec<Lease> {
+        self.untold.retain(|(of, (_, what, _))| of != name || *what != "kept");
+        self.of.remove(name).unwrap_or_default().active
+    }
+
     /// What is not as it should be, for `status`.
     pub(in crate::daemon) fn trouble(&self) -> Option<String> {
         self.store.trouble.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::lease::{Grantor, LeaseKind};
+
+    fn lease(rule: &str, hard: bool, deadline: u64) -> Lease {
+        let kind = LeaseKind::Rule(rule.parse().expect("a rule"));
+        Lease { kind, hard, reason: None, by: Grantor { uid: 1, ..Grantor::default() }, from: 7, deadline }
+    }
+
+    #[test]
+    fn what_a_daemon_before_left_is_told_as_it_was() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("v5.leases");
+        let revoked_by = Some(Grantor { uid: 2, ..Grantor::default() });
+        let leases = InstanceLeases {
+            active: vec![lease("10.0.0.0/8", false, u64::MAX), lease("10.1.0.0/16", true, 1)],
+            ended: vec![lease("10.2.0.0/16", false, 1)],
+            ending: vec![
+                Ending { lease: lease("10.3.0.0/16", false, u64::MAX), revoked_by },
+                Ending { lease: lease("10.4.0.0/16", true, 1), revoked_by: None },
+            ],
+        };
+        let [name, other] = ["a", "b"].map(|name| name.parse::<InstanceName>().expect("a name"));
+        let of_other = InstanceLeases {
+            active: vec![lease("10.5.0.0/16", false, u64::MAX)],
+            ..InstanceLeases::default()
+        };
+        let of = BTreeMap::from([(name.clone(), leases), (other, of_other)]);
+        LeaseStore::open(&path).0.write(&of).expect("written");
+        let mut leases = Leases::open(&path);
+        let told = |leases: &Leases| -> Vec<String> {
+            let told = leases.untold.iter();
+            told.map(|(name, (lease, what, by))| format!("{name} {} {what} {}", lease.kind, by.uid)).collect()
+        };
+        let over = ["a 10.3.0.0/16 revoked 2", "a 10.4.0.0/16 ended 1", "a 10.1.0.0/16 ended 1"];
+        let kept = ["a 10.0.0.0/8 kept 1", "b 10.5.0.0/16 kept 1"];
+        assert_eq!(told(&leases), [&over[..], &kept].concat());
+        assert_eq!(leases.drop(&name), [lease("10.0.0.0/8", false, u64::MAX)]);
+        assert_eq!(told(&leases), [&over[..], &kept[1..]].concat());
     }
 }

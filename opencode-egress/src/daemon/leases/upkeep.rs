@@ -58,8 +58,8 @@ impl Daemon {
     /// Tells which leases of an earlier daemon are in force again, and which are over. What began under one that ended so, and was to be
     /// ended with it, is: it is in no policy.
     pub(in crate::daemon) fn tell_kept_leases(&mut self) {
-        for (name, lease, what) in std::mem::take(&mut self.leases.untold) {
-            self.tell_lease(&name, &lease, what, &lease.by);
+        for (name, (lease, what, by)) in std::mem::take(&mut self.leases.untold) {
+            self.tell_lease(&name, &lease, what, &by);
         }
         self.write_leases();
     }
@@ -75,15 +75,15 @@ impl Daemon {
         let gone: Vec<_> =
             leased.iter().filter(|entry| !has_room(entry)).map(|(name, _)| name.clone()).collect();
         for name in &gone {
-            let Some(leases) = self.leases.of.remove(name) else { continue };
+            let dropped = self.leases.drop(name);
             let why = match policies.contains_key(name) {
                 true => "beside its policy there is no room in the kernel's maps for them",
                 false => "the policy file does not have the instance any more",
             };
-            if !leases.active.is_empty() {
+            if !dropped.is_empty() {
                 warn!("{name}: its leases are over: {why}");
             }
-            leases.active.iter().for_each(|lease| self.tell_lease(name, lease, "dropped", &lease.by));
+            dropped.iter().for_each(|lease| self.tell_lease(name, lease, "dropped", &lease.by));
         }
         if !gone.is_empty() {
             self.write_leases();
