@@ -121,6 +121,10 @@ impl Daemon {
                     }
                     told.push(by_itself(lease, "ended"));
                 }
+                // Somebody else ended them, or granted them anew, since they were found to be over.
+                if told.is_empty() {
+                    return Err(DaemonError::NothingOver { name });
+                }
             }
         }
         Ok(LeaseTask { name, policy, leases, told, notes })

@@ -36,8 +36,8 @@ pub(in crate::daemon) struct Leases {
     store: LeaseStore,
     /// What became of leases before this daemon put policies in force, still to be told.
     untold: Vec<(InstanceName, Told)>,
-    /// When what is over is looked at again.
-    again: Option<Instant>,
+    /// When what is over is looked at again, of instances where it could not be tidied up.
+    again: BTreeMap<InstanceName, Instant>,
     /// What became of leases, for clients that ask for `events`, and those that follow these.
     recent: VecDeque<LeaseEvent>,
     followers: Sender<LeaseEvent>,
@@ -60,7 +60,7 @@ impl Leases {
             let kept = leases.active.iter().map(|lease| by_itself(lease.clone(), "kept"));
             untold.extend(ending.into_iter().chain(over).chain(kept).map(|told| (name.clone(), told)));
         }
-        Self { of, store, untold, again: None, recent: VecDeque::new(), followers: channel(64).0 }
+        Self { of, store, untold, again: BTreeMap::new(), recent: VecDeque::new(), followers: channel(64).0 }
     }
 
     /// What policies are compiled with.
@@ -76,6 +76,20 @@ impl Leases {
         let mut active: Vec<_> = active.filter(|lease| !lease.is_over(boottime)).collect();
         active.sort_by_key(|lease| lease.deadline);
         active.into_iter().map(|lease| LeaseStatus::of(lease, boottime, now)).collect()
+    }
+
+    /// The first instance `of` which a lease is over at a second since boot, and which is to be looked at by now.
+    fn next_over(&self, now: u64, of: impl Fn(&InstanceName) -> bool) -> Option<&InstanceName> {
+        let waits = |name| self.again.get(name).is_some_and(|again| Instant::now() < *again);
+        let mut over =
+            self.of.iter().filter(|(_, leases)| leases.active.iter().any(|lease| lease.is_over(now)));
+        over.find(|(name, _)| of(name) && !waits(*name)).map(|(name, _)| name)
+    }
+
+    /// Has an instance looked at again later.
+    fn wait(&mut self, name: &InstanceName) {
+        self.again.retain(|_, again| Instant::now() < *again);
+        self.again.insert(name.clone(), Instant::now() + AGAIN);
     }
 
     /// Forgets an instance's leases, and returns those that were in force. None of them is kept.
@@ -130,5 +144,24 @@ mod tests {
         assert_eq!(told(&leases), [&over[..], &kept].concat());
         assert_eq!(leases.drop(&name), [lease("10.0.0.0/8", false, u64::MAX)]);
         assert_eq!(told(&leases), [&over[..], &kept[1..]].concat());
+    }
+
+    #[test]
+    fn an_end_that_fails_holds_up_no_other() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut leases = Leases::open(&directory.path().join("v5.leases"));
+        let [a, b, c] = ["a", "b", "c"].map(|name| name.parse::<InstanceName>().expect("a name"));
+        for (name, deadline) in [(&a, 5), (&b, 6), (&c, 5)] {
+            let active = vec![lease("10.0.0.0/8", false, deadline)];
+            leases.of.insert(name.clone(), InstanceLeases { active, ..InstanceLeases::default() });
+        }
+        assert_eq!(leases.next_over(4, |_| true), None);
+        assert_eq!(leases.next_over(5, |_| true), Some(&a));
+        assert_eq!(leases.next_over(5, |name| *name != a), Some(&c), "it has no policy");
+        leases.wait(&a);
+        assert_eq!(leases.next_over(5, |_| true), Some(&c));
+        leases.wait(&c);
+        assert_eq!(leases.next_over(5, |_| true), None);
+        assert_eq!(leases.next_over(6, |_| true), Some(&b));
     }
 }

@@ -1,11 +1,11 @@
 //! Looking after leases: what is told of them, and when they end.
 
-use std::{collections::BTreeMap, time::Instant};
+use std::collections::BTreeMap;
 
 use tokio::sync::broadcast::Receiver;
 use tracing::warn;
 
-use super::{AGAIN, Leases, store::InstanceLeases};
+use super::{Leases, store::InstanceLeases};
 use crate::{
     daemon::{
         error::DaemonError,
@@ -40,19 +40,12 @@ impl Daemon {
 
     /// An instance of which a lease is over.
     pub(in crate::daemon) fn next_over(&self) -> Option<InstanceName> {
-        if self.leases.again.is_some_and(|again| Instant::now() < again) {
-            return None;
-        }
-        let now = boottime();
-        let over = self.leases.of.iter().find(|(name, leases)| {
-            self.instances.contains_key(*name) && leases.active.iter().any(|lease| lease.is_over(now))
-        });
-        over.map(|(name, _)| name.clone())
+        self.leases.next_over(boottime(), |name| self.instances.contains_key(name)).cloned()
     }
 
-    /// Has leases that are over, and that could not be ended, tried again later: of these the kernel lets nothing new pass.
-    pub(in crate::daemon) fn end_leases_later(&mut self) {
-        self.leases.again = Some(Instant::now() + AGAIN);
+    /// Has an instance's leases that are over, and that could not be ended, tried again later: of these the kernel lets nothing new pass.
+    pub(in crate::daemon) fn end_leases_later(&mut self, name: &InstanceName) {
+        self.leases.wait(name);
     }
 
     /// Tells which leases of an earlier daemon are in force again, and which are over. What began under one that ended so, and was to be
