@@ -190,6 +190,9 @@ impl Daemon {
         for (lease, what, by) in &told {
             self.tell_lease(&name, lease, what, by);
         }
+        if !over.is_empty() {
+            self.retire_predecessors(|other| *other == name);
+        }
         // Of audit mode what was denied meanwhile is open, and refused from now on.
         let audit = told.iter().any(|(lease, what, _)| lease.kind == LeaseKind::Audit && *what == "ended");
         if audit || !over.is_empty() {

@@ -8,7 +8,7 @@ mod store;
 mod upkeep;
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     path::Path,
     time::{Duration, Instant},
 };
@@ -78,6 +78,16 @@ impl Leases {
         active.into_iter().map(|lease| LeaseStatus::of(lease, boottime, now)).collect()
     }
 
+    /// The instances with leases that an earlier daemon had, and that are over with what began under them. To be asked before they are told.
+    pub(in crate::daemon) fn cut_short(&self) -> BTreeSet<InstanceName> {
+        let cut = self.untold.iter().filter(|(_, (lease, what, _))| match *what {
+            "revoked" => true,
+            "ended" => lease.hard,
+            _ => false,
+        });
+        cut.map(|(name, _)| name.clone()).collect()
+    }
+
     /// The first instance `of` which a lease is over at a second since boot, and which is to be looked at by now.
     fn next_over(&self, now: u64, of: impl Fn(&InstanceName) -> bool) -> Option<&InstanceName> {
         let waits = |name| self.again.get(name).is_some_and(|again| Instant::now() < *again);
@@ -129,7 +139,7 @@ mod tests {
         };
         let [name, other] = ["a", "b"].map(|name| name.parse::<InstanceName>().expect("a name"));
         let of_other = InstanceLeases {
-            active: vec![lease("10.5.0.0/16", false, u64::MAX)],
+            active: vec![lease("10.5.0.0/16", false, u64::MAX), lease("10.6.0.0/16", false, 1)],
             ..InstanceLeases::default()
         };
         let of = BTreeMap::from([(name.clone(), leases), (other, of_other)]);
@@ -140,8 +150,9 @@ mod tests {
             told.map(|(name, (lease, what, by))| format!("{name} {} {what} {}", lease.kind, by.uid)).collect()
         };
         let over = ["a 10.3.0.0/16 revoked 2", "a 10.4.0.0/16 ended 1", "a 10.1.0.0/16 ended 1"];
-        let kept = ["a 10.0.0.0/8 kept 1", "b 10.5.0.0/16 kept 1"];
+        let kept = ["a 10.0.0.0/8 kept 1", "b 10.6.0.0/16 ended 1", "b 10.5.0.0/16 kept 1"];
         assert_eq!(told(&leases), [&over[..], &kept].concat());
+        assert_eq!(leases.cut_short(), [name.clone()].into());
         assert_eq!(leases.drop(&name), [lease("10.0.0.0/8", false, u64::MAX)]);
         assert_eq!(told(&leases), [&over[..], &kept[1..]].concat());
     }
