@@ -215,7 +215,8 @@ fn name(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     keep(&units, "beside")?;
     egress(&units, &["allow", "m", "api.example.org:80", "--for", "2s"])?;
     wait("the end of the lease, again", || {
-        let ended = |entry: &&Value| entry["EGRESS_LEASE"] == "ended";
+        let ended =
+            |entry: &&Value| entry["EGRESS_LEASE"] == "ended" && entry["EGRESS_RULE"] == "api.example.org:80";
         (told(&units).ok()?.iter().filter(ended).count() == 2).then_some(())
     })?;
     units.apply(|instances| instances["m"]["allow"] = json!(["stays.example.org:80", "203.0.113.7/32"]))?;
