@@ -26,14 +26,12 @@ use opencode_egress_common::{
 };
 use tokio::sync::mpsc::Receiver;
 
-pub(in crate::daemon) use self::resolver::Told;
 pub use self::weigh::{Weighed, weigh};
 use self::{
     allowed::AllowedNames,
     denied::DeniedNames,
     instance::InstanceNames,
     resolver::Resolvers,
-    servers::DeniedServers,
     store::{NameStore, Record},
 };
 pub(crate) use self::{
@@ -41,6 +39,7 @@ pub(crate) use self::{
     sockets::ResolverSockets,
     weigh::until,
 };
+pub(in crate::daemon) use self::{resolver::Told, servers::DeniedServers};
 use crate::{
     control::learned::ToResolver,
     daemon::error::DaemonError,
@@ -263,16 +262,16 @@ impl Names {
         denied.deny(known, address)
     }
 
-    /// Takes note of a server that a hello named and that is not listed, and of how often so far.
+    /// Takes note of a server that a hello named and that is not listed, of which the kernel has this number.
     pub(in crate::daemon) fn deny_server(
         &mut self,
         index: InstanceIndex,
         flow: &Flow,
+        tag: u16,
         server: &str,
-        attempts: u64,
     ) {
         if let (Some(names), Some(destination)) = (self.of.get_mut(&index), Destination::of(flow)) {
-            names.servers.deny(destination, server, attempts);
+            names.servers.deny(destination, tag, server);
         }
     }
 
