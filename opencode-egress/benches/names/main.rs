@@ -182,8 +182,8 @@ fn ours(upstream: SocketAddr) -> Result<Subject> {
     let udp = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
     let address = udp.local_addr()?;
     let tcp = TcpListener::bind(address)?;
-    let instance =
-        ToResolver::Instance { number: 1, names: [NAME, FRESH].map(str::to_owned).to_vec(), audit: false };
+    let names = [NAME, FRESH].map(str::to_owned).to_vec();
+    let instance = ToResolver::Instance { number: 1, names, leased: vec![], audit: false, audit_until: None };
     let line = serde_json::to_string(&instance)? + "\n";
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
     let mut control = SendAncillaryBuffer::new(&mut space);

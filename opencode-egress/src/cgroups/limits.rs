@@ -118,8 +118,11 @@ mod tests {
     #[test]
     fn open_files_are_counted_without_a_look_at_them() {
         let own = || OpenFiles::of(std::process::id());
+        if fs::metadata("/proc/self/fd").expect("own files").len() == 0 {
+            return eprintln!("skipped: this kernel is older than 6.2");
+        }
         // Other tests open files meanwhile.
-        let Some(before) = own() else { return eprintln!("skipped: this kernel is older than 6.2") };
+        let before = own().expect("a count");
         let files: Vec<_> = (0..200).map(|_| File::open("/dev/null").expect("a file")).collect();
         let with = own().expect("a count");
         assert!(

@@ -44,8 +44,12 @@ pub enum ToResolver {
         number: u32,
         /// Names and patterns that may be asked for, as text.
         names: Vec<String>,
+        /// More of them, each for a time: until which second since boot (`CLOCK_BOOTTIME`).
+        leased: Vec<(String, u64)>,
         /// Ask for everything, and report what is not listed.
         audit: bool,
+        /// Until which second since boot; `None`: until another list comes.
+        audit_until: Option<u64>,
     },
     /// An instance is there no more. Its sockets are closed.
     Gone {

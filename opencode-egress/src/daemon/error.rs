@@ -158,9 +158,15 @@ pub enum DaemonError {
     /// What was to be done elsewhere was not.
     #[error("the change broke off: {0}")]
     BrokenOff(String),
-    /// Leases cannot be written to their file.
-    #[error("a lease that cannot be kept over a restart is not granted")]
-    KeepLeases(#[source] std::io::Error),
+    /// A lease cannot be written to their file.
+    #[error("the lease is not granted: {}, which keeps it over a restart of the daemon, cannot be written; see whether there is room", path.display())]
+    KeepLeases {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
     /// The policy file has the instance, and was not applied since.
     #[error("instance `{name}` is in {}, but that is not applied; run `opencode-egress reload`", config.display())]
     NotApplied {

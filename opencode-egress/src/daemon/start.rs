@@ -93,15 +93,17 @@ impl Daemon {
             Self { loaded, numbers, instances, confinement, policies, denials, connections, names, leases };
         daemon.apply(read.prepare(&last_applied)?)?;
         daemon.names.all_in_force();
+        let cut_short = daemon.leases.cut_short();
         daemon.tell_kept_leases();
         if !daemon.confinement.predecessors.is_empty() {
             let before = |name: &InstanceName| before.as_ref().and_then(|set| set.instances.get(name));
             let now = |name: &InstanceName| daemon.instances.get(name)?.policy.as_deref();
             let leased = daemon.leases.leased();
-            // They were in force under the same leases.
+            // They were in force under the same leases, and those that are over with what began under them.
             let is_other = |name: &InstanceName| {
                 let leased = leased.get(name).cloned().unwrap_or_default();
-                before(name).map(|policy| policy.clone().leased(leased)).as_ref() != now(name)
+                cut_short.contains(name)
+                    || before(name).map(|policy| policy.clone().leased(leased)).as_ref() != now(name)
             };
             let other: BTreeSet<_> =
                 daemon.numbers.known().keys().filter(|name| is_other(name)).cloned().collect();

@@ -2,24 +2,30 @@
 
 use std::{net::IpAddr, rc::Rc};
 
-use hickory_proto::rr::RecordType;
+use hickory_proto::{op::ResponseCode, rr::RecordType};
 use lru::LruCache;
 use tokio::time::Instant;
+
+use crate::resolver::answer::Answer;
 
 /// A name, in lower case, and the type.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Key {
     /// As [`crate::resolver::question::text`] has it, or escaped.
     pub(super) name: String,
-    /// A or AAAA.
+    /// A or AAAA; in audit mode any.
     pub(super) qtype: RecordType,
 }
 
 impl Key {
-    /// The same name's addresses of the other family.
-    pub(super) fn sibling(&self) -> Self {
-        let qtype = if self.qtype == RecordType::A { RecordType::AAAA } else { RecordType::A };
-        Self { name: self.name.clone(), qtype }
+    /// The same name's addresses of the other family, where this is for some.
+    pub(super) fn sibling(&self) -> Option<Self> {
+        let qtype = match self.qtype {
+            RecordType::A => RecordType::AAAA,
+            RecordType::AAAA => RecordType::A,
+            _ => return None,
+        };
+        Some(Self { name: self.name.clone(), qtype })
     }
 }
 
@@ -33,6 +39,19 @@ pub(super) enum Known {
         /// The name.
         exists: bool,
     },
+}
+
+impl Known {
+    /// As an answer, to be kept for so many seconds.
+    pub(super) fn answer(&self, ttl: u32) -> Answer<'_> {
+        match self {
+            Self::Addresses(addresses) => Answer { addresses, ttl, ..Answer::default() },
+            Self::Nothing { exists } => {
+                let code = if *exists { ResponseCode::NoError } else { ResponseCode::NXDomain };
+                Answer { code, none_ttl: Some(ttl), ..Answer::default() }
+            }
+        }
+    }
 }
 
 struct Entry {

@@ -20,6 +20,7 @@ use tracing::debug;
 
 use crate::{
     control::learned::{FromResolver, QueryReason},
+    kernel::maps::boottime,
     report::human::error_chain,
     resolver::{
         answer::{Answer, Reason, Transport},
@@ -50,7 +51,8 @@ pub(super) struct Instance {
     number: u32,
     shared: Rc<Shared>,
     names: RefCell<Names>,
-    audit: Cell<bool>,
+    /// Until which second since boot it is in audit mode.
+    audit_until: Cell<u64>,
     cache: RefCell<Cache>,
     /// What is being asked.
     asked: RefCell<HashMap<Key, watch::Receiver<Option<Outcome>>>>,
@@ -111,7 +113,7 @@ impl Instance {
             number,
             shared,
             names: RefCell::default(),
-            audit: Cell::new(false),
+            audit_until: Cell::new(0),
             cache: RefCell::new(Cache::new()),
             asked: RefCell::default(),
             waiting: Cell::new(0),
@@ -129,14 +131,22 @@ impl Instance {
         self.waiting.get()
     }
 
-    /// Has it have these names. What is remembered stays where it was listed, so learned, and is.
-    pub(super) fn set_names(&self, names: &[String], audit: bool) {
-        let names = Names::new(names);
+    /// Has it have these names, and audit mode until a second since boot. What is remembered stays where it was listed, so learned, and is.
+    pub(super) fn set_names(&self, names: Names, audit_until: u64) {
         let before = self.names.replace(names);
-        let names = self.names.borrow();
-        let stays = |name: &str| before.find(name).is_some() && names.find(name).is_some();
+        let (names, now) = (self.names.borrow(), boottime());
+        let stays = |name: &str| before.find(name, now).is_some() && names.find(name, now).is_some();
         self.cache.borrow_mut().retain(stays);
-        self.audit.set(audit);
+        self.audit_until.set(audit_until);
+    }
+
+    /// The list and the mode as they are now: a lease can have ended since the daemon told of it, with none there to say so.
+    fn find(&self, name: &str) -> Option<Listed> {
+        self.names.borrow().find(name, boottime())
+    }
+
+    fn is_in_audit_mode(&self) -> bool {
+        boottime() < self.audit_until.get()
     }
 
     /// Forgets all answers: another daemon may not have learned them.
@@ -165,7 +175,8 @@ impl Instance {
 
     fn judge(self: &Rc<Self>, question: Question, source: SocketAddr, transport: Transport) -> Step {
         let Question { client, name, qtype, text } = question;
-        let listed = text.as_deref().and_then(|text| self.names.borrow().find(text));
+        let listed = text.as_deref().and_then(|text| self.find(text));
+        let audit = self.is_in_audit_mode();
         let of_addresses = matches!(qtype, RecordType::A | RecordType::AAAA);
         let refusal = match (listed, qtype) {
             (None, _) => Some(QueryReason::NameNotAllowed),
@@ -183,10 +194,10 @@ impl Instance {
             written(&answer, &client, most)
         };
         match refusal {
-            Some(QueryReason::NameNotAllowed) if !self.audit.get() => {
+            Some(QueryReason::NameNotAllowed) if !audit => {
                 return refused(Answer::no_such_name(Reason::NotListed));
             }
-            Some(_) if !self.audit.get() => return refused(Answer::nothing(Some(Reason::OnlyAddresses))),
+            Some(_) if !audit => return refused(Answer::nothing(Some(Reason::OnlyAddresses))),
             // An address besides would come without having been learned, and a key would hide the server's name.
             None if !of_addresses => {
                 self.tally.count(|counts| counts.answered += 1);
@@ -199,7 +210,7 @@ impl Instance {
             self.tally.count(|counts| counts.cached += 1);
             return written(&known.answer(ttl), &client, most);
         }
-        let sibling = self.asked.borrow().get(&key.sibling()).cloned();
+        let sibling = key.sibling().and_then(|key| self.asked.borrow().get(&key).cloned());
         match self.ask(key.clone(), name, listed) {
             Ok(outcome) => {
                 self.waiting.set(self.waiting.get() + 1);
@@ -268,17 +279,15 @@ impl Instance {
         let reply = self.shared.upstream.addresses(name, key.qtype).await;
         let begin = Instant::now();
         // The list may be another one by now.
-        let is_listed = || self.names.borrow().find(&key.name).is_some();
+        let is_listed = || self.find(&key.name).is_some();
+        let is_over = || !is_listed() && !self.is_in_audit_mode();
         let (known, ttl) = match reply {
             Err(error) => return no_server(error),
-            Ok(_) if !is_listed() && !self.audit.get() => return Outcome::NotListed,
+            Ok(_) if is_over() => return Outcome::NotListed,
             Ok(Reply::Addresses { addresses, ttl }) if is_listed() => {
                 let learned = self.learn(key, addresses, ttl).await;
                 match learned {
-                    Ok(addresses) if !is_listed() && !self.audit.get() => {
-                        drop(addresses);
-                        return Outcome::NotListed;
-                    }
+                    Ok(_) if is_over() => return Outcome::NotListed,
                     Ok(addresses) if addresses.is_empty() => return Outcome::Forbidden,
                     Ok(addresses) => (Known::Addresses(addresses.into()), ttl),
                     Err(reason) => return Outcome::Failed(ResponseCode::NXDomain, reason),
@@ -312,7 +321,7 @@ impl Instance {
 impl Waiting {
     /// What is known of the name's addresses of the other family, once it is, where that is asked or remembered.
     async fn sibling(&mut self) -> Option<Known> {
-        let key = self.key.sibling();
+        let key = self.key.sibling()?;
         if let Some((known, _)) = self.instance.cache.borrow_mut().get(&key, Instant::now()) {
             return Some(known);
         }
@@ -371,18 +380,6 @@ impl Waiting {
 async fn ended(outcome: &mut watch::Receiver<Option<Outcome>>) -> Outcome {
     let ended = outcome.wait_for(Option::is_some).await.ok().and_then(|outcome| outcome.clone());
     ended.unwrap_or(Outcome::Failed(ResponseCode::ServFail, Reason::NoServer))
-}
-
-impl Known {
-    fn answer(&self, ttl: u32) -> Answer<'_> {
-        match self {
-            Self::Addresses(addresses) => Answer { addresses, ttl, ..Answer::default() },
-            Self::Nothing { exists } => {
-                let code = if *exists { ResponseCode::NoError } else { ResponseCode::NXDomain };
-                Answer { code, none_ttl: Some(ttl), ..Answer::default() }
-            }
-        }
-    }
 }
 
 fn written(answer: &Answer<'_>, client: &Client, most: u16) -> Step {

@@ -16,6 +16,7 @@ use crate::{
     resolver::{
         instance::{Instance, Shared},
         listen::Sockets,
+        names::Names,
     },
 };
 
@@ -136,8 +137,9 @@ impl Instances {
     fn take(&self, line: Line) -> io::Result<()> {
         match serde_json::from_slice(&line.bytes)? {
             ToResolver::Upstream { servers } => self.shared.upstream.tell(servers),
-            ToResolver::Instance { number, names, audit } => {
-                self.instance(number, &names, audit, line)?;
+            ToResolver::Instance { number, names, leased, audit, audit_until } => {
+                let audit_until = if audit { audit_until.unwrap_or(u64::MAX) } else { 0 };
+                self.instance(number, Names::new(&names, &leased), audit_until, line)?;
             }
             ToResolver::Gone { number } => drop(self.known.borrow_mut().remove(&number)),
             ToResolver::AllTold => self.known.borrow_mut().retain(|_, known| known.told),
@@ -146,7 +148,7 @@ impl Instances {
         Ok(())
     }
 
-    fn instance(&self, number: u32, names: &[String], audit: bool, line: Line) -> io::Result<()> {
+    fn instance(&self, number: u32, names: Names, audit_until: u64, line: Line) -> io::Result<()> {
         let mut instances = self.known.borrow_mut();
         let known = instances.remove(&number);
         let (instance, sockets) = match known {
@@ -159,7 +161,7 @@ impl Instances {
                 (instance, Some(sockets))
             }
         };
-        instance.set_names(names, audit);
+        instance.set_names(names, audit_until);
         let sockets = match sockets {
             Some(sockets) if line.descriptors.is_empty() => sockets,
             before => {

@@ -29,8 +29,8 @@
 //! | no server answers, or too many questions wait | `SERVFAIL` | |
 //! | the daemon is gone, or silent for two seconds | what is remembered, else no such name | no |
 //!
-//! In audit mode everything is asked, and what would be refused is reported. Questions go to servers by UDP, and by TCP where an answer is
-//! too long for that; not over TLS.
+//! In audit mode everything is asked, what is not listed also while no daemon is there, and what would be refused is reported. A lease of a
+//! name, or of audit mode, ends by itself. Questions go to servers by UDP, and by TCP where an answer is too long for that; not over TLS.
 
 pub mod answer;
 mod cache;

@@ -15,8 +15,8 @@ use opencode_egress::control::learned::{Counts, ToResolver};
 use crate::{
     upstream::Upstream,
     world::{
-        Daemon, NUMBER, Sockets, World, assert_none, by_udp, extended_error, learns_all, program, question,
-        with_edns,
+        Daemon, NUMBER, Sockets, World, assert_none, by_udp, extended_error, instance, learns_all, program,
+        question, with_edns,
     },
 };
 
@@ -126,14 +126,52 @@ fn without_a_daemon_what_is_known_is_answered_and_the_rest_fails_at_once() {
     assert_none(&ask("new.example.net."), ResponseCode::NXDomain);
 }
 
+/// What the resolver was told ends by itself: the daemon may be gone by then, or unable to say so.
+#[test]
+fn a_leased_name_and_audit_mode_end_without_a_daemon() {
+    let unit = Unit::new();
+    let daemon = unit.daemon();
+    let (sockets, upstream) = (Sockets::new(), Upstream::of(&["192.0.2.1"], 300));
+    daemon.tell(&ToResolver::Upstream { servers: vec![upstream.address] });
+    let now = || {
+        u64::try_from(rustix::time::clock_gettime(rustix::time::ClockId::Boottime).tv_sec).expect("a time")
+    };
+    let lease = |leased: &[&str], audit: bool| {
+        let until = now() + 2;
+        let leased = leased.iter().map(|name| ((*name).to_owned(), until)).collect();
+        let message =
+            ToResolver::Instance { number: NUMBER, names: vec![], leased, audit, audit_until: Some(until) };
+        daemon.tell_with(&message, &sockets.descriptors());
+        daemon.settle();
+        until
+    };
+    let ask = |name: &str, qtype| by_udp(sockets.address, &question(name, qtype));
+    let over = |until: u64| loop {
+        let (begin, answer, end) = (now(), ask("api.example.org.", RecordType::A), now());
+        match answer.metadata.response_code {
+            ResponseCode::NoError if begin < until => std::thread::sleep(Duration::from_millis(20)),
+            ResponseCode::NXDomain if end >= until => return,
+            code => panic!("until {until}, from {begin} to {end}: {code}"),
+        }
+    };
+    over(lease(&["api.example.org"], false));
+    let until = lease(&[], true);
+    daemon.hang_up();
+    over(until);
+    let asked = upstream.asked().len();
+    for qtype in [RecordType::A, RecordType::AAAA, RecordType::TXT] {
+        assert_none(&ask("other.example.", qtype), ResponseCode::NXDomain);
+    }
+    assert_eq!(upstream.asked().len(), asked, "nobody is asked");
+}
+
 #[test]
 fn what_the_next_daemon_does_not_have_is_gone() {
     let unit = Unit::new();
     let (sockets, other) = (Sockets::new(), Sockets::new());
     let daemon = unit.daemon();
     daemon.instance(&LISTED, false, Some(&sockets));
-    let message = ToResolver::Instance { number: NUMBER + 1, names: vec![], audit: false };
-    daemon.tell_with(&message, &other.descriptors());
+    daemon.tell_with(&instance(NUMBER + 1, &[], false), &other.descriptors());
     assert_none(&by_udp(other.address, &question("a.example.", RecordType::A)), ResponseCode::NXDomain);
     daemon.hang_up();
     let daemon = unit.daemon();

@@ -12,7 +12,7 @@ use hickory_proto::{
 
 use crate::{
     upstream::{Upstream, addresses_of, empty, nothing},
-    world::{World, addresses, assert_none},
+    world::{World, addresses, assert_none, learns_all},
 };
 
 /// Some servers refuse to say anything of AAAA. musl asks for both families, and waits five seconds for one that failed.
@@ -81,5 +81,29 @@ fn a_server_that_refuses_one_family_keeps_nobody_from_the_other() {
             codes("slow.example.net.").map(|code| assert_eq!(code, ResponseCode::NoError, "{families:?}"));
         let _ = codes("both.example.net.").map(|code| assert_eq!(code, ResponseCode::ServFail));
         assert!(begin.elapsed() < Duration::from_secs(1), "they wait for each other: {:?}", begin.elapsed());
+    }
+}
+
+/// In audit mode everything is asked, and whoever looks for text is not to hear that there is none.
+#[test]
+fn what_is_asked_of_a_name_besides_its_addresses_fails_for_itself() {
+    let upstream = Upstream::new(|question, _| {
+        if question.queries[0].query_type == RecordType::A {
+            return vec![addresses_of(question, &["192.0.2.1"], 60)];
+        }
+        let mut message = empty(question);
+        message.metadata.response_code = ResponseCode::ServFail;
+        vec![message]
+    });
+    let world = World::with(&["api.example.org"], true, upstream, learns_all());
+    for name in ["api.example.org.", "other.example."] {
+        assert_eq!(addresses(&world.ask(name, RecordType::A)).len(), 1);
+        for (qtype, code) in [
+            (RecordType::TXT, ResponseCode::ServFail),
+            (RecordType::MX, ResponseCode::ServFail),
+            (RecordType::AAAA, ResponseCode::NoError),
+        ] {
+            assert_eq!(world.ask(name, qtype).metadata.response_code, code, "{name} {qtype}");
+        }
     }
 }

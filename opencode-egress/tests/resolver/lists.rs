@@ -10,7 +10,7 @@ use opencode_egress::control::learned::{Counts, QueryReason, ToResolver};
 
 use crate::{
     upstream::{Upstream, addresses_of, empty, held},
-    world::{NUMBER, Sockets, World, assert_none, by_udp, learns_all, question},
+    world::{NUMBER, Sockets, World, assert_none, by_udp, instance, learns_all, question},
 };
 
 #[test]
@@ -99,8 +99,7 @@ fn each_instance_has_its_own_list_and_its_own_memory() {
     let world = World::new(&["api.example.org"], Upstream::of(&["192.0.2.1"], 300));
     assert_eq!(world.ask("api.example.org.", RecordType::A).answers.len(), 1);
     let other = Sockets::new();
-    let message = ToResolver::Instance { number: NUMBER + 1, names: vec!["b.example".into()], audit: false };
-    world.daemon.tell_with(&message, &other.descriptors());
+    world.daemon.tell_with(&instance(NUMBER + 1, &["b.example"], false), &other.descriptors());
     world.settle();
     let answer = by_udp(other.address, &question("api.example.org.", RecordType::A));
     assert_none(&answer, ResponseCode::NXDomain);

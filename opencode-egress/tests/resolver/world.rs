@@ -173,8 +173,7 @@ impl Daemon {
     }
 
     pub(crate) fn instance(&self, names: &[&str], audit: bool, sockets: Option<&Sockets>) {
-        let names = names.iter().map(|name| (*name).to_owned()).collect();
-        let message = ToResolver::Instance { number: NUMBER, names, audit };
+        let message = instance(NUMBER, names, audit);
         let descriptors = sockets.map(Sockets::descriptors);
         self.tell_with(&message, descriptors.as_ref().map_or(&[], |all| &all[..]));
     }
@@ -183,8 +182,7 @@ impl Daemon {
     /// the one that they come with.
     pub(crate) fn settle(&self) {
         let sockets = Sockets::new();
-        let message = ToResolver::Instance { number: u32::MAX, names: vec![], audit: false };
-        self.tell_with(&message, &sockets.descriptors());
+        self.tell_with(&instance(u32::MAX, &[], false), &sockets.descriptors());
         by_udp(sockets.address, &question("settled.invalid.", RecordType::A));
         self.tell(&ToResolver::Gone { number: u32::MAX });
     }
@@ -193,6 +191,12 @@ impl Daemon {
     pub(crate) fn hang_up(&self) {
         self.stream.lock().expect("a stream").shutdown(std::net::Shutdown::Both).expect("hung up");
     }
+}
+
+/// What the resolver is told of an instance without leases.
+pub(crate) fn instance(number: u32, names: &[&str], audit: bool) -> ToResolver {
+    let names = names.iter().map(|name| (*name).to_owned()).collect();
+    ToResolver::Instance { number, names, leased: vec![], audit, audit_until: None }
 }
 
 fn send(stream: &UnixStream, message: &ToResolver, descriptors: &[BorrowedFd<'_>]) -> std::io::Result<()> {

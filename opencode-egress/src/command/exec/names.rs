@@ -61,7 +61,8 @@ impl Names {
         send(&stream, &ToResolver::Upstream { servers: settings.upstream.clone() }, &[]).context(told)?;
         let names = rules.iter().map(|compiled| compiled.rule.pattern().to_string()).collect();
         let number = InstanceIndex::FIRST.number();
-        let instance = ToResolver::Instance { number, names, audit: mode == Mode::Audit };
+        let audit = mode == Mode::Audit;
+        let instance = ToResolver::Instance { number, names, leased: vec![], audit, audit_until: None };
         send(&stream, &instance, &sockets.descriptors().collect::<Vec<_>>()).context(told)?;
         send(&stream, &ToResolver::AllTold, &[]).context(told)?;
         stream.set_nonblocking(true)?;

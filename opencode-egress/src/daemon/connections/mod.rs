@@ -1,31 +1,18 @@
 //! Connections that are denied: those that a new policy denies, and those of which the kernel refused a packet.
 
+mod judge;
 pub(super) mod places;
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    net::IpAddr,
-    os::fd::OwnedFd,
-    rc::Rc,
-};
+use std::{collections::HashMap, os::fd::OwnedFd, rc::Rc};
 
-use opencode_egress_common::{
-    abi::PolicyHeader,
-    decide::{Verdict, decide},
-    flow::Flow,
-    names::{NamedFlow, by_lease, may_be_allowed_by_name},
-};
+use opencode_egress_common::abi::PolicyHeader;
 use tracing::{info, warn};
 
+use self::judge::Judge;
 use crate::{
     daemon::{error::DaemonError, state::Daemon},
-    kernel::{
-        connections::{Connection, SocketDiagnosis},
-        instance::InstanceIndex,
-        maps::{KernelRules, boottime},
-        pins::LinkDirectory,
-    },
-    policy::{AnyRule, InstanceName, Mode, lease::LeaseRule},
+    kernel::{connections::SocketDiagnosis, instance::InstanceIndex, maps::KernelRules, pins::LinkDirectory},
+    policy::{InstanceName, Mode},
     report::human::error_chain,
 };
 
@@ -107,17 +94,8 @@ impl Daemon {
     /// Resets what instances have open and their policies deny, so that no program waits for an answer; `before` is what was in force
     /// until now. Returns what was not reset, for people; it is logged here.
     pub(super) fn reset_denied(&mut self, names: &[&InstanceName], before: InForceBefore) -> Vec<String> {
-        self.reset(names, before, &[])
-    }
-
-    /// The same of an instance whose leases of these rules are over, with what began under them.
-    pub(super) fn reset_leased(&mut self, name: &InstanceName, over: Vec<LeaseRule>) -> Vec<String> {
-        self.reset(&[name], InForceBefore::new(), &over)
-    }
-
-    fn reset(&mut self, names: &[&InstanceName], before: InForceBefore, over: &[LeaseRule]) -> Vec<String> {
         let mut not_reset = vec![];
-        let judged = self.judged(names, before, over, &mut not_reset);
+        let judged = self.judged(names, before, &mut not_reset);
         let (mut reset, mut mptcp, mut failed, mut why) = (0, 0, 0, None);
         for diagnosis in self.connections.diagnoses().filter(|_| !judged.is_empty()) {
             let open = match diagnosis.connections() {
@@ -129,7 +107,7 @@ impl Daemon {
             };
             for connection in open {
                 let Some(policy) = judged.get(&connection.cgroup) else { continue };
-                if !policy.denies(&connection) {
+                if !policy.denies(&connection.flow, connection.local_port) {
                     continue;
                 }
                 match diagnosis.reset(&connection) {
@@ -163,9 +141,8 @@ impl Daemon {
         &self,
         names: &[&InstanceName],
         mut before: InForceBefore,
-        over: &[LeaseRule],
         not_reset: &mut Vec<String>,
-    ) -> HashMap<u64, Rc<Judge>> {
+    ) -> HashMap<u64, Rc<Judge<KernelRules>>> {
         let mut judged = HashMap::new();
         let services = self.confinement.hierarchy.services();
         let links = self.confinement.pins.all_links();
@@ -191,7 +168,6 @@ impl Daemon {
                     before: before.remove(&instance.index),
                     dropped: self.names.dropped(instance.index),
                     leased: instance.policy.iter().flat_map(|policy| policy.leased.all().cloned()).collect(),
-                    over: over.to_vec(),
                     named: self.names.addresses(instance.index),
                 }),
                 Err(error) => {
@@ -216,7 +192,17 @@ impl Daemon {
             }
             for unit in instance.units() {
                 match self.confinement.hierarchy.open_all(services.get(unit)) {
-                    Ok(cgroups) => ids.extend(cgroups.iter().flat_map(|cgroup| cgroup.ids())),
+                    Ok(cgroups) => {
+                        for cgroup in cgroups {
+                            let is_linked = || links.iter().any(|links| links.cgroup == cgroup.id());
+                            let its = cgroup.ids();
+                            // A unit that was detached is judged by nothing, whatever was remembered of it.
+                            match instance.detached && !is_linked() {
+                                true => ids.retain(|id| !its.contains(id)),
+                                false => ids.extend(its),
+                            }
+                        }
+                    }
                     Err(error) => not_reset.push(format!("{unit}: {}", error_chain(&error))),
                 }
             }
@@ -235,75 +221,4 @@ impl Daemon {
         }
         judged
     }
-}
-
-/// The policy by which a cgroup's connections are judged; without one, all are denied.
-#[derive(Default)]
-struct Judge {
-    policy: Option<InForce>,
-    /// The policy before it.
-    before: Option<InForce>,
-    /// Addresses that only names brought which are not listed any more.
-    dropped: BTreeSet<IpAddr>,
-    /// Rules of its leases, of those that ended too.
-    leased: Vec<LeaseRule>,
-    /// Rules of leases that are over, with what began under them.
-    over: Vec<LeaseRule>,
-    /// Addresses that names brought: what goes there may have begun by one of them.
-    named: BTreeSet<IpAddr>,
-}
-
-impl Judge {
-    fn denies(&self, Connection { flow, local_port, .. }: &Connection) -> bool {
-        let Some((header, rules)) = &self.policy else { return true };
-        match judge(header, rules, flow, *local_port) {
-            Verdict::Allow => false,
-            // Which name or lease a connection began by, only its socket knows: its next packet is judged, and ends it where it is denied.
-            Verdict::Deny(reason)
-                if may_be_allowed_by_name(reason)
-                    && (header.name_grants > 0 || covers(&self.leased, flow) || covers(&self.over, flow)) =>
-            {
-                self.dropped.contains(&IpAddr::from(flow.address))
-                    || self.was_leased(rules, flow)
-                    || self.was_by_network(flow, *local_port)
-            }
-            Verdict::Deny(_) => true,
-        }
-    }
-
-    /// Whether a connection that the rules deny is one that networks allowed until now. It began by no name and no lease, unless these
-    /// networks came after it.
-    fn was_by_network(&self, flow: &Flow, local_port: u16) -> bool {
-        let allowed = |(header, rules): &InForce| judge(header, rules, flow, local_port) == Verdict::Allow;
-        !self.named.contains(&IpAddr::from(flow.address))
-            && !covers(&self.leased, flow)
-            && self.before.as_ref().is_some_and(allowed)
-    }
-
-    /// Whether a connection that the rules deny can have begun under none but the leases that are over.
-    fn was_leased(&self, rules: &KernelRules, flow: &Flow) -> bool {
-        let address = IpAddr::from(flow.address);
-        let now = boottime();
-        covers(&self.over, flow)
-            && !self.named.contains(&address)
-            && NamedFlow::of(flow).is_some_and(|flow| by_lease(rules, &flow, now).is_none())
-    }
-}
-
-/// What the networks and listeners of a policy say of a connection.
-fn judge(header: &PolicyHeader, rules: &KernelRules, flow: &Flow, local_port: u16) -> Verdict {
-    if header.listens_on(local_port) {
-        return Verdict::Allow;
-    }
-    header.judge_resolver(flow).unwrap_or_else(|| decide(rules, flow).settle(|| true))
-}
-
-/// Whether a flow is one of a lease of a network.
-fn covers(leases: &[LeaseRule], flow: &Flow) -> bool {
-    leases.iter().any(|rule| match rule.rule() {
-        AnyRule::Network(rule) => {
-            rule.cidr().net().contains(&IpAddr::from(flow.address)) && rule.speaks_of(flow)
-        }
-        AnyRule::Name(_) => false,
-    })
 }

@@ -275,7 +275,7 @@ fn line<'a>(
     let by_name = index.and_then(|index| names.deny(index, line.dst));
     let line = line.with_name(by_name);
     if let (Some(index), DropReason::TlsNameNotAllowed, Some(server)) = (index, denial.reason, &line.name) {
-        names.deny_server(index, &denial.flow, server, denial.event.attempts);
+        names.deny_server(index, &denial.flow, denial.destination_key().server, server);
     }
     Some((name, line))
 }

@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use opencode_egress_common::reason::DropReason;
+use opencode_egress_common::{
+    abi::{DestinationDenials, DestinationKey},
+    reason::DropReason,
+};
 
 use crate::{
     control::request::RememberedDenials,
@@ -39,7 +42,7 @@ impl Daemon {
         steady.collect()
     }
 
-    /// Everything that was denied to an instance, as far as the kernel remembers: each destination once for each reason. And the names that it
+    /// Everything that was denied to an instance, as far as the kernel remembers: each destination once for each reason and name. And the names that it
     /// asked for and no rule lists, as far as this daemon does.
     ///
     /// # Errors
@@ -50,43 +53,88 @@ impl Daemon {
         let index = *index;
         let seen = self.loaded.maps.seen(index)?;
         let remembered = seen.len();
-        let mut destinations: BTreeMap<(Destination, u8), u64> = BTreeMap::new();
-        for (key, denials) in seen {
-            if let Some(destination) = Destination::of(&key.flow()) {
-                *destinations.entry((destination, key.reason)).or_default() += denials.attempts;
-            }
-        }
         let names = self.names.of.get(&index);
-        let destinations = destinations.into_iter().filter_map(|((destination, reason), attempts)| {
-            let reason = DropReason::from_number(reason)?;
-            let by_hello = reason == DropReason::TlsNameNotAllowed;
-            // These come with the servers' names below.
-            if by_hello && names.is_some_and(|names| names.servers.knows(destination)) {
-                return None;
-            }
-            let reason = reason.name().to_owned();
-            let name =
-                names.filter(|_| !by_hello).and_then(|names| names.name_of_denied(destination.address));
+        let name_of = |destination: Destination, key: &DestinationKey| match is_of_server(key) {
+            true => names?.servers.name_of(destination, key.server).map(str::to_owned),
+            false => names?.name_of_denied(destination.address).map(ToString::to_string),
+        };
+        let destinations = merged(&seen, name_of).into_iter().filter_map(|(of, attempts)| {
+            let (destination, reason, name) = of;
+            let reason = DropReason::from_number(reason)?.name().to_owned();
             let tried = denied.of_destination(destination, &reason, attempts);
-            Some(DeniedDestination {
-                destination,
-                reason,
-                attempts,
-                name: name.map(ToString::to_string),
-                tried,
-            })
+            Some(DeniedDestination { destination, reason, attempts, name, tried })
         });
         let asked = names.map(|names| names.questions.unlisted()).unwrap_or_default();
         let asked = asked.into_iter().map(|(name, attempts)| {
             let tried = denied.of_question(&name, attempts);
             DeniedName { name, attempts, tried }
         });
-        let servers = names.into_iter().flat_map(|names| names.servers.iter().cloned());
-        let servers = servers.map(|server| {
-            let tried = denied.of_destination(server.destination, &server.reason, server.attempts);
-            DeniedDestination { tried, ..server }
-        });
-        let destinations = destinations.chain(servers).collect();
-        Ok(RememberedDenials { destinations, names: asked.collect(), remembered })
+        Ok(RememberedDenials { destinations: destinations.collect(), names: asked.collect(), remembered })
+    }
+}
+
+/// Whether a denial is of a hello, whose server it is about.
+fn is_of_server(key: &DestinationKey) -> bool {
+    key.reason == DropReason::TlsNameNotAllowed as u8
+}
+
+/// How often each destination was denied for a reason under a name, whatever the hook.
+fn merged(
+    seen: &[(DestinationKey, DestinationDenials)],
+    name_of: impl Fn(Destination, &DestinationKey) -> Option<String>,
+) -> BTreeMap<(Destination, u8, Option<String>), u64> {
+    let mut merged = BTreeMap::new();
+    for (key, denials) in seen {
+        if let Some(destination) = Destination::of(&key.flow()) {
+            *merged.entry((destination, key.reason, name_of(destination, key))).or_default() +=
+                denials.attempts;
+        }
+    }
+    merged
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use opencode_egress_common::{
+        flow::{Flow, Protocol},
+        reason::Hook,
+    };
+
+    use super::*;
+    use crate::daemon::names::DeniedServers;
+
+    #[test]
+    fn each_server_is_counted_as_the_kernel_has_it_and_one_that_no_line_told_is_there() {
+        let address = IpAddr::from([192, 0, 2, 1]).into();
+        let flow = Flow { address, protocol: Protocol::TCP, port: 443 };
+        let seen = |reason, server, attempts| {
+            let key = DestinationKey::new(1, &flow, Hook::Egress, reason);
+            (DestinationKey { server, ..key }, DestinationDenials { attempts, reported: 0, told: 0 })
+        };
+        let (hello, denied) = (DropReason::TlsNameNotAllowed, DropReason::NotAllowed);
+        let seen = [seen(hello, 7, 50), seen(hello, 8, 2), seen(hello, 9, 3), seen(denied, 0, 4)];
+        let destination = Destination::of(&flow).expect("one");
+        let mut servers = DeniedServers::default();
+        servers.deny(destination, 7, "a.example");
+        servers.deny(destination, 8, "b.example");
+        let name_of = |destination, key: &DestinationKey| {
+            is_of_server(key).then(|| servers.name_of(destination, key.server).map(str::to_owned))?
+        };
+        let merged = merged(&seen, name_of);
+        let found: Vec<_> = merged
+            .iter()
+            .map(|((_, reason, name), attempts)| (*reason, name.as_deref(), *attempts))
+            .collect();
+        let (hello, denied) = (hello as u8, denied as u8);
+        let mut expected = [
+            (hello, None, 3),
+            (hello, Some("a.example"), 50),
+            (hello, Some("b.example"), 2),
+            (denied, None, 4),
+        ];
+        expected.sort_unstable();
+        assert_eq!(found, expected);
     }
 }

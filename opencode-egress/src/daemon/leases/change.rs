@@ -2,13 +2,16 @@
 //!
 //! A lease is in the file before it is in force, and out of force before it is gone from there; the file says of one that is on its way out that
 //! it does not come back. So whenever a daemon ends between the two, no lease is in force that the file does not have, and none that was
-//! revoked returns.
+//! revoked returns. While the file cannot be written, none is granted; what ends does so all the same, and is written as soon as that is possible.
 
 use std::sync::Arc;
 
 use tracing::warn;
 
-use super::{Leases, deadline, store::InstanceLeases};
+use super::{
+    Leases, deadline,
+    store::{Ending, InstanceLeases, Told, by_itself},
+};
 use crate::{
     daemon::{connections::InForceBefore, error::DaemonError, policies::ChangedPolicy, state::Daemon},
     kernel::maps::boottime,
@@ -46,7 +49,7 @@ pub(in crate::daemon) struct LeaseTask {
     policy: Arc<Policy>,
     leases: InstanceLeases,
     /// What is to be told of which.
-    told: Vec<(Lease, &'static str, Grantor)>,
+    told: Vec<Told>,
     notes: Vec<String>,
 }
 
@@ -108,16 +111,19 @@ impl Daemon {
                 let lease = take(&mut leases.active).or_else(|| take(&mut leases.ended));
                 let lease =
                     lease.ok_or_else(|| DaemonError::NoLease { name: name.clone(), kind: kind.clone() })?;
-                leases.ending.push(lease.clone());
+                leases.ending.push(Ending { lease: lease.clone(), revoked_by: Some(by.clone()) });
                 told.push((lease, "revoked", by));
             }
             Change::End => {
                 for lease in leases.end(boottime()) {
                     if lease.hard {
-                        leases.ending.push(lease.clone());
+                        leases.ending.push(Ending { lease: lease.clone(), revoked_by: None });
                     }
-                    let by = lease.by.clone();
-                    told.push((lease, "ended", by));
+                    told.push(by_itself(lease, "ended"));
+                }
+                // Somebody else ended them, or granted them anew, since they were found to be over.
+                if told.is_empty() {
+                    return Err(DaemonError::NothingOver { name });
                 }
             }
         }
@@ -142,7 +148,7 @@ impl Daemon {
     ///
     /// # Errors
     ///
-    /// When it cannot be kept, or the kernel refuses; then everything is as it was.
+    /// When a grant cannot be kept, or the kernel refuses; then everything is as it was.
     pub(in crate::daemon) fn end_lease_change(
         &mut self,
         change: Result<LeaseChange, DaemonError>,
@@ -163,10 +169,14 @@ impl Daemon {
                 None => daemon.leases.of.remove(&name),
             };
         };
+        let grants = told.iter().any(|(_, what, _)| ["granted", "replaced"].contains(what));
         let Leases { of, store, .. } = &mut self.leases;
-        if let Err(source) = store.write(of) {
+        if let Err(source) = store.write(of)
+            && grants
+        {
+            let path = store.path().to_owned();
             undo(self);
-            return Err(DaemonError::KeepLeases(source));
+            return Err(DaemonError::KeepLeases { path, source });
         }
         if let Err(error) = self.apply_leased(&name, policy, changed) {
             undo(self);
@@ -176,21 +186,16 @@ impl Daemon {
         let over: Vec<_> =
             self.leases.of.get_mut(&name).map(|leases| leases.ending.drain(..).collect()).unwrap_or_default();
         self.write_leases();
+        notes.extend(self.leases.trouble());
         for (lease, what, by) in &told {
             self.tell_lease(&name, lease, what, by);
         }
         if !over.is_empty() {
-            let rules = over.iter().filter_map(|lease: &Lease| match &lease.kind {
-                LeaseKind::Rule(rule) => Some(rule.clone()),
-                LeaseKind::Audit => None,
-            });
-            notes.extend(self.reset_leased(&name, rules.collect()));
+            self.retire_predecessors(|other| *other == name);
         }
-        // What was denied meanwhile is open, and refused from now on.
-        if told
-            .iter()
-            .any(|(lease, what, _)| lease.kind == LeaseKind::Audit && ["ended", "revoked"].contains(what))
-        {
+        // Of audit mode what was denied meanwhile is open, and refused from now on.
+        let audit = told.iter().any(|(lease, what, _)| lease.kind == LeaseKind::Audit && *what == "ended");
+        if audit || !over.is_empty() {
             notes.extend(self.reset_denied(&[&name], InForceBefore::new()));
         }
         let Some((lease, what, _)) = told.into_iter().next() else {

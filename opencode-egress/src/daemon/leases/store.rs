@@ -15,7 +15,7 @@ use crate::{
     daemon::last_applied::{boot_id, is_own},
     policy::{
         InstanceName,
-        lease::{Lease, LeaseKind, MAX_ENDED},
+        lease::{Grantor, Lease, LeaseKind, MAX_ENDED},
     },
 };
 
@@ -30,7 +30,36 @@ pub(in crate::daemon) struct InstanceLeases {
     /// Those that ended, and under which something may go on; the oldest first.
     pub(super) ended: Vec<Lease>,
     /// Those that are being taken out of force: none of them comes back.
-    pub(super) ending: Vec<Lease>,
+    pub(super) ending: Vec<Ending>,
+}
+
+/// A lease that is being taken out of force, with what began under it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(in crate::daemon) struct Ending {
+    #[serde(flatten)]
+    pub(super) lease: Lease,
+    /// Who revoked it; `None`: its time is over.
+    #[serde(default)]
+    pub(super) revoked_by: Option<Grantor>,
+}
+
+impl Ending {
+    /// What became of it, and by whom.
+    pub(super) fn told(self) -> Told {
+        match self.revoked_by {
+            Some(by) => (self.lease, "revoked", by),
+            None => by_itself(self.lease, "ended"),
+        }
+    }
+}
+
+/// A lease, what became of it, and by whom.
+pub(super) type Told = (Lease, &'static str, Grantor);
+
+/// What became of a lease without anybody's doing: then the line has who granted it.
+pub(super) fn by_itself(lease: Lease, what: &'static str) -> Told {
+    let by = lease.by.clone();
+    (lease, what, by)
 }
 
 impl InstanceLeases {
@@ -101,13 +130,22 @@ impl LeaseStore {
     pub(super) fn write(&mut self, of: &BTreeMap<InstanceName, InstanceLeases>) -> io::Result<()> {
         let instances = of.iter().map(|(name, leases)| (name.to_string(), leases.clone())).collect();
         let written = self.replace(&File { version: VERSION, boot: boot_id(), instances });
+        let before = self.trouble.take();
         self.trouble = written.as_ref().err().map(|error| {
             format!(
-                "cannot write to {}: {error}. No lease can be granted, and a daemon that starts now does not know which ended",
+                "cannot write to {}: {error}. No lease can be granted, and a daemon that starts before that is possible has leases in force again that were revoked since",
                 self.path.display()
             )
         });
+        if before.is_none() {
+            self.trouble.iter().for_each(|trouble| warn!("{trouble}"));
+        }
         written
+    }
+
+    /// Where it is.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
 
     fn replace(&self, file: &File) -> io::Result<()> {
@@ -124,7 +162,6 @@ impl LeaseStore {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::lease::Grantor;
 
     fn lease(rule: &str, hard: bool, deadline: u64) -> Lease {
         let kind = LeaseKind::Rule(rule.parse().expect("a rule"));

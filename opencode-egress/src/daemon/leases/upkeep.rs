@@ -1,11 +1,11 @@
 //! Looking after leases: what is told of them, and when they end.
 
-use std::{collections::BTreeMap, time::Instant};
+use std::collections::BTreeMap;
 
 use tokio::sync::broadcast::Receiver;
 use tracing::warn;
 
-use super::{AGAIN, Leases, store::InstanceLeases};
+use super::{Leases, store::InstanceLeases};
 use crate::{
     daemon::{
         error::DaemonError,
@@ -40,26 +40,19 @@ impl Daemon {
 
     /// An instance of which a lease is over.
     pub(in crate::daemon) fn next_over(&self) -> Option<InstanceName> {
-        if self.leases.again.is_some_and(|again| Instant::now() < again) {
-            return None;
-        }
-        let now = boottime();
-        let over = self.leases.of.iter().find(|(name, leases)| {
-            self.instances.contains_key(*name) && leases.active.iter().any(|lease| lease.is_over(now))
-        });
-        over.map(|(name, _)| name.clone())
+        self.leases.next_over(boottime(), |name| self.instances.contains_key(name)).cloned()
     }
 
-    /// Has leases that are over, and that could not be ended, tried again later: of these the kernel lets nothing new pass.
-    pub(in crate::daemon) fn end_leases_later(&mut self) {
-        self.leases.again = Some(Instant::now() + AGAIN);
+    /// Has an instance's leases that are over, and that could not be ended, tried again later: of these the kernel lets nothing new pass.
+    pub(in crate::daemon) fn end_leases_later(&mut self, name: &InstanceName) {
+        self.leases.wait(name);
     }
 
     /// Tells which leases of an earlier daemon are in force again, and which are over. What began under one that ended so, and was to be
     /// ended with it, is: it is in no policy.
     pub(in crate::daemon) fn tell_kept_leases(&mut self) {
-        for (name, lease, what) in std::mem::take(&mut self.leases.untold) {
-            self.tell_lease(&name, &lease, what, &lease.by);
+        for (name, (lease, what, by)) in std::mem::take(&mut self.leases.untold) {
+            self.tell_lease(&name, &lease, what, &by);
         }
         self.write_leases();
     }
@@ -75,15 +68,15 @@ impl Daemon {
         let gone: Vec<_> =
             leased.iter().filter(|entry| !has_room(entry)).map(|(name, _)| name.clone()).collect();
         for name in &gone {
-            let Some(leases) = self.leases.of.remove(name) else { continue };
+            let dropped = self.leases.drop(name);
             let why = match policies.contains_key(name) {
                 true => "beside its policy there is no room in the kernel's maps for them",
                 false => "the policy file does not have the instance any more",
             };
-            if !leases.active.is_empty() {
+            if !dropped.is_empty() {
                 warn!("{name}: its leases are over: {why}");
             }
-            leases.active.iter().for_each(|lease| self.tell_lease(name, lease, "dropped", &lease.by));
+            dropped.iter().for_each(|lease| self.tell_lease(name, lease, "dropped", &lease.by));
         }
         if !gone.is_empty() {
             self.write_leases();
@@ -119,5 +112,12 @@ impl Daemon {
         of.retain(|_, leases| *leases != InstanceLeases::default());
         // What `status` says of it; a grant asks for more.
         let _ = store.write(of);
+    }
+
+    /// Writes the file that could not be written before.
+    pub(in crate::daemon) fn write_leases_again(&mut self) {
+        if self.leases.trouble().is_some() {
+            self.write_leases();
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 mod allowed;
 mod denied;
+mod instance;
 mod learn;
 mod questions;
 mod resolver;
@@ -25,13 +26,12 @@ use opencode_egress_common::{
 };
 use tokio::sync::mpsc::Receiver;
 
-pub(in crate::daemon) use self::resolver::Told;
 pub use self::weigh::{Weighed, weigh};
 use self::{
     allowed::AllowedNames,
     denied::DeniedNames,
+    instance::InstanceNames,
     resolver::Resolvers,
-    servers::DeniedServers,
     store::{NameStore, Record},
 };
 pub(crate) use self::{
@@ -39,6 +39,7 @@ pub(crate) use self::{
     sockets::ResolverSockets,
     weigh::until,
 };
+pub(in crate::daemon) use self::{resolver::Told, servers::DeniedServers};
 use crate::{
     control::learned::ToResolver,
     daemon::error::DaemonError,
@@ -48,13 +49,9 @@ use crate::{
         maps::{LearnedAddress, boottime},
     },
     policy::{
-        InstanceName, Mode, Resolver,
-        compile::CompiledName,
-        destination::Destination,
-        known::KnownNames,
-        name::{DnsName, LearnedName},
+        InstanceName, Mode, Policy, Resolver, compile::CompiledName, destination::Destination,
+        known::KnownNames, name::DnsName,
     },
-    report::status::NamesStatus,
 };
 
 /// How long the machine's own addresses are believed to be what they were.
@@ -80,74 +77,6 @@ pub(in crate::daemon) struct Names {
     trouble: Option<String>,
     /// Whether the file has what a policy does not list any more.
     stale: bool,
-}
-
-/// What is known of one instance's names.
-pub(in crate::daemon) struct InstanceNames {
-    pub(in crate::daemon) name: InstanceName,
-    /// The rules in force.
-    pub(in crate::daemon) rules: Arc<[CompiledName]>,
-    pub(in crate::daemon) mode: Mode,
-    pub(in crate::daemon) known: KnownNames,
-    pub(in crate::daemon) sockets: ResolverSockets,
-    pub(in crate::daemon) questions: Questions,
-    denied: DeniedNames,
-    allowed: AllowedNames,
-    /// Servers that hellos named and that are not listed.
-    pub(in crate::daemon) servers: DeniedServers,
-    /// Addresses that only names brought which the last change of the policy dropped.
-    dropped: BTreeSet<IpAddr>,
-}
-
-impl InstanceNames {
-    /// What `status` shows.
-    pub(in crate::daemon) fn status(&self) -> NamesStatus {
-        let (known, addresses) = self.known.count();
-        NamesStatus {
-            rules: self.rules.len(),
-            known,
-            addresses,
-            port: self.sockets.port(),
-            questions: self.questions.status(),
-            expired_lately: false,
-        }
-    }
-
-    /// The name that brought an address, of those that were denied also where its time is long over.
-    pub(in crate::daemon) fn name_of_denied(&self, address: IpAddr) -> Option<&DnsName> {
-        self.denied.name_of(address).or_else(|| self.known.name_of(address))
-    }
-
-    /// Every address that is known of a name, and of every name without one, with how many seconds new flows may begin.
-    pub(in crate::daemon) fn learned(&self, name: Option<&DnsName>) -> Vec<LearnedName> {
-        let now = boottime();
-        let asked = self.known.iter().filter(|(known, _)| name.is_none_or(|name| name == *known));
-        asked
-            .flat_map(|(name, known)| {
-                known.addresses().map(move |(address, until)| LearnedName {
-                    name: name.clone(),
-                    address,
-                    seconds: until.saturating_sub(now),
-                })
-            })
-            .collect()
-    }
-
-    /// What the resolver is told of it, and the sockets that it is given.
-    fn told(&self, index: InstanceIndex) -> Told {
-        let message = ToResolver::Instance {
-            number: index.number(),
-            names: self.rules.iter().map(|compiled| compiled.rule.pattern().to_string()).collect(),
-            audit: self.mode == Mode::Audit,
-        };
-        let sockets = self.sockets.descriptors().filter_map(|socket| socket.try_clone_to_owned().ok());
-        Told { message, sockets: sockets.collect() }
-    }
-
-    /// Whether a rule lists a name.
-    fn lists(&self, name: &DnsName) -> bool {
-        self.rules.iter().any(|compiled| compiled.rule.pattern().matches(name))
-    }
 }
 
 /// No rules for networks: what is in force for them is the kernel's to say.
@@ -206,6 +135,7 @@ impl Names {
                 name: name.clone(),
                 rules: [].into(),
                 mode: Mode::Enforce,
+                audit_until: None,
                 known: left.unwrap_or_default(),
                 sockets,
                 questions: Questions::default(),
@@ -241,18 +171,26 @@ impl Names {
     }
 
     /// Takes note of rules that came into force. What they do not list is forgotten.
-    pub(in crate::daemon) fn in_force(&mut self, index: InstanceIndex, rules: Vec<CompiledName>, mode: Mode) {
+    pub(in crate::daemon) fn in_force(
+        &mut self,
+        index: InstanceIndex,
+        rules: Vec<CompiledName>,
+        policy: &Policy,
+    ) {
         if let Some(names) = self.of.get_mut(&index) {
+            let mode = policy.mode;
             names.rules = rules.into();
-            names.mode = mode;
+            (names.mode, names.audit_until) = (mode, policy.leased.audit);
             let rules = Arc::clone(&names.rules);
             let listed = |name: &DnsName| rules.iter().any(|compiled| compiled.rule.pattern().matches(name));
-            let (before, count) = (names.known.addresses(), names.known.count());
+            let mut goes_on = names.known.clone();
+            goes_on.retain(|name| listed(name) || policy.leased.has_ended(name));
+            names.dropped = &names.known.addresses() - &goes_on.addresses();
+            let count = names.known.count();
             names.known.retain(listed);
             names.allowed.retain(listed);
             names.denied.retain(|name| mode == Mode::Audit && !listed(name));
             self.stale |= names.known.count() != count;
-            names.dropped = &before - &names.known.addresses();
             self.resolvers.tell(names.told(index));
         }
     }
@@ -324,16 +262,16 @@ impl Names {
         denied.deny(known, address)
     }
 
-    /// Takes note of a server that a hello named and that is not listed, and of how often so far.
+    /// Takes note of a server that a hello named and that is not listed, of which the kernel has this number.
     pub(in crate::daemon) fn deny_server(
         &mut self,
         index: InstanceIndex,
         flow: &Flow,
+        tag: u16,
         server: &str,
-        attempts: u64,
     ) {
         if let (Some(names), Some(destination)) = (self.of.get_mut(&index), Destination::of(flow)) {
-            names.servers.deny(destination, server, attempts);
+            names.servers.deny(destination, tag, server);
         }
     }
 
@@ -377,6 +315,7 @@ mod tests {
     use std::net::UdpSocket;
 
     use super::*;
+    use crate::policy::compile::compile;
 
     #[test]
     fn what_did_not_come_into_force_leaves_no_socket() {
@@ -394,5 +333,25 @@ mod tests {
         names.forget_but(&before);
         assert_eq!(names.of.keys().collect::<Vec<_>>(), [&first]);
         assert!(is_taken(kept) && !is_taken(port));
+    }
+    #[test]
+    fn an_address_that_a_name_brought_whose_lease_ended_is_not_dropped() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut names = Names::open(&directory.path().join("names"));
+        let (index, instance) = (InstanceIndex::FIRST, "a".parse().expect("a name"));
+        names.prepare(index, &instance, &[]).expect("sockets");
+        let mut policy = Policy::default();
+        policy.allow("kept.example:80".parse().expect("a rule"));
+        policy.leased.ended = vec!["ended.example:80".parse().expect("a rule")];
+        let rules = compile(&policy).expect("it fits").names;
+        let address = |last: u8| IpAddr::from([192, 0, 2, last]);
+        let known = &mut names.of.get_mut(&index).expect("it").known;
+        for (name, lasts) in [("kept", &[1, 2][..]), ("ended", &[2, 3]), ("gone", &[1, 3, 4])] {
+            let addresses: Vec<_> = lasts.iter().map(|last| address(*last)).collect();
+            known.learn(&format!("{name}.example").parse().expect("a name"), &addresses, 100, 0);
+        }
+        names.in_force(index, rules, &policy);
+        assert_eq!(names.addresses(index), [address(1), address(2)].into());
+        assert_eq!(names.dropped(index), [address(4)].into());
     }
 }

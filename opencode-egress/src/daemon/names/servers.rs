@@ -1,44 +1,34 @@
 //! The servers that denied hellos named, for `suggest`.
 
-use std::collections::VecDeque;
+use std::num::NonZeroUsize;
 
-use opencode_egress_common::{abi::DESTINATIONS_SHARE, reason::DropReason};
+use lru::LruCache;
+use opencode_egress_common::abi::DESTINATIONS_SHARE;
 
-use crate::policy::{
-    destination::Destination,
-    suggest::{DeniedDestination, Tried},
-};
+use crate::policy::destination::Destination;
 
-/// The servers of one instance, the last one last.
-#[derive(Debug, Default)]
-pub(in crate::daemon) struct DeniedServers(VecDeque<DeniedDestination>);
+/// The kernel remembers no more denials of an instance.
+#[expect(clippy::cast_possible_truncation, reason = "it is a thousand")]
+const MOST: NonZeroUsize = NonZeroUsize::new(DESTINATIONS_SHARE as usize).unwrap();
+
+/// The servers of one instance, by where the hellos went and by the number that the kernel has for the name. How often, the kernel remembers.
+#[derive(Debug)]
+pub(in crate::daemon) struct DeniedServers(LruCache<(Destination, u16), String>);
+
+impl Default for DeniedServers {
+    fn default() -> Self {
+        Self(LruCache::new(MOST))
+    }
+}
 
 impl DeniedServers {
-    /// Takes note that a hello named a server, so often by now.
-    pub(super) fn deny(&mut self, destination: Destination, server: &str, attempts: u64) {
-        let same = |denied: &DeniedDestination| {
-            denied.destination == destination && denied.name.as_deref() == Some(server)
-        };
-        if let Some(known) = self.0.iter_mut().find(|denied| same(denied)) {
-            known.attempts = known.attempts.max(attempts);
-            return;
-        }
-        // The kernel remembers no more denials.
-        if self.0.len() as u64 >= DESTINATIONS_SHARE {
-            self.0.pop_front();
-        }
-        let reason = DropReason::TlsNameNotAllowed.name().to_owned();
-        let (name, tried) = (Some(server.to_owned()), Tried::default());
-        self.0.push_back(DeniedDestination { destination, reason, attempts, name, tried });
+    /// Takes note that a hello named a server, of which the kernel has this number.
+    pub(in crate::daemon) fn deny(&mut self, destination: Destination, tag: u16, server: &str) {
+        self.0.put((destination, tag), server.to_owned());
     }
 
-    /// What is known.
-    pub(in crate::daemon) fn iter(&self) -> impl Iterator<Item = &DeniedDestination> {
-        self.0.iter()
-    }
-
-    /// Whether some server is known that a hello to this destination named.
-    pub(in crate::daemon) fn knows(&self, destination: Destination) -> bool {
-        self.0.iter().any(|denied| denied.destination == destination)
+    /// The server of this number that a hello to a destination named; `None`: no line has told it.
+    pub(in crate::daemon) fn name_of(&self, destination: Destination, tag: u16) -> Option<&str> {
+        self.0.peek(&(destination, tag)).map(String::as_str)
     }
 }

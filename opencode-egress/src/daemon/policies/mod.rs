@@ -24,7 +24,7 @@ use crate::{
         state::{Daemon, InstanceState},
     },
     kernel::{hooks::Needs, instance::InstanceIndex},
-    policy::{InstanceName, LogLimits, Mode, Policy, Resolver, compile::CompiledName},
+    policy::{InstanceName, LogLimits, Policy, Resolver, compile::CompiledName},
     report::{
         human::{error_chain, now},
         journal::RELOAD_REFUSED_ID,
@@ -43,8 +43,8 @@ pub(in crate::daemon) struct Applied {
 /// What policies that came into force changed, still to be taken note of.
 #[derive(Default)]
 struct Changes {
-    /// The name rules of each policy, and its mode.
-    with_names: Vec<(InstanceIndex, Vec<CompiledName>, Mode)>,
+    /// The name rules of each policy.
+    with_names: Vec<(InstanceIndex, Vec<CompiledName>, Arc<Policy>)>,
     /// Instances that have another mode now.
     other_mode: Vec<InstanceIndex>,
     /// Instances that had no policy.
@@ -233,7 +233,7 @@ impl Daemon {
             if loaded.needs() != Needs::NONE {
                 self.confinement.soon.insert(index, loaded.needs());
             }
-            changes.with_names.push((index, names, policies[&name].mode));
+            changes.with_names.push((index, names, Arc::clone(&policies[&name])));
             match self.instances.get(&name) {
                 Some(instance) if instance.mode() != policies[&name].mode => changes.other_mode.push(index),
                 Some(_) => {}
@@ -261,17 +261,17 @@ impl Daemon {
     fn names_in_force(
         &mut self,
         resolver: Resolver,
-        with_names: Vec<(InstanceIndex, Vec<CompiledName>, Mode)>,
+        with_names: Vec<(InstanceIndex, Vec<CompiledName>, Arc<Policy>)>,
     ) {
         let other = self.names.settings.upstream != resolver.upstream;
         self.names.settings = resolver;
         if other {
             self.names.tell_upstream();
         }
-        for (index, names, mode) in with_names {
+        for (index, names, policy) in with_names {
             match names.is_empty() {
                 true => self.names.gone(index),
-                false => self.names.in_force(index, names, mode),
+                false => self.names.in_force(index, names, &policy),
             }
         }
     }

@@ -239,6 +239,7 @@ impl Server {
 
     /// Ends the leases that are over. To be called every second.
     pub(super) fn end_leases(self: &Rc<Self>) {
+        self.daemon.borrow_mut().write_leases_again();
         if self.daemon.borrow().next_over().is_none() || self.ends_leases.replace(true) {
             return;
         }
@@ -247,9 +248,9 @@ impl Server {
             loop {
                 let Some(name) = server.daemon.borrow().next_over() else { break };
                 // Success and failure are logged there.
-                if server.change_leases(name.as_str(), Change::End).await.is_err() {
-                    server.daemon.borrow_mut().end_leases_later();
-                    break;
+                match server.change_leases(name.as_str(), Change::End).await {
+                    Ok(_) | Err(DaemonError::NothingOver { .. }) => {}
+                    Err(_) => server.daemon.borrow_mut().end_leases_later(&name),
                 }
             }
             server.ends_leases.set(false);

@@ -7,6 +7,7 @@ use opencode_egress_common::abi::NameRuleId;
 use crate::policy::{
     AnyRule, InstanceName, Mode, Policy,
     lease::{Lease, LeaseKind, LeaseRule},
+    name::DnsName,
 };
 
 /// The leases of an instance, as its policy is compiled with them.
@@ -62,6 +63,13 @@ impl Leased {
     /// The rules, also of those that ended.
     pub fn all(&self) -> impl Iterator<Item = &LeaseRule> {
         self.rules.iter().map(|leased| &leased.rule).chain(&self.ended)
+    }
+
+    /// Whether a name had a lease that ended.
+    pub fn has_ended(&self, name: &DnsName) -> bool {
+        self.ended
+            .iter()
+            .any(|rule| matches!(rule.rule(), AnyRule::Name(rule) if rule.pattern().matches(name)))
     }
 
     /// Whether there are none.

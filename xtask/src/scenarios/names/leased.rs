@@ -173,6 +173,13 @@ fn network(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     waits_for(&units, "revoked", rule)?;
     let said = units.machine.fail(&["opencode-egress", "revoke", "m", rule])?;
     ensure!(said.contains("instance `m` has no lease of `192.0.2.20/32:80/tcp`"), "{said}");
+    // Nothing of a detached unit is reset.
+    egress(&units, &["allow", "m", rule, "--for", "1h"])?;
+    keep(&units, "free")?;
+    egress(&units, &["detach", "m"])?;
+    egress(&units, &["revoke", "m", rule])?;
+    let said = kept_says(&units, "free")?;
+    ensure!(said.contains("192.0.2.20 upstream 192.0.2.20 got GET /kept"), "{said}");
     Ok(())
 }
 
@@ -195,9 +202,26 @@ fn name(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
         .with_context(|| units.run("m", &listed).unwrap_or_default())?;
     units.cannot("m", &get(FAR), DENIED)?;
     waits_for(&units, "ended", "api.example.org:80")?;
+    ensure!(units.status("m")?["names"].is_null(), "{}", units.status("m")?);
+    // Through a later change of the policy, too.
+    units.apply(|instances| instances["m"]["allow"] = json!(["203.0.113.7/32"]))?;
     let said = kept_says(&units, "named")?;
     ensure!(said.contains("192.0.2.20 upstream 192.0.2.20 got GET /kept"), "{said}");
-    ensure!(units.status("m")?["names"].is_null(), "{}", units.status("m")?);
+    // And where other names are listed, so that there is a resolver before and after.
+    units.apply(|instances| instances["m"]["allow"] = json!(["stays.example.org:80"]))?;
+    egress(&units, &["allow", "m", "api.example.org:80", "--for", "1h"])?;
+    wait("the name to be resolved", || units.can("m", &listed).ok())
+        .with_context(|| units.run("m", &listed).unwrap_or_default())?;
+    keep(&units, "beside")?;
+    egress(&units, &["allow", "m", "api.example.org:80", "--for", "2s"])?;
+    wait("the end of the lease, again", || {
+        let ended =
+            |entry: &&Value| entry["EGRESS_LEASE"] == "ended" && entry["EGRESS_RULE"] == "api.example.org:80";
+        (told(&units).ok()?.iter().filter(ended).count() == 2).then_some(())
+    })?;
+    units.apply(|instances| instances["m"]["allow"] = json!(["stays.example.org:80", "203.0.113.7/32"]))?;
+    let said = kept_says(&units, "beside")?;
+    ensure!(said.contains("192.0.2.20 upstream 192.0.2.20 got GET /kept"), "{said}");
     Ok(())
 }
 
@@ -250,6 +274,24 @@ json.dump(leases, open(path, 'w'))
     units.machine.succeed(&["systemctl", "start", "opencode-egress"])?;
     units.cannot("m", &get(FAR), DENIED)?;
     units.can("m", &get("192.0.2.30"))?;
+    // While the file cannot be written none is granted, and what is revoked is over all the same.
+    let taken = "mkdir $(ls /run/opencode-egress/*.leases).new";
+    units.machine.succeed(&["sh", "-c", taken])?;
+    let said = units.machine.fail(&["opencode-egress", "allow", "m", "192.0.2.20/32:80", "--for", "1h"])?;
+    ensure!(said.contains("the lease is not granted: /run/opencode-egress/"), "{said}");
+    units.can("m", &get("192.0.2.30"))?;
+    let revoke = "opencode-egress revoke m 192.0.2.30/32:80 2>&1";
+    let said = units.machine.succeed(&["sh", "-c", revoke])?;
+    ensure!(said.contains("has leases in force again that were revoked since"), "{said}");
+    units.cannot("m", &get("192.0.2.30"), DENIED)?;
+    units.machine.succeed(&["sh", "-c", "rmdir /run/opencode-egress/*.leases.new"])?;
+    wait("the file to be written", || {
+        (!egress(&units, &["status"]).ok()?.contains("cannot write to")).then_some(())
+    })?;
+    units.signal("opencode-egress", "KILL")?;
+    wait("the daemon to be back", || egress(&units, &["leases", "m"]).ok())?;
+    units.cannot("m", &get("192.0.2.30"), DENIED)?;
+    egress(&units, &["allow", "m", "192.0.2.30/32:80", "--for", "1h"])?;
     // The file has the rule now, and then the instance no more.
     units.apply(|instances| instances["m"]["allow"] = json!(["192.0.2.30/32:80"]))?;
     units.can("m", &get("192.0.2.30"))?;
