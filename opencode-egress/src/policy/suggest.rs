@@ -24,6 +24,7 @@ pub use tried::{Program, Tried};
 use crate::policy::{
     AnyRule, Cidr, Policy, PortRange, Rule, RuleProtocol,
     compile::{CompileError, Prefix, compile},
+    may_bind,
     suggest::names::WantedNames,
 };
 
@@ -76,13 +77,14 @@ impl Requirement {
 }
 
 /// Suggests what to add to `policy` so that it allows what was denied: presets and rules, and apart from them rules for what was tried once,
-/// by programs of a shell.
+/// by programs of a shell. `others` are the ports that other instances list.
 ///
 /// # Errors
 ///
 /// When the policy cannot be compiled.
 pub fn suggest(
     policy: &Policy,
+    others: &BTreeSet<u16>,
     denied: &[DeniedDestination],
     names: &[DeniedName],
     widest: Widest,
@@ -96,14 +98,23 @@ pub fn suggest(
     let is_once = |name: Option<&str>, tried: &Tried| {
         name.and_then(|name| by_name.get(name)).unwrap_or(tried).is_once_of_a_shell()
     };
-    let (once, denied): (Vec<_>, Vec<_>) = denied.iter().cloned().partition(|denied| {
+    let (binds, denied): (Vec<_>, Vec<_>) =
+        denied.iter().cloned().partition(|denied| denied.reason == DropReason::BindNotListed.name());
+    let (once, denied): (Vec<_>, Vec<_>) = denied.into_iter().partition(|denied| {
         let by_rules = BY_RULES.iter().chain([&DropReason::TlsNameNotAllowed]);
         by_rules.into_iter().any(|reason| reason.name() == denied.reason)
             && is_once(denied.name.as_deref(), &denied.tried)
     });
     let (names_once, names): (Vec<_>, Vec<_>) =
         names.iter().cloned().partition(|denied| is_once(Some(&denied.name), &denied.tried));
-    let mut suggestion = rules_for(policy, &compile(policy)?.rules(), &denied, &names, widest);
+    let compiled = compile(policy)?;
+    let mut suggestion = rules_for(policy, &compiled.rules(), &denied, &names, widest);
+    for DeniedDestination { destination, attempts, .. } in binds {
+        match may_bind(&compiled.header, destination, others) {
+            true => suggestion.allowed_by_now += 1,
+            false => suggestion.binds.push((destination, attempts)),
+        }
+    }
     let mut then = policy.clone();
     suggestion.rules.iter().for_each(|suggested| then.allow(suggested.rule.clone()));
     let Suggestion { rules, no_names, by_deny_rule, allowed_by_now, .. } =
@@ -116,7 +127,7 @@ pub fn suggest(
     Ok(suggestion)
 }
 
-/// The rules that `policy` lacks to allow all of this; `rules` are what it compiles to.
+/// The rules that `policy` lacks to allow all of this, of which binds take none; `rules` are what it compiles to.
 pub fn rules_for(
     policy: &Policy,
     rules: &impl Rules,
@@ -129,14 +140,6 @@ pub fn rules_for(
     let mut wanted_names = WantedNames::default();
     for DeniedDestination { destination, reason, attempts, name, tried } in denied {
         let denials = Denials::of(*attempts, tried);
-        if reason == DropReason::BindNotListed.name() {
-            let at = (destination.address, destination.port);
-            match policy.listen.iter().any(|listen| (listen.address, listen.port) == at) {
-                true => suggestion.allowed_by_now += 1,
-                false => suggestion.binds.push((*destination, *attempts)),
-            }
-            continue;
-        }
         if let (true, Some(name)) = (reason == DropReason::TlsNameNotAllowed.name(), name) {
             wanted_names.add_server(name, destination.port, &denials);
             continue;
