@@ -89,6 +89,6 @@ fn allows(policy: &Policy, rule: &NameRule) -> bool {
     let NamePattern::Exact(name) = rule.pattern() else { return false };
     let mut ports = rule.ports().iter().flat_map(|range| range.ports()).peekable();
     ports.peek().is_some()
-        && ports.all(|port| is_allowed(policy, name, rule.protocol(), port))
+        && ports.all(|port| is_allowed(policy, name, rule.protocol(), port, rule.private()))
         && (!rule.tls() || is_listed_server(policy, name))
 }
