@@ -9,7 +9,10 @@ mod presets;
 mod suggestion;
 mod tried;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use opencode_egress_common::{
     decide::{Rules, Verdict, decide},
@@ -25,7 +28,7 @@ use crate::policy::{
     AnyRule, Cidr, Policy, PortRange, Rule, RuleProtocol,
     compile::{CompileError, Prefix, compile},
     may_bind,
-    suggest::names::WantedNames,
+    suggest::{names::WantedNames, suggestion::count_to},
 };
 
 /// The reasons for which the rules deny a destination. Only what an instance sends is judged by the rules, so
@@ -108,29 +111,26 @@ pub fn suggest(
     let (names_once, names): (Vec<_>, Vec<_>) =
         names.iter().cloned().partition(|denied| is_once(Some(&denied.name), &denied.tried));
     let compiled = compile(policy)?;
-    let mut suggestion = rules_for(policy, &compiled.rules(), &denied, &names, widest);
+    let rules = compiled.rules();
+    let mut suggestion = rules_for(policy, &rules, &mut [], &denied, &names, widest);
     for DeniedDestination { destination, attempts, .. } in binds {
         match may_bind(&compiled.header, destination, others) {
             true => suggestion.allowed_by_now += 1,
             false => suggestion.binds.push((destination, attempts)),
         }
     }
-    let mut then = policy.clone();
-    suggestion.rules.iter().for_each(|suggested| then.allow(suggested.rule.clone()));
-    let Suggestion { rules, no_names, by_deny_rule, allowed_by_now, .. } =
-        rules_for(&then, &compile(&then)?.rules(), &once, &names_once, widest);
-    suggestion.once = rules;
-    suggestion.no_names.extend(no_names);
-    suggestion.by_deny_rule.extend(by_deny_rule);
-    suggestion.allowed_by_now += allowed_by_now;
+    let apart = rules_for(policy, &rules, &mut suggestion.rules, &once, &names_once, widest);
+    suggestion.set_apart(apart);
     presets::stand_for(policy, &mut suggestion);
     Ok(suggestion)
 }
 
-/// The rules that `policy` lacks to allow all of this, of which binds take none; `rules` are what it compiles to.
+/// The rules that `policy` lacks to allow all of this, of which binds take none; `rules` are what it compiles to. `suggested` are rules that are
+/// suggested already: what one of them would let pass is added to its denials.
 pub fn rules_for(
     policy: &Policy,
     rules: &impl Rules,
+    suggested: &mut [SuggestedRule],
     denied: &[DeniedDestination],
     names: &[DeniedName],
     widest: Widest,
@@ -154,6 +154,7 @@ pub fn rules_for(
             (Verdict::Allow, _) => suggestion.allowed_by_now += 1,
             (_, None) => {}
             (Verdict::Deny(DropReason::DenyRule), _) => suggestion.by_deny_rule.push(*destination),
+            (Verdict::Deny(_), Some(_)) if count_to(suggested, &denials, |rule| lets_pass(rule, &flow)) => {}
             (Verdict::Deny(_), Some(requirement)) => match name {
                 Some(name) if matches!(requirement, Requirement::Tcp(_) | Requirement::Udp(_)) => {
                     wanted_names.add_flow(name, &flow, &denials);
@@ -211,8 +212,18 @@ pub fn rules_for(
             denials,
         })
         .collect();
-    wanted_names.suggest(policy, widest.wildcards, &mut suggestion);
+    wanted_names.suggest(policy, suggested, widest.wildcards, &mut suggestion);
     suggestion
+}
+
+/// Whether a rule for a network would let a flow pass.
+fn lets_pass(rule: &AnyRule, flow: &Flow) -> bool {
+    match rule {
+        AnyRule::Network(rule) => {
+            rule.cidr().net().contains(&IpAddr::from(flow.address)) && rule.speaks_of(flow)
+        }
+        AnyRule::Name(_) => false,
+    }
 }
 
 /// The fewest and tightest prefixes that hold these hosts of one family, which ascend, with the sum of their

@@ -8,7 +8,7 @@ use crate::policy::{
     AnyRule, NameRule, Policy, PortRange, RuleProtocol,
     name::{DnsName, NamePattern},
     special::AddressKind,
-    suggest::suggestion::{Denials, DeniedName, SuggestedRule, Suggestion},
+    suggest::suggestion::{Denials, DeniedName, SuggestedRule, Suggestion, count_to},
 };
 
 /// What was tried by name.
@@ -43,11 +43,18 @@ impl WantedNames {
         self.0.entry(name.clone()).or_default().questions.join(&Denials::of(*attempts, tried));
     }
 
-    /// Adds the rules that the policy lacks: for each name with the ports that were tried, 443 where none was.
-    pub(super) fn suggest(self, policy: &Policy, wildcards: bool, suggestion: &mut Suggestion) {
+    /// Adds the rules that the policy lacks, and those that are suggested already: for each name with the ports that were tried, 443 where
+    /// none was.
+    pub(super) fn suggest(
+        self,
+        policy: &Policy,
+        suggested: &mut [SuggestedRule],
+        wildcards: bool,
+        suggestion: &mut Suggestion,
+    ) {
         let mut wanted: BTreeMap<(RuleProtocol, u16, Tls, Private), BTreeMap<DnsName, Denials>> =
             BTreeMap::new();
-        for (text, Wanted { mut flows, hellos, questions }) in self.0 {
+        for (text, Wanted { mut flows, mut hellos, questions }) in self.0 {
             let Ok(NamePattern::Exact(name)) = text.parse() else {
                 suggestion.no_names.insert(text);
                 continue;
@@ -55,11 +62,22 @@ impl WantedNames {
             if flows.is_empty() && hellos.is_empty() {
                 flows.insert((RuleProtocol::Tcp, 443), <(Denials, Private)>::default());
             }
-            flows.retain(|(protocol, port), (_, private)| {
+            // Whether rules that are suggested already let some of it pass.
+            let mut counted = false;
+            let mut count = |denials: &Denials, lets_pass: &dyn Fn(&NameRule) -> bool| {
+                let by_suggested = count_to_name(suggested, denials, lets_pass);
+                counted |= by_suggested;
+                by_suggested
+            };
+            flows.retain(|(protocol, port), (denials, private)| {
                 !is_allowed(policy, &name, *protocol, *port, *private)
+                    && !count(denials, &|rule| lets_pass(rule, &name, *protocol, *port, *private))
+            });
+            hellos.retain(|_, denials| {
+                !is_listed_server(policy, &name) && !count(denials, &|rule| lists_server(rule, &name))
             });
             let mut all: BTreeMap<(RuleProtocol, u16, Tls, Private), Denials> = BTreeMap::new();
-            for (port, mut denials) in hellos.into_iter().filter(|_| !is_listed_server(policy, &name)) {
+            for (port, mut denials) in hellos {
                 // Where its address is, a hello does not say.
                 let (of_flows, private) = flows.remove(&(RuleProtocol::Tcp, port)).unwrap_or_default();
                 denials.join(&of_flows);
@@ -72,6 +90,9 @@ impl WantedNames {
             );
             match all.first_entry() {
                 Some(mut first) => first.get_mut().join(&questions),
+                None if counted => {
+                    count_to_name(suggested, &questions, |rule| rule.pattern().matches(&name));
+                }
                 None => suggestion.allowed_by_now += 1,
             }
             for (to, denials) in all {
@@ -99,6 +120,15 @@ impl WantedNames {
     }
 }
 
+/// Adds denials to those of the first rule for a name that would let them pass. `false`: none does.
+fn count_to_name(
+    rules: &mut [SuggestedRule],
+    denials: &Denials,
+    lets_pass: impl Fn(&NameRule) -> bool,
+) -> bool {
+    count_to(rules, denials, |rule| matches!(rule, AnyRule::Name(rule) if lets_pass(rule)))
+}
+
 /// What a rule says of TLS; nothing: what is usual.
 type Tls = Option<bool>;
 
@@ -110,7 +140,11 @@ type Kind = (RuleProtocol, Tls, Private);
 
 /// Whether a hello may name the server by now.
 pub(super) fn is_listed_server(policy: &Policy, name: &DnsName) -> bool {
-    policy.names.iter().any(|rule| rule.tls() && rule.pattern().matches(name))
+    policy.names.iter().any(|rule| lists_server(rule, name))
+}
+
+fn lists_server(rule: &NameRule, name: &DnsName) -> bool {
+    rule.tls() && rule.pattern().matches(name)
 }
 
 /// Whether rules for names let flows by a name pass, to an address inside where it is `private`.
@@ -121,10 +155,13 @@ pub(super) fn is_allowed(
     port: u16,
     private: bool,
 ) -> bool {
+    policy.names.iter().any(|rule| lets_pass(rule, name, protocol, port, private))
+}
+
+fn lets_pass(rule: &NameRule, name: &DnsName, protocol: RuleProtocol, port: u16, private: bool) -> bool {
     let protocol = if protocol == RuleProtocol::Udp { Protocol::UDP } else { Protocol::TCP };
     let flow = Flow { address: std::net::IpAddr::from([0, 0, 0, 0]).into(), protocol, port };
-    let mut listing = policy.names.iter().filter(|rule| rule.pattern().matches(name));
-    listing.any(|rule| rule.speaks_of(&flow) && (rule.private() || !private))
+    rule.pattern().matches(name) && rule.speaks_of(&flow) && (rule.private() || !private)
 }
 
 /// The name that somebody registered and that this one is below.

@@ -72,7 +72,7 @@ fn still_denied<'a>(policy: &Policy, denials: &'a [(Flow, DeniedDestination)]) -
 }
 
 /// Every flow of the narrow space that the strategies make, by protocol and port.
-fn spoken_of(rule: &Rule, address: std::net::IpAddr) -> BTreeSet<(u8, u16)> {
+fn spoken_of(rule: &Rule, address: IpAddr) -> BTreeSet<(u8, u16)> {
     let ports = (0..20).map(|port| (6, port)).chain((0..20).map(|port| (17, port)));
     let all = ports.chain([(1, 0), (58, 0), (132, 0)]);
     let flow = |protocol, port| Destination { address, port, protocol }.flow();

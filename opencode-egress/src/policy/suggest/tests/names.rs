@@ -57,7 +57,7 @@ proptest! {
                 let name = name.parse().expect("a name");
                 let ports = if ports.is_empty() { &[443][..] } else { ports };
                 ports.iter().any(|port| {
-                    let flow = Flow { address: std::net::IpAddr::from([0, 0, 0, 0]).into(), protocol: Protocol::TCP, port: *port };
+                    let flow = Flow { address: IpAddr::from([0, 0, 0, 0]).into(), protocol: Protocol::TCP, port: *port };
                     !policy.names.iter().any(|rule| rule.pattern().matches(&name) && rule.speaks_of(&flow))
                 })
             })
