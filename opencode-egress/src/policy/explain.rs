@@ -9,7 +9,9 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-pub use judgement::{BindJudgement, Judgement, KnownAddress, NAME_EXPIRED, NAME_NOT_ALLOWED, NameJudgement};
+pub use judgement::{
+    Behind, BindJudgement, Judgement, KnownAddress, NAME_EXPIRED, NAME_NOT_ALLOWED, NameJudgement,
+};
 use leased::by_lease;
 pub use leased::tell_leases;
 use named::{by_name, explain_name};
@@ -94,6 +96,7 @@ fn explain_address(
     let audit = header.mode == Mode::Audit as u32;
     let own_only = allowed && reason.is_some();
     let bind = explain_bind(destination, header, policy);
+    let rules = rules.into_iter().map(Behind::from).collect();
     Judgement { allowed, own_only, reason, rules, audit, bind, name: None }
 }
 

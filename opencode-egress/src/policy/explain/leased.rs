@@ -7,8 +7,8 @@ use opencode_egress_common::{flow::Class, reason::DropReason};
 use crate::policy::{
     AnyRule, Policy,
     destination::Destination,
-    explain::judgement::{Judgement, NAME_EXPIRED},
-    lease::{Lease, LeaseStatus, LeasedRule},
+    explain::judgement::{Behind, Judgement, NAME_EXPIRED},
+    lease::{Lease, LeaseKind, LeaseStatus, LeasedRule},
 };
 
 /// A judgement of a flow to an address by networks and names, and what the leases of networks change.
@@ -27,26 +27,19 @@ pub(super) fn by_lease(judgement: Judgement, destination: Destination, policy: &
         AnyRule::Network(rule) => rule.cidr().net().contains(&address) && rule.speaks_of(&flow),
         AnyRule::Name(_) => false,
     };
-    let rules: Vec<_> =
-        policy.leased.rules.iter().filter(covers).map(|leased| format!("lease {}", leased.rule)).collect();
+    let covering = policy.leased.rules.iter().filter(covers);
+    let rules: Vec<_> = covering.map(|leased| Behind::allowing(policy, leased.rule.rule().clone())).collect();
     if rules.is_empty() { judgement } else { Judgement { allowed: true, reason: None, rules, ..judgement } }
 }
 
 /// Says of each lease behind a judgement until when it is, and who granted it.
 pub fn tell_leases(judgement: &mut Judgement, leases: &[LeaseStatus], local_time: impl Fn(u64) -> String) {
     for LeaseStatus { lease: Lease { kind, by, reason, .. }, until, .. } in leases {
-        let told = format!("lease {kind}");
-        for rule in &mut judgement.rules {
-            if let Some(rest) = rule.strip_prefix(&told)
-                && (rest.is_empty() || rest.starts_with(':'))
-            {
-                let why = reason.as_ref().map_or(String::new(), |reason| format!(": {reason}"));
-                *rule = format!(
-                    "{told} until {}, granted by {by}{why}{}",
-                    local_time(*until),
-                    rest.replacen(':', ";", 1)
-                );
-            }
+        let LeaseKind::Rule(rule) = kind else { continue };
+        for behind in judgement.rules.iter_mut().filter(|behind| behind.leased.as_ref() == Some(rule.rule()))
+        {
+            let why = reason.as_ref().map_or(String::new(), |reason| format!(": {reason}"));
+            behind.lease = Some(format!("until {}, granted by {by}{why}", local_time(*until)));
         }
     }
 }

@@ -5,7 +5,7 @@ use opencode_egress_common::reason::DropReason;
 use crate::policy::{
     AnyRule, Invalid, NameRule, Policy,
     destination::Destination,
-    explain::judgement::{Judgement, KnownAddress, NAME_EXPIRED, NAME_NOT_ALLOWED, NameJudgement},
+    explain::judgement::{Behind, Judgement, KnownAddress, NAME_EXPIRED, NAME_NOT_ALLOWED, NameJudgement},
     name::{DnsName, LearnedName},
     target::NamedDestination,
 };
@@ -27,9 +27,9 @@ pub(super) fn explain_name(
         (false, true) => Some(DropReason::ProtocolNotAllowed.name()),
         (false, false) => None,
     };
-    let behind = if allowing.is_empty() { listing.iter().collect() } else { allowing };
-    let mut rules: Vec<_> = behind.iter().map(|rule| labelled(policy, rule)).collect();
-    rules.extend(must_open_tls(reason.is_none(), behind.into_iter().copied()));
+    let by = if allowing.is_empty() { listing.iter().collect() } else { allowing };
+    let mut rules: Vec<_> = by.iter().map(|rule| behind(policy, rule)).collect();
+    rules.extend(must_open_tls(reason.is_none(), by.into_iter().copied()));
     let of_name = learned.iter().filter(|learned| learned.name == named.name && learned.seconds > 0);
     let addresses =
         of_name.map(|learned| KnownAddress { address: learned.address, seconds: learned.seconds }).collect();
@@ -68,15 +68,13 @@ pub(super) fn by_name(
     for LearnedName { name, seconds, .. } in of_address {
         for rule in listing(policy, name).into_iter().filter(|rule| rule.speaks_of(&flow)) {
             match seconds {
-                0 => over.push(format!(
-                    "{}: {name} had this address, and the time for which that was told is over; who asks for the name again gets what it has now",
-                    labelled(policy, rule)
-                )),
+                0 => over.push(behind(policy, rule).also(format!(
+                    "{name} had this address, and the time for which that was told is over; who asks for the name again gets what it has now"
+                ))),
                 _ => {
-                    in_time.push(format!(
-                        "{}: {name} has this address (for {seconds} s)",
-                        labelled(policy, rule)
-                    ));
+                    in_time.push(
+                        behind(policy, rule).also(format!("{name} has this address (for {seconds} s)")),
+                    );
                     allowing.push(rule);
                 }
             }
@@ -91,9 +89,9 @@ pub(super) fn by_name(
 }
 
 /// What is said of a flow that only rules with `tls` allow.
-fn must_open_tls<'a>(allowed: bool, mut by: impl Iterator<Item = &'a NameRule>) -> Option<String> {
+fn must_open_tls<'a>(allowed: bool, mut by: impl Iterator<Item = &'a NameRule>) -> Option<Behind> {
     (allowed && by.all(NameRule::tls)).then(|| {
-        "what opens it must be a TLS hello to a server that a rule with `tls` lists; otherwise it is reset (tls-name-not-allowed, not-tls)".to_owned()
+        "what opens it must be a TLS hello to a server that a rule with `tls` lists; otherwise it is reset (tls-name-not-allowed, not-tls)".to_owned().into()
     })
 }
 
@@ -102,10 +100,8 @@ fn listing<'a>(policy: &'a Policy, name: &DnsName) -> Vec<&'a NameRule> {
     policy.all_names().map(|(rule, _)| rule).filter(|rule| rule.pattern().matches(name)).collect()
 }
 
-/// A rule, and whether the policy file has it or a lease.
-fn labelled(policy: &Policy, rule: &NameRule) -> String {
-    let label = if policy.names.contains(rule) { "allow" } else { "lease" };
-    format!("{label} {rule}")
+fn behind(policy: &Policy, rule: &NameRule) -> Behind {
+    Behind::allowing(policy, AnyRule::Name(rule.clone()))
 }
 
 impl NamedDestination {
