@@ -2,34 +2,26 @@
 
 use std::net::IpAddr;
 
-use opencode_egress_common::{flow::Class, reason::DropReason};
+use opencode_egress_common::flow::{Class, Flow};
 
 use crate::policy::{
     AnyRule, Policy,
-    destination::Destination,
-    explain::judgement::{Behind, Judgement, NAME_EXPIRED},
+    explain::judgement::{Behind, Judgement},
     lease::{Lease, LeaseKind, LeaseStatus, LeasedRule},
 };
 
-/// A judgement of a flow to an address by networks and names, and what the leases of networks change.
-pub(super) fn by_lease(judgement: Judgement, destination: Destination, policy: &Policy) -> Judgement {
-    let flow = destination.flow();
-    let turned = |reason: &str| {
-        let reasons = [DropReason::NotAllowed, DropReason::ProtocolNotAllowed, DropReason::PortNotAllowed];
-        reason == NAME_EXPIRED || reasons.iter().any(|turned| turned.name() == reason)
-    };
-    let denied = !judgement.allowed && judgement.reason.as_deref().is_some_and(turned);
-    if !denied || !matches!(flow.class(), Class::Tcp | Class::Udp) {
-        return judgement;
+/// The leases of networks that let a flow pass which no rule for networks speaks of.
+pub(super) fn leases_of_networks(flow: &Flow, policy: &Policy) -> Vec<Behind> {
+    if !matches!(flow.class(), Class::Tcp | Class::Udp) {
+        return vec![];
     }
     let address = IpAddr::from(flow.address);
     let covers = |leased: &&LeasedRule| match leased.rule.rule() {
-        AnyRule::Network(rule) => rule.cidr().net().contains(&address) && rule.speaks_of(&flow),
+        AnyRule::Network(rule) => rule.cidr().net().contains(&address) && rule.speaks_of(flow),
         AnyRule::Name(_) => false,
     };
     let covering = policy.leased.rules.iter().filter(covers);
-    let rules: Vec<_> = covering.map(|leased| Behind::allowing(policy, leased.rule.rule().clone())).collect();
-    if rules.is_empty() { judgement } else { Judgement { allowed: true, reason: None, rules, ..judgement } }
+    covering.map(|leased| Behind::allowing(policy, leased.rule.rule().clone())).collect()
 }
 
 /// Says of each lease behind a judgement until when it is, and who granted it.

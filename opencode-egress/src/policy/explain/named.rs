@@ -51,7 +51,7 @@ pub(super) fn explain_name(
     }
 }
 
-/// A judgement of a flow to an address by networks, and what the names that brought the address change.
+/// A judgement of a flow to an address by networks and leases of such, and what the names that brought the address change.
 pub(super) fn by_name(
     judgement: Judgement,
     destination: Destination,
@@ -59,7 +59,8 @@ pub(super) fn by_name(
     learned: &[LearnedName],
 ) -> Judgement {
     let denied_by_rule = judgement.reason.as_deref() == Some(DropReason::DenyRule.name());
-    if judgement.allowed || denied_by_rule {
+    let leased = judgement.rules.iter().any(|behind| behind.leased.is_some());
+    if judgement.allowed && !leased || denied_by_rule {
         return judgement;
     }
     let flow = destination.flow();
@@ -79,6 +80,11 @@ pub(super) fn by_name(
                 }
             }
         }
+    }
+    if leased {
+        // It is free to open what it likes.
+        in_time.extend(judgement.rules);
+        return Judgement { rules: in_time, ..judgement };
     }
     in_time.extend(must_open_tls(!in_time.is_empty(), allowing.into_iter()));
     match (in_time.is_empty(), over.is_empty()) {

@@ -342,3 +342,28 @@ fn a_lease_is_behind_what_it_lets_pass() {
         told("203.0.113.1:443/udp")
     );
 }
+
+/// Own loopback denies somebody else's socket, and a name with `tls` what opens no TLS: a lease of the network frees both.
+#[test]
+fn a_lease_of_a_network_is_beside_own_loopback_and_names() {
+    let lease = "127.0.0.1/32:5432/tcp";
+    let told = |policy: Policy, target: &str| told_by_leases(policy, &[lease], target, &[]);
+    let by = |rule: &str| format!("lease {rule} until second 100, granted by uid 0: ticket 0");
+    let text = told(Policy::default(), "127.0.0.1:5432");
+    assert!(text.starts_with(&format!("allowed\n  {}\nto bind there: allowed", by(lease))), "{text}");
+    assert!(told(Policy::default(), "127.0.0.1:5433").starts_with("own sockets only"));
+    let listen = vec![Listen { address: [127, 0, 0, 1].into(), port: 5432, open: false }];
+    let text = told(Policy { listen, loopback: Loopback::Listed, ..Policy::default() }, "127.0.0.1:5432");
+    assert!(text.starts_with(&format!("allowed\n  {}\n", by(lease))), "{text}");
+    let deny = vec![rule("127.0.0.0/8")];
+    assert!(told(Policy { deny, ..Policy::default() }, "127.0.0.1:5432").starts_with("denied (deny-rule)"));
+
+    let lease = "203.0.113.0/24:443/tcp";
+    let known = |seconds| [learned("api.example.org", "203.0.113.9", seconds)];
+    let told = |seconds| {
+        told_by_leases(with_names(&["api.example.org"]), &[lease], "203.0.113.9:443", &known(seconds))
+    };
+    let name = "allow api.example.org: api.example.org has this address (for 60 s)";
+    assert_eq!(told(60), format!("allowed\n  {name}\n  {}", by(lease)));
+    assert_eq!(told(0), format!("allowed\n  {}", by(lease)));
+}
