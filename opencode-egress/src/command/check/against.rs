@@ -228,10 +228,6 @@ fn why_denied(
     let flow = destination.flow();
     let verdict = decide(rules, &flow).settle(|| true);
     let Verdict::Deny(why) = verdict else { return Some(None) };
-    // A rule for the name lets new flows to its address pass for a time, which was over.
-    if of(&[NameExpired]) {
-        return Some(Some(reason.to_owned()));
-    }
     let listed = name.and_then(|name| name.parse::<DnsName>().ok()).is_some_and(|name| {
         policy.names.iter().any(|rule| {
             let may_bring = match AddressKind::of(destination.address) {
@@ -245,10 +241,13 @@ fn why_denied(
                 && (rule.tls() || !of(&[TlsNameNotAllowed]))
         })
     });
-    Some((why == DenyRule || !listed).then(|| match of(&[TlsNameNotAllowed]) {
-        true => reason.to_owned(),
-        false => why.name().to_owned(),
-    }))
+    let as_before = match (why == DenyRule, listed) {
+        // A rule for the name lets new flows to its address pass for a time, which was over.
+        (false, true) if of(&[NameExpired]) => true,
+        (false, true) => return Some(None),
+        _ => of(&[TlsNameNotAllowed]),
+    };
+    Some(Some(if as_before { reason.to_owned() } else { why.name().to_owned() }))
 }
 
 /// Whether a rule lists a name that was asked for.
@@ -294,13 +293,17 @@ mod tests {
         history
     }
 
-    fn judged(instance: &str) -> (Vec<String>, Vec<String>, usize, usize) {
+    fn set(instance: &str) -> PolicySet {
         let instances = format!(
             r#""a": {{ "units": ["a.service"], {instance} }},
             "b": {{ "units": ["b.service"], "listen": [{{ "address": "127.0.0.1", "port": 4000 }}] }}"#
         );
         let file = format!(r#"{{ "version": 1, "instances": {{ {instances} }} }}"#);
-        let set = file::parse(Path::new("policy.json"), &file).expect("a policy file");
+        file::parse(Path::new("policy.json"), &file).expect("a policy file")
+    }
+
+    fn judged(instance: &str) -> (Vec<String>, Vec<String>, usize, usize) {
+        let set = set(instance);
         let (name, policy) = set.instances.first_key_value().expect("an instance");
         let judge = Judge::of(name, policy, &set).expect("it fits");
         let Difference { would_refuse, would_let_pass, as_before, beyond_rules, .. } =
@@ -341,5 +344,21 @@ mod tests {
         assert_eq!(pass, ["both.example.org", "refused.example.org", "203.0.113.9:443"]);
         assert_eq!(judged(r#""mode": "audit""#).0, texts(&[]), "audit mode refuses nothing");
         assert_eq!(judged(r#""mode": "audit""#).1.len(), 9);
+    }
+
+    #[test]
+    fn an_address_whose_time_was_over_is_denied_for_that_as_long_as_a_rule_lists_its_name() {
+        let why = |instance: &str| {
+            let set = set(instance);
+            let (name, policy) = set.instances.first_key_value().expect("an instance");
+            let judge = Judge::of(name, policy, &set).expect("it fits");
+            let at = "192.0.2.4:443".parse().expect("a destination");
+            why_denied(&judge, at, "name-expired", Some("api.example.org")).expect("rules judge it")
+        };
+        assert_eq!(why(r#""allow": ["api.example.org"]"#).as_deref(), Some("name-expired"));
+        assert_eq!(why(r#""allow": ["api.example.org:80"]"#).as_deref(), Some("not-allowed"));
+        assert_eq!(why(r#""allow": ["192.0.2.0/24"]"#), None);
+        let denied = r#""allow": ["api.example.org"], "deny": ["192.0.2.0/24"]"#;
+        assert_eq!(why(denied).as_deref(), Some("deny-rule"));
     }
 }
