@@ -43,7 +43,7 @@ pub(super) fn suggest(args: &SuggestArgs) -> Result<()> {
         None => from_daemon(args)?,
     };
     let widest = Widest { v4: args.max_prefix_v4, v6: args.max_prefix_v6, wildcards: args.wildcards };
-    let suggestion = suggest::suggest(policy, &denied, &names, widest)
+    let suggestion = suggest::suggest(policy, &set.ports_of_others(&args.name), &denied, &names, widest)
         .with_context(|| format!("instance `{}` of {}", args.name, args.config.display()))?;
     let text = if args.nix {
         forms::nix(&args.name, &suggestion, &leases(args)?)

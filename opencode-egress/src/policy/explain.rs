@@ -9,14 +9,17 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-pub use judgement::{BindJudgement, Judgement, KnownAddress, NAME_EXPIRED, NAME_NOT_ALLOWED, NameJudgement};
-use leased::by_lease;
+pub use judgement::{
+    Behind, BindJudgement, Judgement, KnownAddress, NAME_EXPIRED, NAME_NOT_ALLOWED, NameJudgement,
+};
+use leased::leases_of_networks;
 pub use leased::tell_leases;
 use named::{by_name, explain_name};
 use opencode_egress_common::{
     abi::{Mode, PolicyHeader},
     decide::{Decision, Rules, Verdict, decide},
     loopback::may_be_own,
+    names::may_be_allowed_by_name,
     reason::DropReason,
 };
 use serde::{Deserialize, Serialize};
@@ -39,7 +42,7 @@ pub fn explain(
         Target::Name(named) => explain_name(named, audit, policy, learned),
         Target::Address(destination) => {
             let judgement = explain_address(*destination, header, rules, policy);
-            by_lease(by_name(judgement, *destination, policy, learned), *destination, policy)
+            by_name(judgement, *destination, policy, learned)
         }
     }
 }
@@ -61,17 +64,23 @@ fn explain_address(
         covering.map(ToString::to_string).collect::<Vec<_>>()
     };
     let labelled = |label: &str, rules: Vec<String>| {
-        rules.into_iter().map(|rule| format!("{label} {rule}")).collect::<Vec<_>>()
+        rules.into_iter().map(|rule| format!("{label} {rule}").into()).collect::<Vec<Behind>>()
     };
     let denying = labelled("deny", covering(&policy.deny, true));
     let own: Vec<_> = policy.listen.iter().filter(|listen| listen.is_own(address)).collect();
     let listener = own.iter().find(|listen| listen.port == flow.port);
+    let leases = leases_of_networks(&flow, policy);
     let (allowed, reason, rules) = match decision {
         Decision::Settled(Verdict::Allow) => (true, None, labelled("allow", covering(&policy.allow, true))),
+        Decision::Settled(Verdict::Deny(reason)) | Decision::OwnOnly(reason)
+            if !leases.is_empty() && may_be_allowed_by_name(reason) =>
+        {
+            (true, None, leases)
+        }
         // Where its own server does not listen, the flow is denied, for what the rest of the policy says.
         Decision::OwnOnly(_) => {
             let own = listener.map(|listen| {
-                format!("listen {listen}: the instance's own listener is no egress, as long as its own socket listens there")
+                format!("listen {listen}: the instance's own listener is no egress, as long as its own socket listens there").into()
             });
             (true, None, own.into_iter().collect())
         }
@@ -86,7 +95,7 @@ fn explain_address(
             // Either makes the address one that is known, for other ports or protocols.
             rules.extend(labelled("deny", covering(&policy.deny, false)));
             if reason != DropReason::NotAllowed {
-                rules.extend(own.iter().map(|listen| format!("listen {listen}")));
+                rules.extend(own.iter().map(|listen| format!("listen {listen}").into()));
             }
             (false, Some(reason.name().to_owned()), rules)
         }

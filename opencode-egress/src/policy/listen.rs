@@ -1,14 +1,19 @@
 //! Where an instance listens, and what that means for others and for itself.
 
 use std::{
+    collections::BTreeSet,
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
 use ipnet::{IpNet, Ipv4Net};
-use opencode_egress_common::loopback::FIRST_OWN_PORT;
+use opencode_egress_common::{
+    abi::PolicyHeader,
+    decide::Verdict,
+    loopback::{FIRST_OWN_PORT, SEVERAL_OWNERS},
+};
 
-use crate::policy::{Loopback, Policy};
+use crate::policy::{InstanceName, Loopback, Policy, PolicySet, destination::Destination};
 
 /// Where an instance listens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,6 +68,22 @@ impl fmt::Display for Listen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let open = if self.open { " open" } else { "" };
         write!(f, "{}{open}", self.socket_address())
+    }
+}
+
+/// Whether a compiled policy lets its instance bind there: to a listener's place, or for itself where none of `others` is, the ports that
+/// other instances list. Whether it would share the port with somebody else's socket only the kernel knows.
+pub fn may_bind(header: &PolicyHeader, at: Destination, others: &BTreeSet<u16>) -> bool {
+    let owner = others.contains(&at.port).then_some(SEVERAL_OWNERS);
+    let address = at.address.into();
+    header.judge_bind(&address, at.port) == Verdict::Allow || header.is_own_place(&address, at.port, owner, 0)
+}
+
+impl PolicySet {
+    /// The ports that other instances than this one list.
+    pub fn ports_of_others(&self, name: &InstanceName) -> BTreeSet<u16> {
+        let others = self.instances.iter().filter(|(other, _)| *other != name);
+        others.flat_map(|(_, policy)| &policy.listen).map(|listen| listen.port).collect()
     }
 }
 

@@ -22,7 +22,7 @@ use std::{collections::BTreeMap, fmt, path::Path, str::FromStr, time::Duration};
 
 pub use errno::Errno;
 pub use lease::Leased;
-pub use listen::Listen;
+pub use listen::{Listen, may_bind};
 pub use name::NameRule;
 pub use opencode_egress_common::abi::{DEFAULT_MAX_SOCKETS, Mode};
 pub use resolver::Resolver;

@@ -9,7 +9,10 @@ mod presets;
 mod suggestion;
 mod tried;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use opencode_egress_common::{
     decide::{Rules, Verdict, decide},
@@ -24,7 +27,8 @@ pub use tried::{Program, Tried};
 use crate::policy::{
     AnyRule, Cidr, Policy, PortRange, Rule, RuleProtocol,
     compile::{CompileError, Prefix, compile},
-    suggest::names::WantedNames,
+    may_bind,
+    suggest::{names::WantedNames, suggestion::count_to},
 };
 
 /// The reasons for which the rules deny a destination. Only what an instance sends is judged by the rules, so
@@ -76,13 +80,14 @@ impl Requirement {
 }
 
 /// Suggests what to add to `policy` so that it allows what was denied: presets and rules, and apart from them rules for what was tried once,
-/// by programs of a shell.
+/// by programs of a shell. `others` are the ports that other instances list.
 ///
 /// # Errors
 ///
 /// When the policy cannot be compiled.
 pub fn suggest(
     policy: &Policy,
+    others: &BTreeSet<u16>,
     denied: &[DeniedDestination],
     names: &[DeniedName],
     widest: Widest,
@@ -96,30 +101,36 @@ pub fn suggest(
     let is_once = |name: Option<&str>, tried: &Tried| {
         name.and_then(|name| by_name.get(name)).unwrap_or(tried).is_once_of_a_shell()
     };
-    let (once, denied): (Vec<_>, Vec<_>) = denied.iter().cloned().partition(|denied| {
+    let (binds, denied): (Vec<_>, Vec<_>) =
+        denied.iter().cloned().partition(|denied| denied.reason == DropReason::BindNotListed.name());
+    let (once, denied): (Vec<_>, Vec<_>) = denied.into_iter().partition(|denied| {
         let by_rules = BY_RULES.iter().chain([&DropReason::TlsNameNotAllowed]);
         by_rules.into_iter().any(|reason| reason.name() == denied.reason)
             && is_once(denied.name.as_deref(), &denied.tried)
     });
     let (names_once, names): (Vec<_>, Vec<_>) =
         names.iter().cloned().partition(|denied| is_once(Some(&denied.name), &denied.tried));
-    let mut suggestion = rules_for(policy, &compile(policy)?.rules(), &denied, &names, widest);
-    let mut then = policy.clone();
-    suggestion.rules.iter().for_each(|suggested| then.allow(suggested.rule.clone()));
-    let Suggestion { rules, no_names, by_deny_rule, allowed_by_now, .. } =
-        rules_for(&then, &compile(&then)?.rules(), &once, &names_once, widest);
-    suggestion.once = rules;
-    suggestion.no_names.extend(no_names);
-    suggestion.by_deny_rule.extend(by_deny_rule);
-    suggestion.allowed_by_now += allowed_by_now;
+    let compiled = compile(policy)?;
+    let rules = compiled.rules();
+    let mut suggestion = rules_for(policy, &rules, &mut [], &denied, &names, widest);
+    for DeniedDestination { destination, attempts, .. } in binds {
+        match may_bind(&compiled.header, destination, others) {
+            true => suggestion.allowed_by_now += 1,
+            false => suggestion.binds.push((destination, attempts)),
+        }
+    }
+    let apart = rules_for(policy, &rules, &mut suggestion.rules, &once, &names_once, widest);
+    suggestion.set_apart(apart);
     presets::stand_for(policy, &mut suggestion);
     Ok(suggestion)
 }
 
-/// The rules that `policy` lacks to allow all of this; `rules` are what it compiles to.
+/// The rules that `policy` lacks to allow all of this, of which binds take none; `rules` are what it compiles to. `suggested` are rules that are
+/// suggested already: what one of them would let pass is added to its denials.
 pub fn rules_for(
     policy: &Policy,
     rules: &impl Rules,
+    suggested: &mut [SuggestedRule],
     denied: &[DeniedDestination],
     names: &[DeniedName],
     widest: Widest,
@@ -129,14 +140,6 @@ pub fn rules_for(
     let mut wanted_names = WantedNames::default();
     for DeniedDestination { destination, reason, attempts, name, tried } in denied {
         let denials = Denials::of(*attempts, tried);
-        if reason == DropReason::BindNotListed.name() {
-            let at = (destination.address, destination.port);
-            match policy.listen.iter().any(|listen| (listen.address, listen.port) == at) {
-                true => suggestion.allowed_by_now += 1,
-                false => suggestion.binds.push((*destination, *attempts)),
-            }
-            continue;
-        }
         if let (true, Some(name)) = (reason == DropReason::TlsNameNotAllowed.name(), name) {
             wanted_names.add_server(name, destination.port, &denials);
             continue;
@@ -151,6 +154,7 @@ pub fn rules_for(
             (Verdict::Allow, _) => suggestion.allowed_by_now += 1,
             (_, None) => {}
             (Verdict::Deny(DropReason::DenyRule), _) => suggestion.by_deny_rule.push(*destination),
+            (Verdict::Deny(_), Some(_)) if count_to(suggested, &denials, |rule| lets_pass(rule, &flow)) => {}
             (Verdict::Deny(_), Some(requirement)) => match name {
                 Some(name) if matches!(requirement, Requirement::Tcp(_) | Requirement::Udp(_)) => {
                     wanted_names.add_flow(name, &flow, &denials);
@@ -208,8 +212,18 @@ pub fn rules_for(
             denials,
         })
         .collect();
-    wanted_names.suggest(policy, widest.wildcards, &mut suggestion);
+    wanted_names.suggest(policy, suggested, widest.wildcards, &mut suggestion);
     suggestion
+}
+
+/// Whether a rule for a network would let a flow pass.
+fn lets_pass(rule: &AnyRule, flow: &Flow) -> bool {
+    match rule {
+        AnyRule::Network(rule) => {
+            rule.cidr().net().contains(&IpAddr::from(flow.address)) && rule.speaks_of(flow)
+        }
+        AnyRule::Name(_) => false,
+    }
 }
 
 /// The fewest and tightest prefixes that hold these hosts of one family, which ascend, with the sum of their

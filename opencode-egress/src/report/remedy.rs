@@ -51,7 +51,8 @@ fn of_flow(line: &DenialLine) -> Remedy {
         Some(DropReason::NotAllowed | DropReason::ProtocolNotAllowed | DropReason::PortNotAllowed) => {
             by_name(line, None).unwrap_or_else(|| by_address(line))
         }
-        Some(DropReason::TlsNameNotAllowed) => by_name(line, None)
+        // Of rules without `tls` no hello may name the server.
+        Some(DropReason::TlsNameNotAllowed) => by_name(line, Some(true))
             .unwrap_or_else(|| other("the TLS hello names no server for which there can be a rule")),
         Some(DropReason::NotTls) => by_name(line, Some(false))
             .unwrap_or_else(|| other("what is sent there must begin with a TLS hello")),
@@ -88,7 +89,7 @@ fn of_question(line: &QuestionLine) -> Remedy {
     }
 }
 
-/// A rule for the name behind a flow's address.
+/// A rule for the name behind a flow's address, or for the server that its hello names.
 fn by_name(line: &DenialLine, tls: Option<bool>) -> Option<Remedy> {
     let protocol = match class(line) {
         Class::Tcp => RuleProtocol::Tcp,
@@ -97,7 +98,10 @@ fn by_name(line: &DenialLine, tls: Option<bool>) -> Option<Remedy> {
     };
     let port = Some(line.dport).filter(|port| *port != 0)?;
     let pattern = exact(line.name.as_deref()?)?;
-    Some(name_rule(pattern, Some(protocol), vec![PortRange::one(port)], tls, false))
+    // That a hello names it says nothing of its addresses.
+    let private = line.reason != DropReason::TlsNameNotAllowed.name()
+        && AddressKind::of(line.dst) == AddressKind::Private;
+    Some(name_rule(pattern, Some(protocol), vec![PortRange::one(port)], tls, private))
 }
 
 /// What rules take a flow's protocol for.

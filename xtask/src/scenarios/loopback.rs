@@ -1,6 +1,8 @@
 //! An instance that talks to itself: real suites under a list that has nothing, beside a neighbour and a service of the host's.
 
-use anyhow::{Result, ensure};
+use std::collections::BTreeSet;
+
+use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
 use super::{B, POLICY, Scenario, Tell, health_request, healthy};
@@ -77,9 +79,18 @@ fn run(machine: &Machine, policy: &str, tell: Tell<'_>) -> Result<()> {
     apply("listed")?;
     machine.succeed(&["sed", "-i", "s/TimeoutStartSec=.*/TimeoutStartSec=5/", SUITES])?;
     machine.succeed(&["systemctl", "daemon-reload"])?;
+    // Each suite asks the kernel for a port.
+    let denied = || -> Result<BTreeSet<String>> {
+        let log = machine.run(&["journalctl", "-t", "opencode-suites-blocked", "--no-pager", "-o", "cat"])?;
+        let ports = log.lines().filter_map(|line| line.split_once(" dst=127.0.0.1 dport="));
+        Ok(ports.filter_map(|(_, rest)| rest.split(' ').next()).map(str::to_owned).collect())
+    };
     for suite in &there {
+        let before = denied()?;
         let said = start(&suite.command())?;
         ensure!(!said.is_empty(), "{} works where loopback is on no list", suite.title);
+        wait("a denial on loopback", || (!denied().ok()?.is_subset(&before)).then_some(()))
+            .with_context(|| format!("{} fails for something else:\n{said}", suite.title))?;
     }
     machine.succeed(&["systemctl", "reset-failed"])?;
     machine.succeed(&["systemctl", "stop", "host-service"]).map(drop)

@@ -1,10 +1,11 @@
 //! `check --against`: what of an instance's past a policy file would judge otherwise.
 
-use std::process::ExitCode;
+use std::{collections::BTreeSet, process::ExitCode};
 
 use anyhow::{Context as _, Result};
 use opencode_egress_common::{
-    decide::{Rules, Verdict, decide},
+    abi::PolicyHeader,
+    decide::{Verdict, decide},
     reason::DropReason,
 };
 use serde::Serialize;
@@ -12,8 +13,14 @@ use serde::Serialize;
 use crate::{
     command::{args::CheckArgs, print::print_line},
     policy::{
-        InstanceName, Mode, Policy, PolicySet, compile::compile, destination::Destination,
-        explain::NAME_NOT_ALLOWED, mode_name, name::DnsName, special::AddressKind, suggest::Tried,
+        InstanceName, Mode, Policy, PolicySet,
+        compile::{CompileError, CompiledRules, compile},
+        destination::Destination,
+        explain::NAME_NOT_ALLOWED,
+        may_bind, mode_name,
+        name::DnsName,
+        special::AddressKind,
+        suggest::Tried,
     },
     report::{
         history::{self, History},
@@ -78,8 +85,8 @@ impl std::fmt::Display for Judged {
 pub(super) fn check(args: &CheckArgs, name: &InstanceName, set: &PolicySet) -> Result<ExitCode> {
     let policy = set.instance(name, &args.file)?;
     let history = history::read(name, &args.since)?;
-    let rules = compile(policy).with_context(|| format!("instance `{name}`"))?.rules();
-    let difference = compare(name, policy, &rules, &history);
+    let judge = Judge::of(name, policy, set).with_context(|| format!("instance `{name}`"))?;
+    let difference = compare(name, &judge, &history);
     if args.json {
         print_line(serde_json::to_string_pretty(&difference)?)?;
     } else {
@@ -125,8 +132,26 @@ fn print(difference: &Difference, args: &CheckArgs) -> Result<()> {
     Ok(())
 }
 
+/// A policy that judges a past.
+struct Judge<'a> {
+    policy: &'a Policy,
+    header: PolicyHeader,
+    rules: CompiledRules,
+    /// The ports that other instances list.
+    others: BTreeSet<u16>,
+}
+
+impl<'a> Judge<'a> {
+    fn of(name: &InstanceName, policy: &'a Policy, set: &PolicySet) -> Result<Self, CompileError> {
+        let compiled = compile(policy)?;
+        let (header, rules) = (compiled.header, compiled.rules());
+        Ok(Self { policy, header, rules, others: set.ports_of_others(name) })
+    }
+}
+
 /// Judges an instance's past by a policy.
-fn compare(name: &InstanceName, policy: &Policy, rules: &impl Rules, history: &History) -> Difference {
+fn compare(name: &InstanceName, judge: &Judge<'_>, history: &History) -> Difference {
+    let policy = judge.policy;
     let mut difference = Difference {
         instance: name.to_string(),
         mode: mode_name(policy.mode),
@@ -145,7 +170,7 @@ fn compare(name: &InstanceName, policy: &Policy, rules: &impl Rules, history: &H
         difference.add(what, Some(said), denied, said.both());
     }
     for ((destination, reason, name), said) in history.lines.flows() {
-        let denied = match judge(policy, rules, *destination, reason, name.as_deref()) {
+        let denied = match why_denied(judge, *destination, reason, name.as_deref()) {
             Some(denied) => denied.filter(|_| !audit),
             None => {
                 difference.beyond_rules += 1;
@@ -183,9 +208,8 @@ impl Difference {
 }
 
 /// Why a policy denies what was denied for a reason, if it does. `None`: rules for destinations do not judge it.
-fn judge(
-    policy: &Policy,
-    rules: &impl Rules,
+fn why_denied(
+    Judge { policy, header, rules, others }: &Judge<'_>,
     destination: Destination,
     reason: &str,
     name: Option<&str>,
@@ -196,11 +220,7 @@ fn judge(
     };
     let of = |reasons: &[DropReason]| reasons.iter().any(|known| known.name() == reason);
     if of(&[BindNotListed]) {
-        let listed = policy
-            .listen
-            .iter()
-            .any(|listen| (listen.address, listen.port) == (destination.address, destination.port));
-        return Some((!listed).then(|| reason.to_owned()));
+        return Some((!may_bind(header, destination, others)).then(|| reason.to_owned()));
     }
     if !of(&[NotAllowed, DenyRule, ProtocolNotAllowed, PortNotAllowed, NameExpired, TlsNameNotAllowed]) {
         return None;
@@ -221,10 +241,13 @@ fn judge(
                 && (rule.tls() || !of(&[TlsNameNotAllowed]))
         })
     });
-    Some((why == DenyRule || !listed).then(|| match of(&[TlsNameNotAllowed, NameExpired]) {
-        true => reason.to_owned(),
-        false => why.name().to_owned(),
-    }))
+    let as_before = match (why == DenyRule, listed) {
+        // A rule for the name lets new flows to its address pass for a time, which was over.
+        (false, true) if of(&[NameExpired]) => true,
+        (false, true) => return Some(None),
+        _ => of(&[TlsNameNotAllowed]),
+    };
+    Some(Some(if as_before { reason.to_owned() } else { why.name().to_owned() }))
 }
 
 /// Whether a rule lists a name that was asked for.
@@ -259,7 +282,9 @@ mod tests {
             ("192.0.2.1:22", "port-not-allowed", Some("api.example.org"), false),
             ("10.0.0.1:443", "not-allowed", Some("db.corp.example"), false),
             ("192.0.2.2:443", "tls-name-not-allowed", Some("cdn.example.org"), false),
+            ("192.0.2.4:443", "name-expired", Some("api.example.org"), false),
             ("0.0.0.0:3000", "bind-not-listed", None, false),
+            ("127.0.0.1:4000", "bind-not-listed", None, false),
             ("192.0.2.3/icmp", "routing-header", None, false),
         ] {
             let to = to.parse().expect("a destination");
@@ -268,15 +293,21 @@ mod tests {
         history
     }
 
-    fn judged(instance: &str) -> (Vec<String>, Vec<String>, usize, usize) {
-        let file = format!(
-            r#"{{ "version": 1, "instances": {{ "a": {{ "units": ["a.service"], {instance} }} }} }}"#
+    fn set(instance: &str) -> PolicySet {
+        let instances = format!(
+            r#""a": {{ "units": ["a.service"], {instance} }},
+            "b": {{ "units": ["b.service"], "listen": [{{ "address": "127.0.0.1", "port": 4000 }}] }}"#
         );
-        let set = file::parse(Path::new("policy.json"), &file).expect("a policy file");
+        let file = format!(r#"{{ "version": 1, "instances": {{ {instances} }} }}"#);
+        file::parse(Path::new("policy.json"), &file).expect("a policy file")
+    }
+
+    fn judged(instance: &str) -> (Vec<String>, Vec<String>, usize, usize) {
+        let set = set(instance);
         let (name, policy) = set.instances.first_key_value().expect("an instance");
-        let rules = compile(policy).expect("it fits").rules();
+        let judge = Judge::of(name, policy, &set).expect("it fits");
         let Difference { would_refuse, would_let_pass, as_before, beyond_rules, .. } =
-            compare(name, policy, &rules, &past());
+            compare(name, &judge, &past());
         let text = |judged: Judged| judged.what.trim_end_matches("/tcp").to_owned();
         let what = |judged: Vec<Judged>| judged.into_iter().map(text).collect();
         (what(would_refuse), what(would_let_pass), as_before, beyond_rules)
@@ -285,13 +316,16 @@ mod tests {
     #[test]
     fn what_passed_and_would_not_and_what_was_refused_and_would_pass() {
         let texts = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
-        let same = r#""allow": ["api.example.org", "old.example.org", "audited.example.org", "203.0.113.10/32:443"]"#;
-        assert_eq!(judged(same), (texts(&["both.example.org"]), vec![], 10, 1));
-        let narrower = r#""allow": ["api.example.org"]"#;
+        let same = r#""allow": ["api.example.org", "old.example.org", "audited.example.org", "203.0.113.10/32:443"],
+            "loopback": "listed""#;
+        assert_eq!(judged(same), (texts(&["both.example.org"]), vec![], 12, 1));
+        let own = same.replace("listed", "own");
+        assert_eq!(judged(&own).1, ["0.0.0.0:3000"], "for itself, but not where another one listens");
+        let narrower = r#""allow": ["api.example.org"], "loopback": "listed""#;
         let refused = ["old.example.org", "audited.example.org", "both.example.org", "203.0.113.10:443"];
-        assert_eq!(judged(narrower), (texts(&refused), vec![], 7, 1));
+        assert_eq!(judged(narrower), (texts(&refused), vec![], 9, 1));
         let wider = r#""allow": ["*.example.org", "api.example.org:22,443", "203.0.113.0/24", "db.corp.example"],
-            "listen": [{ "address": "0.0.0.0", "port": 3000 }]"#;
+            "listen": [{ "address": "0.0.0.0", "port": 3000 }], "loopback": "listed""#;
         let pass = [
             "both.example.org",
             "refused.example.org",
@@ -300,15 +334,31 @@ mod tests {
             "192.0.2.2:443",
             "203.0.113.9:443",
         ];
-        assert_eq!(judged(wider), (vec![], texts(&pass), 5, 1), "an address inside takes `private`");
+        assert_eq!(judged(wider), (vec![], texts(&pass), 7, 1), "an address inside takes `private`");
         let private = r#""allow": ["*.example.org", "203.0.113.10/32", "db.corp.example/private"]"#;
         assert!(judged(private).1.contains(&"10.0.0.1:443".to_owned()));
-        let denied =
-            r#""allow": ["*.example.org", "203.0.113.0/24"], "deny": ["192.0.2.0/24", "203.0.113.10/32"]"#;
+        let denied = r#""allow": ["*.example.org", "203.0.113.0/24"],
+            "deny": ["192.0.2.0/24", "203.0.113.10/32"], "loopback": "listed""#;
         let (refuse, pass, ..) = judged(denied);
         assert_eq!(refuse, ["203.0.113.10:443"]);
         assert_eq!(pass, ["both.example.org", "refused.example.org", "203.0.113.9:443"]);
         assert_eq!(judged(r#""mode": "audit""#).0, texts(&[]), "audit mode refuses nothing");
-        assert_eq!(judged(r#""mode": "audit""#).1.len(), 7);
+        assert_eq!(judged(r#""mode": "audit""#).1.len(), 9);
+    }
+
+    #[test]
+    fn an_address_whose_time_was_over_is_denied_for_that_as_long_as_a_rule_lists_its_name() {
+        let why = |instance: &str| {
+            let set = set(instance);
+            let (name, policy) = set.instances.first_key_value().expect("an instance");
+            let judge = Judge::of(name, policy, &set).expect("it fits");
+            let at = "192.0.2.4:443".parse().expect("a destination");
+            why_denied(&judge, at, "name-expired", Some("api.example.org")).expect("rules judge it")
+        };
+        assert_eq!(why(r#""allow": ["api.example.org"]"#).as_deref(), Some("name-expired"));
+        assert_eq!(why(r#""allow": ["api.example.org:80"]"#).as_deref(), Some("not-allowed"));
+        assert_eq!(why(r#""allow": ["192.0.2.0/24"]"#), None);
+        let denied = r#""allow": ["api.example.org"], "deny": ["192.0.2.0/24"]"#;
+        assert_eq!(why(denied).as_deref(), Some("deny-rule"));
     }
 }

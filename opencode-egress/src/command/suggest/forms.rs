@@ -174,10 +174,12 @@ pub(super) fn nix(
             AnyRule::Name(rule) => (
                 &mut detailed,
                 nix_rule(
-                    &match rule.has_usual_tls() {
-                        true => format!("name = \"{}\"", rule.pattern()),
-                        false => format!("name = \"{}\"; tls = {}", rule.pattern(), rule.tls()),
-                    },
+                    &format!(
+                        "name = \"{}\"{}{}",
+                        rule.pattern(),
+                        if rule.has_usual_tls() { String::new() } else { format!("; tls = {}", rule.tls()) },
+                        if rule.private() { "; private = true" } else { "" }
+                    ),
                     rule.protocol(),
                     rule.ports(),
                 ),
@@ -251,6 +253,7 @@ mod tests {
             "api.example.org",
             "github.com:22,443",
             "*.example.net:443/udp",
+            "git.corp.example:22/tls/private",
         ];
         let npm = SuggestedPreset {
             preset: preset("npm").expect("a preset"),
@@ -304,9 +307,9 @@ mod tests {
             (&"npm".into(), &"registry.npmjs.org".into())
         );
         assert_eq!((&json[1]["rule"], &json[1]["once"]), (&"192.0.2.0/24".into(), &false.into()));
-        assert_eq!((&json[7]["rule"], &json[7]["once"]), (&"evil.example".into(), &true.into()));
+        assert_eq!((&json[8]["rule"], &json[8]["once"]), (&"evil.example".into(), &true.into()));
         let curl = serde_json::json!([{ "name": "curl", "shell": "bash" }]);
-        assert_eq!((&json[7]["who"], &json[7]["attempts"]), (&curl, &12.into()));
+        assert_eq!((&json[8]["who"], &json[8]["attempts"]), (&curl, &12.into()));
     }
 
     #[test]
@@ -326,6 +329,7 @@ services.opencode.instances.my-project.networkIsolation.outboundAllow = [
   { cidr = "2001:db8::/64"; protocol = "icmp"; } # denials: 12, by opencode
   { name = "github.com"; protocol = "tcp"; ports = [ "22" "443" ]; } # denials: 12, by opencode
   { name = "*.example.net"; protocol = "udp"; ports = [ "443" ]; } # denials: 12, by opencode
+  { name = "git.corp.example"; tls = true; private = true; protocol = "tcp"; ports = [ "22" ]; } # denials: 12, by opencode
   { cidr = "192.0.2.0/24"; protocol = "tcp"; ports = [ "443" ]; } # leased until UNTIL
 ];
 services.opencode.instances.my-project.networkIsolation.outboundAllowCidrs = [

@@ -35,7 +35,8 @@ impl Daemon {
             return vec![];
         }
         let Ok(Some((_, rules))) = self.loaded.maps.policy(instance.index) else { return vec![] };
-        let Suggestion { rules, .. } = suggest::rules_for(policy, &rules, &destinations, &names, AS_TRIED);
+        let Suggestion { rules, .. } =
+            suggest::rules_for(policy, &rules, &mut [], &destinations, &names, AS_TRIED);
         let steady = rules.into_iter().map(|SuggestedRule { rule, denials: Denials { attempts, tried } }| {
             SteadyDenial { rule: rule.to_string(), attempts, tried }
         });

@@ -19,7 +19,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::policy::{
-    Cidr,
+    Cidr, Leased,
     compile::tests::{
         names::name_rules,
         reference::{judge, passes_by_name},
@@ -258,4 +258,9 @@ fn the_error_of_denied_calls_is_in_the_header_where_calls_are_denied() {
     assert_eq!(of(Errno::Eperm, Mode::Enforce), 0);
     assert_eq!(of(Errno::Enetunreach, Mode::Enforce), libc::ENETUNREACH.unsigned_abs());
     assert_eq!(of(Errno::Enetunreach, Mode::Audit), 0);
+    // Of a lease: the kernel goes back to the policy file's mode by itself, when its time is over.
+    let learning = Policy { errno: Errno::Enetunreach, ..Policy::default() }
+        .leased(Leased { audit: Some(9), ..Leased::default() });
+    let header = compile(&learning).expect("it fits").header;
+    assert_eq!((header.mode, header.errno), (Mode::Audit as u32, libc::ENETUNREACH.unsigned_abs()));
 }

@@ -5,7 +5,7 @@ use std::{fmt, net::IpAddr};
 use opencode_egress_common::reason::DropReason;
 use serde::{Deserialize, Serialize};
 
-use crate::policy::InstanceName;
+use crate::policy::{AnyRule, InstanceName, Policy};
 
 /// The reason of a question for a name that no rule lists.
 pub const NAME_NOT_ALLOWED: &str = "name-not-allowed";
@@ -23,9 +23,8 @@ pub struct Judgement {
     pub own_only: bool,
     /// The drop reason's name, when they do not, or when the socket is somebody else's.
     pub reason: Option<String>,
-    /// The rules behind the verdict, as text; for a denial without a deny rule, those that cover the
-    /// address but not the flow.
-    pub rules: Vec<String>,
+    /// The rules behind the verdict; for a denial without a deny rule, those that cover the address but not the flow.
+    pub rules: Vec<Behind>,
     /// The mode; in audit mode a denied flow passes all the same.
     pub audit: bool,
     /// What becomes of a bind to the address and port, where the instance might try one.
@@ -33,6 +32,57 @@ pub struct Judgement {
     /// What is known of a name, where one was asked about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<NameJudgement>,
+}
+
+/// A rule behind a verdict: text, for who reads it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "String", into = "String")]
+pub struct Behind {
+    rule: String,
+    /// The rule itself, where a lease has it.
+    pub(super) leased: Option<AnyRule>,
+    /// What is known of that lease.
+    pub(super) lease: Option<String>,
+    /// What else there is to say.
+    also: Option<String>,
+}
+
+impl Behind {
+    /// A rule that the policy file has or, if it does not, a lease.
+    pub(super) fn allowing(policy: &Policy, rule: AnyRule) -> Self {
+        match policy.has(&rule) {
+            true => format!("allow {rule}").into(),
+            false => Self { leased: Some(rule.clone()), ..format!("lease {rule}").into() },
+        }
+    }
+
+    /// The same, with something to say of it.
+    #[must_use]
+    pub(super) fn also(self, also: String) -> Self {
+        Self { also: Some(also), ..self }
+    }
+}
+
+impl From<String> for Behind {
+    fn from(rule: String) -> Self {
+        Self { rule, leased: None, lease: None, also: None }
+    }
+}
+
+impl From<Behind> for String {
+    fn from(behind: Behind) -> Self {
+        behind.to_string()
+    }
+}
+
+impl fmt::Display for Behind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { rule, leased: _, lease, also } = self;
+        f.write_str(rule)?;
+        lease.iter().try_for_each(|lease| write!(f, " {lease}"))?;
+        let and = if lease.is_some() { ';' } else { ':' };
+        also.iter().try_for_each(|also| write!(f, "{and} {also}"))
+    }
 }
 
 /// The verdict on a bind.

@@ -2,51 +2,36 @@
 
 use std::net::IpAddr;
 
-use opencode_egress_common::{flow::Class, reason::DropReason};
+use opencode_egress_common::flow::{Class, Flow};
 
 use crate::policy::{
     AnyRule, Policy,
-    destination::Destination,
-    explain::judgement::{Judgement, NAME_EXPIRED},
-    lease::{Lease, LeaseStatus, LeasedRule},
+    explain::judgement::{Behind, Judgement},
+    lease::{Lease, LeaseKind, LeaseStatus, LeasedRule},
 };
 
-/// A judgement of a flow to an address by networks and names, and what the leases of networks change.
-pub(super) fn by_lease(judgement: Judgement, destination: Destination, policy: &Policy) -> Judgement {
-    let flow = destination.flow();
-    let turned = |reason: &str| {
-        let reasons = [DropReason::NotAllowed, DropReason::ProtocolNotAllowed, DropReason::PortNotAllowed];
-        reason == NAME_EXPIRED || reasons.iter().any(|turned| turned.name() == reason)
-    };
-    let denied = !judgement.allowed && judgement.reason.as_deref().is_some_and(turned);
-    if !denied || !matches!(flow.class(), Class::Tcp | Class::Udp) {
-        return judgement;
+/// The leases of networks that let a flow pass which no rule for networks speaks of.
+pub(super) fn leases_of_networks(flow: &Flow, policy: &Policy) -> Vec<Behind> {
+    if !matches!(flow.class(), Class::Tcp | Class::Udp) {
+        return vec![];
     }
     let address = IpAddr::from(flow.address);
     let covers = |leased: &&LeasedRule| match leased.rule.rule() {
-        AnyRule::Network(rule) => rule.cidr().net().contains(&address) && rule.speaks_of(&flow),
+        AnyRule::Network(rule) => rule.cidr().net().contains(&address) && rule.speaks_of(flow),
         AnyRule::Name(_) => false,
     };
-    let rules: Vec<_> =
-        policy.leased.rules.iter().filter(covers).map(|leased| format!("lease {}", leased.rule)).collect();
-    if rules.is_empty() { judgement } else { Judgement { allowed: true, reason: None, rules, ..judgement } }
+    let covering = policy.leased.rules.iter().filter(covers);
+    covering.map(|leased| Behind::allowing(policy, leased.rule.rule().clone())).collect()
 }
 
 /// Says of each lease behind a judgement until when it is, and who granted it.
 pub fn tell_leases(judgement: &mut Judgement, leases: &[LeaseStatus], local_time: impl Fn(u64) -> String) {
     for LeaseStatus { lease: Lease { kind, by, reason, .. }, until, .. } in leases {
-        let told = format!("lease {kind}");
-        for rule in &mut judgement.rules {
-            if let Some(rest) = rule.strip_prefix(&told)
-                && (rest.is_empty() || rest.starts_with(':'))
-            {
-                let why = reason.as_ref().map_or(String::new(), |reason| format!(": {reason}"));
-                *rule = format!(
-                    "{told} until {}, granted by {by}{why}{}",
-                    local_time(*until),
-                    rest.replacen(':', ";", 1)
-                );
-            }
+        let LeaseKind::Rule(rule) = kind else { continue };
+        for behind in judgement.rules.iter_mut().filter(|behind| behind.leased.as_ref() == Some(rule.rule()))
+        {
+            let why = reason.as_ref().map_or(String::new(), |reason| format!(": {reason}"));
+            behind.lease = Some(format!("until {}, granted by {by}{why}", local_time(*until)));
         }
     }
 }

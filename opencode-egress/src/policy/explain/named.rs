@@ -5,7 +5,7 @@ use opencode_egress_common::reason::DropReason;
 use crate::policy::{
     AnyRule, Invalid, NameRule, Policy,
     destination::Destination,
-    explain::judgement::{Judgement, KnownAddress, NAME_EXPIRED, NAME_NOT_ALLOWED, NameJudgement},
+    explain::judgement::{Behind, Judgement, KnownAddress, NAME_EXPIRED, NAME_NOT_ALLOWED, NameJudgement},
     name::{DnsName, LearnedName},
     target::NamedDestination,
 };
@@ -27,9 +27,9 @@ pub(super) fn explain_name(
         (false, true) => Some(DropReason::ProtocolNotAllowed.name()),
         (false, false) => None,
     };
-    let behind = if allowing.is_empty() { listing.iter().collect() } else { allowing };
-    let mut rules: Vec<_> = behind.iter().map(|rule| labelled(policy, rule)).collect();
-    rules.extend(must_open_tls(reason.is_none(), behind.into_iter().copied()));
+    let by = if allowing.is_empty() { listing.iter().collect() } else { allowing };
+    let mut rules: Vec<_> = by.iter().map(|rule| behind(policy, rule)).collect();
+    rules.extend(must_open_tls(reason.is_none(), by.into_iter().copied()));
     let of_name = learned.iter().filter(|learned| learned.name == named.name && learned.seconds > 0);
     let addresses =
         of_name.map(|learned| KnownAddress { address: learned.address, seconds: learned.seconds }).collect();
@@ -51,7 +51,7 @@ pub(super) fn explain_name(
     }
 }
 
-/// A judgement of a flow to an address by networks, and what the names that brought the address change.
+/// A judgement of a flow to an address by networks and leases of such, and what the names that brought the address change.
 pub(super) fn by_name(
     judgement: Judgement,
     destination: Destination,
@@ -59,7 +59,8 @@ pub(super) fn by_name(
     learned: &[LearnedName],
 ) -> Judgement {
     let denied_by_rule = judgement.reason.as_deref() == Some(DropReason::DenyRule.name());
-    if judgement.allowed || denied_by_rule {
+    let leased = judgement.rules.iter().any(|behind| behind.leased.is_some());
+    if judgement.allowed && !leased || denied_by_rule {
         return judgement;
     }
     let flow = destination.flow();
@@ -68,19 +69,22 @@ pub(super) fn by_name(
     for LearnedName { name, seconds, .. } in of_address {
         for rule in listing(policy, name).into_iter().filter(|rule| rule.speaks_of(&flow)) {
             match seconds {
-                0 => over.push(format!(
-                    "{}: {name} had this address, and the time for which that was told is over; who asks for the name again gets what it has now",
-                    labelled(policy, rule)
-                )),
+                0 => over.push(behind(policy, rule).also(format!(
+                    "{name} had this address, and the time for which that was told is over; who asks for the name again gets what it has now"
+                ))),
                 _ => {
-                    in_time.push(format!(
-                        "{}: {name} has this address (for {seconds} s)",
-                        labelled(policy, rule)
-                    ));
+                    in_time.push(
+                        behind(policy, rule).also(format!("{name} has this address (for {seconds} s)")),
+                    );
                     allowing.push(rule);
                 }
             }
         }
+    }
+    if leased {
+        // It is free to open what it likes.
+        in_time.extend(judgement.rules);
+        return Judgement { rules: in_time, ..judgement };
     }
     in_time.extend(must_open_tls(!in_time.is_empty(), allowing.into_iter()));
     match (in_time.is_empty(), over.is_empty()) {
@@ -91,9 +95,9 @@ pub(super) fn by_name(
 }
 
 /// What is said of a flow that only rules with `tls` allow.
-fn must_open_tls<'a>(allowed: bool, mut by: impl Iterator<Item = &'a NameRule>) -> Option<String> {
+fn must_open_tls<'a>(allowed: bool, mut by: impl Iterator<Item = &'a NameRule>) -> Option<Behind> {
     (allowed && by.all(NameRule::tls)).then(|| {
-        "what opens it must be a TLS hello to a server that a rule with `tls` lists; otherwise it is reset (tls-name-not-allowed, not-tls)".to_owned()
+        "what opens it must be a TLS hello to a server that a rule with `tls` lists; otherwise it is reset (tls-name-not-allowed, not-tls)".to_owned().into()
     })
 }
 
@@ -102,10 +106,8 @@ fn listing<'a>(policy: &'a Policy, name: &DnsName) -> Vec<&'a NameRule> {
     policy.all_names().map(|(rule, _)| rule).filter(|rule| rule.pattern().matches(name)).collect()
 }
 
-/// A rule, and whether the policy file has it or a lease.
-fn labelled(policy: &Policy, rule: &NameRule) -> String {
-    let label = if policy.names.contains(rule) { "allow" } else { "lease" };
-    format!("{label} {rule}")
+fn behind(policy: &Policy, rule: &NameRule) -> Behind {
+    Behind::allowing(policy, AnyRule::Name(rule.clone()))
 }
 
 impl NamedDestination {

@@ -299,35 +299,71 @@ fn an_address_that_a_name_brought_is_allowed_by_the_name() {
     }
 }
 
-#[test]
-fn a_lease_is_behind_what_it_lets_pass() {
+/// What is told of a target, by a policy with these rules leased.
+fn told_by_leases(policy: Policy, rules: &[&str], target: &str, learned: &[LearnedName]) -> String {
     use crate::policy::lease::{Grantor, Lease, LeaseKind, LeaseStatus, Leased, LeasedRule};
-    let rules = ["203.0.113.0/24:443/tcp", "api.example.org:80"];
     let leased = |rule: &&str| LeasedRule { rule: rule.parse().expect("a rule"), until: 50 };
     let leased = Leased { rules: rules.iter().map(leased).collect(), ..Leased::default() };
-    let policy = Policy { deny: vec![rule("203.0.113.9/32")], ..Policy::default() }.leased(leased);
-    let told = |target: &str| {
-        let mut judgement = judge(&policy, &target.parse().expect("a target"));
-        let lease = |rule: &str| {
-            let kind = LeaseKind::Rule(rule.parse().expect("a rule"));
-            let reason = Some("ticket 4711".parse().expect("a reason"));
-            let lease = Lease { kind, hard: false, reason, by: Grantor::default(), from: 1, deadline: 50 };
-            LeaseStatus { lease, until: 100, seconds: 10 }
-        };
-        tell_leases(&mut judgement, &rules.map(lease), |until| format!("second {until}"));
-        judgement.to_string()
+    let mut judgement = judge_with(&policy.leased(leased), &target.parse().expect("a target"), learned);
+    let lease = |(index, rule): (usize, &&str)| {
+        let kind = LeaseKind::Rule(rule.parse().expect("a rule"));
+        let reason = Some(format!("ticket {index}").parse().expect("a reason"));
+        let lease = Lease { kind, hard: false, reason, by: Grantor::default(), from: 1, deadline: 50 };
+        LeaseStatus { lease, until: 100, seconds: 10 }
     };
-    let by = |rule: &str| format!("allowed\n  lease {rule} until second 100, granted by uid 0: ticket 4711");
-    assert_eq!(told("203.0.113.1:443"), by("203.0.113.0/24:443/tcp"));
-    assert!(
-        told("api.example.org:80").starts_with(&by("api.example.org:80")),
-        "{}",
-        told("api.example.org:80")
-    );
+    let leases: Vec<_> = rules.iter().enumerate().map(lease).collect();
+    tell_leases(&mut judgement, &leases, |until| format!("second {until}"));
+    judgement.to_string()
+}
+
+#[test]
+fn a_lease_is_behind_what_it_lets_pass() {
+    let rules = ["203.0.113.0/24:443/tcp", "api.example.org:80", "api.example.org", "api.example.org:22"];
+    let told = |target: &str| {
+        let policy = Policy { deny: vec![rule("203.0.113.9/32")], ..Policy::default() };
+        let learned = [learned("api.example.org", "198.51.100.7", 60)];
+        told_by_leases(policy, &rules, target, &learned)
+    };
+    let by = |ticket: usize| {
+        let rule = rules[ticket];
+        format!("allowed\n  lease {rule} until second 100, granted by uid 0: ticket {ticket}")
+    };
+    assert_eq!(told("203.0.113.1:443"), by(0));
+    // One is as the beginning of the others.
+    for (target, ticket) in [("api.example.org:80", 1), ("api.example.org", 2), ("api.example.org:22", 3)] {
+        let text = told(target);
+        assert!(text.starts_with(&by(ticket)) && text.matches("ticket").count() == 1, "{text}");
+    }
+    assert_eq!(told("198.51.100.7:80"), by(1) + "; api.example.org has this address (for 60 s)");
     assert!(told("203.0.113.9:443").starts_with("denied (deny-rule)"), "{}", told("203.0.113.9:443"));
     assert!(
         told("203.0.113.1:443/udp").starts_with("denied (not-allowed)"),
         "{}",
         told("203.0.113.1:443/udp")
     );
+}
+
+/// Own loopback denies somebody else's socket, and a name with `tls` what opens no TLS: a lease of the network frees both.
+#[test]
+fn a_lease_of_a_network_is_beside_own_loopback_and_names() {
+    let lease = "127.0.0.1/32:5432/tcp";
+    let told = |policy: Policy, target: &str| told_by_leases(policy, &[lease], target, &[]);
+    let by = |rule: &str| format!("lease {rule} until second 100, granted by uid 0: ticket 0");
+    let text = told(Policy::default(), "127.0.0.1:5432");
+    assert!(text.starts_with(&format!("allowed\n  {}\nto bind there: allowed", by(lease))), "{text}");
+    assert!(told(Policy::default(), "127.0.0.1:5433").starts_with("own sockets only"));
+    let listen = vec![Listen { address: [127, 0, 0, 1].into(), port: 5432, open: false }];
+    let text = told(Policy { listen, loopback: Loopback::Listed, ..Policy::default() }, "127.0.0.1:5432");
+    assert!(text.starts_with(&format!("allowed\n  {}\n", by(lease))), "{text}");
+    let deny = vec![rule("127.0.0.0/8")];
+    assert!(told(Policy { deny, ..Policy::default() }, "127.0.0.1:5432").starts_with("denied (deny-rule)"));
+
+    let lease = "203.0.113.0/24:443/tcp";
+    let known = |seconds| [learned("api.example.org", "203.0.113.9", seconds)];
+    let told = |seconds| {
+        told_by_leases(with_names(&["api.example.org"]), &[lease], "203.0.113.9:443", &known(seconds))
+    };
+    let name = "allow api.example.org: api.example.org has this address (for 60 s)";
+    assert_eq!(told(60), format!("allowed\n  {name}\n  {}", by(lease)));
+    assert_eq!(told(0), format!("allowed\n  {}", by(lease)));
 }

@@ -32,13 +32,14 @@ pub(super) fn stand_for(policy: &Policy, suggestion: &mut Suggestion) {
             AnyRule::Name(rule) => allows(&alone, rule),
             AnyRule::Network(_) => false,
         };
-        let (instead_of, rules): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut suggestion.rules).into_iter().partition(needless);
-        suggestion.rules = rules;
+        let mut instead_of: Vec<_> =
+            suggestion.rules.extract_if(.., |suggested| needless(suggested)).collect();
         if !instead_of.is_empty() {
+            instead_of.extend(suggestion.once.extract_if(.., |suggested| needless(suggested)));
+            let asked_once = instead_of.iter().filter_map(|suggested| pattern(&suggested.rule));
+            let asked = asked_once.chain(&asked).cloned().collect();
             let unasked = preset.allow.iter().filter(|rule| !names_one_of(rule, &asked)).cloned().collect();
             suggestion.presets.push(SuggestedPreset { preset, instead_of, unasked });
-            suggestion.once.retain(|suggested| !needless(suggested));
         }
     }
 }
@@ -89,6 +90,6 @@ fn allows(policy: &Policy, rule: &NameRule) -> bool {
     let NamePattern::Exact(name) = rule.pattern() else { return false };
     let mut ports = rule.ports().iter().flat_map(|range| range.ports()).peekable();
     ports.peek().is_some()
-        && ports.all(|port| is_allowed(policy, name, rule.protocol(), port))
+        && ports.all(|port| is_allowed(policy, name, rule.protocol(), port, rule.private()))
         && (!rule.tls() || is_listed_server(policy, name))
 }

@@ -76,6 +76,16 @@ pub struct SuggestedRule {
     pub denials: Denials,
 }
 
+/// Adds denials to those of the first rule that would let them pass. `false`: none does.
+pub(super) fn count_to(
+    rules: &mut [SuggestedRule],
+    denials: &Denials,
+    lets_pass: impl Fn(&AnyRule) -> bool,
+) -> bool {
+    let by = rules.iter_mut().find(|suggested| lets_pass(&suggested.rule));
+    by.map(|suggested| suggested.denials.join(denials)).is_some()
+}
+
 /// A preset, and what it stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SuggestedPreset {
@@ -116,4 +126,21 @@ pub struct Suggestion {
     pub beyond_rules: BTreeMap<String, u64>,
     /// How many of what was denied the policy lets pass by now.
     pub allowed_by_now: usize,
+}
+
+impl Suggestion {
+    /// Adds what there is for what is set apart.
+    pub(super) fn set_apart(&mut self, apart: Self) {
+        let Self { presets, rules, once, no_names, by_deny_rule, binds, beyond_rules, allowed_by_now } =
+            apart;
+        self.presets.extend(presets);
+        self.once.extend(rules.into_iter().chain(once));
+        self.no_names.extend(no_names);
+        self.by_deny_rule.extend(by_deny_rule);
+        self.binds.extend(binds);
+        for (reason, attempts) in beyond_rules {
+            *self.beyond_rules.entry(reason).or_default() += attempts;
+        }
+        self.allowed_by_now += allowed_by_now;
+    }
 }

@@ -3,6 +3,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::policy::{
+    Loopback,
     compile::tests::{
         names::name_rules,
         rule,
@@ -15,6 +16,16 @@ mod apart;
 mod names;
 
 const WIDEST: Widest = Widest { v4: 24, v6: 64, wildcards: false };
+
+/// For an instance that is the only one.
+fn suggest(
+    policy: &Policy,
+    denied: &[DeniedDestination],
+    names: &[DeniedName],
+    widest: Widest,
+) -> Result<Suggestion, CompileError> {
+    super::suggest(policy, &BTreeSet::new(), denied, names, widest)
+}
 
 fn denied(flow: &Flow, reason: DropReason) -> DeniedDestination {
     DeniedDestination {
@@ -61,7 +72,7 @@ fn still_denied<'a>(policy: &Policy, denials: &'a [(Flow, DeniedDestination)]) -
 }
 
 /// Every flow of the narrow space that the strategies make, by protocol and port.
-fn spoken_of(rule: &Rule, address: std::net::IpAddr) -> BTreeSet<(u8, u16)> {
+fn spoken_of(rule: &Rule, address: IpAddr) -> BTreeSet<(u8, u16)> {
     let ports = (0..20).map(|port| (6, port)).chain((0..20).map(|port| (17, port)));
     let all = ports.chain([(1, 0), (58, 0), (132, 0)]);
     let flow = |protocol, port| Destination { address, port, protocol }.flow();
@@ -232,10 +243,16 @@ fn a_bind_takes_no_rule() {
     let widest = WIDEST;
     let (one, all) = (destination("127.0.0.1:19876"), destination("0.0.0.0:5173"));
     let binds = [one, all].map(|at| DeniedDestination { attempts: 3, ..bind(at) });
-    let suggestion = suggest(&Policy::default(), &binds, &[], widest).expect("it fits");
+    let policy = Policy { loopback: Loopback::Listed, ..Policy::default() };
+    let suggestion = suggest(&policy, &binds, &[], widest).expect("it fits");
     assert_eq!(suggestion, Suggestion { binds: vec![(one, 3), (all, 3)], ..Suggestion::default() });
+    // For itself, where no other instance listens.
+    let own = Policy::default();
+    let suggestion = super::suggest(&own, &[all.port].into(), &binds, &[], widest).expect("it fits");
+    let binds = vec![(all, 3)];
+    assert_eq!(suggestion, Suggestion { binds, allowed_by_now: 1, ..Suggestion::default() });
     let both = [bind(one), denied(&one.flow(), DropReason::NotAllowed)];
-    let suggestion = suggest(&Policy::default(), &both, &[], widest).expect("it fits");
+    let suggestion = suggest(&policy, &both, &[], widest).expect("it fits");
     assert_eq!(suggestion.binds, [(one, 1)]);
     assert_eq!(
         suggestion.rules,
@@ -246,7 +263,7 @@ fn a_bind_takes_no_rule() {
     );
     // Listed by now.
     let listen = vec![crate::policy::Listen { address: one.address, port: one.port, open: false }];
-    let suggestion = suggest(&Policy { listen, ..Policy::default() }, &both, &[], widest).expect("it fits");
+    let suggestion = suggest(&Policy { listen, ..policy }, &both, &[], widest).expect("it fits");
     assert_eq!(suggestion, Suggestion { allowed_by_now: 2, ..Suggestion::default() });
 }
 

@@ -58,6 +58,22 @@ fn what_came_by_a_name_takes_a_rule_for_the_name() {
     asks(&flow(DropReason::PortNotAllowed, ssh), "api.example.org:22");
     asks(&flow(DropReason::TlsNameNotAllowed, named("cdn.example.org")), "cdn.example.org:443");
     asks(&flow(DropReason::NotTls, named("api.example.org")), "api.example.org/notls");
+    let hello = |line: &mut DenialLine| (line.name, line.dport) = (Some("cdn.example.org".to_owned()), 8443);
+    asks(&flow(DropReason::TlsNameNotAllowed, hello), "cdn.example.org:8443/tls");
+}
+
+/// What the name of a machine inside brought takes a rule by which it may; a hello may name any server.
+#[test]
+fn a_private_address_takes_a_rule_for_such() {
+    let inside = |port| {
+        move |line: &mut DenialLine| {
+            (line.name, line.dport) = (Some("git.corp.example".to_owned()), port);
+            line.dst = [10, 0, 0, 7].into();
+        }
+    };
+    asks(&flow(DropReason::PortNotAllowed, inside(22)), "git.corp.example:22/private");
+    asks(&flow(DropReason::NotTls, inside(443)), "git.corp.example/notls/private");
+    asks(&flow(DropReason::TlsNameNotAllowed, inside(443)), "git.corp.example:443");
 }
 
 /// Who asks chooses the name; what an operator is shown, and grants by a key, must be no wider than that.

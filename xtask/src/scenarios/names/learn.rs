@@ -27,7 +27,7 @@ fn learn(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
         instances["n"]["allow"] = json!(["api.example.org:80", "*.wild.example.net:80"]);
         instances["n"]["deny"] = json!(["192.0.2.10/32"]);
     })?;
-    units.cannot("n", "opencode-egress learn n", "")?;
+    units.cannot("n", "opencode-egress learn n", "only root may ask the daemon at ")?;
     let said = egress(&["learn", "n", "--for", "5m", "--reason", "a day with it"])?;
     ensure!(said.contains("n: nothing is refused until ") && said.contains("suggest n --since=@"), "{said}");
     // Of a shell's process, and of the unit's own: a shell that has nothing else to do becomes what it runs.

@@ -23,9 +23,10 @@ fn texts(rules: &[SuggestedRule]) -> Vec<String> {
     rules.iter().map(|suggested| suggested.rule.to_string()).collect()
 }
 
+const CURL: &str = "curl,bash,opencode";
+
 #[test]
 fn what_a_program_of_a_shell_asked_for_once_is_set_apart() {
-    const CURL: &str = "curl,bash,opencode";
     // Who asked is known of flows alone.
     let names = [
         question("once.example.org", tried(&[(1000, "")])),
@@ -57,6 +58,52 @@ fn what_a_program_of_a_shell_asked_for_once_is_set_apart() {
         "all that is known of a name counts"
     );
     assert_eq!(texts(&suggestion.once), [""; 0]);
+}
+
+/// Each denial is told in one place: the policy file does not let it pass yet.
+#[test]
+fn what_is_set_apart_counts_where_a_suggested_rule_lets_it_pass() {
+    let once = || tried(&[(1000, CURL)]);
+    let steady = || tried(&[(1000, "opencode")]);
+    let flows = [
+        flow("198.51.100.8:80", None, steady()),
+        flow("198.51.100.11:80", None, steady()),
+        flow("198.51.100.9:80", None, once()),
+        flow("198.51.100.9:81", None, once()),
+        flow("192.0.2.1:8443", Some("a.example.net"), steady()),
+        flow("192.0.2.2:8443", Some("b.example.net"), steady()),
+        flow("192.0.2.3:8443", Some("c.example.net"), once()),
+        flow("192.0.2.3:22", Some("c.example.net"), once()),
+        flow("192.0.2.4:8443", Some("d.example.net"), once()),
+    ];
+    let names = ["c.example.net", "d.example.net"].map(|name| question(name, tried(&[(1000, "")])));
+    let widest = Widest { wildcards: true, ..WIDEST };
+    let suggestion = suggest(&Policy::default(), &flows, &names, widest).expect("it fits");
+    let counted = |rules: &[SuggestedRule]| -> Vec<_> {
+        rules.iter().map(|suggested| (suggested.rule.to_string(), suggested.denials.attempts)).collect()
+    };
+    let needed = [("198.51.100.8/30:80/tcp".to_owned(), 3), ("*.example.net:8443".to_owned(), 6)];
+    assert_eq!(counted(&suggestion.rules), needed);
+    assert_eq!(suggestion.rules[1].denials.tried.programs().as_deref(), Some("curl of bash, opencode"));
+    let apart = [("198.51.100.9/32:81/tcp".to_owned(), 1), ("c.example.net:22".to_owned(), 3)];
+    assert_eq!(counted(&suggestion.once), apart);
+    assert_eq!(suggestion.allowed_by_now, 0);
+
+    // A preset lets it pass, which the server needs.
+    let names = [question("index.crates.io", steady()), question("static.crates.io", once())];
+    let Suggestion { presets, once, .. } = suggest(&Policy::default(), &[], &names, WIDEST).expect("it fits");
+    assert_eq!(texts(&presets[0].instead_of), ["index.crates.io", "static.crates.io"]);
+    assert_eq!((presets[0].denials().attempts, presets[0].unasked.len(), once.len()), (4, 0, 0));
+}
+
+#[test]
+fn what_no_rule_lets_pass_is_told_also_where_it_is_set_apart() {
+    let hello = DeniedDestination {
+        reason: DropReason::TlsNameNotAllowed.name().to_owned(),
+        ..flow("192.0.2.1:443", None, tried(&[(1000, CURL)]))
+    };
+    let suggestion = suggest(&Policy::default(), &[hello], &[], WIDEST).expect("it fits");
+    assert_eq!(suggestion.beyond_rules, [("tls-name-not-allowed".to_owned(), 1)].into());
 }
 
 #[test]

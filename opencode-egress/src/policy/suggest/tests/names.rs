@@ -57,7 +57,7 @@ proptest! {
                 let name = name.parse().expect("a name");
                 let ports = if ports.is_empty() { &[443][..] } else { ports };
                 ports.iter().any(|port| {
-                    let flow = Flow { address: std::net::IpAddr::from([0, 0, 0, 0]).into(), protocol: Protocol::TCP, port: *port };
+                    let flow = Flow { address: IpAddr::from([0, 0, 0, 0]).into(), protocol: Protocol::TCP, port: *port };
                     !policy.names.iter().any(|rule| rule.pattern().matches(&name) && rule.speaks_of(&flow))
                 })
             })
@@ -153,4 +153,20 @@ fn what_is_no_name_for_a_rule_is_left_out() {
     let asked = names.map(|name| asked_at(name, &[], 1));
     let suggestion = check_names(&Policy::default(), &[], &asked, true, &[]);
     assert_eq!(suggestion.no_names, names.map(str::to_owned).into());
+}
+
+/// One rule of the name may bring addresses inside, and does not speak of what was tried there.
+#[test]
+fn an_address_inside_takes_a_rule_that_may_bring_it() {
+    let by_name = |text: &str| DeniedDestination {
+        name: Some("git.corp.example".to_owned()),
+        ..denied(&destination(text).flow(), DropReason::PortNotAllowed)
+    };
+    let mut policy = Policy::default();
+    for rule in ["git.corp.example/private", "git.corp.example:22"] {
+        policy.allow(rule.parse().expect("a rule"));
+    }
+    let tried = [by_name("10.0.0.7:22"), by_name("192.0.2.9:8022"), by_name("10.0.0.7:443")];
+    let expect = [("git.corp.example:8022", 1), ("git.corp.example:22/private", 1)];
+    check_names(&policy, &tried, &[], false, &expect);
 }
