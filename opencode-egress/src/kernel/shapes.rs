@@ -29,7 +29,7 @@ pub(super) const PINNED_MAPS: [(&str, MapShape); 24] = [
     ("NAMED_FLOWS", MapShape::of::<u32, [u64; 17]>(MapType::SkStorage, 0)),
     ("TLS_FLOWS", MapShape::of::<u32, TlsFlow>(MapType::SkStorage, 0)),
     ("TLS_NAMES", MapShape::of::<u32, u32>(MapType::ArrayOfMaps, MAX_POLICIES)),
-    ("ASKED_RESOLVERS", MapShape::of::<u32, [u64; 3]>(MapType::SkStorage, 0)),
+    ("ASKED_RESOLVERS", MapShape::of::<u32, [u32; 11]>(MapType::SkStorage, 0)),
     ("SOCKETS", MapShape::of::<u32, SocketCount>(MapType::Array, MAX_INSTANCES)),
     ("COUNTED_SLOTS", MapShape::of::<u32, SocketSlot>(MapType::Array, SOCKET_SLOTS)),
     ("COUNTED", MapShape::of::<u32, CountedSocket>(MapType::SkStorage, 0)),
