@@ -103,7 +103,11 @@ fn network(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     let units = start(machine)?;
     let rule = "192.0.2.20/32:80/tcp";
     units.cannot("m", &get(FAR), DENIED)?;
-    let said = egress(&units, &["allow", "m", rule, "--for", "1h", "--reason", "ticket 4711"])?;
+    // As pam_loginuid(8) and sudo(8) leave it.
+    let by_alice = format!(
+        "echo 4711 > /proc/self/loginuid; SUDO_USER=alice exec opencode-egress allow m {rule} --for 1h --reason 'ticket 4711'"
+    );
+    let said = units.machine.succeed(&["sh", "-c", &by_alice])?;
     ensure!(
         said.contains("m: 192.0.2.20/32:80/tcp is allowed until ") && said.contains("goes on then"),
         "{said}"
@@ -137,8 +141,14 @@ fn network(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     let metrics = egress(&units, &["metrics"])?;
     ensure!(metrics.contains("opencode_egress_leases{opencode_instance=\"m\"} 1"), "{metrics}");
     let granted = waits_for(&units, "granted", rule)?;
-    for (field, value) in [("EGRESS_UID", "0"), ("EGRESS_LEASE_REASON", "ticket 4711"), ("EGRESS_HARD", "0")]
-    {
+    let fields = [
+        ("EGRESS_UID", "0"),
+        ("EGRESS_LOGINUID", "4711"),
+        ("EGRESS_SUDO_USER", "alice"),
+        ("EGRESS_LEASE_REASON", "ticket 4711"),
+        ("EGRESS_HARD", "0"),
+    ];
+    for (field, value) in fields {
         ensure!(granted[field] == value, "{field} in {granted}");
     }
     ensure!(granted["EGRESS_FROM"].is_string() && granted["EGRESS_UNTIL"].is_string(), "{granted}");
