@@ -169,7 +169,8 @@ fn network(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     keep(&units, "hard")?;
     egress(&units, &["allow", "m", rule, "--for", "2s", "--hard"])?;
     over(&units, FAR)?;
-    waits_for(&units, "ended", rule)?;
+    let hard = |entry: &Value| entry["EGRESS_LEASE"] == "ended" && entry["EGRESS_HARD"] == "1";
+    wait("the hard end", || told(&units).ok()?.iter().any(hard).then_some(()))?;
     let said = kept_says(&units, "hard")?;
     ensure!(said.contains("192.0.2.20 ConnectionAbortedError"), "{said}");
     egress(&units, &["allow", "m", rule, "--for", "1h"])?;
