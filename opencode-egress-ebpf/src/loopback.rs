@@ -51,6 +51,12 @@ pub(crate) fn called(
         (Decision::OwnOnly(reason), Some(header)) => {
             (reason, may_be_own(reason) && header.leaves_to_own(flow))
         }
+        // To a client of its own that the kernel gave such a port, perhaps.
+        (Decision::Settled(Verdict::Deny(DropReason::OtherResolver)), Some(header))
+            if header.own_loopback != 0 =>
+        {
+            (DropReason::OtherResolver, flow.protocol != Protocol::TCP)
+        }
         (Decision::Settled(verdict), _) => return verdict,
         (Decision::OwnOnly(reason), None) => return Verdict::Deny(reason),
     };

@@ -5,7 +5,10 @@ use std::{
     net::{SocketAddr, TcpListener, TcpStream},
 };
 
-use opencode_egress::{kernel::instance::InstanceIndex, policy::Policy};
+use opencode_egress::{
+    kernel::{features::Features, instance::InstanceIndex},
+    policy::{Errno, Policy},
+};
 use opencode_egress_common::{abi::Mode, reason::DropReason};
 
 use super::{
@@ -108,7 +111,16 @@ fn data_in_the_first_packet_reaches_a_server_of_its_own() {
 /// The kernel may give a client a port among those of resolvers, which is nobody's resolver then.
 #[test]
 fn a_client_at_a_resolvers_port_is_answered() {
-    let mut world = World::new(&own());
+    // With an error of its own, for which datagrams' calls are judged, and without.
+    for errno in [Errno::default(), Errno::Econnrefused] {
+        if Features::check_errno(errno).is_ok() {
+            is_answered_at_a_resolvers_port(&Policy { errno, ..own() });
+        }
+    }
+}
+
+fn is_answered_at_a_resolvers_port(policy: &Policy) {
+    let mut world = World::new(policy);
     world.unit.sysctl("ipv4/ip_local_port_range", "22600 22700");
     for (place, to) in [(V4, V4), (V6, V6), (ANY6, V4)] {
         let (_server, port) = server(&world, at(place), TCP);
