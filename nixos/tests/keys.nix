@@ -69,6 +69,12 @@ in
     in
     fails (host.one (keyed // { listen.port = port; })) [ "instances.a.listen" (toString port) "opencode-keys.service" ]
       (host.one (keyed // { listen.port = port + 1; }));
+  "a port of an instance's, where one without providers listens" =
+    let
+      port = portOf (host.two keyed { }) "a";
+      listening = port: host.two keyed { listen.extraPorts = [ port ]; };
+    in
+    fails (listening port) [ "instances.b.listen" (toString port) "opencode-keys.service has the providers of `a`" ] (listening (port + 1));
   "a user of two" =
     let
       shared = keyed // { user = "alice"; };
