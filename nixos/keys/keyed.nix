@@ -84,6 +84,9 @@ rec {
     )
   );
 
+  # Bytes of requests that nginx holds at once, at most, to read their models.
+  bodies = lib.foldl' (sum: { models, limit, ... }: sum + (if models == null then 0 else limit.parallel * limit.bytes)) 0 providers;
+
   # As nginx.nix takes them.
   nginxInstances = mapAttrs (name: _: {
     port = ports.${name};
