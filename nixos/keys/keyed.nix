@@ -103,7 +103,7 @@ rec {
       variable = header: lib.toLower (lib.replaceStrings [ "-" ] [ "_" ] header);
     in
     lib.concatStrings (
-      mapAttrsToList (name: instance: "instance ${name} ${instance.user}\n") keyed
+      mapAttrsToList (name: instance: "instance ${name} ${instance.user} ${toString ports.${name}}\n") keyed
       ++ map (
         {
           id,
