@@ -62,7 +62,7 @@ def chat(count):
 
 async def answer(writer, line, body):
     """Five pieces, or as many as `PIECES=` in the body says, a fifth of a second apart, or `GAP=` milliseconds; `REDIRECT` is sent elsewhere,
-    and `RAW` ends with the connection, without lengths. Whether the connection ends."""
+    `STATUS=` is answered so, and `RAW` ends with the connection, without lengths. Whether the connection ends."""
 
     def said(word, default):
         at = body.find(word)
@@ -71,9 +71,9 @@ async def answer(writer, line, body):
     if b"REDIRECT" in body:
         writer.write(b"HTTP/1.1 302 Found\r\nlocation: https://elsewhere.example/\r\ncontent-length: 0\r\n\r\n")
         return False
-    if line.startswith("GET"):
+    if b"STATUS=" in body or line.startswith("GET"):
         text = b'{"data":[]}'
-        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s" % (len(text), text))
+        writer.write(b"HTTP/1.1 %d As asked\r\ncontent-type: application/json\r\nretry-after: 7\r\ncontent-length: %d\r\n\r\n%s" % (said(b"STATUS=", 200), len(text), text))
         return False
     whole = b"RAW" in body
     framing = b"connection: close" if whole else b"transfer-encoding: chunked"

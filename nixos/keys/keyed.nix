@@ -85,7 +85,11 @@ rec {
   );
 
   # Bytes of requests that nginx holds at once, at most, to read their models.
-  bodies = lib.foldl' (sum: { models, limit, ... }: sum + (if models == null then 0 else limit.parallel * limit.bytes)) 0 providers;
+  bodies =
+    let
+      read = { models, requests, ... }: models != null && !lib.any (lib.hasInfix "<model>") requests;
+    in
+    lib.foldl' (sum: { limit, ... }: sum + limit.parallel * limit.bytes) 0 (lib.filter read providers);
 
   # As nginx.nix takes them.
   nginxInstances = mapAttrs (name: _: {

@@ -35,6 +35,12 @@
             bytes = 1048576;
           };
         };
+        # With models in its paths.
+        providers.google = {
+          keyFile = "/run/secrets/own";
+          upstream = "https://llm.example.org:8443/v1beta";
+          models = [ "gemini-2.5-flash" ];
+        };
         # Of certificates that are not the provider's.
         providers.misnamed = {
           keyFile = "/run/secrets/own";

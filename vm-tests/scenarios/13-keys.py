@@ -80,12 +80,38 @@ with subtest("neither the other's port nor its token is of use"):
     got = ask("free", A, request(POST.replace("TOKEN", "0" * 64) % A))
     assert got.startswith("401 "), got
     other = machine.succeed("cat /run/opencode/tokens/b").strip()
-    got = ask("a", A, request(POST.replace("TOKEN", other) % A))
-    assert got.startswith("401 "), got
+    own = machine.succeed("cat /run/opencode/tokens/a").strip()
+    for name, port_, token in ("a", A, other), ("free", A, other), ("b", B, own), ("free", B, own):
+        got = ask(name, port_, request(POST.replace("TOKEN", token) % port_))
+        assert got.startswith("401 "), (name, port_, got)
     cannot("free", "ls /run/opencode/tokens")
     cannot("b", "cat /run/opencode/tokens/a")
     assert machine.succeed("stat -c '%a %U' /run/opencode/tokens/a").split() == ["400", "opencode-a"]
     assert not seen()
+
+with subtest("each API's requests are passed on, and what the provider says is wrong comes back as it is"):
+    seen()
+    for name, port_, head, body in [
+        ("a", A, f"POST /anthropic/v1/messages/count_tokens HTTP/1.1\nHost: 127.0.0.1:{A}\nx-api-key: TOKEN", "{}"),
+        ("a", A, f"GET /anthropic/v1/models HTTP/1.1\nHost: 127.0.0.1:{A}\nx-api-key: TOKEN", ""),
+        ("b", B, f"POST /own/responses HTTP/1.1\nHost: 127.0.0.1:{B}\nAuthorization: Bearer TOKEN", '{"model":"small"}'),
+        ("b", B, f"POST /google/v1beta/models/gemini-2.5-flash:streamGenerateContent?alt=sse HTTP/1.1\nHost: 127.0.0.1:{B}\nx-goog-api-key: TOKEN", "{}"),
+    ]:
+        got = ask(name, port_, request(head, body))
+        assert got.startswith("200 "), (head, got)
+    lines = ["POST /v1/messages/count_tokens", "GET /v1/models", "POST /responses", "POST /v1beta/models/gemini-2.5-flash:streamGenerateContent?alt=sse"]
+    requests = seen()
+    assert [got["line"] for got in requests] == [f"{line} HTTP/1.1" for line in lines], requests
+    assert requests[-1]["headers"]["x-goog-api-key"] == KEYS["own"], requests[-1]
+    for model in "gemini-2.5-pro", "gemini-2.5-flash/x", "gemini-2x5-flash":
+        got = ask("b", B, request(f"POST /google/v1beta/models/{model}:generateContent HTTP/1.1\nHost: 127.0.0.1:{B}\nx-goog-api-key: TOKEN"))
+        assert got.startswith("404 "), (model, got)
+    assert not seen()
+    for name, port_, body in ("a", A, '"STATUS=%d "'), ("b", B, '{"model":"claude-haiku-4-5","messages":"STATUS=%d "}'):
+        for code in 400, 401, 404, 413, 429, 500, 529:
+            got = ask(name, port_, request(POST % port_, body % code))
+            assert got == f'{code} {{"data":[]}}', (name, code, got)
+    assert len(seen()) == 14
 
 with subtest("of what a client sends nothing goes on but what the provider needs"):
     credentials = "Authorization: Bearer mine\nX-Goog-Api-Key: mine\nApi-Key: mine\nCookie: mine\nX-Whatever-Token: mine\nAnthropic-Version: 2023-06-01"

@@ -93,18 +93,22 @@ const KEYS: &[Difference] = &[
         setting: "Service.MemoryMax",
         dist: Some("2G"),
         module: Some("2449473536"),
-        because: "two of the host's providers have `models`",
+        because: "some of the host's providers have `models`",
     },
     Difference {
         setting: "Service.LoadCredential",
         dist: None,
-        module: Some("a.anthropic:/run/secrets/a b.anthropic:/run/secrets/b b.misnamed:/run/secrets/own b.own:/run/secrets/own b.untrusted:/run/secrets/own"),
+        module: Some(
+            "a.anthropic:/run/secrets/a b.anthropic:/run/secrets/b b.google:/run/secrets/own b.misnamed:/run/secrets/own b.own:/run/secrets/own b.untrusted:/run/secrets/own",
+        ),
         because: "the keys are the host's",
     },
     Difference {
         setting: "Service.SetCredential",
         dist: None,
-        module: Some("a.anthropic:none b.anthropic:none b.misnamed:none b.own:none b.untrusted:none"),
+        module: Some(
+            "a.anthropic:none b.anthropic:none b.google:none b.misnamed:none b.own:none b.untrusted:none",
+        ),
         because: "the keys are the host's",
     },
     ENVIRONMENT,
