@@ -198,9 +198,12 @@ with subtest("a changed key is read by itself, and a bad one is not"):
         ask("a", A, request(POST % A))
         return seen()[0]["headers"]["x-api-key"] == "sk-second-key-of-a"
 
-    deadline = time.monotonic() + 30
-    while not second():
-        assert time.monotonic() < deadline, "the first key is still sent"
+    def wait_for_second():
+        deadline = time.monotonic() + 30
+        while not second():
+            assert time.monotonic() < deadline, "the key of before is still sent"
+
+    wait_for_second()
     for text, mode, expected in ("", "0400", "is empty"), ("sk-x", "0444", "everybody"), ("ANTHROPIC_API_KEY=x", "0400", "`NAME=`"), ("two\nlines", "0400", "no second line"):
         write_key("a", text, mode)
         machine.fail("systemctl reload opencode-keys")
@@ -208,6 +211,28 @@ with subtest("a changed key is read by itself, and a bad one is not"):
         assert second(), f"after a reload that failed ({expected}) the key is not the one of before"
         # The watch may try once more.
         machine.wait_until_fails("systemctl is-active opencode-keys-reload")
+    for owner, mode in ("opencode-a:root", "0400"), ("root:opencode-b", "0440"):
+        write_key("a", "sk-second-key-of-a", mode)
+        machine.succeed(f"chown {owner} /run/secrets/a")
+        machine.fail("systemctl reload opencode-keys")
+        assert logged(f"can be read by opencode-{owner[-1] if owner[0] == 'r' else 'a'}"), owner
+        machine.wait_until_fails("systemctl is-active opencode-keys-reload")
+    write_key("a", "sk-second-key-of-a")
+    machine.succeed("systemctl reload opencode-keys")
+
+with subtest("a link, as those of sops-nix and agenix, is followed at a reload"):
+    for number in 1, 2:
+        machine.succeed(
+            f"install -D -m 0400 /dev/stdin /run/generations/{number}/a <<< sk-of-generation-{number}",
+            f"ln -sfn /run/generations/{number}/a /run/secrets/a.new",
+            "mv -T /run/secrets/a.new /run/secrets/a",
+            "systemctl reload opencode-keys",
+            f"grep -q sk-of-generation-{number} /run/opencode-keys/keys.conf",
+        )
+    machine.succeed("rm /run/secrets/a")
+    write_key("a", "sk-second-key-of-a")
+    machine.succeed("systemctl reload opencode-keys")
+    wait_for_second()
 
 with subtest("a configuration that nginx does not take makes the reload fail"):
     machine.succeed("cp -a /etc/opencode-keys/nginx.conf /run/nginx.conf", "echo 'nonsense;' >> /etc/opencode-keys/nginx.conf")
@@ -217,7 +242,9 @@ with subtest("a configuration that nginx does not take makes the reload fail"):
 
 with subtest("a token is its user's of now, and goes with its instance"):
     token = machine.succeed("cat /run/opencode/tokens/a")
-    machine.succeed("chown opencode-free /run/opencode/tokens/a", "echo x > /run/opencode/tokens/gone", "echo x > /run/opencode/tokens/.own/gone")
+    # Another file: the server keeps the one that it was shown.
+    machine.succeed("install -o opencode-free -m 0400 /run/opencode/tokens/a /run/opencode/tokens/new", "mv -T /run/opencode/tokens/new /run/opencode/tokens/a")
+    machine.succeed("echo x > /run/opencode/tokens/gone", "echo x > /run/opencode/tokens/.own/gone")
     machine.succeed("systemctl reload opencode-keys")
     assert machine.succeed("stat -c '%a %U' /run/opencode/tokens/a; cat /run/opencode/tokens/a") == f"400 opencode-a\n{token}"
     machine.fail("ls -A /run/opencode/tokens /run/opencode/tokens/.own | grep gone")
