@@ -185,7 +185,7 @@ for port, request, name in json.load(sys.stdin):
     try:
         token = open("/run/opencode/tokens/" + name).read() if "TOKEN" in request else ""
         peer = socket.create_connection(("127.0.0.1", port), 10)
-        peer.sendall(request.replace("TOKEN", token).encode())
+        peer.sendall(request.replace("TOKEN", token).encode(errors="surrogateescape"))
         reply = b""
         while piece := peer.recv(65536):
             reply += piece
@@ -201,12 +201,16 @@ def start_provider():
     """A certificate authority of the test's own, which the machine trusts, and the provider."""
     directory = witness.succeed("mktemp -d").strip()
     new = "openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes"
-    witness.succeed(
-        f"cd {directory} && {new} -x509 -days 2 -subj /CN=authority -addext keyUsage=critical,keyCertSign,cRLSign -keyout ca.key -out ca.crt 2>&1",
-        f"cd {directory} && {new} -subj /CN=provider -keyout server.key -out server.csr 2>&1",
-        f"cd {directory} && openssl x509 -req -days 2 -in server.csr -CA ca.crt -CAkey ca.key -out server.crt "
-        "-extfile <(echo subjectAltName=DNS:llm.example.org) 2>&1",
-    )
+    for authority in "ca", "stranger":
+        witness.succeed(
+            f"cd {directory} && {new} -x509 -days 2 -subj /CN=authority -addext keyUsage=critical,keyCertSign,cRLSign -keyout {authority}.key -out {authority}.crt 2>&1"
+        )
+    witness.succeed(f"cd {directory} && {new} -subj /CN=provider -keyout server.key -out server.csr 2>&1")
+    for name, host, authority in ("server", "llm", "ca"), ("misnamed", "other", "ca"), ("untrusted", "llm", "stranger"):
+        witness.succeed(
+            f"cd {directory} && openssl x509 -req -days 2 -in server.csr -CA {authority}.crt -CAkey {authority}.key -out {name}.crt "
+            f"-extfile <(echo subjectAltName=DNS:{host}.example.org) 2>&1",
+        )
     text = base64.b64encode(PROVIDER.encode()).decode()
     witness.succeed(f"base64 -d <<< {text} > {directory}/provider.py", f"(python3 {directory}/provider.py {directory} > {directory}/log 2>&1 &)")
     bundle = "/etc/ssl/certs/ca-certificates.crt"
@@ -231,7 +235,7 @@ def port(name):
 
 def request(head, body="{}"):
     """One that an agent's own client would send; `head` has its lines."""
-    return head.replace("\n", "\r\n") + f"\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n{body}"
+    return head.replace("\n", "\r\n") + f"\r\ncontent-length: {len(body.encode(errors='surrogateescape'))}\r\nconnection: close\r\n\r\n{body}"
 
 
 def ask(name, port_, *requests, token=None):

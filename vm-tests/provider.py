@@ -2,7 +2,8 @@
 
     provider.py DIRECTORY
 
-DIRECTORY has its certificate and key. What an answer is like the request says: see `answer`."""
+DIRECTORY has its key and certificates: `server` is good, `misnamed` is another name's, `untrusted` another authority's. What an answer is like the request says:
+see `answer`."""
 
 import asyncio
 import json
@@ -35,9 +36,33 @@ def event(**fields):
     return f"event: {fields['type']}\ndata: {json.dumps(fields)}\n\n".encode()
 
 
+def messages(count):
+    """The pieces of an answer as Anthropic's API has it."""
+    usage = {"input_tokens": 1, "output_tokens": 1}
+    message = {"id": "m", "type": "message", "role": "assistant", "model": "x", "content": [], "stop_reason": None, "stop_sequence": None, "usage": usage}
+    yield event(type="message_start", message=message) + event(type="content_block_start", index=0, content_block={"type": "text", "text": ""})
+    for number in range(count):
+        yield event(type="content_block_delta", index=0, delta={"type": "text_delta", "text": f"piece{number} "})
+    yield (
+        event(type="content_block_stop", index=0)
+        + event(type="message_delta", delta={"stop_reason": "end_turn", "stop_sequence": None}, usage=usage)
+        + event(type="message_stop")
+    )
+
+
+def chat(count):
+    """And as OpenAI's has it."""
+    for number in range(count + 1):
+        last = number == count
+        choice = {"index": 0, "delta": {} if last else {"role": "assistant", "content": f"piece{number} "}, "finish_reason": "stop" if last else None}
+        chunk = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "x", "choices": [choice]}
+        yield f"data: {json.dumps(chunk)}\n\n".encode()
+    yield b"data: [DONE]\n\n"
+
+
 async def answer(writer, line, body):
     """Five pieces, or as many as `PIECES=` in the body says, a fifth of a second apart, or `GAP=` milliseconds; `REDIRECT` is sent elsewhere,
-    and `RAW` ends with the connection, without lengths. Whether the connection ends."""
+    `STATUS=` is answered so, and `RAW` ends with the connection, without lengths. Whether the connection ends."""
 
     def said(word, default):
         at = body.find(word)
@@ -46,9 +71,9 @@ async def answer(writer, line, body):
     if b"REDIRECT" in body:
         writer.write(b"HTTP/1.1 302 Found\r\nlocation: https://elsewhere.example/\r\ncontent-length: 0\r\n\r\n")
         return False
-    if line.startswith("GET"):
+    if b"STATUS=" in body or line.startswith("GET"):
         text = b'{"data":[]}'
-        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s" % (len(text), text))
+        writer.write(b"HTTP/1.1 %d As asked\r\ncontent-type: application/json\r\nretry-after: 7\r\ncontent-length: %d\r\n\r\n%s" % (said(b"STATUS=", 200), len(text), text))
         return False
     whole = b"RAW" in body
     framing = b"connection: close" if whole else b"transfer-encoding: chunked"
@@ -56,25 +81,11 @@ async def answer(writer, line, body):
     framing += b"\r\nx-accel-buffering: yes\r\nx-accel-limit-rate: 1\r\nlocation: https://elsewhere.example/\r\nset-cookie: a=b"
     writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n%s\r\n\r\n" % framing)
 
-    async def send(*events):
-        piece = b"".join(events)
+    for piece in (chat if "/chat/completions" in line else messages)(said(b"PIECES=", 5)):
         writer.write(piece if whole else b"%x\r\n%s\r\n" % (len(piece), piece))
         await writer.drain()
-
-    usage = {"input_tokens": 1, "output_tokens": 1}
-    message = {"id": "m", "type": "message", "role": "assistant", "model": "x", "content": [], "stop_reason": None, "stop_sequence": None, "usage": usage}
-    await send(
-        event(type="message_start", message=message),
-        event(type="content_block_start", index=0, content_block={"type": "text", "text": ""}),
-    )
-    for number in range(said(b"PIECES=", 5)):
-        await send(event(type="content_block_delta", index=0, delta={"type": "text_delta", "text": f"piece{number} "}))
-        await asyncio.sleep(said(b"GAP=", 200) / 1000)
-    await send(
-        event(type="content_block_stop", index=0),
-        event(type="message_delta", delta={"stop_reason": "end_turn", "stop_sequence": None}, usage=usage),
-        event(type="message_stop"),
-    )
+        if b"piece" in piece:
+            await asyncio.sleep(said(b"GAP=", 200) / 1000)
     if not whole:
         writer.write(b"0\r\n\r\n")
     return whole
@@ -85,7 +96,7 @@ async def converse(reader, writer):
         over = False
         while not over:
             line, headers, body = await request(reader)
-            seen.append({"line": line, "headers": headers, "bytes": len(body)})
+            seen.append({"line": line, "headers": headers, "bytes": len(body), "sni": writer.get_extra_info("ssl_object").asked})
             over = await answer(writer, line, body)
             await writer.drain()
     except (asyncio.IncompleteReadError, ConnectionError, ssl.SSLError):
@@ -115,11 +126,19 @@ class Names(asyncio.DatagramProtocol):
         self.transport.sendto(query[:2] + struct.pack(">HHHHH", 0x8180, 1, len(found), 0, 0) + query[12:end] + records, peer)
 
 
+def context(directory, certificate):
+    def asked(peer, name, _):
+        peer.asked = name
+
+    made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    made.load_cert_chain(f"{directory}/{certificate}.crt", f"{directory}/server.key")
+    made.sni_callback = asked
+    return made
+
+
 async def main(directory):
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(f"{directory}/server.crt", f"{directory}/server.key")
-    for port in 443, 8443:
-        await asyncio.start_server(converse, ADDRESS, port, ssl=context, limit=1 << 20, backlog=1000)
+    for port, certificate in {443: "server", 8443: "server", 9443: "misnamed", 9444: "untrusted"}.items():
+        await asyncio.start_server(converse, ADDRESS, port, ssl=context(directory, certificate), limit=1 << 20, backlog=1000)
     await asyncio.get_running_loop().create_datagram_endpoint(Names, (RESOLVER, 53))
     await asyncio.start_server(tell, RESOLVER, 8053)
     await asyncio.Event().wait()

@@ -37,15 +37,19 @@ let
     name: instance:
     problem (instance.configFile != null)
       "${option name "providers"}: ${option name "configFile"} is used as it is, so the server would not know where its providers are. Write the configuration as ${option name "config"}."
-    ++ concatMap (
+    ++ concatMap lib.id (mapAttrsToList (ofProvider name instance) instance.providers);
+
+  # Of every instance, with providers or without: what has another's port is sent its token.
+  ofListeners =
+    name: instance:
+    concatMap (
       listener:
       concatMap (
         other:
         problem (listener.port == keyed.ports.${other} && instances.overlap listener.address "127.0.0.1")
           "${option name "listen"}: port ${toString listener.port} is where opencode-keys.service has the providers of `${other}`. Choose another."
       ) (attrNames keyed.ports)
-    ) (instances.listeners instance)
-    ++ concatMap lib.id (mapAttrsToList (ofProvider name instance) instance.providers);
+    ) (instances.listeners instance);
 
   ofPair =
     { a, b }:
@@ -62,5 +66,6 @@ in
     ++ problem (length (attrNames keyed.keyed) > 16)
       "services.opencode.instances: ${toString (length (attrNames keyed.keyed))} instances have `providers`, and opencode-keys.service has room for 16, one port for each. Leave the option out of the others, which then have keys of their own in `environmentFile`."
     ++ concatMap lib.id (mapAttrsToList ofInstance (lib.filterAttrs (_: instance: instance.providers != { }) enabled))
+    ++ concatMap lib.id (mapAttrsToList ofListeners enabled)
     ++ concatMap ofPair (instances.pairs instances.names);
 }

@@ -29,7 +29,12 @@ let
   );
   # What the packages of other systems have as well.
   load = pkgs.writeShellScript "opencode-keys-load" ''
-    PATH=${lib.makeBinPath [ pkgs.coreutils ]}
+    PATH=${
+      lib.makeBinPath [
+        pkgs.coreutils
+        pkgs.util-linux
+      ]
+    }
     ${builtins.readFile ../../dist/opencode-keys-load}'';
   count = pkgs.writeShellScript "opencode-keys-count" ''
     PATH=${

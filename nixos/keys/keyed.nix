@@ -84,6 +84,13 @@ rec {
     )
   );
 
+  # Bytes of requests that nginx holds at once, at most, to read their models.
+  bodies =
+    let
+      read = { models, requests, ... }: models != null && !lib.any (lib.hasInfix "<model>") requests;
+    in
+    lib.foldl' (sum: { limit, ... }: sum + limit.parallel * limit.bytes) 0 (lib.filter read providers);
+
   # As nginx.nix takes them.
   nginxInstances = mapAttrs (name: _: {
     port = ports.${name};
@@ -100,7 +107,7 @@ rec {
       variable = header: lib.toLower (lib.replaceStrings [ "-" ] [ "_" ] header);
     in
     lib.concatStrings (
-      mapAttrsToList (name: instance: "instance ${name} ${instance.user}\n") keyed
+      mapAttrsToList (name: instance: "instance ${name} ${instance.user} ${toString ports.${name}}\n") keyed
       ++ map (
         {
           id,

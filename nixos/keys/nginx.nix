@@ -3,6 +3,7 @@
 { lib }:
 let
   inherit (lib) concatMapStringsSep concatStringsSep escapeRegex mapAttrsToList optionals;
+  asksFor = import ./asks-for.nix { inherit lib; };
 
   lines = concatStringsSep "\n";
   indent = text: concatMapStringsSep "\n" (line: if line == "" then line else "  ${line}") (lib.splitString "\n" text);
@@ -39,18 +40,6 @@ let
       }
     }';";
 
-  # A JSON object of which the one member that is called `model`, whatever its case, is one of these: PCRE, in one pass, and nothing else matches, however a
-  # parser takes escapes in names or two members of a name. What is too deep or too long for PCRE does not match either.
-  modelPattern =
-    models:
-    let
-      # A backslash is written `\x5c`: nginx takes two for one.
-      string = ''"[^"\x5c]*+(?:\x5c.[^"\x5c]*+)*+"'';
-      name = ''\s*+(?!"(?i:model)")"[^"\x5c]*+"\s*+:'';
-      value = "(?<v>\\s*+(?:${string}|[-+.0-9A-Za-z]++|\\[(?:(?&v)(?:,(?&v))*+)?+\\s*+\\]|\\{(?:\\s*+${string}\\s*+:(?&v)(?:,\\s*+${string}\\s*+:(?&v))*+)?+\\s*+\\})\\s*+)";
-    in
-    "(?s)^\\s*+\\{(?:${name}${value},)*+\\s*+\"model\"\\s*+:\\s*+\"(?<keys_named>${concatMapStringsSep "|" escapeRegex models})\"\\s*+(?:,${name}(?&v))*+\\}\\s*+$";
-
   ofProvider =
     runtime: name: { id, ... }@provider:
     let
@@ -71,13 +60,17 @@ let
           "'~^${method} /${escapeRegex "${name}${upstream.path}${lib.head of}"}(?<keys_model_${id}>${any})${escapeRegex (lib.last of)}$' ${upstream.path}${lib.head of}$keys_model_${id}${lib.last of};";
       inBody = models != null && !byPath;
       host = upstream.host + lib.optionalString (upstream.port != 443) ":${toString upstream.port}";
+      # Where the request comes in, and so before its body is read.
+      limits = [
+        "limit_conn keys_parallel_${id} ${toString limit.parallel};"
+      ]
+      ++ optionals (limit.requests != null) [
+        "limit_req zone=keys_${id} burst=${toString (limit.requests - 1)} nodelay;"
+      ];
       pass = [
         "client_max_body_size ${toString limit.bytes};"
       ]
       ++ optionals (models != null || byPath) [ "set $keys_asked $keys_model_${id};" ]
-      ++ optionals (limit.requests != null) [
-        "limit_req zone=keys_${id} burst=${toString (limit.requests - 1)} nodelay;"
-      ]
       ++ [
         "proxy_pass https://${upstream.host}:${toString upstream.port}$keys_path_${id}$is_args$args;"
         "proxy_ssl_name ${upstream.host};"
@@ -85,19 +78,24 @@ let
         ''proxy_set_header Connection "";''
         "proxy_set_header ${provider.header.name} $keys_key_${id};"
       ]
-      ++ map (header: "proxy_set_header ${header} ${variable header};") passed;
+      ++ map (
+        header:
+        # A body that was read as JSON is not to be read as a form, or in UTF-7.
+        "proxy_set_header ${header} ${if inBody && header == "Content-Type" then "application/json" else variable header};"
+      ) passed;
     in
     {
       http = [
         (block ''map "$request_method $uri" $keys_path_${id}'' ([ ''default "";'' ] ++ map target provider.requests))
+        "limit_conn_zone $server_port zone=keys_parallel_${id}:1m;"
       ]
       ++ optionals (limit.requests != null) [
-        "limit_req_zone $server_port zone=keys_${id}:32k rate=${toString limit.requests}r/m;"
+        "limit_req_zone $server_port zone=keys_${id}:1m rate=${toString limit.requests}r/m;"
       ]
       ++ optionals inBody [
         (block "map $request_body $keys_model_${id}" [
           ''default "";''
-          "'~${modelPattern models}' $keys_named;"
+          "'~${asksFor models}' $keys_named;"
         ])
         # What has no body asks for no model.
         (block ''map "$request_method $keys_model_${id}" $keys_may_${id}'' [
@@ -112,6 +110,7 @@ let
             "if ($keys_path_${id} = \"\") { ${refused 404 "of ${name} only these are passed on: ${concatMapStringsSep ", " (lib.replaceStrings [ " " ] [ " ${upstream.path}" ]) provider.requests}"} }"
             "if ($args !~ '^(?:alt=sse|beta=true)?$') { ${refused 400 "no query but alt=sse and beta=true is passed on"} }"
           ]
+          ++ limits
           ++ (
             if !inBody then
               pass
@@ -190,6 +189,8 @@ let
     "error_log stderr error;"
     # Some thousand streams each.
     "worker_processes 4;"
+    "# What a reload replaces ends with its last stream, but not later: they are not to be more than the unit may have."
+    "worker_shutdown_timeout 1h;"
     (block "events" [ "worker_connections 16384;" ])
   ];
   temporary = runtime: map (kind: "${kind}_temp_path ${runtime}/${kind};") [ "client_body" "proxy" "fastcgi" "uwsgi" "scgi" ];
@@ -255,6 +256,7 @@ in
             "proxy_intercept_errors on;"
             "recursive_error_pages on;"
             "error_page 300 301 302 303 305 307 308 = @redirect;"
+            "limit_conn_status 429;"
             "limit_req_status 429;"
             ""
           ]

@@ -11,6 +11,7 @@ let
     models = null;
     limit = {
       requests = null;
+      parallel = 256;
       bytes = 67108864;
     };
     upstream = (parseUpstream known.${name}.upstream).value;

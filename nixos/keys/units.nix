@@ -13,6 +13,7 @@ let
   nginx = lib.getExe' pkgs.nginx "nginx";
   load = "/etc/opencode-keys/load";
   count = "/etc/opencode-keys/count";
+  gibibyte = 1073741824;
   credential = provider: "${provider.instance}.${provider.name}";
 
   hardening = import ../hardening.nix // {
@@ -47,7 +48,8 @@ let
     LimitNOFILE = 131072;
     # Keys are in its memory.
     LimitCORE = 0;
-    TasksMax = 128;
+    # Workers that a reload replaced stay for as long as they have a stream, up to an hour: four for each of a hundred reloads.
+    TasksMax = 512;
   }
   // hardening
   // {
@@ -87,11 +89,13 @@ in
       ExecStart = exec [ nginx "-c" "/etc/opencode-keys/nginx.conf" "-e" "stderr" ];
       ExecReload = [
         "+${exec [ load "reload" "/etc/opencode-keys/list" ]}"
+        # It says what it does not take; after a signal it only goes on as before.
+        (exec [ nginx "-t" "-q" "-c" "/etc/opencode-keys/nginx.conf" "-e" "stderr" ])
         "${lib.getExe' pkgs.coreutils "kill"} -HUP $MAINPID"
       ];
       Restart = "always";
-      # Requests that are read for their model are in memory.
-      MemoryMax = "2G";
+      # Requests that are read for their model are in memory: all of them fit.
+      MemoryMax = toString (2 * gibibyte + keyed.bodies);
       OOMPolicy = "continue";
       # An agent that asks without end pushes nothing out of the host's journal.
       LogNamespace = "opencode-keys";

@@ -15,15 +15,15 @@ let
       "services.opencode.instances.<name>.providers: `${name}` is no provider's name; a path is made of it. Use up to 64 letters, digits, `-` and `_`.";
 
   provider =
-    { name, ... }:
+    { name, config, ... }:
     {
       options = {
         keyFile = mkOption {
           type = hostPath;
           example = "/run/secrets/anthropic";
           description = ''
-            File with the key, and nothing else: one of sops-nix or agenix, or one that you made. root reads it, when {option}`opencode-keys.service` starts and when the file
-            changes; nobody else need be able to, and if everybody can, the service refuses it. A string, so that it is not copied to the world-readable store.
+            File with the key, and nothing else: one of sops-nix or agenix, or one that you made. root reads it, when {option}`opencode-keys.service` starts or is reloaded, and when the file
+            changes (where links lead to it, as with sops-nix, set its `reloadUnits`); nobody else need be able to, and if everybody or an instance's user can, the service refuses it. A string, so that it is not copied to the world-readable store.
           '';
         };
         upstream = mkOption {
@@ -57,6 +57,15 @@ let
             description = ''
               Requests a minute. So many may come at once, and then one each time that this part of a minute has gone by; others are answered 429, and opencode tries them again. A message takes
               two or more.
+            '';
+          };
+          parallel = mkOption {
+            type = types.ints.between 1 4096;
+            default = if config.models == null then 256 else 32;
+            defaultText = lib.literalMD "256; 32 with `models`";
+            description = ''
+              Requests at a time, each until its answer has ended; others are answered 429, and opencode tries them again. With {option}`models` each may take `limit.bytes` of the memory of
+              {option}`opencode-keys.service`, whose limit is that much higher.
             '';
           };
           bytes = mkOption {

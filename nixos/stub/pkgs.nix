@@ -48,6 +48,7 @@ in
   sqlite = debian;
   systemd = debian;
   tzdata = debian;
+  util-linux = debian;
 
   # Each says what would be in it.
   writeText = name: text: stored name { inherit text; };

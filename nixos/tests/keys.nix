@@ -69,6 +69,12 @@ in
     in
     fails (host.one (keyed // { listen.port = port; })) [ "instances.a.listen" (toString port) "opencode-keys.service" ]
       (host.one (keyed // { listen.port = port + 1; }));
+  "a port of an instance's, where one without providers listens" =
+    let
+      port = portOf (host.two keyed { }) "a";
+      listening = port: host.two keyed { listen.extraPorts = [ port ]; };
+    in
+    fails (listening port) [ "instances.b.listen" (toString port) "opencode-keys.service has the providers of `a`" ] (listening (port + 1));
   "a user of two" =
     let
       shared = keyed // { user = "alice"; };
@@ -226,18 +232,48 @@ in
         SetCredential = [ "a.anthropic:none" ];
         first = "+/etc/opencode-egress/bin/opencode-egress attach --timeout 60 keys";
       };
-  "the set-up waits for the token, and looks for the key" =
+  "its memory has room for the requests that it reads" =
     let
-      setup = (host.one keyed).systemd.services.opencode-a-setup;
+      memory = settings: (one settings).systemd.services.opencode-keys.serviceConfig.MemoryMax;
+    in
+    is
+      (map memory [
+        { }
+        { models = [ "x" ]; }
+        {
+          models = [ "x" ];
+          limit = {
+            parallel = 2;
+            bytes = 1024;
+          };
+        }
+      ])
+      [
+        "2147483648"
+        "4294967296"
+        "2147485696"
+      ];
+  "the paths are looked at when the token is made, and the set-up looks for the key" =
+    let
+      services = (host.one keyed).systemd.services;
     in
     is
       [
-        (lib.elem "opencode-keys.service" setup.wants)
-        (lib.elem "opencode-keys.service" setup.after)
-        (hasInfix "look ANTHROPIC_API_KEY anthropic" (lib.head setup.serviceConfig.ExecStart).text)
-        (lib.elem "/run/opencode/tokens/a" setup.serviceConfig.BindReadOnlyPaths)
+        services.opencode-a-paths.wants
+        services.opencode-a-paths.after
+        (hasInfix "/run/opencode/tokens/a" services.opencode-a-paths.serviceConfig.ExecStart.text)
+        (lib.elem "opencode-a-paths.service" services.opencode-a-setup.requires)
+        (hasInfix "look ANTHROPIC_API_KEY anthropic" (lib.head services.opencode-a-setup.serviceConfig.ExecStart).text)
+        (lib.elem "/run/opencode/tokens/a" services.opencode-a-setup.serviceConfig.BindReadOnlyPaths)
       ]
-      [ true true true true ];
+      [
+        [ "opencode-keys.service" ]
+        [ "opencode-keys.service" ]
+        true
+        true
+        true
+        true
+      ];
   "without providers there is none of it" =
     let
       config = host.one (isolated { });
@@ -246,7 +282,7 @@ in
       {
         units = lib.filter (lib.hasInfix "keys") (lib.attrNames config.systemd.services ++ lib.attrNames config.environment.etc);
         policy = lib.attrNames (policy config);
-        wants = config.systemd.services.opencode-a-setup.wants;
+        wants = config.systemd.services.opencode-a-paths.wants;
       }
       {
         units = [ ];

@@ -10,6 +10,8 @@ let
   instances = import ../instances.nix { inherit config lib; };
   paths = import ../paths.nix { inherit config lib; };
   mounted = paths.mounted name instance;
+  keyed = import ../keys/keyed.nix { inherit config lib; };
+  keys = lib.optional (instance.providers != { }) "opencode-keys.service";
 
   line = words: "${escapeShellArgs words}\n";
   called = path: instances.option path.name path.setting;
@@ -20,6 +22,9 @@ in
     instance.directory
     instance.stateDir
   ];
+  # What makes the token.
+  wants = keys;
+  after = keys;
   # The set-up's limit is enough.
   startLimitIntervalSec = 0;
   serviceConfig = import ../hardening.nix // {
@@ -114,7 +119,12 @@ in
           )
         ]
       ) mounted}
-      exit $bad
+      ${concatMapStrings (token: ''
+        if [ ! -e ${token} ]; then
+          echo "${instances.option name "providers"}: opencode-keys.service has made no token for the instance; \`systemctl status opencode-keys\` says why. The server does not start." >&2
+          bad=1
+        fi
+      '') (keyed.tokens name instance)}exit $bad
     '';
     # Root's, to look into every directory; it changes nothing, and sees the host as systemd does when it mounts.
     CapabilityBoundingSet = "CAP_DAC_READ_SEARCH";

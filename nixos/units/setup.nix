@@ -16,10 +16,7 @@ let
     "nftables.service"
   ];
 
-  # What makes the token. Without it the server starts, and says so when it is asked something.
-  keys = optional (instance.providers != { }) "opencode-keys.service";
-
-  # Before anything is mounted.
+  # Before anything is mounted, and after what makes the token.
   paths = "opencode-${name}-paths.service";
 
   script = what: text: pkgs.writeShellScript "opencode-${name}-${what}" text;
@@ -109,8 +106,7 @@ in
   # Both locks. Here it is Requires=: this unit is over when the server starts, so what becomes of them later does not stop it.
   # A daemon whose first start fails is waited for, by its RestartMode=.
   requires = locks ++ [ paths ];
-  wants = keys;
-  after = [ "network.target" ] ++ locks ++ keys ++ [ paths ];
+  after = [ "network.target" ] ++ locks ++ [ paths ];
 
   inherit (common) environment path unitConfig;
 

@@ -24,14 +24,35 @@
           keyFile = "/run/secrets/b";
           upstream = "https://llm.example.org/v1";
           models = [ "claude-haiku-4-5" ];
+          limit.parallel = 4;
         };
         providers.own = {
           keyFile = "/run/secrets/own";
           upstream = "https://llm.example.org:8443";
+          models = [ "small" ];
           limit = {
             requests = 3;
             bytes = 1048576;
           };
+        };
+        # With models in its paths.
+        providers.google = {
+          keyFile = "/run/secrets/own";
+          upstream = "https://llm.example.org:8443/v1beta";
+          models = [ "gemini-2.5-flash" ];
+        };
+        # Of certificates that are not the provider's.
+        providers.misnamed = {
+          keyFile = "/run/secrets/own";
+          upstream = "https://llm.example.org:9443";
+        };
+        providers.untrusted = {
+          keyFile = "/run/secrets/own";
+          upstream = "https://llm.example.org:9444";
+        };
+        config.provider.own = {
+          npm = "@ai-sdk/openai-compatible";
+          models.small = { };
         };
       };
       free = {

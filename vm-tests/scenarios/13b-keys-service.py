@@ -11,12 +11,46 @@ KEYS = {"a": "sk-real-key-of-a-0123456789", "b": "sk-real-key-of-b-9876543210", 
 A, B = start_keys(KEYS)
 
 POST = "POST /anthropic/v1/messages HTTP/1.1\nHost: 127.0.0.1:%d\nx-api-key: TOKEN"
-OWN = request("POST /own/chat/completions HTTP/1.1\nHost: 127.0.0.1:%d\nAuthorization: Bearer TOKEN" % B)
+OWN = request("POST /own/chat/completions HTTP/1.1\nHost: 127.0.0.1:%d\nAuthorization: Bearer TOKEN" % B, '{"model":"small"}')
 
 with subtest("more requests a minute than the limit are answered 429"):
     machine.succeed("systemctl restart opencode-keys")
     got = [answer[:3] for answer in ask("b", B, OWN, OWN, OWN, OWN)]
     assert got == ["200", "200", "200", "429"], got
+
+# Begins requests, does not end their bodies, says how each is answered meanwhile, and stays for some seconds.
+PARTS = """
+import json, socket, sys, time
+port, path, header, count, seconds = sys.argv[1:]
+token = open("/run/opencode/tokens/b").read()
+head = f"POST {path} HTTP/1.1\\r\\nHost: 127.0.0.1:{port}\\r\\n{header}{token}\\r\\ncontent-length: 2000\\r\\n\\r\\n"
+peers, answers = [], []
+for _ in range(int(count)):
+    peer = socket.create_connection(("127.0.0.1", int(port)))
+    peer.sendall(head.encode() + b"x" * 1000)
+    peer.settimeout(1)
+    peers.append(peer)
+    try:
+        answers.append(peer.recv(65536).decode()[9:12])
+    except TimeoutError:
+        answers.append("waits")
+print(json.dumps(answers), flush=True)
+time.sleep(int(seconds))
+"""
+machine.succeed(f"base64 -d <<< {base64.b64encode(PARTS.encode()).decode()} > /srv/b/parts.py")
+
+with subtest("limits are held to before bodies are read, and are each instance's own"):
+    machine.succeed("systemctl restart opencode-keys")
+    got = agent("b", f"python3 /srv/b/parts.py {B} /own/chat/completions 'Authorization: Bearer ' 5 0")
+    assert json.loads(got) == ["waits"] * 3 + ["429"] * 2, got
+    agent("b", f"python3 /srv/b/parts.py {B} /anthropic/v1/messages 'x-api-key: ' 6 60 > /srv/b/parts 2>&1 &")
+    got = machine.wait_until_succeeds("grep . /srv/b/parts")
+    assert json.loads(got) == ["waits"] * 4 + ["429"] * 2, got
+    assert ask("b", B, request(POST % B)).startswith("429 ")
+    assert said(message("a", "hello")).count("piece") == 5
+    # It is over when its client is gone.
+    machine.succeed("pkill -f '[p]arts.py'")
+    assert said(message("b", "hello")).count("piece") == 5
 
 with subtest("each request has a line, without bodies and keys"):
     message("a", "hello")
@@ -29,7 +63,7 @@ with subtest("each request has a line, without bodies and keys"):
 with subtest("they are counted, for Prometheus"):
     machine.succeed("systemctl start opencode-keys-count")
     metrics = machine.succeed("cat /run/opencode-keys.prom")
-    assert re.search(r'opencode_keys_requests_total{instance="b",provider="own",status="429"} 1', metrics), metrics
+    assert re.search(r'opencode_keys_requests_total{instance="b",provider="own",status="429"} 3', metrics), metrics
     assert int(re.search(r'opencode_keys_received_bytes_total{instance="a",provider="anthropic"} (\d+)', metrics)[1]) > 10_000, metrics
     machine.succeed("systemctl start opencode-keys-count")
     assert machine.succeed("cat /run/opencode-keys.prom") == metrics, "what was counted is counted again"
@@ -89,6 +123,33 @@ with subtest("200 streams at a time, while the key changes: none is cut, none is
     print(f"200 streams for {seconds} s: {done} requests, {changes} changes of the key, {len(set(used))} keys used, {len(wrong)} wrong")
     assert done >= 200 and len(used) == done and len(set(used)) >= 2, (done, len(used), set(used))
 
+# Changes the key 60 times, with four streams more that stay each time, and asks once more.
+CHANGES = """
+import http.client, subprocess, sys
+
+
+def ask(body):
+    peer = http.client.HTTPConnection("127.0.0.1", int(sys.argv[1]), timeout=10)
+    peer.request("POST", "/anthropic/v1/messages", body, {"x-api-key": open("/run/opencode/tokens/a").read()})
+    return peer, peer.getresponse()
+
+
+held = []
+for _ in range(60):
+    held += [ask("PIECES=2 GAP=900000 ") for _ in range(4)]
+    subprocess.run(["systemctl", "reload", "opencode-keys"], check=True)
+workers = subprocess.run(["pgrep", "-c", "-u", "opencode-keys"], stdout=subprocess.PIPE, text=True).stdout
+print(ask("PIECES=1 GAP=0 ")[1].status, workers)
+"""
+
+with subtest("workers that keep their streams over many changes are in nobody's way"):
+    machine.succeed(f"base64 -d <<< {base64.b64encode(CHANGES.encode()).decode()} > /run/changes.py")
+    status_, workers = machine.succeed(f"python3 /run/changes.py {A}").split()
+    print(f"after 60 changes, with streams from before each: {workers} processes of nginx")
+    assert status_ == "200" and int(workers) > 128, (status_, workers)
+    # For as long as they may.
+    machine.succeed("grep -Fx 'worker_shutdown_timeout 1h;' /etc/opencode-keys/nginx.conf", "systemctl restart opencode-keys")
+
 # The time to an answer's first piece, in milliseconds, the median of 100: straight from the provider on a connection of its own, on one that is kept, and through nginx.
 MEASURE = """
 import http.client, json, ssl, statistics, sys, time
@@ -137,9 +198,12 @@ with subtest("a changed key is read by itself, and a bad one is not"):
         ask("a", A, request(POST % A))
         return seen()[0]["headers"]["x-api-key"] == "sk-second-key-of-a"
 
-    deadline = time.monotonic() + 30
-    while not second():
-        assert time.monotonic() < deadline, "the first key is still sent"
+    def wait_for_second():
+        deadline = time.monotonic() + 30
+        while not second():
+            assert time.monotonic() < deadline, "the key of before is still sent"
+
+    wait_for_second()
     for text, mode, expected in ("", "0400", "is empty"), ("sk-x", "0444", "everybody"), ("ANTHROPIC_API_KEY=x", "0400", "`NAME=`"), ("two\nlines", "0400", "no second line"):
         write_key("a", text, mode)
         machine.fail("systemctl reload opencode-keys")
@@ -147,6 +211,59 @@ with subtest("a changed key is read by itself, and a bad one is not"):
         assert second(), f"after a reload that failed ({expected}) the key is not the one of before"
         # The watch may try once more.
         machine.wait_until_fails("systemctl is-active opencode-keys-reload")
+    for owner, mode in ("opencode-a:root", "0400"), ("root:opencode-b", "0440"):
+        write_key("a", "sk-second-key-of-a", mode)
+        machine.succeed(f"chown {owner} /run/secrets/a")
+        machine.fail("systemctl reload opencode-keys")
+        assert logged(f"can be read by opencode-{owner[-1] if owner[0] == 'r' else 'a'}"), owner
+        machine.wait_until_fails("systemctl is-active opencode-keys-reload")
+    write_key("a", "sk-second-key-of-a")
+    machine.succeed("systemctl reload opencode-keys")
+
+with subtest("a link, as those of sops-nix and agenix, is followed at a reload"):
+    for number in 1, 2:
+        machine.succeed(
+            f"install -D -m 0400 /dev/stdin /run/generations/{number}/a <<< sk-of-generation-{number}",
+            f"ln -sfn /run/generations/{number}/a /run/secrets/a.new",
+            "mv -T /run/secrets/a.new /run/secrets/a",
+            "systemctl reload opencode-keys",
+            f"grep -q sk-of-generation-{number} /run/opencode-keys/keys.conf",
+        )
+    machine.succeed("rm /run/secrets/a")
+    write_key("a", "sk-second-key-of-a")
+    machine.succeed("systemctl reload opencode-keys")
+    wait_for_second()
+
+with subtest("a configuration that nginx does not take makes the reload fail"):
+    machine.succeed("cp -a /etc/opencode-keys/nginx.conf /run/nginx.conf", "echo 'nonsense;' >> /etc/opencode-keys/nginx.conf")
+    machine.fail("systemctl reload opencode-keys")
+    assert logged("nonsense") and second()
+    machine.succeed("cp -a --remove-destination /run/nginx.conf /etc/opencode-keys/nginx.conf", "systemctl reload opencode-keys")
+
+with subtest("a token is its user's of now, and goes with its instance"):
+    token = machine.succeed("cat /run/opencode/tokens/a")
+    # Another file: the server keeps the one that it was shown.
+    machine.succeed("install -o opencode-free -m 0400 /run/opencode/tokens/a /run/opencode/tokens/new", "mv -T /run/opencode/tokens/new /run/opencode/tokens/a")
+    machine.succeed("echo x > /run/opencode/tokens/gone", "echo x > /run/opencode/tokens/.own/gone")
+    machine.succeed("systemctl reload opencode-keys")
+    assert machine.succeed("stat -c '%a %U' /run/opencode/tokens/a; cat /run/opencode/tokens/a") == f"400 opencode-a\n{token}"
+    machine.fail("ls -A /run/opencode/tokens /run/opencode/tokens/.own | grep gone")
+    assert second()
+
+with subtest("whose port another user has: it does not start, and what that user was told is of no use"):
+    machine.succeed("systemctl stop opencode-keys-reload.path opencode-keys", "systemctl stop opencode-keys-gone")
+    listen = f"import socket; s = socket.create_server(('127.0.0.1', {A})); input()"
+    machine.succeed(f"(sleep inf | setpriv --reuid opencode-free --clear-groups python3 -c {shlex.quote(listen)} > /dev/null 2>&1 &)")
+    machine.wait_until_succeeds(f"ss -Hltn sport = {A} | grep .")
+    machine.fail("systemctl start opencode-keys")
+    assert logged(f"port {A} of instance a is opencode-free's"), logged("port")
+    assert machine.succeed("cat /run/opencode/tokens/a") != token
+    machine.succeed("pkill -u opencode-free -f create_serve[r]", "systemctl reset-failed opencode-keys", "systemctl start opencode-keys opencode-keys-reload.path")
+    # The server has what it read.
+    assert ask("a", A, request(POST % A)).startswith("401 ")
+    machine.succeed("systemctl restart opencode-a")
+    healthy("a")
+    assert second()
 
 with subtest("with such a key it does not start, and says what to do; without nginx the server says so at once"):
     for text, expected in (None, "is no file"), ("", "is empty"):
@@ -181,3 +298,17 @@ with subtest("a key in a file of the environment as well: the server does not st
     override("opencode-a-setup", "")
     machine.succeed("systemctl reset-failed 'opencode-a*'")
     start("a")
+
+with subtest("without a token the server does not start, and says whose fault it is"):
+    machine.succeed("systemctl stop opencode-a opencode-keys opencode-keys-reload.path", "rm /run/opencode/tokens/a")
+    override("opencode-keys", "[Service]\nExecStartPre=\nExecStartPre=/bin/false\n")
+    machine.fail("systemctl start opencode-a")
+    assert "opencode-keys.service has made no token" in machine.succeed("journalctl -q -o cat --no-pager -u opencode-a-paths"), printed("a")
+    override("opencode-keys", "")
+    machine.succeed("systemctl reset-failed 'opencode-*'", "systemctl start opencode-keys")
+    start("a")
+
+with subtest("after all that failed, no key is in a journal"):
+    for key in [*KEYS.values(), "sk-second-key-of-a", "-under-load", "ANTHROPIC_API_KEY=x"]:
+        assert not logged(key), key
+        machine.fail(f"journalctl -q --namespace=* -o cat --no-pager | grep -F -e {key}")

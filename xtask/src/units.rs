@@ -81,20 +81,34 @@ const KEYS: &[Difference] = &[
     },
     Difference {
         setting: "Service.ExecReload",
-        dist: Some("+/usr/libexec/opencode-keys-load reload /etc/opencode-keys/list /bin/kill -HUP $MAINPID"),
-        module: Some("+/etc/opencode-keys/load reload /etc/opencode-keys/list /usr/bin/kill -HUP $MAINPID"),
+        dist: Some(
+            "+/usr/libexec/opencode-keys-load reload /etc/opencode-keys/list /usr/sbin/nginx -t -q -c /etc/opencode-keys/nginx.conf -e stderr /bin/kill -HUP $MAINPID",
+        ),
+        module: Some(
+            "+/etc/opencode-keys/load reload /etc/opencode-keys/list /nix/store/nginx/bin/nginx -t -q -c /etc/opencode-keys/nginx.conf -e stderr /usr/bin/kill -HUP $MAINPID",
+        ),
         because: IN_STORE,
+    },
+    Difference {
+        setting: "Service.MemoryMax",
+        dist: Some("2G"),
+        module: Some("2449473536"),
+        because: "some of the host's providers have `models`",
     },
     Difference {
         setting: "Service.LoadCredential",
         dist: None,
-        module: Some("a.anthropic:/run/secrets/a b.anthropic:/run/secrets/b b.own:/run/secrets/own"),
+        module: Some(
+            "a.anthropic:/run/secrets/a b.anthropic:/run/secrets/b b.google:/run/secrets/own b.misnamed:/run/secrets/own b.own:/run/secrets/own b.untrusted:/run/secrets/own",
+        ),
         because: "the keys are the host's",
     },
     Difference {
         setting: "Service.SetCredential",
         dist: None,
-        module: Some("a.anthropic:none b.anthropic:none b.own:none"),
+        module: Some(
+            "a.anthropic:none b.anthropic:none b.google:none b.misnamed:none b.own:none b.untrusted:none",
+        ),
         because: "the keys are the host's",
     },
     ENVIRONMENT,
