@@ -259,7 +259,7 @@ def logged(words):
     """Lines of the unit in the journal that have the words."""
     journal = "journalctl -q --namespace=opencode-keys"
     machine.succeed(f"{journal} --sync")
-    return machine.execute(f"{journal} -o cat --no-pager | grep -F {shlex.quote(words)}")[1].splitlines()
+    return machine.execute(f"{journal} -o cat --no-pager | grep -F -e {shlex.quote(words)}")[1].splitlines()
 
 
 def start_keys(keys):

@@ -125,7 +125,8 @@ impl Collected {
         };
         if let Some(name) = entry.egress_query {
             if entry.egress_reason.as_deref() == Some(NAME_NOT_ALLOWED) {
-                self.lines.add_question(name, line);
+                let who = line.who.filter(|_| !via.is_empty());
+                self.lines.add_question(name, TriedLine { who, ..line });
             }
             return;
         }
@@ -160,7 +161,7 @@ mod tests {
             collected.add(line);
         }
         for line in [
-            r#"{"EGRESS_QUERY":"api.example.org","EGRESS_REASON":"name-not-allowed","EGRESS_SUPPRESSED":"3"}"#,
+            r#"{"EGRESS_QUERY":"api.example.org","EGRESS_REASON":"name-not-allowed","EGRESS_SUPPRESSED":"3","EGRESS_COMM":"curl"}"#,
             r#"{"EGRESS_QUERY":"api.example.org","EGRESS_REASON":"type-not-allowed"}"#,
             r#"{"EGRESS_PROTO":"tcp","EGRESS_DST":"203.0.113.9","EGRESS_DPORT":"443","EGRESS_REASON":"not-allowed","EGRESS_NAME":"a.example.org"}"#,
         ] {
@@ -181,6 +182,7 @@ mod tests {
         assert_eq!((tried.first, tried.last, tried.times), (Some(1_700_000_000), Some(1_700_000_100), 2));
         assert_eq!(tried.programs().as_deref(), Some("curl of bash, node"));
         assert_eq!((names[0].name.as_str(), names[0].attempts, names.len()), ("api.example.org", 4, 1));
+        assert_eq!(names[0].tried.programs(), None, "of a shell, perhaps");
         assert_eq!(collected.left_out, 6);
         assert_eq!(collected.allowed, ["listed.example.org".to_owned()].into());
     }

@@ -67,6 +67,8 @@ impl DeniedLines {
                 self.add_flow((destination, line.reason.clone(), line.name.clone()), line_of);
             }
             Line::Question(line) if line.reason == NAME_NOT_ALLOWED => {
+                // One whose parents were gone, or that was, is not known to be the server's own or a shell's.
+                let who = who.filter(|_| !caller.via.is_empty());
                 let line_of = TriedLine { at, who, denials, passed: line.audit };
                 self.add_question(line.query.clone(), line_of);
             }

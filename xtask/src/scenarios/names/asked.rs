@@ -59,7 +59,7 @@ fn listed(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     units.can("n", &format!("(python3 -c '{HELD}' &)"))?;
     units.line(
         "n",
-        &["query=held.example type=A ", &format!(" comm=python3 uid={uid} suppressed=0 exe=- via=python3")],
+        &["query=held.example type=A ", &format!(" comm=python3 uid={uid} suppressed=0 exe=- ")],
     )?;
     let fields = [
         "EGRESS_QUERY=held.example",
