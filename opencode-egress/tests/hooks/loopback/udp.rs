@@ -142,7 +142,17 @@ fn a_port_that_changes_hands_is_its_new_owners() {
 #[test]
 fn sockets_that_share_a_port_do_not_count() {
     let mut world = World::new(&own());
+    // The control: alone, one that others could share with `SO_REUSEADDR` is the instance's own.
+    let (outcome, _) = world.run(|| {
+        let server = UdpSocket::from(socket_with(at(V4), libc::SOCK_DGRAM, libc::SO_REUSEADDR)?);
+        send_to(&udp(at(V4))?, b"data", 0, at(V4))?;
+        server.set_read_timeout(Some(ANSWER))?;
+        server.recv(&mut [0; 8]).map(drop)
+    });
+    assert_eq!(outcome, Outcome::DONE);
     for option in [libc::SO_REUSEADDR, libc::SO_REUSEPORT] {
+        // A process that another test forks meanwhile has a copy of the socket that is somebody else's, and keeps it there.
+        let world = World::new(&own());
         let mut probe = world.start(|steps| {
             let server = socket_with(at(V4), libc::SOCK_DGRAM, option)?;
             steps.wait()?;
@@ -163,21 +173,12 @@ fn sockets_that_share_a_port_do_not_count() {
         other.set_nonblocking(true).expect("a socket");
         assert!(other.recv(&mut [0]).is_err(), "LEAK: by option {option} somebody else has a datagram");
     }
-    // The control: alone, one that others could share with `SO_REUSEADDR` is the instance's own.
-    let (outcome, _) = world.run(|| {
-        let server = UdpSocket::from(socket_with(at(V4), libc::SOCK_DGRAM, libc::SO_REUSEADDR)?);
-        send_to(&udp(at(V4))?, b"data", 0, at(V4))?;
-        server.set_read_timeout(Some(ANSWER))?;
-        server.recv(&mut [0; 8]).map(drop)
-    });
-    assert_eq!(outcome, Outcome::DONE);
 }
 
 /// An agent must not take what is sent to a service that shares its port.
 #[test]
 fn a_shared_port_of_somebody_elses_is_not_taken() {
     let mut world = World::new(&own());
-    // First: a process that another test forks meanwhile has a copy of the socket that is somebody else's, and keeps it there.
     let (outcome, _) = world.run(|| {
         let one = socket_with(at(V4), libc::SOCK_DGRAM, libc::SO_REUSEADDR)?;
         let other = socket_with(at(V4), libc::SOCK_DGRAM, libc::SO_REUSEADDR)?;
@@ -186,6 +187,8 @@ fn a_shared_port_of_somebody_elses_is_not_taken() {
     });
     assert_eq!(outcome, Outcome::DONE, "a port that the instance has it may share with itself");
     for option in [libc::SO_REUSEADDR, libc::SO_REUSEPORT] {
+        // As above.
+        let mut world = World::new(&own());
         let _other = world.unit.enter(|| socket_with(at(V4), libc::SOCK_DGRAM, option).expect("a socket"));
         let (outcome, _) = world.run(|| socket_with(at(V4), libc::SOCK_DGRAM, option).map(drop));
         assert_eq!(outcome, Outcome::EPERM, "by option {option}");
