@@ -5,7 +5,8 @@ use serde_json::{Value, json};
 
 use super::{
     super::{Scenario, TALK, Tell},
-    units::Units,
+    held::{self, keep, kept_says},
+    units::{ADDRESS as FAR, Units},
 };
 use crate::machine::{Machine, wait};
 
@@ -27,29 +28,12 @@ pub(in crate::scenarios) const LEASES: &[Scenario] = &[
     Scenario { title: "leases: the most of them, and audit mode by one", run: most },
 ];
 
-/// Keeps connections, and uses each when it is told to: file with what came of it, then addresses.
-const KEEPER: &str = r"import os, socket, sys, time
-out = sys.argv[1]
-kept = {to: socket.create_connection((to, 80)) for to in sys.argv[2:]}
-open(out + '.connected', 'w').close()
-while not os.path.exists(out + '.go'):
-    time.sleep(0.05)
-with open(out + '.part', 'w') as said:
-    for to, s in kept.items():
-        try:
-            s.sendall(b'GET /kept HTTP/1.1\n')
-            print(to, s.makefile().read().split('\n')[-1], file=said)
-        except OSError as e:
-            print(to, type(e).__name__, file=said)
-os.rename(out + '.part', out)
-";
-const FAR: &str = "192.0.2.20";
 const DENIED: &str = "Couldn't connect";
 
 /// The units, of which `m` lists nothing.
 fn start(machine: &mut Machine) -> Result<Units<'_>> {
     let units = Units::start(machine)?;
-    units.machine.write("/run/names/held.py", KEEPER)?;
+    held::prepare(units.machine)?;
     nothing_listed(&units)?;
     Ok(units)
 }
@@ -64,20 +48,6 @@ fn get(to: &str) -> String {
 
 fn egress(units: &Units<'_>, words: &[&str]) -> Result<String> {
     units.machine.succeed(&[&["opencode-egress"], words].concat())
-}
-
-/// Keeps a connection of `m` to the far server.
-fn keep(units: &Units<'_>, out: &str) -> Result<()> {
-    units.can("m", &format!("rm -f {out}*; (python3 /run/names/held.py {out} {FAR} > {out}.log 2>&1 &)"))?;
-    wait("the connection", || units.can("m", &format!("test -e {out}.connected")).ok())
-        .with_context(|| units.run("m", &format!("cat {out}.log")).unwrap_or_default())
-        .map(drop)
-}
-
-/// Uses it, and says what came of it.
-fn kept_says(units: &Units<'_>, out: &str) -> Result<String> {
-    units.can("m", &format!("touch {out}.go"))?;
-    wait("the keeper", || units.can("m", &format!("cat {out}")).ok())
 }
 
 /// The lines of the journal about leases of `m`, since the last look: what became of which.

@@ -2,6 +2,7 @@
 
 mod asked;
 mod changed;
+mod held;
 mod hostile;
 mod kept;
 mod learn;
