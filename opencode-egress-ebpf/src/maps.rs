@@ -54,7 +54,13 @@ pub(crate) static TLS_FLOWS: SkStorage<[u64; size_of::<TlsFlow>() / 8]> = SkStor
 /// The servers that rules with `tls` list, by policy slot: an [`opencode_egress_common::hello::ServerNameKey`] each. Of a policy without such rules the slot may have
 /// what an earlier policy left.
 #[btf_map]
-static TLS_NAMES: ArrayOfMaps<LpmTrie<[u8; 256], u32, 1>, { MAX_POLICIES as usize }> = ArrayOfMaps::new();
+static TLS_NAMES: ArrayOfMaps<LpmTrie<[u8; 256], IsListed, 1>, { MAX_POLICIES as usize }> =
+    ArrayOfMaps::new();
+
+/// What stands at the name of a listed server. Linux 6.1 takes no trie for another whose values are of another kind of type, and those that user
+/// space makes have a struct.
+#[repr(C)]
+struct IsListed(u32);
 
 /// Whether a policy lists a server.
 #[inline(always)]
