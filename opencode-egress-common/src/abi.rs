@@ -344,15 +344,29 @@ impl Default for PolicyHeader {
 /// Which policy is in force for an instance: one 64-bit word, so that a change is one store and a
 /// reader sees the old policy or the new one, whole.
 ///
-/// Upper half: the generation. Lower half: the policy slot, 0 for none. All zeros: no policy.
+/// Upper half: the generation. Lower half: the policy slot, 0 for none, and whether the policy has names. All zeros: no policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[repr(transparent)]
 pub struct Current(pub u64);
 
 impl Current {
-    /// `generation` is in force, from `slot`.
+    /// [`PolicyHeader::has_names`] of the policy: the programs know it before they look at that.
+    const NAMES: u64 = 1 << 31;
+
+    /// `generation` is in force, from `slot`, which is below 2^31.
     pub const fn new(generation: u32, slot: u32) -> Self {
         Self((generation as u64) << 32 | slot as u64)
+    }
+
+    /// The same of a policy that has names, or not.
+    pub const fn with_names(self, has_names: bool) -> Self {
+        Self(if has_names { self.0 | Self::NAMES } else { self.0 & !Self::NAMES })
+    }
+
+    /// Whether a flow that no rule for networks allows may pass: by a name rule, or by a lease.
+    #[inline(always)]
+    pub const fn has_names(self) -> bool {
+        self.0 & Self::NAMES != 0
     }
 
     /// The generation.
@@ -364,8 +378,8 @@ impl Current {
     /// The policy slot; 0 when there is no policy.
     #[inline(always)]
     pub const fn slot(self) -> u32 {
-        #[expect(clippy::cast_possible_truncation, reason = "the lower half is the slot")]
-        let slot = self.0 as u32;
+        #[expect(clippy::cast_possible_truncation, reason = "the slot is in the lower half")]
+        let slot = (self.0 & !Self::NAMES) as u32;
         slot
     }
 }

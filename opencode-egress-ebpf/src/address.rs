@@ -82,7 +82,7 @@ fn connect(ctx: &SockAddrContext, hook: Hook, address: Address) -> i32 {
     let address = if address.is_unspecified() { address.reached_from(sk.address()) } else { address };
     let flow = opaque::flow(Flow { address, protocol, port }, kind);
     if kind != SOCK_STREAM {
-        if instance.head().is_some_and(|header| header.has_names()) {
+        if instance.current.has_names() {
             name_peer(ctx, &instance, sk, &flow, hook);
         }
         return 1;
@@ -120,7 +120,7 @@ fn name_peer(ctx: &SockAddrContext, instance: &Instance, sk: FullSk, flow: &Flow
         return;
     }
     let verdict = instance.decision(flow).settle(|| false);
-    let (_, named) = named::settle(instance, flow, verdict, sk.as_ptr(), true);
+    let (_, named) = named::settle(instance, flow, verdict, sk, true);
     if let Some(header) = instance.head() {
         named::mark(ctx.as_ptr(), *sk, header.mark, named);
     }
@@ -132,7 +132,7 @@ fn sendmsg(ctx: &SockAddrContext, hook: Hook, address: Address) -> i32 {
     let (kind, protocol, port) = call(ctx);
     let instance = Instance::get();
     let flow = opaque::flow(Flow { address, protocol, port }, kind);
-    if instance.head().is_some_and(|header| header.has_names()) {
+    if instance.current.has_names() {
         return send_by_name(ctx, &instance, hook, &flow);
     }
     if !instance.judges_datagram_calls() || instance.remembers(&flow) {
@@ -148,11 +148,11 @@ fn send_by_name(ctx: &SockAddrContext, instance: &Instance, hook: Hook, flow: &F
     let (Some(sk), Some(header)) = (FullSk::of_call(ctx), instance.head()) else { return 0 };
     let (verdict, named) = if question::redirect(ctx, instance, flow, hook == Hook::Sendmsg6) {
         (Verdict::Allow, false)
-    } else if named::goes_on(sk.as_ptr(), instance, flow) {
+    } else if named::goes_on_by(sk.as_ptr(), instance, flow) != 0 {
         (Verdict::Allow, true)
     } else {
         let verdict = loopback::called(ctx, instance, flow, &instance.decision(flow));
-        named::settle(instance, flow, verdict, sk.as_ptr(), false)
+        named::settle(instance, flow, verdict, sk, false)
     };
     named::mark_if_possible(ctx, *sk, header.mark, named);
     if instance.judges_datagram_calls() { conclude(instance, hook, flow, verdict) } else { 1 }
@@ -205,10 +205,7 @@ fn judge_connect(ctx: &SockAddrContext, instance: &Instance, hook: Hook, flow: &
         let own = verdict == Verdict::Allow && decision != Decision::Settled(Verdict::Allow);
         named::mark(ctx.as_ptr(), *sk, header.own_mark, own);
     }
-    match instance.head() {
-        Some(header) if header.has_names() => by_name(ctx, instance, hook, flow, verdict),
-        _ => verdict,
-    }
+    if instance.current.has_names() { by_name(ctx, instance, hook, flow, verdict) } else { verdict }
 }
 
 /// The connect of a stream socket of an instance with name rules, of which the network rules have said this.
@@ -221,7 +218,7 @@ fn by_name(ctx: &SockAddrContext, instance: &Instance, hook: Hook, flow: &Flow, 
         unmark(ctx, instance, sk);
         return Verdict::Allow;
     }
-    let (verdict, named) = named::settle(instance, flow, verdict, sk.as_ptr(), true);
+    let (verdict, named) = named::settle(instance, flow, verdict, sk, true);
     named::mark(ctx.as_ptr(), *sk, header.mark, named);
     verdict
 }

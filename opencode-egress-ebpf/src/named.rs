@@ -21,9 +21,9 @@ use crate::{
     judge::Instance,
     maps,
     opaque::{difference, opaque},
-    sk::Sk,
+    sk::{FullSk, Sk},
     storage::{BegunFlow, BegunFlows, FLOWS},
-    uapi::{BPF_SK_STORAGE_GET_F_CREATE, SO_MARK, SOL_SOCKET},
+    uapi::{BPF_SK_STORAGE_GET_F_CREATE, SO_MARK, SOL_SOCKET, TCP_SYN_SENT},
 };
 
 #[inline(always)]
@@ -78,12 +78,12 @@ fn find(flows: *mut BegunFlows, flow: &Flow) -> u64 {
     index
 }
 
-/// Whether a flow of this full socket was allowed by name under the policy in force.
+/// The rule by which a flow of this full socket was allowed under the policy in force: 0 for none.
 #[inline(never)]
-pub(crate) fn goes_on(sk: *mut bpf_sock, instance: &Instance, flow: &Flow) -> bool {
+pub(crate) fn goes_on_by(sk: *mut bpf_sock, instance: &Instance, flow: &Flow) -> u64 {
     let flows = flows_of(sk, 0);
     if flows.is_null() {
-        return false;
+        return 0;
     }
     let mut index = 0;
     while index < FLOWS as u64 {
@@ -91,11 +91,12 @@ pub(crate) fn goes_on(sk: *mut bpf_sock, instance: &Instance, flow: &Flow) -> bo
         // SAFETY: as in `differs`.
         let generation = unsafe { (&raw const (*place).generation).read_volatile() };
         if differs(place, flow) | difference(generation, instance.current.generation()) == 0 {
-            return true;
+            // SAFETY: as in `differs`.
+            return unsafe { (&raw const (*place).rule).read_volatile() };
         }
         index += 1;
     }
-    false
+    0
 }
 
 /// Remembers that a flow of this full socket began. Where there is no memory for it, it goes on for as long as the address is good.
@@ -178,29 +179,37 @@ pub(crate) fn lease_for(instance: &Instance, flow: &Flow) -> u64 {
     }
 }
 
-/// Whether a flow of this full socket began before, and the policy in force still has the rule that let it.
+// How a flow of a socket began.
+/// By no name, or nobody knows.
+const BEGAN_OTHERWISE: u32 = 0;
+/// By a rule that the policy in force has, too.
+const BEGAN: u32 = 1;
+/// By a rule with `tls` that it has not, so that what it began with was a hello.
+const BEGAN_AS_TLS: u32 = 2;
+
+/// How a flow of this full socket began.
 #[inline(never)]
-fn began(sk: *mut bpf_sock, instance: &Instance, flow: &Flow) -> bool {
+fn began(sk: *mut bpf_sock, instance: &Instance, flow: &Flow) -> u32 {
     let flows = flows_of(sk, 0);
     if flows.is_null() {
-        return false;
+        return BEGAN_OTHERWISE;
     }
     let number = find(flows, flow);
     if number >= FLOWS as u64 {
-        return false;
+        return BEGAN_OTHERWISE;
     }
     let place = place(flows, number);
     // SAFETY: the storage is the socket's for as long as the program runs.
     let rule = NameRuleId(unsafe { (&raw const (*place).rule).read_volatile() });
     let (Some(trie), Some(flow)) = (maps::trie(instance.current.slot()), NamedFlow::of(flow)) else {
-        return false;
+        return BEGAN_OTHERWISE;
     };
-    let still = covers(&trie, &TrieKey::name_rule(rule), &flow);
-    if still {
+    if covers(&trie, &TrieKey::name_rule(rule), &flow) {
         // SAFETY: as above.
         unsafe { (&raw mut (*place).generation).write_volatile(instance.current.generation()) };
+        return BEGAN;
     }
-    still
+    if rule.opens_tls() { BEGAN_AS_TLS } else { BEGAN_OTHERWISE }
 }
 
 /// What names say of a flow that the network rules deny.
@@ -216,22 +225,29 @@ pub(crate) enum ByName {
 }
 
 /// Judges a flow that the network rules deny, for a reason that a name may turn. `new`: only a flow that may begin now passes, not
-/// one that began before. Without a socket nothing is remembered.
+/// one that began before.
 #[inline(never)]
-pub(crate) fn judge(instance: &Instance, flow: &Flow, sk: *mut bpf_sock, new: bool) -> ByName {
-    if !instance.head().is_some_and(|header| header.has_names()) {
+pub(crate) fn judge(instance: &Instance, flow: &Flow, sk: FullSk, new: bool) -> ByName {
+    if !instance.current.has_names() {
         return ByName::Unknown;
     }
     // By what it began, whatever else would let it begin by now: the end of that is not its end.
-    if !new && !sk.is_null() && began(sk, instance, flow) {
+    let began = if new { BEGAN_AS_TLS } else { began(sk.as_ptr(), instance, flow) };
+    let began = opaque(began, instance.current.generation());
+    if began == BEGAN {
         return ByName::Allowed;
     }
     let by_name = rule_for(instance, flow);
-    let rule = if by_name > 1 { by_name } else { lease_for(instance, flow) };
-    if rule != 0 {
-        if !sk.is_null() {
-            remember(sk, instance.current.generation(), flow, rule);
-        }
+    // A lease frees a flow of the TLS that the name's rule would have it open.
+    let freely = by_name > 1 && !NameRuleId(by_name).opens_tls();
+    let lease = if freely { 0 } else { lease_for(instance, flow) };
+    let rule = if lease != 0 { lease } else { by_name };
+    // A connection that is open, and began otherwise, brought no hello that anybody looked at.
+    if NameRuleId(rule).opens_tls() && began != BEGAN_AS_TLS && sk.state() != TCP_SYN_SENT {
+        return ByName::Unknown;
+    }
+    if rule > 1 {
+        remember(sk.as_ptr(), instance.current.generation(), flow, rule);
         return ByName::Allowed;
     }
     if by_name == 1 { ByName::Expired } else { ByName::Unknown }
@@ -243,7 +259,7 @@ pub(crate) fn settle(
     instance: &Instance,
     flow: &Flow,
     verdict: Verdict,
-    sk: *mut bpf_sock,
+    sk: FullSk,
     new: bool,
 ) -> (Verdict, bool) {
     match verdict {

@@ -32,8 +32,10 @@ use crate::{
 #[cgroup_skb(egress)]
 pub(crate) fn egress(ctx: SkBuffContext) -> i32 {
     let skb = Skb(ctx);
-    if skb.passes::<Out>()
-        || goes_on::<Out>(&skb)
+    let instance = Instance::get();
+    // What goes on by name is not in the cache, so an instance with names looks for that first.
+    if instance.current.has_names() && goes_on::<Out>(&skb)
+        || skb.passes::<Out>(&instance)
         || skb.interface() == LOOPBACK_IFINDEX && loopback::leaves(&skb) != 0
     {
         return 1;
@@ -155,7 +157,13 @@ fn outbound(skb: &Skb, instance: &Instance, packet: &Packet) -> Verdict {
 #[cgroup_skb(ingress)]
 pub(crate) fn ingress(ctx: SkBuffContext) -> i32 {
     let skb = Skb(ctx);
-    if loopback::arrives(&skb) || skb.passes::<In>() || goes_on::<In>(&skb) || by_name::<In>(&skb) == PASSES {
+    let instance = Instance::get();
+    // Most of what comes in by TCP passes whatever it is, so names are asked after that.
+    if loopback::arrives(&skb)
+        || skb.passes::<In>(&instance)
+        || instance.current.has_names() && goes_on::<In>(&skb)
+        || by_name::<In>(&skb) == PASSES
+    {
         1
     } else {
         judge_ingress(skb)

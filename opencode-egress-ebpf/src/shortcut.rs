@@ -22,7 +22,7 @@ use crate::{
 /// code that hardly needs the stack.
 pub(crate) trait Shortcut {
     /// Whether the cache has what lets the packet pass.
-    fn passes(skb: &Skb, packet: &Packet) -> bool;
+    fn passes(skb: &Skb, instance: &Instance, packet: &Packet) -> bool;
 
     /// Whether a packet that is plain otherwise may be of a flow by name.
     fn may_be_named(skb: &Skb, header: &PolicyHeader, packet: &Packet) -> bool;
@@ -70,10 +70,11 @@ pub(crate) fn by_name<S: Shortcut>(skb: &Skb) -> u32 {
 /// for what it takes of the stack, of which all callers together have 512 bytes.)
 #[inline(never)]
 fn flow_that_may_be_named<S: Shortcut>(skb: &Skb, flow: &mut Flow) -> bool {
-    let Some(header) = Instance::get().head() else { return false };
-    if !header.has_names() {
+    let instance = Instance::get();
+    if !instance.current.has_names() {
         return false;
     }
+    let Some(header) = instance.head() else { return false };
     let Some(sk) = skb.full_socket() else { return false };
     let Some(packet) = skb.read_plain() else { return false };
     // What a raw socket sends is of no flow of its own. (The kernel's test run of a program has a socket without a type.)
@@ -88,18 +89,15 @@ fn flow_that_may_be_named<S: Shortcut>(skb: &Skb, flow: &mut Flow) -> bool {
     true
 }
 
-/// Whether a plain packet is of a flow that its socket began by name, under the policy in force. It is asked after the cache, so it costs an
-/// instance without name rules nothing for the flows that are there. (A function of its own, for what it takes of the stack.)
+/// Whether a plain packet is of a flow that its socket began by name, under the policy in force. (A function of its own, for what it takes
+/// of the stack.)
 #[inline(never)]
 pub(crate) fn goes_on<S: Shortcut>(skb: &Skb) -> bool {
     let instance = Instance::get();
-    if !instance.head().is_some_and(PolicyHeader::has_names) {
-        return false;
-    }
     let Some(sk) = skb.full_socket() else { return false };
     let Some(packet) = skb.read_plain() else { return false };
     // Only a socket's own flows are in its storage, of TCP and UDP, and none from a listener's port.
-    if !S::is_of_socket(skb, &packet) || !named::goes_on(sk.as_ptr(), &instance, &S::flow(&packet)) {
+    if !S::is_of_socket(skb, &packet) || named::goes_on_by(sk.as_ptr(), &instance, &S::flow(&packet)) == 0 {
         return false;
     }
     S::count(skb, &instance);
@@ -111,7 +109,7 @@ pub(crate) fn goes_on<S: Shortcut>(skb: &Skb) -> bool {
 fn named_now(instance: &Instance, flow: &Flow, sk: FullSk) -> u32 {
     match instance.judge(flow).settle(|| false) {
         Verdict::Deny(reason) if may_be_allowed_by_name(reason) => {
-            match named::judge(instance, flow, sk.as_ptr(), false) {
+            match named::judge(instance, flow, sk, false) {
                 ByName::Allowed => PASSES,
                 ByName::Expired => EXPIRED,
                 ByName::Unknown => NOTHING,
@@ -128,8 +126,7 @@ impl Shortcut for Out {
     /// What the cache has, of a flow that the packet itself names: a TCP segment, unless it opens a connection from a
     /// listener's port, and a datagram from its socket's own port.
     #[inline(always)]
-    fn passes(skb: &Skb, packet: &Packet) -> bool {
-        let instance = Instance::get();
+    fn passes(skb: &Skb, instance: &Instance, packet: &Packet) -> bool {
         let plain = match packet.protocol {
             Protocol::TCP if packet.opens => {
                 instance.head().is_some_and(|header| !header.listens_on(packet.source_port))
@@ -143,7 +140,7 @@ impl Shortcut for Out {
         }
         let remembered = instance.remembers(&packet.outbound());
         if remembered {
-            Self::count(skb, &instance);
+            Self::count(skb, instance);
         }
         remembered
     }
@@ -186,10 +183,10 @@ impl Shortcut for In {
     /// A packet passes that is of a connection that was judged when it was opened, from here or from there; or from a peer that the
     /// instance may send to.
     #[inline(always)]
-    fn passes(_: &Skb, packet: &Packet) -> bool {
+    fn passes(_: &Skb, instance: &Instance, packet: &Packet) -> bool {
         match packet.protocol {
             Protocol::TCP => !packet.opens,
-            _ => Instance::get().remembers(&packet.back()),
+            _ => instance.remembers(&packet.back()),
         }
     }
 
@@ -223,14 +220,16 @@ impl Shortcut for In {
 impl Skb {
     /// Whether the packet is plain, without options and extension headers, and a shortcut lets it pass.
     #[inline(always)]
-    pub(crate) fn passes<S: Shortcut>(&self) -> bool {
+    pub(crate) fn passes<S: Shortcut>(&self, instance: &Instance) -> bool {
         let packet = match self.ethertype() {
             ETH_P_IP => ipv4(&Linear(self)),
             // One after the other, so that neither is slowed by what the other needs.
-            ETH_P_IPV6 => return matches!(ipv6(&Linear(self)), Ok(packet) if S::passes(self, &packet)),
+            ETH_P_IPV6 => {
+                return matches!(ipv6(&Linear(self)), Ok(packet) if S::passes(self, instance, &packet));
+            }
             _ => return false,
         };
-        matches!(packet, Ok(packet) if S::passes(self, &packet))
+        matches!(packet, Ok(packet) if S::passes(self, instance, &packet))
     }
 
     /// Whether the packet is of a connection that one of the instance's listeners accepted.

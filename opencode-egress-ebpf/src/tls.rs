@@ -13,7 +13,7 @@ use aya_ebpf::{
     programs::SkBuffContext,
 };
 use opencode_egress_common::{
-    abi::{Event, GreetedEvent, Learned, LearnedKey, TlsFlow},
+    abi::{Event, GreetedEvent, Learned, LearnedKey, NameRuleId, TlsFlow},
     decide::Verdict,
     flow::{Address, Class, Flow},
     hello::{self, Followed, ServerName, Source, Standing},
@@ -121,10 +121,23 @@ fn must_open_tls(skb: &Skb, sk: FullSk) -> u32 {
     if !instance.head().is_some_and(|header| header.has_tls()) {
         return GoesOn::Freely as u32;
     }
+    match begun_by(skb, sk, &instance) {
+        0 => {}
+        rule if NameRuleId(rule).opens_tls() => return GoesOn::AsTls as u32,
+        _ => return GoesOn::Freely as u32,
+    }
     if is_allowed_by_networks(skb, &instance) || is_leased(skb, &instance) {
         return GoesOn::Freely as u32;
     }
     goes_on_by_name(skb, &instance)
+}
+
+/// The rule by which the flow of a packet began at its call, under the policy in force: 0 where it did not, or nobody remembers. It
+/// says how the flow must go on, for it is the one that leaves it most freedom.
+#[inline(never)]
+fn begun_by(skb: &Skb, sk: FullSk, instance: &Instance) -> u64 {
+    let Some(segment) = Segment::read(skb) else { return 0 };
+    named::goes_on_by(sk.as_ptr(), instance, &segment.flow())
 }
 
 /// Whether a rule for networks allows the flow of a packet.

@@ -2,16 +2,30 @@
 
 use crate::flow::Address;
 
-/// A name rule, by a hash of its text: the same in every policy that has the rule, and after a restart of the daemon.
+/// A name rule, by a hash of its text: the same in every policy that has the rule, and after a restart of the daemon. The uppermost bit is
+/// not the hash's: it says whether what passes by the rule must open TLS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 #[repr(transparent)]
 pub struct NameRuleId(pub u64);
 
 impl NameRuleId {
+    const TLS: u64 = 1 << 63;
+
+    /// A rule with this hash.
+    pub const fn of_rule(hash: u64, tls: bool) -> Self {
+        Self(if tls { hash | Self::TLS } else { hash & !Self::TLS })
+    }
+
     /// A lease of a network, by its number. Of a name's hash the upper half would have to be 1 to be the same.
     #[inline(always)]
     pub const fn of_lease(number: u32) -> Self {
         Self(1 << 32 | number as u64)
+    }
+
+    /// Whether a connection that passes by the rule must open TLS.
+    #[inline(always)]
+    pub const fn opens_tls(self) -> bool {
+        self.0 & Self::TLS != 0
     }
 }
 
@@ -97,6 +111,15 @@ pub const MAX_LEARNED: u32 = 1 << 20;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_rules_number_says_whether_it_has_tls() {
+        for hash in [0, 1, u64::MAX >> 1, u64::MAX] {
+            assert!(NameRuleId::of_rule(hash, true).opens_tls());
+            assert!(!NameRuleId::of_rule(hash, false).opens_tls());
+        }
+        assert!(!NameRuleId::of_lease(u32::MAX).opens_tls());
+    }
 
     /// A size that is the sum of the fields' sizes has no padding.
     #[test]

@@ -23,6 +23,9 @@ fn a_scope_fits_a_page() {
 #[test]
 fn the_current_word_holds_both_halves() {
     let current = Current::new(7, 4095);
-    assert_eq!((current.generation(), current.slot()), (7, 4095));
+    assert_eq!((current.generation(), current.slot(), current.has_names()), (7, 4095, false));
+    let named = current.with_names(true);
+    assert_eq!((named.generation(), named.slot(), named.has_names()), (7, 4095, true));
+    assert_eq!(named.with_names(false), current);
     assert_eq!(Current::default().slot(), 0);
 }

@@ -33,7 +33,7 @@ use crate::{
 };
 
 /// Leases of these rules until a second, and others that ended.
-fn leases(rules: &[&str], until: u64, ended: &[&str]) -> Leased {
+pub(crate) fn leases(rules: &[&str], until: u64, ended: &[&str]) -> Leased {
     let parse = |rule: &&str| rule.parse().expect("a rule");
     Leased {
         rules: rules.iter().map(|rule| LeasedRule { rule: parse(rule), until }).collect(),

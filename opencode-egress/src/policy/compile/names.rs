@@ -47,30 +47,33 @@ impl Compiler {
     }
 
     /// Adds the entries of rules for names, and says how many grants they have: one for each combination of protocol, ports and `tls`.
+    /// Those without `tls` come first: the first grant that allows a flow says whether it must open TLS.
     pub(super) fn names<'a>(
         &mut self,
         rules: impl Iterator<Item = (&'a NameRule, Option<u64>)>,
         entries: &mut Vec<(TrieKey, Entry)>,
     ) -> Result<(Vec<CompiledName>, u32), CompileError> {
-        let mut grants: Vec<Entry> = vec![];
-        let (mut names, mut known) = (vec![], BTreeSet::new());
+        let (mut of_rules, mut known) = (vec![], BTreeSet::new());
         for (rule, until) in rules.filter(|(rule, _)| known.insert(*rule)) {
-            let entry = self.entry_of_name(rule)?;
-            let same = (0..).zip(&grants).find_map(|(number, known)| (*known == entry).then_some(number));
-            let grant = match (same, u32::try_from(grants.len())) {
-                (Some(number), _) => number,
-                (None, Ok(number)) if number < MAX_NAME_GRANTS => {
-                    grants.push(entry);
-                    entries.push((TrieKey::name_grant(number), entry));
-                    number
-                }
-                _ => return Err(CompileError::NameGrants),
-            };
-            let id = rule.id();
-            entries.push((TrieKey::name_rule(id), entry));
-            names.push(CompiledName { rule: rule.clone(), id, grant, until });
+            of_rules.push((rule, until, self.entry_of_name(rule)?));
         }
-        #[expect(clippy::cast_possible_truncation, reason = "at most `MAX_NAME_GRANTS`")]
-        Ok((names, grants.len() as u32))
+        let mut grants: Vec<Entry> = vec![];
+        for tls in [false, true] {
+            for (.., entry) in of_rules.iter().filter(|(rule, ..)| rule.tls() == tls) {
+                if !grants.contains(entry) {
+                    grants.push(*entry);
+                }
+            }
+        }
+        let count = u32::try_from(grants.len()).ok().filter(|count| *count <= MAX_NAME_GRANTS);
+        let count = count.ok_or(CompileError::NameGrants)?;
+        entries.extend((0..).zip(&grants).map(|(number, entry)| (TrieKey::name_grant(number), *entry)));
+        entries.extend(of_rules.iter().map(|(rule, _, entry)| (TrieKey::name_rule(rule.id()), *entry)));
+        let names = of_rules.into_iter().map(|(rule, until, entry)| {
+            // It is among them.
+            let grant = (0..).zip(&grants).find_map(|(number, known)| (*known == entry).then_some(number));
+            CompiledName { rule: rule.clone(), id: rule.id(), grant: grant.unwrap_or(count), until }
+        });
+        Ok((names.collect(), count))
     }
 }

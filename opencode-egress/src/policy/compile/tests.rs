@@ -52,8 +52,10 @@ proptest! {
         prop_assert_eq!(compiled.names.iter().map(|name| &name.rule).collect::<BTreeSet<_>>(), names.iter().collect());
         let rules = compiled.rules();
         for CompiledName { rule, id, grant, .. } in &compiled.names {
-            prop_assert_eq!(*id, rule.id());
+            prop_assert_eq!((*id, id.opens_tls()), (rule.id(), rule.tls()));
             prop_assert!(*grant < compiled.header.name_grants);
+            // The first grant that allows a flow leaves it most freedom.
+            prop_assert!(compiled.names.iter().all(|other| other.grant <= *grant || rule.tls() <= other.rule.tls()));
             for flow in &flows {
                 for key in [TrieKey::name_grant(*grant), TrieKey::name_rule(*id)] {
                     let entry = rules.entry(&key).expect("an entry");
@@ -229,7 +231,7 @@ fn name_rules_share_their_grants_and_have_few() {
     ];
     let of_few = compiled(&texts.map(str::to_owned)).expect("it fits");
     let grants: Vec<_> = of_few.names.iter().map(|name| name.grant).collect();
-    assert_eq!((grants, of_few.header.name_grants), (vec![0, 0, 1, 1, 2], 3));
+    assert_eq!((grants, of_few.header.name_grants), (vec![2, 2, 0, 0, 1], 3));
     let ports: Vec<_> = (1..=9).map(|port| format!("a.example.org:{port}")).collect();
     assert!(compiled(&ports[..8]).is_ok());
     assert_eq!(compiled(&ports), Err(CompileError::NameGrants));

@@ -109,12 +109,12 @@ impl NameRule {
         self.speaks_of_class(flow.class()) && in_ports
     }
 
-    /// What the kernel knows it by: FNV-1a (<http://www.isthe.com/chongo/tech/comp/fnv/>) of its text.
+    /// What the kernel knows it by: FNV-1a (<http://www.isthe.com/chongo/tech/comp/fnv/>) of its text, but for one bit.
     pub fn id(&self) -> NameRuleId {
         let hash = self.to_string().bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
             (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
         });
-        NameRuleId(hash)
+        NameRuleId::of_rule(hash, self.tls)
     }
 }
 

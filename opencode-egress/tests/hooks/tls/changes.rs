@@ -5,12 +5,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use opencode_egress::{kernel::loader::Lifetime, policy::Policy};
+use opencode_egress::{
+    kernel::{loader::Lifetime, maps::boottime},
+    policy::Policy,
+};
 use opencode_egress_common::{abi::Mode, reason::DropReason};
 
 use super::{RESET, SERVED, Server, conclude, finish, hello_to, learn, with_policy, world};
 use crate::{
     bpffs::Bpffs,
+    leases::leases,
     names::{Named, names},
     network::{DENIED, PORT},
     probe::{Outcome, unhurried},
@@ -165,4 +169,43 @@ fn a_hello_on_its_way_is_free_under_a_policy_without_tls() {
         named.install(&names(&[without]), &[(without, IpAddr::from(DENIED), 1000)]);
     });
     assert_eq!((outcome, &arrived), (Outcome::Done(SERVED), &evil));
+}
+
+/// What began by a network that is listed or leased no more ends, whatever it says: a name with `tls` at its address is for what brought a hello.
+#[test]
+fn what_began_without_a_hello_ends_under_rules_with_tls() {
+    let tls = names(&super::RULES);
+    let listed = Policy { allow: vec![any("192.0.2.0/24")], ..tls.clone() };
+    let leased = tls.clone().leased(leases(&["192.0.2.0/28:443/tcp"], boottime() + 100, &[]));
+    for (how, policy) in [("listed", &listed), ("leased", &leased)] {
+        let mut named = with_policy(policy);
+        again(&mut named, policy);
+        for said in [
+            &b"no hello, and more than sixty bytes of something else that is not to go on"[..],
+            &hello_to("listed.example"),
+        ] {
+            let (outcome, arrived) = between(&mut named, said, |named| again(named, &tls));
+            assert_eq!((outcome, &arrived[..]), (Outcome::Done(RESET), &said[..60]), "{how}");
+            let told = named.world.events();
+            assert_eq!(
+                told.first().map(|denial| denial.reason),
+                Some(DropReason::NotAllowed),
+                "{how}: {told:?}"
+            );
+            again(&mut named, policy);
+        }
+    }
+}
+
+/// What brought a hello goes on where another rule has its name and address in place of the one by which it began.
+#[test]
+fn what_began_with_a_hello_goes_on_by_another_rule() {
+    let (one, other) = ("a.listed.example", "*.listed.example");
+    let mut named = Named::new(&names(&[one]));
+    named.learn(one, DENIED, 1000);
+    let good = hello_to(one);
+    let (outcome, arrived) = between(&mut named, &good, |named| {
+        named.install(&names(&[other]), &[(other, IpAddr::from(DENIED), 1000)]);
+    });
+    assert_eq!((outcome, &arrived), (Outcome::Done(SERVED), &good));
 }
