@@ -1,9 +1,9 @@
 //! How long an answer takes, remembered and asked for, and how many are given a second: the resolver beside systemd-resolved, dnsmasq and
 //! the server that all of them ask, by turns in one run, for the machine is not the same from one minute to the next.
 //!
-//! All of them, the server too, are on the last CPU, and so is the client that asks one question after another: what it measures is the
-//! work that an answer takes. Between two CPUs it would be, as the scheduler chooses, how long it takes to wake an idle one, which is
-//! longer than all the rest in a virtual machine. For questions a second the client is on the first CPU, and neither is idle.
+//! All of them, the server and the client too, are on the last CPU: what it measures is the work that an answer takes, the client's in it.
+//! Between two CPUs it would be, as the scheduler chooses, how long it takes to wake an idle one, which is longer than all the rest in a
+//! virtual machine.
 //!
 //! `cargo bench --bench names`, as root; it wants Debian's `dnsmasq-base` and `systemd-resolved`, which `cargo xtask bench` brings.
 
@@ -73,11 +73,11 @@ impl Drop for Subject {
 fn main() -> Result<()> {
     let args = Args::parse();
     let cpus = sched_getaffinity(None)?;
-    let mut cpus = (0..CpuSet::MAX_CPU).filter(|cpu| cpus.is_set(*cpu));
-    let first = cpus.next().context("no CPU")?;
-    let last = cpus.next_back().context("this takes two CPUs")?;
+    let last = (0..CpuSet::MAX_CPU).rfind(|cpu| cpus.is_set(*cpu)).context("no CPU")?;
+    let mut cpus = CpuSet::new();
+    cpus.set(last);
     // What is started from now on stays there.
-    move_to(last)?;
+    sched_setaffinity(None, &cpus)?;
     let upstream = subjects::upstream()?;
     let server = Subject::new("the server itself", upstream, None);
     let mut subjects = [
@@ -92,7 +92,7 @@ fn main() -> Result<()> {
     for _ in 0..ROUNDS {
         for subject in &mut subjects {
             let name = subject.name;
-            subject.turn(first, last).with_context(|| format!("{name} does not answer any more"))?;
+            subject.turn().with_context(|| format!("{name} does not answer any more"))?;
         }
     }
     println!("| | cached: median | p99 | a second, {OUTSTANDING} outstanding | asked for: median | p99 |");
@@ -138,13 +138,11 @@ impl Subject {
         anyhow::bail!("{} does not answer", self.name)
     }
 
-    /// Measures everything once, on these CPUs.
-    fn turn(&mut self, first: usize, last: usize) -> Result<()> {
+    /// Measures everything once.
+    fn turn(&mut self) -> Result<()> {
         self.cached.extend(self.one_by_one(NAME)?);
         self.fresh.extend(self.one_by_one(FRESH)?);
-        move_to(first)?;
-        self.at_once()?;
-        move_to(last)
+        self.at_once()
     }
 
     /// Microseconds of each question.
@@ -177,12 +175,6 @@ impl Subject {
         self.per_second.push(f64::from(answers) / begin.elapsed().as_secs_f64());
         Ok(())
     }
-}
-
-fn move_to(cpu: usize) -> Result<()> {
-    let mut cpus = CpuSet::new();
-    cpus.set(cpu);
-    Ok(sched_setaffinity(None, &cpus)?)
 }
 
 fn question(name: &str) -> Result<Vec<u8>> {
