@@ -1,10 +1,10 @@
 //! What is delivered beside the program, read by the programs that it is for.
 
-use std::{env, fs, path::PathBuf, process::Command};
+use std::{env, path::PathBuf, process::Command};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 
-use crate::process::{apt_get, ensure, output, root, run as run_command};
+use crate::process::{apt_unpacked, ensure, output, root, run as run_command};
 
 /// Tests metrics, alerts, dashboard, catalog, completions and manual pages.
 pub(crate) fn test() -> Result<()> {
@@ -35,26 +35,7 @@ pub(crate) fn promtool() -> Result<PathBuf> {
     if let Some(path) = found("promtool") {
         return Ok(path);
     }
-    let tree = root().join("target/tools/prometheus");
-    let binary = tree.join("usr/bin/promtool");
-    if binary.exists() {
-        return Ok(binary);
-    }
-    let archives = root().join("target/tools/prometheus.part");
-    if archives.exists() {
-        fs::remove_dir_all(&archives)?;
-    }
-    fs::create_dir_all(&archives)?;
-    apt_get("refreshing Debian's package lists", Command::new("apt-get").arg("update"))?;
-    let mut download = Command::new("apt-get");
-    download.current_dir(&archives).args(["-oAPT::Sandbox::User=root", "download", "prometheus"]);
-    apt_get("downloading Debian's prometheus, for promtool", &mut download)?;
-    let archive = fs::read_dir(&archives)?.next().context("apt-get downloaded nothing")??.path();
-    let partial = archives.join("tree");
-    run_command("unpacking", Command::new("dpkg-deb").arg("-x").arg(&archive).arg(&partial))?;
-    fs::rename(&partial, &tree)?;
-    fs::remove_dir_all(&archives)?;
-    Ok(binary)
+    Ok(apt_unpacked("promtool", &["prometheus"])?.join("usr/bin/promtool"))
 }
 
 fn found(program: &str) -> Option<PathBuf> {

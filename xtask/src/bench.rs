@@ -2,11 +2,11 @@
 
 use std::{env, fs, process::Command};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::{
     build_ebpf,
-    process::{ensure, output, root, run as run_command},
+    process::{apt_unpacked, ensure as ensure_programs, output, root, run as run_command, text},
 };
 
 /// How much to measure.
@@ -30,7 +30,7 @@ const END: &str = "<!-- to here -->\n";
 pub(crate) fn run(args: &Args) -> Result<()> {
     build_ebpf::run(&build_ebpf::Args::default())?;
     let why = "comparing with nftables, systemd and dnsmasq";
-    ensure(
+    ensure_programs(
         why,
         &[
             ("nft", "nftables"),
@@ -41,15 +41,18 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     )?;
     let report = root().join("target/bench.md");
     let mut cargo = cargo_bench("hotpath");
-    if output(Command::new("id").arg("-u")).as_deref() != Some("0") {
-        cargo.args(["--config", "target.'cfg(unix)'.runner = 'sudo'"]);
-    }
     cargo.args(["--", "--setups", &args.setups.to_string(), "--rounds", &args.rounds.to_string()]);
     cargo.arg("--report").arg(&report);
     run_command("building and measuring (some minutes)", &mut cargo)?;
     let tables = fs::read_to_string(&report).with_context(|| format!("cannot read {}", report.display()))?;
     eprintln!("xtask: measuring the resolver");
-    let names = output(&mut cargo_bench("names")).context("the bench of names failed")?;
+    let mut names = cargo_bench("names");
+    // Installed, it would take this machine's own questions.
+    let resolved = apt_unpacked("comparing with it", &["systemd-resolved", "libsystemd-shared"])?;
+    names.args(["--", "--resolved"]).arg(resolved);
+    let names = names.output()?;
+    ensure!(names.status.success(), "the bench of names failed:\n{}", text(&names));
+    let names = String::from_utf8_lossy(&names.stdout).trim().to_owned();
     let text = format!("{}\n{tables}\n{names}\n", setting(args)?);
     if args.print {
         print!("{text}");
@@ -67,6 +70,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 fn cargo_bench(name: &str) -> Command {
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(root()).args(["bench", "--quiet", "--package", "opencode-egress", "--bench", name]);
+    if output(Command::new("id").arg("-u")).as_deref() != Some("0") {
+        cargo.args(["--config", "target.'cfg(unix)'.runner = 'sudo'"]);
+    }
     cargo
 }
 

@@ -104,6 +104,29 @@ pub(crate) fn apt_get(what: &str, command: &mut Command) -> Result<()> {
     }
 }
 
+/// Debian packages unpacked under `target/tools`, where installing them would start a server or change this machine. What is there is taken;
+/// remove it for newer ones.
+pub(crate) fn apt_unpacked(why: &str, packages: &[&str]) -> Result<PathBuf> {
+    let tree = root().join("target/tools").join(packages[0]);
+    if tree.exists() {
+        return Ok(tree);
+    }
+    let archives = tree.with_extension("part");
+    fresh(&archives)?;
+    apt_get("refreshing Debian's package lists", Command::new("apt-get").arg("update"))?;
+    let mut download = Command::new("apt-get");
+    download.current_dir(&archives).args(["-oAPT::Sandbox::User=root", "download"]).args(packages);
+    apt_get(&format!("downloading {packages:?}, for {why}"), &mut download)?;
+    let partial = archives.join("tree");
+    for archive in fs::read_dir(&archives)?.collect::<Result<Vec<_>, _>>()? {
+        let archive = archive.path();
+        run("unpacking", Command::new("dpkg-deb").arg("-x").arg(&archive).arg(&partial))?;
+    }
+    fs::rename(&partial, &tree)?;
+    fs::remove_dir_all(&archives)?;
+    Ok(tree)
+}
+
 /// The workspace's root.
 pub(crate) fn root() -> PathBuf {
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));

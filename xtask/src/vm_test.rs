@@ -3,7 +3,7 @@
 mod debian;
 mod kernels;
 mod qemu;
-mod roots;
+pub(crate) mod roots;
 pub(crate) mod script;
 mod scripts;
 mod steps;

@@ -1,30 +1,30 @@
-//! How long an answer takes, remembered and asked for, and how many are given a second: the resolver beside dnsmasq and the server
-//! that both ask, by turns in one run, for the machine is not the same from one minute to the next.
+//! How long an answer takes, remembered and asked for, and how many are given a second: the resolver beside systemd-resolved, dnsmasq and
+//! the server that all of them ask, by turns in one run, for the machine is not the same from one minute to the next.
 //!
-//! `cargo bench --bench names`; it wants Debian's `dnsmasq-base`.
+//! All of them, the server and the client too, are on the last CPU: what it measures is the work that an answer takes, the client's in it.
+//! Between two CPUs it would be, as the scheduler chooses, how long it takes to wake an idle one, which is longer than all the rest in a
+//! virtual machine.
+//!
+//! `cargo bench --bench names`, as root; it wants Debian's `dnsmasq-base` and `systemd-resolved`, which `cargo xtask bench` brings.
+
+mod subjects;
 
 use std::{
-    io::{BufRead as _, BufReader, IoSlice, Write as _},
-    mem::MaybeUninit,
-    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket},
-    os::{fd::AsFd as _, unix::net::UnixStream},
-    path::Path,
-    process::{Child, Command},
+    net::{Ipv4Addr, SocketAddr, UdpSocket},
+    path::PathBuf,
+    process::Child,
     str::FromStr as _,
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
+use clap::Parser;
 use hickory_proto::{
-    op::{Message, MessageType, OpCode, Query, ResponseCode},
-    rr::{Name, RData, Record, RecordType, rdata::A},
+    op::{Message, MessageType, OpCode, Query},
+    rr::{Name, RecordType},
 };
-use opencode_egress::{
-    command::resolve::start,
-    control::learned::{FromResolver, ToResolver},
-};
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 /// Listed, and remembered for an hour.
 const NAME: &str = "api.example.org";
@@ -37,6 +37,19 @@ const QUESTIONS: usize = 2000;
 /// How many are on their way at a time, and for how long, where questions a second are counted.
 const OUTSTANDING: usize = 50;
 const TURN: Duration = Duration::from_millis(250);
+/// How long an answer is waited for: other work on the machine can keep whoever gives it from its CPU.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long an answer takes.
+#[derive(Parser)]
+struct Args {
+    /// Where Debian's packages systemd-resolved and libsystemd-shared are unpacked
+    #[arg(long, default_value = "/")]
+    resolved: PathBuf,
+    /// `cargo bench` passes it
+    #[arg(long, hide = true)]
+    bench: bool,
+}
 
 struct Subject {
     name: &'static str,
@@ -58,17 +71,28 @@ impl Drop for Subject {
 }
 
 fn main() -> Result<()> {
-    let upstream = upstream()?;
+    let args = Args::parse();
+    let cpus = sched_getaffinity(None)?;
+    let last = (0..CpuSet::MAX_CPU).rfind(|cpu| cpus.is_set(*cpu)).context("no CPU")?;
+    let mut cpus = CpuSet::new();
+    cpus.set(last);
+    // What is started from now on stays there.
+    sched_setaffinity(None, &cpus)?;
+    let upstream = subjects::upstream()?;
     let server = Subject::new("the server itself", upstream, None);
-    let mut subjects = [ours(upstream)?, dnsmasq(upstream)?, server];
+    let mut subjects = [
+        subjects::ours(upstream)?,
+        subjects::resolved(upstream, &args.resolved)?,
+        subjects::dnsmasq(upstream)?,
+        server,
+    ];
     for subject in &mut subjects {
         subject.warm()?;
     }
     for _ in 0..ROUNDS {
         for subject in &mut subjects {
-            subject.cached.extend(subject.one_by_one(NAME)?);
-            subject.fresh.extend(subject.one_by_one(FRESH)?);
-            subject.at_once()?;
+            let name = subject.name;
+            subject.turn().with_context(|| format!("{name} does not answer any more"))?;
         }
     }
     println!("| | cached: median | p99 | a second, {OUTSTANDING} outstanding | asked for: median | p99 |");
@@ -93,7 +117,7 @@ impl Subject {
     fn client(&self) -> Result<UdpSocket> {
         let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
         socket.connect(self.address)?;
-        socket.set_read_timeout(Some(Duration::from_millis(100)))?;
+        socket.set_read_timeout(Some(PATIENCE))?;
         Ok(socket)
     }
 
@@ -112,6 +136,13 @@ impl Subject {
             thread::sleep(Duration::from_millis(20));
         }
         anyhow::bail!("{} does not answer", self.name)
+    }
+
+    /// Measures everything once.
+    fn turn(&mut self) -> Result<()> {
+        self.cached.extend(self.one_by_one(NAME)?);
+        self.fresh.extend(self.one_by_one(FRESH)?);
+        self.at_once()
     }
 
     /// Microseconds of each question.
@@ -151,73 +182,4 @@ fn question(name: &str) -> Result<Vec<u8>> {
     message.metadata.recursion_desired = true;
     message.queries.push(Query::query(Name::from_str(name)?, RecordType::A));
     Ok(message.to_vec()?)
-}
-
-/// A server that has one address for every name.
-fn upstream() -> Result<SocketAddr> {
-    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
-    let address = socket.local_addr()?;
-    let fresh = Name::from_str(FRESH)?.append_domain(&Name::root())?;
-    thread::spawn(move || {
-        let mut buffer = [0; 4096];
-        loop {
-            let (length, from) = socket.recv_from(&mut buffer)?;
-            let mut message = Message::from_vec(&buffer[..length])?.into_response();
-            message.metadata.response_code = ResponseCode::NoError;
-            message.metadata.recursion_available = true;
-            let data = RData::A(A(Ipv4Addr::new(192, 0, 2, 1)));
-            let name = message.queries.first().context("no question")?.name.clone();
-            let ttl = if name == fresh { 0 } else { 3600 };
-            message.answers.push(Record::from_rdata(name, ttl, data));
-            socket.send_to(&message.to_vec()?, from)?;
-        }
-        #[expect(unreachable_code, reason = "the type of the errors above")]
-        anyhow::Ok(())
-    });
-    Ok(address)
-}
-
-fn ours(upstream: SocketAddr) -> Result<Subject> {
-    let (process, daemon) = start(Path::new(env!("CARGO_BIN_EXE_opencode-egress")))?;
-    let udp = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
-    let address = udp.local_addr()?;
-    let tcp = TcpListener::bind(address)?;
-    let names = [NAME, FRESH].map(str::to_owned).to_vec();
-    let instance = ToResolver::Instance { number: 1, names, leased: vec![], audit: false, audit_until: None };
-    let line = serde_json::to_string(&instance)? + "\n";
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    let descriptors = [udp.as_fd(), tcp.as_fd()];
-    control.push(SendAncillaryMessage::ScmRights(&descriptors));
-    sendmsg(&daemon, &[IoSlice::new(line.as_bytes())], &mut control, SendFlags::empty())?;
-    say(&daemon, &ToResolver::Upstream { servers: vec![upstream] })?;
-    thread::spawn(move || learn(&daemon));
-    Ok(Subject::new("opencode-egress", address, Some(process)))
-}
-
-/// Has every address learned at once.
-fn learn(daemon: &UnixStream) -> Result<()> {
-    for line in BufReader::new(daemon).lines() {
-        if let FromResolver::Learn { id, addresses, .. } = serde_json::from_str(&line?)? {
-            say(daemon, &ToResolver::Learned { id, addresses })?;
-        }
-    }
-    Ok(())
-}
-
-fn say(mut daemon: &UnixStream, message: &ToResolver) -> Result<()> {
-    Ok(daemon.write_all((serde_json::to_string(message)? + "\n").as_bytes())?)
-}
-
-fn dnsmasq(upstream: SocketAddr) -> Result<Subject> {
-    // Free until this moment.
-    let address = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
-    let mut command = Command::new("dnsmasq");
-    command.args(["--keep-in-foreground", "--conf-file=/dev/null", "--bind-interfaces", "--no-resolv"]);
-    command.args(["--no-hosts", "--user=root", "--pid-file", "--log-facility=/dev/null"]);
-    command.arg(format!("--listen-address={}", IpAddr::from(Ipv4Addr::LOCALHOST)));
-    command.arg(format!("--port={}", address.port()));
-    command.arg(format!("--server={}#{}", upstream.ip(), upstream.port()));
-    let process = command.spawn().context("cannot run dnsmasq; apt-get install dnsmasq-base")?;
-    Ok(Subject::new("dnsmasq", address, Some(process)))
 }

@@ -29,7 +29,7 @@ pub(super) struct Hosts {
     own: Netns,
     _servers: Process,
     _resolver: Process,
-    _second: Netns,
+    second: Netns,
     directory: PathBuf,
     /// What of the logs was read.
     asked: usize,
@@ -65,7 +65,7 @@ impl Hosts {
             own,
             _servers: servers,
             _resolver: resolver,
-            _second: second,
+            second,
             directory,
             asked: 0,
             reached: 0,
@@ -80,6 +80,11 @@ impl Hosts {
     /// Where everything is that this makes.
     pub(super) fn directory(&self) -> &Path {
         &self.directory
+    }
+
+    /// A command on the second host.
+    pub(super) fn second(&self, program: &str) -> Command {
+        inside(&self.second.0, program)
     }
 
     /// A command on the clients' host, with one of its two `resolv.conf`.
@@ -112,7 +117,8 @@ impl Hosts {
         Ok(Seen { asked: questions, reached: lines })
     }
 
-    fn mark(&self, resolv_conf: &str) -> Result<String> {
+    /// Has an unconfined client ask for a name of its own, and returns that.
+    pub(super) fn mark(&self, resolv_conf: &str) -> Result<String> {
         let marker = format!("marker-{}.example.net", self.markers);
         let output = self.command(resolv_conf, &["getent", "ahosts", &marker]).output()?;
         match output.status.success() {

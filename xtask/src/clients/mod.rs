@@ -2,6 +2,7 @@
 //! where every name exists, tells what reached it.
 
 mod hosts;
+mod quic;
 mod report;
 mod table;
 
@@ -60,13 +61,15 @@ pub(crate) struct Args {
 
 /// Runs them, and writes the table when it is whole.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let wanted = |client: &&Client| {
-        let title = client.title.to_lowercase();
+    let wanted = |title: &str| {
+        let title = title.to_lowercase();
         args.names.is_empty() || args.names.iter().any(|name| title.contains(&name.to_lowercase()))
     };
-    let clients: Vec<_> = CLIENTS.iter().filter(wanted).collect();
-    if clients.is_empty() {
-        let titles: Vec<_> = CLIENTS.iter().map(|client| client.title).collect();
+    let clients: Vec<_> = CLIENTS.iter().filter(|client| wanted(client.title)).collect();
+    let of_quic: Vec<_> = quic::CLIENTS.iter().filter(|client| wanted(client.title)).collect();
+    if clients.is_empty() && of_quic.is_empty() {
+        let titles = CLIENTS.iter().map(|client| client.title);
+        let titles: Vec<_> = titles.chain(quic::CLIENTS.iter().map(|client| client.title)).collect();
         bail!("no client is called so; there are: {}", titles.join("; "));
     }
     ensure_programs(
@@ -103,9 +106,29 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             }
         }
     }
-    println!("clients: {} passed, {failed} failed, {} skipped", rows.len(), skipped.len());
+    let mut rows_of_quic = vec![];
+    if !of_quic.is_empty() {
+        let server = quic::Server::start(&place.hosts)?;
+        for client in &of_quic {
+            match server.try_out(client, &place.hosts, &place.egress) {
+                Ok(row) => {
+                    println!("ok     {row}");
+                    rows_of_quic.push(row);
+                }
+                Err(error) => {
+                    println!("FAILED {}: {error:#}", client.title);
+                    failed += 1;
+                }
+            }
+        }
+    }
+    let passed = rows.len() + rows_of_quic.len();
+    println!("clients: {passed} passed, {failed} failed, {} skipped", skipped.len());
     if failed > 0 {
-        bail!("{failed} of {} clients failed", clients.len());
+        bail!("{failed} of {} clients failed", clients.len() + of_quic.len());
+    }
+    if rows_of_quic.len() == quic::CLIENTS.len() {
+        report::write_quic(&rows_of_quic)?;
     }
     if !skipped.is_empty() {
         println!("docs/names.md is left as it was, for these could not be installed: {}", skipped.join("; "));
@@ -173,13 +196,7 @@ impl Place {
             shell
         };
         checked(shell(client.prepare))?;
-        let version = text(&shell(client.version).output()?);
-        let mut words = version.split(|c: char| c.is_whitespace() || ",_-~".contains(c));
-        let number = words.find_map(|word| {
-            let word = word.trim_start_matches(['v', 'g', 'o', '(']);
-            (word.starts_with(|c: char| c.is_ascii_digit()) && word.contains('.')).then_some(word)
-        });
-        Ok(number.with_context(|| format!("no version in {version}"))?.trim_end_matches(')').to_owned())
+        report::number(&text(&shell(client.version).output()?))
     }
 
     /// Has a client ask for both names, with both `resolv.conf`.

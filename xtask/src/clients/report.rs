@@ -4,12 +4,10 @@ use std::{fmt::Write as _, fs, time::Duration};
 
 use anyhow::{Context as _, Result};
 
-use super::table::{Client, RUNS, Tries, UNLISTED};
+use super::table::{Client, LISTED, RUNS, Tries, UNLISTED};
 use crate::process::root;
 
 const PAGE: &str = "docs/names.md";
-const BEGIN: &str = "<!-- clients -->\n";
-const END: &str = "<!-- end of clients -->\n";
 
 /// A client's row.
 pub(super) struct Row {
@@ -28,10 +26,7 @@ pub(super) struct Row {
 
 impl Row {
     pub(super) fn new(client: &Client, version: &str) -> Self {
-        let title = match client.title.split_once(": ") {
-            Some((name, rest)) => format!("{name} {version}: {rest}"),
-            None => format!("{} {version}", client.title),
-        };
+        let title = titled(client.title, version);
         let (said, took, besides) = (String::new(), vec![], vec![]);
         Self { title, tries: client.tries, words: client.words, said, took, besides, without_knob: None }
     }
@@ -70,14 +65,49 @@ impl Row {
     }
 }
 
-/// Writes the table, and leaves the rest of the page as it is.
+/// A client with its version.
+pub(super) fn titled(title: &str, version: &str) -> String {
+    match title.split_once(": ") {
+        Some((name, rest)) => format!("{name} {version}: {rest}"),
+        None => format!("{title} {version}"),
+    }
+}
+
+/// The version in what a program says of it.
+pub(super) fn number(said: &str) -> Result<String> {
+    let mut words = said.split(|c: char| c.is_whitespace() || ",_-~".contains(c));
+    let number = words.find_map(|word| {
+        let word = word.trim_start_matches(['v', 'g', 'o', '(']);
+        (word.starts_with(|c: char| c.is_ascii_digit()) && word.contains('.')).then_some(word)
+    });
+    Ok(number.with_context(|| format!("no version in {said}"))?.trim_end_matches(')').to_owned())
+}
+
+/// Writes the table.
 pub(super) fn write(rows: &[Row]) -> Result<()> {
+    put("clients", &table(rows))
+}
+
+/// Writes the table of those that speak QUIC.
+pub(super) fn write_quic(rows: &[String]) -> Result<()> {
+    let head = format!(
+        "Written by `cargo xtask clients http/3`: which version brought the page, how long it took, and how many datagrams reached the \
+         server's UDP port 443; in the last two columns in {RUNS} attempts, the median.\n\n\
+         | client | no policy, by QUIC alone | no policy | `--allow {LISTED}` |\n\
+         |---|---|---|---|\n"
+    );
+    put("quic", &(head + &rows.join("\n") + "\n"))
+}
+
+/// Writes what stands between a page's two marks, and leaves the rest as it is.
+fn put(mark: &str, content: &str) -> Result<()> {
+    let (begin, end) = (format!("<!-- {mark} -->\n"), format!("<!-- end of {mark} -->\n"));
     let path = root().join(PAGE);
     let page = fs::read_to_string(&path).with_context(|| format!("cannot read {PAGE}"))?;
-    let marked = || format!("{PAGE} has not the lines {BEGIN} and {END}");
-    let (before, rest) = page.split_once(BEGIN).with_context(marked)?;
-    let (_, after) = rest.split_once(END).with_context(marked)?;
-    fs::write(&path, format!("{before}{BEGIN}{}{END}{after}", table(rows)))
+    let marked = || format!("{PAGE} has not the lines {begin} and {end}");
+    let (before, rest) = page.split_once(&begin).with_context(marked)?;
+    let (_, after) = rest.split_once(&end).with_context(marked)?;
+    fs::write(&path, format!("{before}{begin}{content}{end}{after}"))
         .with_context(|| format!("cannot write {PAGE}"))?;
     println!("{PAGE} is written");
     Ok(())
@@ -97,7 +127,8 @@ fn table(rows: &[Row]) -> String {
     table
 }
 
-fn shown(time: Duration) -> String {
+/// As people read it.
+pub(super) fn shown(time: Duration) -> String {
     match time.as_millis() {
         0..10 => format!("{:.1} ms", time.as_secs_f32() * 1000.0),
         10..1000 => format!("{} ms", time.as_millis()),

@@ -25,7 +25,7 @@ const PACKAGES: &str = "ca-certificates,curl,dbus,git,iproute2,libnss-systemd,nf
 
 impl Root {
     /// Where it is, if it is not this machine's own; it is installed when it is not there.
-    pub(super) fn directory(self) -> Result<Option<PathBuf>> {
+    pub(crate) fn directory(self) -> Result<Option<PathBuf>> {
         match self {
             Self::Own => Ok(None),
             Self::Debian13 => installed("trixie").map(Some),

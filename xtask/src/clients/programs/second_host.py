@@ -26,6 +26,11 @@ def file(path, text):
 
 def files():
     file("index.html", "reached\n")
+    # A page that asks for something more when it knows what the server speaks, and has by what that came and how many seconds it took.
+    file("quic/more.js", "")
+    measured = 'performance.getEntriesByName(location.origin + "/quic/more.js")[0]'
+    script = f"const more = {measured}; document.body.textContent = `${{more.nextHopProtocol}} ${{more.duration / 1000}}`"
+    file("quic/index.html", f'<body><script src="more.js"></script><script>{script}</script></body>')
     # npm's registry.
     package = {"name": "left", "version": "1.0.0", "dist": {"tarball": "https://left/", "shasum": "0" * 40}}
     file("left", json.dumps({"name": "left", "dist-tags": {"latest": "1.0.0"}, "versions": {"1.0.0": package}}))
@@ -55,9 +60,16 @@ def files():
 
 class Handler(http.server.SimpleHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    # The times of clients are measured.
+    disable_nagle_algorithm = True
 
     def __init__(self, *words):
         super().__init__(*words, directory=directory)
+
+    def end_headers(self):
+        if self.server.context and self.path.startswith("/quic/"):
+            self.send_header("Alt-Svc", 'h3=":443"')
+        super().end_headers()
 
     def log_request(self, *_):
         log.write(f"{self.server.server_port} {self.headers['Host']} {self.command} {self.path}\n")
