@@ -92,6 +92,7 @@ let
           [
             "if ($keys_known_${id} = \"\") { ${refused 401 "this needs the token of the instance that the port is for"} }"
             "if ($keys_path_${id} = \"\") { ${refused 404 "of ${name} only these are passed on: ${concatMapStringsSep ", " (lib.replaceStrings [ " " ] [ " ${upstream.path}" ]) provider.requests}"} }"
+            "if ($keys_bodied) { ${refused 400 "a GET has no body"} }"
             "if ($args !~ '^(?:alt=sse|beta=true)?$') { ${refused 400 "no query but alt=sse and beta=true is passed on"} }"
           ]
           ++ limits
@@ -163,6 +164,12 @@ let
   model = block "map $keys_asked $keys_model" [
     ''"" -;''
     "default $keys_asked;"
+  ];
+  # A GET with a body, at which nobody looks: some servers take it for the next request.
+  bodied = block ''map "$request_method $http_content_length $http_transfer_encoding" $keys_bodied'' [
+    ''default "";''
+    ''"~^GET 0? $" "";''
+    ''"~^GET " 1;''
   ];
   # Of the address that answered, where others did not.
   first = block "map $upstream_header_time $keys_first" [
@@ -255,7 +262,7 @@ in
             ""
           ]
           ++ names instances
-          ++ [ model first ]
+          ++ [ model bodied first ]
           ++ lib.concatMap (part: part.http) parts
           ++ map (part: part.server) parts
         ))

@@ -149,6 +149,8 @@ in
       PrivateNetwork = true;
       Type = "oneshot";
       ExecStart = exec [ count "/var/lib/opencode-keys-count" textfile ];
+      SyslogLevel = "warning";
+      LogLevelMax = "notice";
       StateDirectory = "opencode-keys-count";
       ReadWritePaths = [ (dirOf textfile) ];
     };

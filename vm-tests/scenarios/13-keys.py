@@ -167,6 +167,7 @@ with subtest("what is no request of the provider's API is refused, and the provi
         ("404", f"POST /anthropic/v1/files HTTP/1.1\n{host}"),
         ("404", f"DELETE /anthropic/v1/messages HTTP/1.1\n{host}"),
         ("404", f"POST /openai/v1/responses HTTP/1.1\n{host}"),
+        ("400", f"GET /anthropic/v1/models HTTP/1.1\n{host}"),
         ("404", f"POST /v1/messages HTTP/1.1\n{host}"),
         ("421", "POST /anthropic/v1/messages HTTP/1.1\nHost: llm.example.org\nx-api-key: TOKEN"),
         ("421", f"POST /anthropic/v1/messages HTTP/1.1\nHost: localhost:{A}\nx-api-key: TOKEN"),

@@ -259,7 +259,7 @@ with subtest("what is the same is not read anew, nor is it said that it was look
     before = read()
     generation(3)
     assert not looks() and read() == before
-    machine.fail("journalctl -q -o cat --no-pager -u opencode-keys-reload | grep -e Starting -e Finished -e Deactivated")
+    machine.fail("journalctl -q -o cat --no-pager -u opencode-keys-reload -u opencode-keys-count | grep -e Starting -e Finished -e Deactivated")
 
 with subtest("a key that is gone for a moment, or bad, leaves the one of before in use, and it is said"):
     machine.succeed("mv /run/secrets/a /run/secrets/away")
