@@ -123,7 +123,7 @@ class Names(asyncio.DatagramProtocol):
     def datagram_received(self, query, peer):
         end = query.index(b"\0", 12) + 5
         kind = query[end - 3]
-        # As most providers, it has IPv6, and the host has no way there.
+        # As most providers, it has IPv6, and the host gets no connection there.
         found = [address for type, address in ((1, socket.inet_aton(ADDRESS)), (28, socket.inet_pton(socket.AF_INET6, UNREACHED))) if type == kind]
         records = b"".join(struct.pack(">HHHIH", 0xc00c, kind, 1, 5, len(address)) + address for address in found)
         self.transport.sendto(query[:2] + struct.pack(">HHHHH", 0x8180, 1, len(found), 0, 0) + query[12:end] + records, peer)
