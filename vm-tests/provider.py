@@ -12,7 +12,7 @@ import ssl
 import struct
 import sys
 
-ADDRESS, RESOLVER = "192.0.2.10", "192.0.2.20"
+ADDRESS, UNREACHED, RESOLVER = "192.0.2.10", "2001:db8::10", "192.0.2.20"
 seen = []
 
 
@@ -62,7 +62,7 @@ def chat(count):
 
 async def answer(writer, line, body):
     """Five pieces, or as many as `PIECES=` in the body says, a fifth of a second apart, or `GAP=` milliseconds; `REDIRECT` is sent elsewhere,
-    `STATUS=` is answered so, and `RAW` ends with the connection, without lengths. Whether the connection ends."""
+    `STATUS=` is answered so, `BIG=` has a header of so many bytes, and `RAW` ends with the connection, without lengths. Whether the connection ends."""
 
     def said(word, default):
         at = body.find(word)
@@ -77,6 +77,7 @@ async def answer(writer, line, body):
         return False
     whole = b"RAW" in body
     framing = b"connection: close" if whole else b"transfer-encoding: chunked"
+    framing += b"\r\nx-big: " + b"y" * said(b"BIG=", 0)
     # What nginx would obey.
     framing += b"\r\nx-accel-buffering: yes\r\nx-accel-limit-rate: 1\r\nlocation: https://elsewhere.example/\r\nset-cookie: a=b"
     writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n%s\r\n\r\n" % framing)
@@ -121,8 +122,10 @@ class Names(asyncio.DatagramProtocol):
 
     def datagram_received(self, query, peer):
         end = query.index(b"\0", 12) + 5
-        found = [socket.inet_aton(ADDRESS)] if query[end - 3] == 1 else []
-        records = b"".join(struct.pack(">HHHIH", 0xc00c, 1, 1, 5, 4) + address for address in found)
+        kind = query[end - 3]
+        # As most providers, it has IPv6, and the host gets no connection there.
+        found = [address for type, address in ((1, socket.inet_aton(ADDRESS)), (28, socket.inet_pton(socket.AF_INET6, UNREACHED))) if type == kind]
+        records = b"".join(struct.pack(">HHHIH", 0xc00c, kind, 1, 5, len(address)) + address for address in found)
         self.transport.sendto(query[:2] + struct.pack(">HHHHH", 0x8180, 1, len(found), 0, 0) + query[12:end] + records, peer)
 
 

@@ -32,6 +32,7 @@ let
     PATH=${
       lib.makeBinPath [
         pkgs.coreutils
+        pkgs.systemd
         pkgs.util-linux
       ]
     }
@@ -86,7 +87,19 @@ in
         ;
     };
 
-    systemd.timers = lib.mkIf (textfile != null) {
+    systemd.timers = {
+      # A link on the way to a key that leads elsewhere is seen by this.
+      opencode-keys-reload = {
+        description = "Keys of opencode servers' providers, looked at";
+        wantedBy = [ "timers.target" ];
+        timerConfig = {
+          OnActiveSec = 30;
+          OnUnitInactiveSec = 30;
+          AccuracySec = 5;
+        };
+      };
+    }
+    // lib.optionalAttrs (textfile != null) {
       opencode-keys-count = {
         description = "Requests of opencode servers to their providers, counted";
         wantedBy = [ "timers.target" ];
@@ -98,7 +111,7 @@ in
       };
     };
 
-    # A key that changes is read.
+    # A key that changes in its place is read at once.
     systemd.paths.opencode-keys-reload = {
       description = "Keys of opencode servers' providers, watched";
       wantedBy = [ "multi-user.target" ];

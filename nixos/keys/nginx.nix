@@ -3,28 +3,13 @@
 { lib }:
 let
   inherit (lib) concatMapStringsSep concatStringsSep escapeRegex mapAttrsToList optionals;
+  inherit (import ./providers.nix) passed;
   asksFor = import ./asks-for.nix { inherit lib; };
 
   lines = concatStringsSep "\n";
   indent = text: concatMapStringsSep "\n" (line: if line == "" then line else "  ${line}") (lib.splitString "\n" text);
   block = head: body: "${head} {\n${indent (lines body)}\n}";
 
-  # What goes to the provider of a client's headers, if it is there. No other does, so no credential of whatever name.
-  passed = [
-    "Accept"
-    "Accept-Encoding"
-    "Anthropic-Beta"
-    "Anthropic-Version"
-    "Content-Type"
-    "HTTP-Referer"
-    "OpenAI-Beta"
-    "Originator"
-    "Session-Id"
-    "User-Agent"
-    "X-Session-Affinity"
-    "X-Session-Id"
-    "X-Title"
-  ];
   variable = header: "$http_${lib.toLower (lib.replaceStrings [ "-" ] [ "_" ] header)}";
 
   # An answer that every client of the AI SDK shows, and that opencode does not try again after: not one of 408, 409, 429 and 500 up.
@@ -69,9 +54,8 @@ let
       ];
       pass = [
         "client_max_body_size ${toString limit.bytes};"
-      ]
-      ++ optionals (models != null || byPath) [ "set $keys_asked $keys_model_${id};" ]
-      ++ [
+        # nginx takes no variable that is set nowhere.
+        "set $keys_asked ${if models != null || byPath then "$keys_model_${id}" else ''""''};"
         "proxy_pass https://${upstream.host}:${toString upstream.port}$keys_path_${id}$is_args$args;"
         "proxy_ssl_name ${upstream.host};"
         "proxy_set_header Host ${host};"
@@ -108,6 +92,7 @@ let
           [
             "if ($keys_known_${id} = \"\") { ${refused 401 "this needs the token of the instance that the port is for"} }"
             "if ($keys_path_${id} = \"\") { ${refused 404 "of ${name} only these are passed on: ${concatMapStringsSep ", " (lib.replaceStrings [ " " ] [ " ${upstream.path}" ]) provider.requests}"} }"
+            "if ($keys_bodied) { ${refused 400 "a GET has no body"} }"
             "if ($args !~ '^(?:alt=sse|beta=true)?$') { ${refused 400 "no query but alt=sse and beta=true is passed on"} }"
           ]
           ++ limits
@@ -180,8 +165,20 @@ let
     ''"" -;''
     "default $keys_asked;"
   ];
+  # A GET with a body, at which nobody looks: some servers take it for the next request.
+  bodied = block ''map "$request_method $http_content_length $http_transfer_encoding" $keys_bodied'' [
+    ''default "";''
+    ''"~^GET 0? $" "";''
+    ''"~^GET " 1;''
+  ];
+  # Of the address that answered, where others did not.
+  first = block "map $upstream_header_time $keys_first" [
+    ''"" -;''
+    "default $upstream_header_time;"
+    "'~[ ,:](?<keys_last>[-.0-9]+)$' $keys_last;"
+  ];
   # What a client chooses comes last.
-  logged = "instance=$keys_instance provider=$keys_provider model=$keys_model method=$request_method status=$status received=$request_length sent=$bytes_sent seconds=$request_time first=$upstream_header_time path=\"$uri\"";
+  logged = "instance=$keys_instance provider=$keys_provider model=$keys_model method=$request_method status=$status received=$request_length sent=$bytes_sent seconds=$request_time first=$keys_first path=\"$uri\"";
 
   common = runtime: [
     "daemon on;"
@@ -231,6 +228,9 @@ in
             "proxy_http_version 1.1;"
             "proxy_request_buffering off;"
             "proxy_buffering off;"
+            "# An answer's headers: as many as Node takes."
+            "proxy_buffer_size 16k;"
+            "proxy_buffers 8 16k;"
             "proxy_max_temp_file_size 0;"
             "proxy_read_timeout 1h;"
             "proxy_send_timeout 60s;"
@@ -252,7 +252,8 @@ in
             "proxy_hide_header Location;"
             "proxy_hide_header Refresh;"
             "proxy_hide_header Set-Cookie;"
-            "proxy_next_upstream off;"
+            "# A host may have no way to some of the provider's addresses, IPv6 ones, say: then another is tried, as long as none has the request."
+            "proxy_next_upstream error timeout;"
             "proxy_intercept_errors on;"
             "recursive_error_pages on;"
             "error_page 300 301 302 303 305 307 308 = @redirect;"
@@ -261,7 +262,7 @@ in
             ""
           ]
           ++ names instances
-          ++ [ model ]
+          ++ [ model bodied first ]
           ++ lib.concatMap (part: part.http) parts
           ++ map (part: part.server) parts
         ))

@@ -72,4 +72,21 @@ in
     header = bearer;
     requests = chat ++ responses ++ messages;
   };
+
+  # What goes to the provider of a client's headers, if it is there. No other does, so no credential of whatever name.
+  passed = [
+    "Accept"
+    "Accept-Encoding"
+    "Anthropic-Beta"
+    "Anthropic-Version"
+    "Content-Type"
+    "HTTP-Referer"
+    "OpenAI-Beta"
+    "Originator"
+    "Session-Id"
+    "User-Agent"
+    "X-Session-Affinity"
+    "X-Session-Id"
+    "X-Title"
+  ];
 }

@@ -120,19 +120,24 @@ in
     };
   };
 
-  # Started by opencode-keys-reload.path.
+  # Started by opencode-keys-reload.path and opencode-keys-reload.timer.
   opencode-keys-reload = {
     description = "Reads changed keys of opencode servers' providers";
     # However often they change.
     startLimitIntervalSec = 0;
-    serviceConfig = hardening // {
+    serviceConfig = removeAttrs hardening [ "PrivateTmp" "PrivateUsers" ] // {
       PrivateNetwork = true;
       Type = "oneshot";
-      # One that has failed may begin anew: the key may be what was wrong.
-      ExecStart = [
-        "-${lib.getExe' pkgs.systemd "systemctl"} reset-failed opencode-keys.service"
-        "${lib.getExe' pkgs.systemd "systemctl"} --no-block reload-or-restart opencode-keys.service"
-      ];
+      ExecStart = exec [ load "follow" "/etc/opencode-keys/list" ];
+      RuntimeDirectory = "opencode-keys-reload";
+      RuntimeDirectoryPreserve = true;
+      # What it says of keys, and not that it ran.
+      SyslogLevel = "warning";
+      LogLevelMax = "notice";
+      # Files may be anybody's, and instances' users are not to be able to read them.
+      CapabilityBoundingSet = "CAP_DAC_READ_SEARCH CAP_SETUID CAP_SETGID";
+      ProtectHome = "read-only";
+      SystemCallFilter = hardening.SystemCallFilter ++ [ "@setuid capset" ];
     };
   };
 }
@@ -144,6 +149,8 @@ in
       PrivateNetwork = true;
       Type = "oneshot";
       ExecStart = exec [ count "/var/lib/opencode-keys-count" textfile ];
+      SyslogLevel = "warning";
+      LogLevelMax = "notice";
       StateDirectory = "opencode-keys-count";
       ReadWritePaths = [ (dirOf textfile) ];
     };

@@ -1,6 +1,7 @@
 # What a provider's `upstream` and `header` say, as parts: { value } or { problem }, a sentence that says what to write instead.
 { lib }:
 let
+  inherit (import ./providers.nix) passed;
   inherit (import ../dns-name.nix { inherit lib; }) parseName;
 in
 {
@@ -26,6 +27,8 @@ in
       { problem = "`${text}` has no port; write one from 1 to 65535" ; }
     else if path != "" && lib.any (segment: lib.elem segment [ "" "." ".." ]) segments then
       { problem = "`${text}` has empty, `.` or `..` parts, or ends in `/`; write it without"; }
+    else if lib.stringLength path > 100 then
+      { problem = "`${text}` has a path of more than 100 characters, for which nginx has no room; give what is behind it a shorter one"; }
     else
       {
         value = {
@@ -40,13 +43,16 @@ in
     text:
     let
       parts = builtins.match "([A-Za-z0-9-]+)(: ([A-Za-z0-9]+))?" text;
+      name = lib.head parts;
     in
     if parts == null then
       { problem = "`${text}` is no header for a key; write its name, as in `x-api-key`, and maybe a scheme, as in `Authorization: Bearer`"; }
+    else if lib.elem (lib.toLower name) (map lib.toLower (passed ++ [ "Host" "Connection" "Content-Length" "Transfer-Encoding" ])) then
+      { problem = "`${name}` says something else of every request, and would be sent twice; write the header that the provider takes its key in"; }
     else
       {
         value = {
-          name = lib.head parts;
+          inherit name;
           scheme = lib.elemAt parts 2;
         };
       };

@@ -23,7 +23,7 @@ let
           example = "/run/secrets/anthropic";
           description = ''
             File with the key, and nothing else: one of sops-nix or agenix, or one that you made. root reads it, when {option}`opencode-keys.service` starts or is reloaded, and when the file
-            changes (where links lead to it, as with sops-nix, set its `reloadUnits`); nobody else need be able to, and if everybody or an instance's user can, the service refuses it. A string, so that it is not copied to the world-readable store.
+            changes or a link leads to another one; nobody else need be able to, and if everybody or an instance's user can, the service refuses it. A string, so that it is not copied to the world-readable store.
           '';
         };
         upstream = mkOption {

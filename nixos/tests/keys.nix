@@ -106,12 +106,15 @@ in
         "https://llm.example.org/v1;x"
         "llm.example.org"
         ""
+        "https://llm.example.org/${lib.concatStrings (lib.genList (_: "x") 100)}"
       ])
-      ([ true true true ] ++ lib.genList (_: false) 12);
+      ([ true true true ] ++ lib.genList (_: false) 13);
   "a base URL without TLS, in words" = is (hasInfix "without TLS" (parseUpstream "http://x.example.org").problem) true;
-  "headers" = is (map (text: parseHeader text ? value) [ "x-api-key" "Authorization: Bearer" "a b" "a: b c" "a: b;" ]) [
+  "headers" = is (map (text: parseHeader text ? value) [ "x-api-key" "Authorization: Bearer" "a b" "a: b c" "a: b;" "host" "Content-Type: x" ]) [
     true
     true
+    false
+    false
     false
     false
     false

@@ -113,6 +113,16 @@ with subtest("each API's requests are passed on, and what the provider says is w
             assert got == f'{code} {{"data":[]}}', (name, code, got)
     assert len(seen()) == 14
 
+with subtest("an address of the provider's where the host gets no connection is in nobody's way"):
+    got = {ask("a", A, request(POST % A, "PIECES=1 GAP=0 "))[:3] for _ in range(12)}
+    assert got == {"200"} and logged("[2001:db8::10]") and len(seen()) == 12, got
+    assert not logged("first=-, ") and not logged("first=0.000, "), logged("first=-")
+
+with subtest("an answer's headers may be as many as a client takes"):
+    got = ask("a", A, request(POST % A, "BIG=14000 "))
+    assert got.startswith("200 "), got
+    seen()
+
 with subtest("of what a client sends nothing goes on but what the provider needs"):
     credentials = "Authorization: Bearer mine\nX-Goog-Api-Key: mine\nApi-Key: mine\nCookie: mine\nX-Whatever-Token: mine\nAnthropic-Version: 2023-06-01"
     got = ask("a", A, request(POST % A + "\n" + credentials))
@@ -156,6 +166,7 @@ with subtest("what is no request of the provider's API is refused, and the provi
         ("404", f"POST /anthropic/v1/files HTTP/1.1\n{host}"),
         ("404", f"DELETE /anthropic/v1/messages HTTP/1.1\n{host}"),
         ("404", f"POST /openai/v1/responses HTTP/1.1\n{host}"),
+        ("400", f"GET /anthropic/v1/models HTTP/1.1\n{host}"),
         ("404", f"POST /v1/messages HTTP/1.1\n{host}"),
         ("421", "POST /anthropic/v1/messages HTTP/1.1\nHost: llm.example.org\nx-api-key: TOKEN"),
         ("421", f"POST /anthropic/v1/messages HTTP/1.1\nHost: localhost:{A}\nx-api-key: TOKEN"),

@@ -220,19 +220,73 @@ with subtest("a changed key is read by itself, and a bad one is not"):
     write_key("a", "sk-second-key-of-a")
     machine.succeed("systemctl reload opencode-keys")
 
-with subtest("a link, as those of sops-nix and agenix, is followed at a reload"):
-    for number in 1, 2:
-        machine.succeed(
-            f"install -D -m 0400 /dev/stdin /run/generations/{number}/a <<< sk-of-generation-{number}",
-            f"ln -sfn /run/generations/{number}/a /run/secrets/a.new",
-            "mv -T /run/secrets/a.new /run/secrets/a",
-            "systemctl reload opencode-keys",
-            f"grep -q sk-of-generation-{number} /run/opencode-keys/keys.conf",
-        )
-    machine.succeed("rm /run/secrets/a")
+
+
+def generation(number):
+    """Has /run/secrets lead to other files, as sops-nix does; each is a copy of the ones of before."""
+    machine.succeed(
+        f"mkdir -p /run/secrets.d && cp -aT /run/secrets/ /run/secrets.d/{number}",
+        f"ln -sfn secrets.d/{number} /run/secrets.new && mv -T /run/secrets.new /run/secrets",
+    )
+
+
+def read():
+    """Which of the files of keys that root made nginx has: another one after each reload."""
+    return machine.succeed("stat -c '%i %z' /run/opencode-keys/keys.conf")
+
+
+def looks():
+    """Has the keys looked at, without waiting for the timer. What is said of that."""
+    begin = machine.succeed("date +%s.%N").strip()
+    machine.execute("systemctl start opencode-keys-reload")
+    return machine.succeed("journalctl --sync", f"journalctl -q -o cat --no-pager --since=@{begin} -u opencode-keys-reload")
+
+
+with subtest("a link on the way to a key that leads elsewhere, as with sops-nix and agenix, is followed by itself"):
+    machine.succeed("mkdir /run/secrets.d", "mv -T /run/secrets /run/secrets.d/1", "ln -s secrets.d/1 /run/secrets")
+    # By the timer alone: what the path unit sees is another thing.
+    machine.succeed("systemctl stop opencode-keys-reload.path")
+    machine.succeed("cp -aT /run/secrets/ /run/secrets.d/2", "printf sk-of-generation-2 > /run/secrets.d/2/a")
+    begin = time.monotonic()
+    machine.succeed("ln -s secrets.d/2 /run/secrets.new", "mv -T /run/secrets.new /run/secrets")
+    machine.wait_until_succeeds("grep -q sk-of-generation-2 /run/opencode-keys/keys.conf", timeout=60)
+    print(f"after {time.monotonic() - begin:.0f} s the key of another generation is in use")
+    machine.fail("ls /run/opencode-keys/*.new")
+    machine.fail("grep -rlaF sk-of-generation-2 /run/opencode /run/opencode-keys-reload /tmp /var/tmp")
+
+with subtest("what is the same is not read anew, nor is it said that it was looked at"):
+    machine.succeed("systemctl stop opencode-keys-reload.timer")
+    before = read()
+    generation(3)
+    assert not looks() and read() == before
+    machine.fail("journalctl -q -o cat --no-pager -u opencode-keys-reload -u opencode-keys-count | grep -e Starting -e Finished -e Deactivated")
+
+with subtest("a key that is gone for a moment, or bad, leaves the one of before in use, and it is said"):
+    machine.succeed("mv /run/secrets/a /run/secrets/away")
+    got = looks()
+    assert "/run/secrets/a) is no file" in got and "keys of before stay in use" in got, got
+    machine.succeed("mv /run/secrets/away /run/secrets/a")
+    assert not looks() and read() == before
+    for text, mode, expected in ("", "0400", "is empty"), ("two\nlines", "0400", "no second line"), ("sk-of-generation-2", "0444", "everybody"):
+        write_key("a", text, mode)
+        got = looks()
+        assert expected in got and "two" not in got and read() == before, (expected, got)
+        machine.succeed("systemctl is-failed opencode-keys-reload")
+        machine.fail("grep -q two /run/opencode-keys/keys.conf")
     write_key("a", "sk-second-key-of-a")
-    machine.succeed("systemctl reload opencode-keys")
+    assert not looks() and read() != before
     wait_for_second()
+
+with subtest("what is stopped stays so, and what failed for its key is started once that is good"):
+    machine.succeed("systemctl stop opencode-keys")
+    write_key("a", "")
+    assert not looks()
+    machine.fail("systemctl is-active opencode-keys", "systemctl start opencode-keys")
+    machine.wait_until_succeeds("systemctl is-failed opencode-keys")
+    assert "is empty" in looks()
+    write_key("a", "sk-second-key-of-a")
+    assert not looks() and second()
+    machine.succeed("rm /run/secrets && mv -T /run/secrets.d/3 /run/secrets", "systemctl start opencode-keys-reload.path opencode-keys-reload.timer")
 
 with subtest("a configuration that nginx does not take makes the reload fail"):
     machine.succeed("cp -a /etc/opencode-keys/nginx.conf /run/nginx.conf", "echo 'nonsense;' >> /etc/opencode-keys/nginx.conf")
@@ -251,14 +305,14 @@ with subtest("a token is its user's of now, and goes with its instance"):
     assert second()
 
 with subtest("whose port another user has: it does not start, and what that user was told is of no use"):
-    machine.succeed("systemctl stop opencode-keys-reload.path opencode-keys", "systemctl stop opencode-keys-gone")
+    machine.succeed("systemctl stop opencode-keys-reload.path opencode-keys-reload.timer opencode-keys", "systemctl stop opencode-keys-gone")
     listen = f"import socket; s = socket.create_server(('127.0.0.1', {A})); input()"
     machine.succeed(f"(sleep inf | setpriv --reuid opencode-free --clear-groups python3 -c {shlex.quote(listen)} > /dev/null 2>&1 &)")
     machine.wait_until_succeeds(f"ss -Hltn sport = {A} | grep .")
     machine.fail("systemctl start opencode-keys")
     assert logged(f"port {A} of instance a is opencode-free's"), logged("port")
     assert machine.succeed("cat /run/opencode/tokens/a") != token
-    machine.succeed("pkill -u opencode-free -f create_serve[r]", "systemctl reset-failed opencode-keys", "systemctl start opencode-keys opencode-keys-reload.path")
+    machine.succeed("pkill -u opencode-free -f create_serve[r]", "systemctl reset-failed opencode-keys", "systemctl start opencode-keys opencode-keys-reload.path opencode-keys-reload.timer")
     # The server has what it read.
     assert ask("a", A, request(POST % A)).startswith("401 ")
     machine.succeed("systemctl restart opencode-a")
@@ -267,7 +321,7 @@ with subtest("whose port another user has: it does not start, and what that user
 
 with subtest("with such a key it does not start, and says what to do; without nginx the server says so at once"):
     for text, expected in (None, "is no file"), ("", "is empty"):
-        machine.succeed("systemctl stop opencode-keys-reload.path")
+        machine.succeed("systemctl stop opencode-keys-reload.path opencode-keys-reload.timer")
         machine.succeed("rm -f /run/secrets/a") if text is None else write_key("a", text)
         machine.fail("systemctl restart opencode-keys")
         assert logged(expected) and logged("/run/secrets/a"), expected
@@ -279,7 +333,7 @@ with subtest("with such a key it does not start, and says what to do; without ng
         assert "opencode-keys.service does not run" in json.dumps(answer["info"]["error"]) and took < 5, (took, answer)
         machine.succeed("systemctl reset-failed opencode-keys")
     write_key("a", KEYS["a"])
-    machine.succeed("systemctl start opencode-keys", "systemctl start opencode-keys-reload.path")
+    machine.succeed("systemctl start opencode-keys", "systemctl start opencode-keys-reload.path opencode-keys-reload.timer")
     machine.fail("systemctl is-active opencode-keys-gone")
     assert said(message("a", "hello")).count("piece") == 5
 
@@ -300,7 +354,7 @@ with subtest("a key in a file of the environment as well: the server does not st
     start("a")
 
 with subtest("without a token the server does not start, and says whose fault it is"):
-    machine.succeed("systemctl stop opencode-a opencode-keys opencode-keys-reload.path", "rm /run/opencode/tokens/a")
+    machine.succeed("systemctl stop opencode-a opencode-keys opencode-keys-reload.path opencode-keys-reload.timer", "rm /run/opencode/tokens/a")
     override("opencode-keys", "[Service]\nExecStartPre=\nExecStartPre=/bin/false\n")
     machine.fail("systemctl start opencode-a")
     assert "opencode-keys.service has made no token" in machine.succeed("journalctl -q -o cat --no-pager -u opencode-a-paths"), printed("a")

@@ -5,11 +5,15 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     path::Path,
+    process::Command,
 };
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::{process::root, render};
+use crate::{
+    process::{apt_install, checked, root},
+    render,
+};
 
 /// A setting that the two have on purpose not alike, and why.
 struct Difference {
@@ -124,7 +128,15 @@ const GONE: &[Difference] = &[
     ENVIRONMENT,
 ];
 
-const RELOAD: &[Difference] = &[ENVIRONMENT];
+const RELOAD: &[Difference] = &[
+    Difference {
+        setting: "Service.ExecStart",
+        dist: Some("/usr/libexec/opencode-keys-load follow /etc/opencode-keys/list"),
+        module: Some("/etc/opencode-keys/load follow /etc/opencode-keys/list"),
+        because: IN_STORE,
+    },
+    ENVIRONMENT,
+];
 
 /// Why the module names another file.
 const IN_STORE: &str = "the programs are in the store, and the module says where";
@@ -226,6 +238,32 @@ fn the_module_and_dist_have_the_same_units() -> Result<()> {
             );
         }
     }
+    Ok(())
+}
+
+/// As they are, but for where it may write and what only a host has.
+#[test]
+fn nginx_takes_the_templates() -> Result<()> {
+    apt_install("nginx' templates", &["nginx", "ca-certificates"])?;
+    let directory = std::env::temp_dir().join(format!("xtask-nginx-templates-{}", std::process::id()));
+    fs::create_dir_all(&directory)?;
+    let file = |name: &str, text: &str| fs::write(directory.join(name), text);
+    // As opencode-keys-load writes them.
+    file(
+        "tokens.conf",
+        "map $http_x_api_key $keys_known_0 { default ''; }\nmap $http_authorization $keys_known_1 { default ''; }\n",
+    )?;
+    file("keys.conf", "geo $keys_key_0 { default x; }\ngeo $keys_key_1 { default x; }\n")?;
+    let own = directory.to_str().context("the directory's name is no UTF-8")?;
+    for name in ["opencode-keys-gone", "opencode-keys"] {
+        let template = read(&root().join(format!("dist/{name}.conf")))?
+            .replace(&format!("/run/{name}/"), &format!("{own}/"));
+        file("nginx.conf", &template)?;
+        let mut nginx = Command::new("nginx");
+        nginx.args(["-t", "-q", "-e", "stderr", "-c"]).arg(directory.join("nginx.conf"));
+        checked(nginx).with_context(|| format!("dist/{name}.conf"))?;
+    }
+    fs::remove_dir_all(directory)?;
     Ok(())
 }
 
