@@ -14,7 +14,7 @@ use crate::{
     assets, build_ebpf, daemon, fuzz,
     harness::Results,
     machine::Machine,
-    process::{ensure, output, root, run as run_command},
+    process::{apt_install, ensure, output, root, run as run_command},
     render, scenarios,
     vm_test::{
         script::{self, Outcome},
@@ -129,6 +129,7 @@ fn hooks() -> Result<()> {
 
 fn machine(only: &[String]) -> Result<()> {
     ensure("the machine tier", &[("tmux", "tmux")])?;
+    apt_install("the machine tier", &[scenarios::CLOCK])?;
     let binary = daemon::with_object()?;
     eprintln!("xtask: tier 3, machine");
     let mut machine = Machine::boot(&binary)?;

@@ -9,7 +9,7 @@ use tracing::error;
 
 use super::{
     DaemonError,
-    connections::{InForceBefore, places::Connections},
+    connections::places::Connections,
     fold, last_applied,
     leases::Leases,
     names::Names,
@@ -110,7 +110,7 @@ impl Daemon {
             daemon.retire_predecessors(|name| other.contains(name));
             // What could not be is logged there.
             let names: Vec<_> = daemon.instances.keys().cloned().collect();
-            daemon.reset_denied(&names.iter().collect::<Vec<_>>(), InForceBefore::new());
+            daemon.reset_denied(&names.iter().collect::<Vec<_>>());
         }
         if let Some(why) = &daemon.policies.reload_error {
             error!(

@@ -119,14 +119,14 @@ impl Collected {
         let line = TriedLine {
             at,
             who: Program::of(&entry.egress_comm.unwrap_or_default(), &via),
+            process: None,
             // The line itself stands for one.
             denials: 1 + number(entry.egress_suppressed),
             passed: entry.egress_mode.as_deref() == Some(mode_name(Mode::Audit)),
         };
         if let Some(name) = entry.egress_query {
             if entry.egress_reason.as_deref() == Some(NAME_NOT_ALLOWED) {
-                let who = line.who.filter(|_| !via.is_empty());
-                self.lines.add_question(name, TriedLine { who, ..line });
+                self.lines.add_question(name, line.of_question(&via));
             }
             return;
         }
@@ -182,7 +182,8 @@ mod tests {
         assert_eq!((tried.first, tried.last, tried.times), (Some(1_700_000_000), Some(1_700_000_100), 2));
         assert_eq!(tried.programs().as_deref(), Some("curl of bash, node"));
         assert_eq!((names[0].name.as_str(), names[0].attempts, names.len()), ("api.example.org", 4, 1));
-        assert_eq!(names[0].tried.programs(), None, "of a shell, perhaps");
+        assert_eq!(names[0].tried.who, [].into(), "of a shell, perhaps");
+        assert_eq!(names[0].tried.programs().as_deref(), Some("curl"));
         assert_eq!(collected.left_out, 6);
         assert_eq!(collected.allowed, ["listed.example.org".to_owned()].into());
     }

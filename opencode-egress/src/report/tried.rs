@@ -33,10 +33,23 @@ pub struct TriedLine {
     pub at: u64,
     /// Which program, if that is known.
     pub who: Option<Program>,
+    /// The name of its process, where nobody knows who started it.
+    pub process: Option<String>,
     /// How many denials it stands for.
     pub denials: u64,
     /// Whether they passed.
     pub passed: bool,
+}
+
+impl TriedLine {
+    /// That of a question: of a process that had ended when it was looked for, or whose parents had, nobody knows whether a shell started it.
+    #[must_use]
+    pub fn of_question(self, via: &[String]) -> Self {
+        match via.is_empty() {
+            true => Self { process: self.who.map(|program| program.name), who: None, ..self },
+            false => self,
+        }
+    }
 }
 
 /// A denied flow: where to, why, and by which name. Another reason is another denial, and so is another name that brought the address.
@@ -63,14 +76,12 @@ impl DeniedLines {
             Line::Flow(line) => {
                 let Some(protocol) = protocol_named(&line.proto) else { return };
                 let destination = Destination { address: line.dst, port: line.dport, protocol: protocol.0 };
-                let line_of = TriedLine { at, who, denials, passed: line.audit };
+                let line_of = TriedLine { at, who, process: None, denials, passed: line.audit };
                 self.add_flow((destination, line.reason.clone(), line.name.clone()), line_of);
             }
             Line::Question(line) if line.reason == NAME_NOT_ALLOWED => {
-                // One whose parents were gone, or that was, is not known to be the server's own or a shell's.
-                let who = who.filter(|_| !caller.via.is_empty());
-                let line_of = TriedLine { at, who, denials, passed: line.audit };
-                self.add_question(line.query.clone(), line_of);
+                let line_of = TriedLine { at, who, process: None, denials, passed: line.audit };
+                self.add_question(line.query.clone(), line_of.of_question(&caller.via));
             }
             Line::Question(_) => {}
         }
@@ -186,6 +197,7 @@ impl Said {
         self.attempts += line.denials;
         self.passed += if line.passed { line.denials } else { 0 };
         self.tried.add(line.at, line.who.clone());
+        line.process.iter().for_each(|name| self.tried.add_process(name));
     }
 }
 

@@ -16,6 +16,7 @@ mod places;
 mod policy_file;
 mod refusals;
 mod starts;
+mod steady;
 mod step;
 mod top;
 mod waiting;
@@ -23,6 +24,7 @@ mod why;
 
 pub(crate) use main_job::MAIN_JOB;
 pub(crate) use names::race_of_names;
+pub(crate) use steady::CLOCK;
 pub(crate) use step::{
     A, B, POLICY, Scenario, TALK, Tell, daemon_log, get, health_request, healthy, pinned, status,
 };
@@ -33,6 +35,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Scenario> {
         refusals::REFUSALS,
         why::WHY,
         top::TOP,
+        steady::STEADY,
         policy_file::POLICY_FILE,
         connections::CONNECTIONS,
         lifecycle::LIFECYCLE,

@@ -24,7 +24,7 @@ pub(super) const FLOOD: &[Scenario] =
     &[Scenario { title: "top: a flood of denials leaves it readable, quick and cheap", run: flood }];
 
 /// A terminal of 80 columns and 24 lines, in which `top` runs until the end of the shell around it.
-struct Terminal<'a> {
+pub(super) struct Terminal<'a> {
     machine: &'a Machine,
     /// Of its own: a server that was told to end may still be there.
     socket: String,
@@ -32,7 +32,7 @@ struct Terminal<'a> {
 
 impl<'a> Terminal<'a> {
     /// Runs a command there, and says how it ended.
-    fn open(machine: &'a Machine, command: &str) -> Result<Self> {
+    pub(super) fn open(machine: &'a Machine, command: &str) -> Result<Self> {
         static OPENED: AtomicU32 = AtomicU32::new(0);
         let socket = format!("/run/top-{}.tmux", OPENED.fetch_add(1, Ordering::Relaxed));
         let terminal = Self { machine, socket };
@@ -72,7 +72,7 @@ impl<'a> Terminal<'a> {
     }
 
     /// Waits until a text is on the screen; returns all of it.
-    fn shows(&self, text: &str) -> Result<String> {
+    pub(super) fn shows(&self, text: &str) -> Result<String> {
         let shown = wait(text, || self.screen().ok().filter(|screen| screen.contains(text)));
         shown.or_else(|error| Err(error.context(format!("the screen is:\n{}", self.screen()?))))
     }

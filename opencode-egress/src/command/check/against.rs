@@ -264,7 +264,7 @@ mod tests {
     use crate::{policy::file, report::tried::TriedLine};
 
     fn line(denials: u64, passed: bool) -> TriedLine {
-        TriedLine { at: 1000, who: None, denials, passed }
+        TriedLine { at: 1000, who: None, process: None, denials, passed }
     }
 
     /// What passed and what was refused.

@@ -23,14 +23,14 @@ use crate::{
 
 /// Draws all of it; without colours where there are to be none.
 pub(super) fn draw(top: &Top, colors: bool, frame: &mut Frame<'_>) {
-    let notices = notices(top, colors, frame.area().width);
+    let notices = notices(top, colors, frame.area());
     let rows = rows(top, colors);
     let instances = u16::try_from(rows.len() + 1).unwrap_or(u16::MAX);
     let height = frame.area().height;
     // Denials get what is left, at least a quarter.
     let [title, above, table, denials, keys] = Layout::vertical([
         Constraint::Length(1),
-        Constraint::Length(u16::try_from(notices.len()).unwrap_or(u16::MAX).min(height / 4)),
+        Constraint::Length(u16::try_from(notices.len()).unwrap_or(u16::MAX).min(notices_room(height))),
         Constraint::Length(instances.saturating_add(1).min(height / 2)),
         Constraint::Fill(1),
         Constraint::Length(1),
@@ -63,19 +63,31 @@ fn headline(top: &Top) -> Line<'_> {
     }
 }
 
-fn notices(top: &Top, colors: bool, width: u16) -> Vec<Line<'_>> {
+/// How many lines of a screen notices may take.
+fn notices_room(height: u16) -> u16 {
+    height / 4
+}
+
+/// The notices, each whole where there is room for all of them, else each in one line.
+fn notices(top: &Top, colors: bool, Rect { width, height, .. }: Rect) -> Vec<Line<'_>> {
     let trouble = top.trouble.iter().map(|trouble| match &top.status {
         Some(_) => format!("this is from before: {trouble}"),
         None => trouble.clone(),
     });
     let trouble = trouble.map(|text| Notice { severity: Severity::Look, text });
     let status = top.status.iter().flat_map(|(_, status)| status.notices());
-    let mut lines: Vec<_> = trouble
-        .chain(status)
-        .map(|Notice { severity, text }| {
-            Line::styled(fitting(format!("! {text}"), width), style(severity, colors))
-        })
-        .collect();
+    let notices: Vec<_> = trouble.chain(status).collect();
+    let drawn = |as_lines: fn(String, u16) -> Vec<String>| -> Vec<Line<'_>> {
+        let lines = notices.iter().flat_map(|Notice { severity, text }| {
+            let lines = as_lines(format!("! {text}"), width).into_iter();
+            lines.map(|line| Line::styled(line, style(*severity, colors)))
+        });
+        lines.collect()
+    };
+    let mut lines = drawn(folded);
+    if lines.len() > usize::from(notices_room(height)) {
+        lines = drawn(|text, width| vec![fitting(text, width)]);
+    }
     if lines.is_empty() && top.status.is_some() {
         lines.push(Line::from("nothing needs attention"));
     }
@@ -148,6 +160,21 @@ fn draw_denials(top: &Top, frame: &mut Frame<'_>, area: Rect) {
         if is_chosen { line.reversed() } else { line }
     }));
     frame.render_widget(Text::from(lines), area);
+}
+
+/// A text in lines that fit on the screen; all but the first are indented.
+fn folded(text: String, width: u16) -> Vec<String> {
+    let (mut lines, mut line) = (vec![], String::new());
+    for word in text.split(' ') {
+        if !line.is_empty() && line.chars().count() + 1 + word.chars().count() > usize::from(width) {
+            lines.push(std::mem::replace(&mut line, format!("  {word}")));
+        } else {
+            let space = if line.is_empty() { "" } else { " " };
+            line = format!("{line}{space}{word}");
+        }
+    }
+    lines.push(line);
+    lines.into_iter().map(|line| fitting(line, width)).collect()
 }
 
 /// A text that is cut at the screen's edge says so.

@@ -8,7 +8,7 @@ use tracing::{info, warn};
 use crate::{
     cgroups::{Cgroup, Services, unit_of},
     control::caller::Caller,
-    daemon::{connections::InForceBefore, error::DaemonError, state::Daemon},
+    daemon::{error::DaemonError, state::Daemon},
     kernel::{hooks::Needs, instance::InstanceIndex, loader::Loaded, pins::LinkDirectory},
     policy::{InstanceName, UnitName},
     report::{
@@ -77,7 +77,7 @@ impl Daemon {
             instance.unasked.entry(unit.clone()).or_insert_with(Instant::now);
         }
         if cgroup.is_populated() {
-            self.reset_denied(&[name], InForceBefore::new());
+            self.reset_denied(&[name]);
         }
     }
 

@@ -9,26 +9,26 @@ use opencode_egress_common::{
     names::may_be_allowed_by_name,
 };
 
-use crate::policy::{AnyRule, lease::LeaseRule};
+use crate::{
+    daemon::names::Brought,
+    policy::{AnyRule, lease::LeaseRule},
+};
 
 /// The policy by which a cgroup's connections are judged; without one, all are denied.
 pub(super) struct Judge<R> {
     pub(super) policy: Option<(PolicyHeader, R)>,
-    /// The policy before it.
-    pub(super) before: Option<(PolicyHeader, R)>,
     /// Addresses that only names brought which are not listed any more.
     pub(super) dropped: BTreeSet<IpAddr>,
     /// Rules of its leases, of those that ended too.
     pub(super) leased: Vec<LeaseRule>,
-    /// Addresses that names brought: what goes there may have begun by one of them.
-    pub(super) named: BTreeSet<IpAddr>,
+    /// Addresses that names ever brought: what goes there may have begun by one of them.
+    pub(super) brought: Brought,
 }
 
 // Not derived: that would ask the same of `R`.
 impl<R> Default for Judge<R> {
     fn default() -> Self {
-        let (dropped, named) = (BTreeSet::new(), BTreeSet::new());
-        Self { policy: None, before: None, dropped, leased: vec![], named }
+        Self { policy: None, dropped: BTreeSet::new(), leased: vec![], brought: Brought::default() }
     }
 }
 
@@ -38,30 +38,21 @@ impl<R: Rules> Judge<R> {
         let Some((header, rules)) = &self.policy else { return true };
         match judge(header, rules, flow, local_port) {
             Verdict::Allow => false,
-            // Which name or lease a connection began by, only its socket knows: its next packet is judged, and ends it where it is denied.
-            Verdict::Deny(reason)
-                if may_be_allowed_by_name(reason)
-                    && (self.has_names(header) || covers(&self.leased, flow)) =>
-            {
-                self.dropped.contains(&IpAddr::from(flow.address)) || self.was_by_network(flow, local_port)
+            // Which name or lease a connection began by, only its socket knows: its next packet is judged, and ends it where it is denied. One
+            // that can have begun by none of these began by a network that was leased or listed until now.
+            Verdict::Deny(reason) if may_be_allowed_by_name(reason) => {
+                !covers(&self.leased, flow) && !self.may_be_by_name(header, IpAddr::from(flow.address))
             }
             Verdict::Deny(_) => true,
         }
     }
 
-    /// Whether something can have begun by a name: also by one whose lease ended.
-    fn has_names(&self, header: &PolicyHeader) -> bool {
-        header.name_grants > 0 || self.leased.iter().any(|rule| matches!(rule.rule(), AnyRule::Name(_)))
-    }
-
-    /// Whether a connection that the rules deny is one that networks allowed until now. It began by no name and no lease, unless these
-    /// networks came after it.
-    fn was_by_network(&self, flow: &Flow, local_port: u16) -> bool {
-        let allowed =
-            |(header, rules): &(PolicyHeader, R)| judge(header, rules, flow, local_port) == Verdict::Allow;
-        !self.named.contains(&IpAddr::from(flow.address))
-            && !covers(&self.leased, flow)
-            && self.before.as_ref().is_some_and(allowed)
+    /// Whether a connection to an address can have begun by a name that lasts: also by one whose lease ended.
+    fn may_be_by_name(&self, header: &PolicyHeader, address: IpAddr) -> bool {
+        let leased = || self.leased.iter().any(|rule| matches!(rule.rule(), AnyRule::Name(_)));
+        (header.name_grants > 0 || leased())
+            && self.brought.may_have(address)
+            && !self.dropped.contains(&address)
     }
 }
 
@@ -115,27 +106,26 @@ mod tests {
         let flow = Flow { address: address.into(), protocol: Protocol::TCP, port: 80 };
         let (network, other, name) =
             (&["192.0.2.0/24:80"][..], &["192.0.2.0/24:81"][..], &["a.example:80"][..]);
-        for (allow, leased, ended, denies) in [
-            (&[][..], &[][..], &[][..], true),
-            (network, &[], &[], false),
-            (name, &[], &[], false),
-            (&[], network, &[], false),
-            (&[], name, &[], false),
-            (&[], &[], network, false),
-            (&[], &[], name, false),
-            (other, other, other, true),
+        // Whether it is reset where no name ever brought the address, and where one did.
+        for (allow, leased, ended, [unbrought, brought]) in [
+            (&[][..], &[][..], &[][..], [true, true]),
+            (network, &[], &[], [false, false]),
+            (name, &[], &[], [true, false]),
+            (&[], network, &[], [false, false]),
+            (&[], name, &[], [true, false]),
+            (&[], &[], network, [false, false]),
+            (&[], &[], name, [true, false]),
+            (name, &[], other, [true, false]),
+            (name, &[], network, [false, false]),
+            (other, other, other, [true, true]),
         ] {
-            let judge = of(allow, leased, ended);
-            assert_eq!(judge.denies(&flow, 4711), denies, "{allow:?} {leased:?} {ended:?}");
-        }
-        assert!(Judge { dropped: [address].into(), ..of(&[], &[], name) }.denies(&flow, 4711));
-        let before = || of(network, &[], &[]).policy;
-        assert!(Judge { before: before(), ..of(name, &[], &[]) }.denies(&flow, 4711));
-        for judge in [
-            Judge { before: before(), named: [address].into(), ..of(name, &[], &[]) },
-            Judge { before: before(), ..of(name, &[], network) },
-        ] {
-            assert!(!judge.denies(&flow, 4711));
+            let case = format!("{allow:?} {leased:?} {ended:?}");
+            assert_eq!(of(allow, leased, ended).denies(&flow, 4711), unbrought, "{case}");
+            let mut judge = of(allow, leased, ended);
+            judge.brought.add(&[address]);
+            assert_eq!(judge.denies(&flow, 4711), brought, "brought: {case}");
+            judge.dropped.insert(address);
+            assert_eq!(judge.denies(&flow, 4711), unbrought, "dropped: {case}");
         }
     }
 }

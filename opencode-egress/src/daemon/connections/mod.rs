@@ -5,7 +5,6 @@ pub(super) mod places;
 
 use std::{collections::HashMap, os::fd::OwnedFd, rc::Rc};
 
-use opencode_egress_common::abi::PolicyHeader;
 use tracing::{info, warn};
 
 use self::judge::Judge;
@@ -20,12 +19,6 @@ use crate::{
 const RESETS: usize = 256;
 /// How many of them may have all sockets searched.
 const SEARCHES: usize = 8;
-
-/// A policy as the kernel has it.
-type InForce = (PolicyHeader, KernelRules);
-
-/// The policies by which instances were judged before a change, of those instances whose new policy has name rules.
-pub(super) type InForceBefore = HashMap<InstanceIndex, InForce>;
 
 impl Daemon {
     /// Resets sockets whose packets were refused, so that no program waits for an answer. Returns whether there may be more.
@@ -91,11 +84,11 @@ impl Daemon {
         Ok(())
     }
 
-    /// Resets what instances have open and their policies deny, so that no program waits for an answer; `before` is what was in force
-    /// until now. Returns what was not reset, for people; it is logged here.
-    pub(super) fn reset_denied(&mut self, names: &[&InstanceName], before: InForceBefore) -> Vec<String> {
+    /// Resets what instances have open and their policies deny, so that no program waits for an answer. Returns what was not reset, for people;
+    /// it is logged here.
+    pub(super) fn reset_denied(&mut self, names: &[&InstanceName]) -> Vec<String> {
         let mut not_reset = vec![];
-        let judged = self.judged(names, before, &mut not_reset);
+        let judged = self.judged(names, &mut not_reset);
         let (mut reset, mut mptcp, mut failed, mut why) = (0, 0, 0, None);
         for diagnosis in self.connections.diagnoses().filter(|_| !judged.is_empty()) {
             let open = match diagnosis.connections() {
@@ -140,7 +133,6 @@ impl Daemon {
     fn judged(
         &self,
         names: &[&InstanceName],
-        mut before: InForceBefore,
         not_reset: &mut Vec<String>,
     ) -> HashMap<u64, Rc<Judge<KernelRules>>> {
         let mut judged = HashMap::new();
@@ -165,10 +157,9 @@ impl Daemon {
             let policy = match self.loaded.maps.policy(instance.index) {
                 Ok(policy) => Rc::new(Judge {
                     policy,
-                    before: before.remove(&instance.index),
                     dropped: self.names.dropped(instance.index),
                     leased: instance.policy.iter().flat_map(|policy| policy.leased.all().cloned()).collect(),
-                    named: self.names.addresses(instance.index),
+                    brought: self.names.brought(name),
                 }),
                 Err(error) => {
                     not_reset.push(format!("{name}: its policy cannot be read: {}", error_chain(&error)));

@@ -13,7 +13,7 @@ use super::{
     store::{Ending, InstanceLeases, Told, by_itself},
 };
 use crate::{
-    daemon::{connections::InForceBefore, error::DaemonError, policies::ChangedPolicy, state::Daemon},
+    daemon::{error::DaemonError, policies::ChangedPolicy, state::Daemon},
     kernel::maps::boottime,
     policy::{
         AnyRule, InstanceName, Mode, Policy,
@@ -196,7 +196,7 @@ impl Daemon {
         // Of audit mode what was denied meanwhile is open, and refused from now on.
         let audit = told.iter().any(|(lease, what, _)| lease.kind == LeaseKind::Audit && *what == "ended");
         if audit || !over.is_empty() {
-            notes.extend(self.reset_denied(&[&name], InForceBefore::new()));
+            notes.extend(self.reset_denied(&[&name]));
         }
         let Some((lease, what, _)) = told.into_iter().next() else {
             return Err(DaemonError::NothingOver { name });

@@ -36,7 +36,7 @@ impl Daemon {
         let Self { loaded, names, policies, .. } = self;
         let Some(index) = InstanceIndex::new(number) else { return vec![] };
         let Some(own) = names.own_addresses() else { return vec![] };
-        let Names { of, store, trouble, .. } = names;
+        let Names { of, store, trouble, brought, .. } = names;
         let (Some(instance), Ok(name)) = (of.get_mut(&index), name.parse::<DnsName>()) else { return vec![] };
         let Ok(Some((_, rules))) = loaded.maps.policy(index) else { return vec![] };
         let now = boottime();
@@ -68,6 +68,7 @@ impl Daemon {
                 until,
             };
             store.append(&record);
+            brought.entry(record.instance).or_default().add(&learned);
             instance.known.learn(&name, &learned, until, now.saturating_sub(KEPT));
             if instance.allowed.is_news(&name, &policies.log, Instant::now()) {
                 info!(

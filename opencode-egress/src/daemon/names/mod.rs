@@ -1,6 +1,7 @@
 //! Names: what is known of them, by instance, and who resolves them. [`learn`] is how it comes to be known.
 
 mod allowed;
+mod brought;
 mod denied;
 mod instance;
 mod learn;
@@ -34,12 +35,12 @@ use self::{
     resolver::Resolvers,
     store::{NameStore, Record},
 };
+pub(in crate::daemon) use self::{brought::Brought, resolver::Told, servers::DeniedServers};
 pub(crate) use self::{
     questions::{Question, Questions},
     sockets::ResolverSockets,
     weigh::until,
 };
-pub(in crate::daemon) use self::{resolver::Told, servers::DeniedServers};
 use crate::{
     control::learned::ToResolver,
     daemon::error::DaemonError,
@@ -69,6 +70,8 @@ pub(in crate::daemon) struct Names {
     /// What an earlier daemon left, by instance, until that has a policy.
     left: BTreeMap<String, KnownNames>,
     left_sockets: BTreeMap<String, ResolverSockets>,
+    /// What names ever brought, by instance: also by names that are listed no more.
+    brought: BTreeMap<String, Brought>,
     own: Option<(Instant, Vec<IpAddr>)>,
     pub(in crate::daemon) resolvers: Resolvers,
     /// When what is over was last looked for in the kernel.
@@ -93,7 +96,9 @@ impl Names {
     pub(in crate::daemon) fn open(file: &Path) -> Self {
         let (store, records) = NameStore::open(file);
         let mut left: BTreeMap<String, KnownNames> = BTreeMap::new();
+        let mut brought: BTreeMap<String, Brought> = BTreeMap::new();
         for Record { instance, name, addresses, until } in records {
+            brought.entry(instance.clone()).or_default().add(&addresses);
             if let Ok(name) = name.parse() {
                 left.entry(instance).or_default().learn(&name, &addresses, until, 0);
             }
@@ -104,6 +109,7 @@ impl Names {
             store,
             left,
             left_sockets: ResolverSockets::passed(),
+            brought,
             own: None,
             resolvers: Resolvers::default(),
             swept: Instant::now(),
@@ -238,7 +244,14 @@ impl Names {
                 })
             })
         });
-        self.store.rewrite(of);
+        // Of no name: nothing new may begin by them.
+        let brought = self.brought.iter().map(|(instance, brought)| Record {
+            instance: instance.clone(),
+            name: String::new(),
+            addresses: brought.addresses().collect(),
+            until: 0,
+        });
+        self.store.rewrite(of.chain(brought));
     }
 
     /// The machine's own addresses, which no name may bring. `None`: they are not known, so no name may bring any.
@@ -280,9 +293,14 @@ impl Names {
         self.of.get(&index).map(|names| names.dropped.clone()).unwrap_or_default()
     }
 
-    /// Addresses that an instance's names brought, as far as is known.
-    pub(in crate::daemon) fn addresses(&self, index: InstanceIndex) -> BTreeSet<IpAddr> {
-        self.of.get(&index).map(|names| names.known.addresses()).unwrap_or_default()
+    /// Addresses that names ever brought to an instance.
+    pub(in crate::daemon) fn brought(&self, name: &InstanceName) -> Brought {
+        self.brought.get(name.as_str()).cloned().unwrap_or_default()
+    }
+
+    /// Forgets what names brought to instances that are not `listed`: nothing of these goes on.
+    pub(in crate::daemon) fn forget_brought_but(&mut self, listed: impl Fn(&str) -> bool) {
+        self.brought.retain(|name, _| listed(name));
     }
 
     /// Takes a resolver that connected in the place of the one before, and has it told everything.
@@ -334,6 +352,21 @@ mod tests {
         assert_eq!(names.of.keys().collect::<Vec<_>>(), [&first]);
         assert!(is_taken(kept) && !is_taken(port));
     }
+
+    #[test]
+    fn what_names_ever_brought_is_known_to_the_next_daemon() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("names");
+        let (name, address) = ("a".parse().expect("a name"), IpAddr::from([192, 0, 2, 1]));
+        let mut names = Names::open(&path);
+        names.brought.entry("a".to_owned()).or_default().add(&[address]);
+        names.all_in_force();
+        let mut names = Names::open(&path);
+        assert!(names.brought(&name).may_have(address) && names.left.is_empty());
+        names.forget_brought_but(|name| name != "a");
+        assert!(!names.brought(&name).may_have(address));
+    }
+
     #[test]
     fn an_address_that_a_name_brought_whose_lease_ended_is_not_dropped() {
         let directory = tempfile::tempdir().expect("a directory");
@@ -351,7 +384,6 @@ mod tests {
             known.learn(&format!("{name}.example").parse().expect("a name"), &addresses, 100, 0);
         }
         names.in_force(index, rules, &policy);
-        assert_eq!(names.addresses(index), [address(1), address(2)].into());
         assert_eq!(names.dropped(index), [address(4)].into());
     }
 }

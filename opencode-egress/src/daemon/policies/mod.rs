@@ -19,7 +19,6 @@ pub(in crate::daemon) use self::{
 };
 use crate::{
     daemon::{
-        connections::InForceBefore,
         error::DaemonError,
         state::{Daemon, InstanceState},
     },
@@ -131,7 +130,6 @@ impl Daemon {
         let first = self.policies.applied == 0;
         self.claim_numbers(&policies)?;
         let had_names: BTreeSet<_> = self.names.of.keys().copied().collect();
-        let before = self.in_force_before(&changed, &policies);
         let in_force = self.put_in_force(changed, &policies, &log, resolver.mark);
         self.confinement.soon.clear();
         let changes = match in_force {
@@ -164,10 +162,11 @@ impl Daemon {
         }
         judged.extend(self.retire_others(&policies));
         self.drop_leases(&policies);
+        self.names.forget_brought_but(|name| policies.keys().any(|listed| listed.as_str() == name));
         if !first {
             self.names.forget_unlisted();
         }
-        Ok(self.reset_denied(&judged.iter().collect::<Vec<_>>(), before))
+        Ok(self.reset_denied(&judged.iter().collect::<Vec<_>>()))
     }
 
     /// Takes note of policies that came into force, and returns their instances.
@@ -197,19 +196,6 @@ impl Daemon {
             }
         }
         judged
-    }
-
-    /// What judges the instances now whose new policies have rules for names, or leases. What this daemon did not put in force it cannot read:
-    /// the next packets are judged all the same.
-    fn in_force_before(
-        &self,
-        changed: &BTreeMap<InstanceName, ChangedPolicy>,
-        policies: &InstancePolicies,
-    ) -> InForceBefore {
-        let by_packet =
-            changed.iter().filter(|(name, new)| !new.names.is_empty() || !policies[*name].leased.is_empty());
-        let indices = by_packet.filter_map(|(name, _)| self.numbers.known().get(name).copied());
-        indices.filter_map(|index| Some((index, self.loaded.maps.policy(index).ok()??))).collect()
     }
 
     /// Puts policies in force: all of these, or none. What else was done for them until then is the caller's to undo.

@@ -63,6 +63,9 @@ pub struct Tried {
     /// The programs that tried, the first few of them.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub who: BTreeSet<Program>,
+    /// Names of processes that tried, the first few of those of which nobody knows who started them.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub processes: BTreeSet<String>,
     /// When the last of the times began.
     #[serde(skip)]
     began: Option<u64>,
@@ -80,6 +83,13 @@ impl Tried {
         self.add_programs(who);
     }
 
+    /// Takes note of a process that tried, and of which nobody knows who started it.
+    pub fn add_process(&mut self, name: &str) {
+        if self.processes.len() < MOST_PROGRAMS {
+            self.processes.insert(name.to_owned());
+        }
+    }
+
     /// Adds what is known of something else, which becomes one with it.
     pub fn join(&mut self, other: &Self) {
         self.first = [self.first, other.first].into_iter().flatten().min();
@@ -87,6 +97,7 @@ impl Tried {
         // They may have been the same ones.
         self.times = self.times.max(other.times);
         self.add_programs(other.who.iter().cloned());
+        other.processes.iter().for_each(|name| self.add_process(name));
     }
 
     fn add_programs(&mut self, who: impl IntoIterator<Item = Program>) {
@@ -113,7 +124,9 @@ impl Tried {
 
     /// Who tried, in words: `curl of bash, opencode`.
     pub fn programs(&self) -> Option<String> {
-        let names: Vec<_> = self.who.iter().map(ToString::to_string).collect();
+        let others =
+            self.processes.iter().filter(|name| self.who.iter().all(|program| program.name != **name));
+        let names: Vec<_> = self.who.iter().map(ToString::to_string).chain(others.cloned()).collect();
         (!names.is_empty()).then(|| names.join(", "))
     }
 }

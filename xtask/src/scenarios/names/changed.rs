@@ -19,6 +19,10 @@ pub(in crate::scenarios) const CHANGED: &[Scenario] = &[
         title: "names: a reload that takes a network away resets what is idle there, and nothing that goes by name",
         run: idle,
     },
+    Scenario {
+        title: "names: a lease of a network that is revoked resets what is idle there, and nothing that may go by name",
+        run: idle_by_lease,
+    },
     Scenario { title: "names: an instance that has none pays for none", run: none_and_back },
     Scenario { title: "names: in audit mode everything is resolved, and reported", run: audit },
 ];
@@ -85,18 +89,39 @@ while kept:
 
 fn idle(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     let units = Units::start(machine)?;
-    units.machine.write("/run/names/idle.py", IDLE)?;
-    // 192.0.2.20 is also what `stays` has.
     units.apply(|instances| {
         instances["n"]["allow"] =
             json!(["192.0.2.30/32:80/tcp", "192.0.2.20/32:80/tcp", "stays.example.org:80"]);
     })?;
+    keep_idle(&units)?;
+    units.apply(|instances| instances["n"]["allow"] = json!(["stays.example.org:80"]))?;
+    only_the_network_was_reset(&units)
+}
+
+fn idle_by_lease(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
+    let units = Units::start(machine)?;
+    units.apply(|instances| instances["n"]["allow"] = json!(["stays.example.org:80"]))?;
+    let lease = "192.0.2.0/27:80/tcp";
+    units.machine.succeed(&["opencode-egress", "allow", "n", lease, "--for", "1h"])?;
+    keep_idle(&units)?;
+    // The next daemon knows it as well.
+    units.machine.succeed(&["systemctl", "restart", "opencode-egress"])?;
+    units.machine.succeed(&["opencode-egress", "revoke", "n", lease])?;
+    only_the_network_was_reset(&units)
+}
+
+/// Has `n` keep connections to two addresses, one of which `stays` has.
+fn keep_idle(units: &Units<'_>) -> Result<()> {
+    units.machine.write("/run/names/idle.py", IDLE)?;
     units.can("n", "getent ahostsv4 stays.example.org")?;
     let keep = "(python3 /run/names/idle.py 192.0.2.30 192.0.2.20 > idle 2>&1 &)";
     units.can("n", &format!("rm -f connected idle; {keep}"))?;
     wait("the connections", || units.can("n", "test -e connected").ok())
-        .with_context(|| units.run("n", "cat idle").unwrap_or_default())?;
-    units.apply(|instances| instances["n"]["allow"] = json!(["stays.example.org:80"]))?;
+        .with_context(|| units.run("n", "cat idle").unwrap_or_default())
+        .map(drop)
+}
+
+fn only_the_network_was_reset(units: &Units<'_>) -> Result<()> {
     let said = wait("the reset", || units.can("n", "grep 192.0.2.30 idle").ok())?;
     ensure!(said.contains("192.0.2.30 ConnectionAbortedError"), "{said}");
     let said = units.can("n", "cat idle")?;

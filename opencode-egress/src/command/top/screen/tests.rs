@@ -104,6 +104,25 @@ fn a_small_terminal_without_colours_has_all_that_one_decides_by() {
     }
 }
 
+/// Of what is denied steadily the rule stands at the beginning, and who at the end.
+#[test]
+fn what_needs_attention_is_whole_where_there_is_room() {
+    let mut top = Top::default();
+    let mut status = status();
+    status.instances.retain(|name, _| name == "c");
+    top.update(Instant::now(), status);
+    let (lines, _) = screen(&top, 80, 40);
+    let text = lines[1..].iter().take_while(|line| !line.starts_with("INSTANCE"));
+    let text = text.map(|line| line.trim_start()).collect::<Vec<_>>().join(" ");
+    let notices = top.status.as_ref().expect("a status").1.notices();
+    let whole: Vec<_> = notices.iter().map(|notice| format!("! {}", notice.text)).collect();
+    assert!(whole.iter().any(|text| text.chars().count() > 80), "{whole:#?}");
+    assert_eq!(text.trim_end(), whole.join(" "));
+    assert!(lines.iter().all(|line| line.chars().count() <= 80));
+    let (lines, _) = screen(&top, 80, 8);
+    assert!(lines[1].starts_with("! ") && lines[1].ends_with('…'), "{lines:#?}");
+}
+
 #[test]
 fn a_panel_lies_over_the_rest_and_fits() {
     let mut top = watched();
