@@ -244,5 +244,11 @@ fn ends(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     wait("the daemon's return", || terminal.screen().ok().filter(|screen| !screen.contains("from before")))?;
     terminal.press(&["C-c"])?;
     terminal.shows("ended with 0")?;
-    Ok(())
+    let terminal = Terminal::open(machine, "opencode-egress top")?;
+    terminal.shows("q leaves")?;
+    drop(terminal);
+    wait("the end of one whose terminal is gone", || {
+        machine.fail(&["pgrep", "-x", "-f", "opencode-egress top"]).ok()
+    })
+    .map(drop)
 }
