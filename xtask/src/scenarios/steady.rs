@@ -106,6 +106,7 @@ fn under_clock(machine: &Machine, policy: &str) -> Result<()> {
     ensure!(steady(machine, "b")?.is_empty(), "{:?}", steady(machine, "b")?);
     // At 80 columns, too.
     let terminal = Terminal::open(machine, "opencode-egress top")?;
+    terminal.heighten()?;
     let screen = terminal.shows("by python3; add \"missing.example.org\"")?;
     ensure!(
         RULES.iter().all(|rule| screen.contains(&format!("! a: `{rule}` is denied steadily, "))),
