@@ -37,7 +37,7 @@ const RULES: [&str; 2] = ["192.0.2.20/32:8383/tcp", "missing.example.org"];
 fn told(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     let policy = machine.read(POLICY)?;
     let result = under_clock(machine, &policy);
-    machine.run(&["pkill", "-f", "retry.py"])?;
+    machine.run(&["pkill", "-x", "-f", "python3 /run/retry.py"])?;
     machine.run(&["rm", DROP_IN])?;
     machine.write(POLICY, &policy)?;
     machine.succeed(&["systemctl", "daemon-reload"])?;
@@ -106,6 +106,7 @@ fn under_clock(machine: &Machine, policy: &str) -> Result<()> {
     ensure!(steady(machine, "b")?.is_empty(), "{:?}", steady(machine, "b")?);
     // At 80 columns, too.
     let terminal = Terminal::open(machine, "opencode-egress top")?;
+    terminal.heighten()?;
     let screen = terminal.shows("by python3; add \"missing.example.org\"")?;
     ensure!(
         RULES.iter().all(|rule| screen.contains(&format!("! a: `{rule}` is denied steadily, "))),
@@ -113,7 +114,7 @@ fn under_clock(machine: &Machine, policy: &str) -> Result<()> {
     );
     drop(terminal);
     // Once it has ended, that is told for an hour.
-    machine.succeed(&["pkill", "-f", "retry.py"])?;
+    machine.succeed(&["pkill", "-x", "-f", "python3 /run/retry.py"])?;
     machine.write(AHEAD, "+3900")?;
     ensure!(steady(machine, "a")?.len() == RULES.len(), "{:?}", steady(machine, "a")?);
     machine.write(AHEAD, "+4500")?;

@@ -71,6 +71,11 @@ impl<'a> Terminal<'a> {
         self.tmux(&["capture-pane", "-p"])
     }
 
+    /// Makes it high enough for whatever needs attention.
+    pub(super) fn heighten(&self) -> Result<()> {
+        self.tmux(&["resize-window", "-x", "80", "-y", "60"]).map(drop)
+    }
+
     /// Waits until a text is on the screen; returns all of it.
     pub(super) fn shows(&self, text: &str) -> Result<String> {
         let shown = wait(text, || self.screen().ok().filter(|screen| screen.contains(text)));
