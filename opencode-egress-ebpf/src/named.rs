@@ -23,7 +23,7 @@ use crate::{
     opaque::{difference, opaque},
     sk::{FullSk, Sk},
     storage::{BegunFlow, BegunFlows, FLOWS},
-    uapi::{BPF_SK_STORAGE_GET_F_CREATE, SO_MARK, SOL_SOCKET, TCP_SYN_SENT},
+    uapi::{BPF_SK_STORAGE_GET_F_CREATE, SO_MARK, SOCK_STREAM, SOL_SOCKET, TCP_SYN_SENT},
 };
 
 #[inline(always)]
@@ -242,8 +242,10 @@ pub(crate) fn judge(instance: &Instance, flow: &Flow, sk: FullSk, new: bool) -> 
     let freely = by_name > 1 && !NameRuleId(by_name).opens_tls();
     let lease = if freely { 0 } else { lease_for(instance, flow) };
     let rule = if lease != 0 { lease } else { by_name };
-    // A connection that is open, and began otherwise, brought no hello that anybody looked at.
-    if NameRuleId(rule).opens_tls() && began != BEGAN_AS_TLS && sk.state() != TCP_SYN_SENT {
+    // A connection that is open, and began otherwise, brought no hello that anybody looked at. (The kernel's test run of a program has a
+    // socket without a type.)
+    let open = sk.kind() == SOCK_STREAM && sk.state() != TCP_SYN_SENT;
+    if NameRuleId(rule).opens_tls() && began != BEGAN_AS_TLS && open {
         return ByName::Unknown;
     }
     if rule > 1 {
