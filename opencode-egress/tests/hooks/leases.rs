@@ -61,7 +61,7 @@ fn under(policy: Policy) -> World {
 }
 
 /// Long after the test.
-const FAR_AHEAD: u64 = u32::MAX as u64;
+pub(crate) const FAR_AHEAD: u64 = u32::MAX as u64;
 
 /// Has the leases of these rules end, and waits until they are over.
 fn end(world: &mut World, rules: &[&str]) {

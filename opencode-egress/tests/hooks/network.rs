@@ -150,6 +150,7 @@ pub(crate) fn join(unit: &Namespace, far: &Namespace) {
     };
     let (unit_mac, far_mac) = ("02:00:00:00:00:01", "02:00:00:00:00:02");
     unit.ip(&format!("link add {INTERFACE} type veth peer name {INTERFACE} netns {}\n", far.name()));
+    unit.sysctl(&format!("ipv6/conf/{INTERFACE}/router_solicitations"), "0");
     far.ip(&wire(
         far_mac,
         "192.0.2.2/24 192.0.2.3/24 192.0.2.254/24 198.51.100.9/32 \

@@ -5,16 +5,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use opencode_egress::{
-    kernel::{loader::Lifetime, maps::boottime},
-    policy::Policy,
-};
+use opencode_egress::{kernel::loader::Lifetime, policy::Policy};
 use opencode_egress_common::{abi::Mode, reason::DropReason};
 
 use super::{RESET, SERVED, Server, conclude, finish, hello_to, learn, with_policy, world};
 use crate::{
     bpffs::Bpffs,
-    leases::leases,
+    leases::{FAR_AHEAD, leases},
     names::{Named, names},
     network::{DENIED, PORT},
     probe::{Outcome, unhurried},
@@ -176,7 +173,7 @@ fn a_hello_on_its_way_is_free_under_a_policy_without_tls() {
 fn what_began_without_a_hello_ends_under_rules_with_tls() {
     let tls = names(&super::RULES);
     let listed = Policy { allow: vec![any("192.0.2.0/24")], ..tls.clone() };
-    let leased = tls.clone().leased(leases(&["192.0.2.0/28:443/tcp"], boottime() + 100, &[]));
+    let leased = tls.clone().leased(leases(&["192.0.2.0/28:443/tcp"], FAR_AHEAD, &[]));
     for (how, policy) in [("listed", &listed), ("leased", &leased)] {
         let mut named = with_policy(policy);
         again(&mut named, policy);
