@@ -5,7 +5,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 
-use crate::machine::{Machine, wait};
+use crate::{
+    machine::{Machine, wait},
+    pins,
+};
 
 const POLICY: &str = "/etc/opencode-egress/policy.json";
 const TOTAL: &str = "/run/probe-total";
@@ -117,7 +120,7 @@ impl<'a> Probes<'a> {
     pub(crate) fn starts(&mut self, count: usize) -> Result<()> {
         // The first start makes what stays.
         self.machine.succeed(&["systemctl", "start", "opencode-short"])?;
-        let links = "/sys/fs/bpf/opencode-egress/v5/links/opencode-short,service";
+        let links = &pins::own("links/opencode-short,service");
         wait("the first start's links to go", || self.machine.fail(&["test", "-e", links]).ok())?;
         let before = self.kept()?;
         // In the machine, a start takes a fraction of what a command from outside does.

@@ -14,6 +14,7 @@ mod hellos;
 mod machine;
 mod offline;
 mod opencode;
+mod pins;
 mod probe;
 mod process;
 mod render;

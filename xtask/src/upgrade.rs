@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use crate::{
     endurance::{EARLIER, Probes},
     machine::{Machine, wait},
+    pins::{PINS, VERSION},
     process::{checked, fresh, root, run},
 };
 
@@ -15,7 +16,6 @@ const BEFORE: &str = "1ae1904";
 const POLICY: &str = "/etc/opencode-egress/policy.json";
 /// Its unit, and its program.
 const DAEMON: &str = "opencode-egress";
-const PINS: &str = "/sys/fs/bpf/opencode-egress";
 /// After `metrics.conf`, which has the command, too.
 const DROP_IN: &str = "/run/systemd/system/opencode-egress.service.d/zz-before.conf";
 
@@ -76,7 +76,7 @@ fn go(machine: &Machine, back: bool, kill: bool) -> Result<()> {
     } else {
         machine.succeed(&["systemctl", "restart", DAEMON])?;
     }
-    let version = if back { "v2" } else { "v5" };
+    let version = if back { "v2" } else { VERSION };
     let pins = || machine.succeed(&["ls", PINS]);
     // The daemon before leaves links of hooks that it does not know.
     let taken = |pins: &String| pins.contains(version) && (back || pins.trim() == version);

@@ -10,6 +10,7 @@ use super::{
 use crate::{
     endurance::Probes,
     machine::{Machine, wait},
+    pins::{self, PINS, VERSION},
 };
 
 /// Scenarios of what stays confined, and counted, when daemons, pins and cgroups come and go.
@@ -28,8 +29,6 @@ pub(super) const KEEPING: &[Scenario] = &[
     },
     Scenario { title: "detach takes the links away, and says so", run: detach },
 ];
-
-const PINS: &str = "/sys/fs/bpf/opencode-egress";
 
 /// Generation, denied packets and allowed packets of an instance.
 fn counted(machine: &Machine, name: &str) -> Result<[u64; 3]> {
@@ -62,14 +61,14 @@ fn other_version(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     let reply = get(machine, A, "192.0.2.20:7779/from-a")?;
     ensure!(reply.contains("refused"), "no daemon runs and this passes: {reply}");
     // As if the daemon that pinned them had been of another version.
-    machine.succeed(&["mv", &format!("{PINS}/v5"), &format!("{PINS}/v0")])?;
+    machine.succeed(&["mv", &format!("{PINS}/{VERSION}"), &format!("{PINS}/v0")])?;
     // One with a hook that this version does not have.
     let link = format!("for link in {PINS}/v0/links/*/*/connect4; do ln $link ${{link%4}}7 || exit 1; done");
     machine.succeed(&["sh", "-c", &link])?;
     ensure!(get(machine, A, "192.0.2.20/from-a")?.contains("refused"), "between versions this passes");
     machine.succeed(&["systemctl", "start", "opencode-egress"])?;
     let left = machine.succeed(&["ls", PINS])?;
-    ensure!(left.trim() == "v5", "pins of {left}");
+    ensure!(left.trim() == VERSION, "pins of {left}");
     let line = ["journalctl", "-t", "opencode-a-blocked", "EGRESS_DPORT=7779", "--no-pager", "-o", "cat"];
     wait("the line that waited in the other version's ring", || {
         machine.run(&line).ok().filter(|lines| lines.contains("dst=192.0.2.20 dport=7779"))
@@ -92,7 +91,7 @@ fn other_version(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
         |_| Ok(()),
         |machine, _| {
             machine.succeed(&["systemctl", "stop", "opencode-egress"])?;
-            machine.succeed(&["mv", &format!("{PINS}/v5"), &format!("{PINS}/v0")])?;
+            machine.succeed(&["mv", &format!("{PINS}/{VERSION}"), &format!("{PINS}/v0")])?;
             machine.succeed(&["systemctl", "start", "opencode-egress"])?;
             wait("the old pins to go", || machine.fail(&["test", "-e", &format!("{PINS}/v0")]).ok()).map(drop)
         },
@@ -100,7 +99,7 @@ fn other_version(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     // An instance that the file loses at the same time.
     let policy = machine.read(POLICY)?;
     machine.succeed(&["systemctl", "stop", "opencode-egress"])?;
-    machine.succeed(&["mv", &format!("{PINS}/v5"), &format!("{PINS}/v0")])?;
+    machine.succeed(&["mv", &format!("{PINS}/{VERSION}"), &format!("{PINS}/v0")])?;
     let mut without: serde_json::Value = serde_json::from_str(&policy)?;
     without["instances"].as_object_mut().map(|instances| instances.remove("b"));
     machine.write(POLICY, &without.to_string())?;
@@ -118,7 +117,7 @@ fn other_version(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
         "{status}"
     );
     ensure!(!answers.contains("healthy"), "b is not in the file, and answers");
-    ensure!(left.trim() == "v5", "pins of {left}");
+    ensure!(left.trim() == VERSION, "pins of {left}");
     wait("b to answer", || healthy(machine.succeed(&health_request(B))))?;
     ensure!(get(machine, B, "192.0.2.20/from-b")?.contains("reached"), "b is back and this is refused");
     Ok(())
@@ -157,7 +156,7 @@ fn second_daemon(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
 
 fn removed_link(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     let cgroup = pinned(machine, "opencode-b.service")?.join("");
-    let link = format!("{PINS}/v5/links/opencode-b,service/{cgroup}/egress");
+    let link = pins::own(&format!("links/opencode-b,service/{cgroup}/egress"));
     let reports = || restored(machine, 1);
     let before = reports()?;
     machine.succeed(&["rm", &link])?;
@@ -197,7 +196,7 @@ fn removed_maps(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     let hooks = &serde_json::from_str::<serde_json::Value>(&status)?["instances"]["b"]["units"][0]["hooks"];
     let hooks = usize::try_from(hooks.as_u64().context("the number of hooks")?)?;
     machine.succeed(&["systemctl", "stop", "opencode-egress"])?;
-    machine.succeed(&["find", &format!("{PINS}/v5"), "-maxdepth", "1", "-type", "f", "-delete"])?;
+    machine.succeed(&["find", &format!("{PINS}/{VERSION}"), "-maxdepth", "1", "-type", "f", "-delete"])?;
     ensure!(get(machine, B, "192.0.2.10/from-b")?.contains("refused"), "without pinned maps this passes");
     // With another instance before them, so that theirs are other numbers.
     let policy = machine.read(POLICY)?;

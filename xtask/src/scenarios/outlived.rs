@@ -4,7 +4,10 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
 use super::{POLICY, Scenario, Tell, pinned, status};
-use crate::machine::{Machine, wait};
+use crate::{
+    machine::{Machine, wait},
+    pins::PINS,
+};
 
 /// What stays confined.
 pub(super) const OUTLIVED: &[Scenario] = &[
@@ -254,7 +257,6 @@ fn handed_on_under_kills(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
 }
 
 fn handed_on_by_another_version(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
-    const PINS: &str = "/sys/fs/bpf/opencode-egress";
     let mut attack = Attack::prepare(machine, false)?;
     attack.give()?;
     attack.machine.succeed(&["systemctl", "stop", "opencode-giver"])?;

@@ -5,7 +5,10 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
 use super::{A, POLICY, Scenario, Tell, get, status};
-use crate::machine::{Machine, wait};
+use crate::{
+    machine::{Machine, wait},
+    pins,
+};
 
 /// Where it keeps what.
 pub(super) const PLACES: &[Scenario] = &[
@@ -43,7 +46,7 @@ fn others_may_write(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     machine.succeed(&["chmod", "1777", "/sys/fs/bpf"])?;
     tried("chmod 700 /sys/fs/bpf")?;
     // What somebody made while it was open.
-    let planted = "/sys/fs/bpf/opencode-egress/v5/links/opencode-a,service/77";
+    let planted = &pins::own("links/opencode-a,service/77");
     machine.succeed(&["mkdir", "-p", planted])?;
     machine.succeed(&["chown", "65534", planted])?;
     tried(&format!("rm -r {planted}"))?;

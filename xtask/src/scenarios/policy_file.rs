@@ -4,7 +4,10 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use super::{A, B, POLICY, Scenario, Tell, get, pinned, status};
-use crate::machine::{Machine, wait};
+use crate::{
+    machine::{Machine, wait},
+    pins,
+};
 
 /// Scenarios of the policy file: what a good, a bad and a changed one does.
 pub(super) const POLICY_FILE: &[Scenario] = &[
@@ -101,7 +104,7 @@ fn removed_instance(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     held("after an attempt to detach it")?;
     // A link that goes comes back, as of any other.
     let cgroup = pinned(machine, "opencode-b.service")?.join("");
-    let link = format!("/sys/fs/bpf/opencode-egress/v5/links/opencode-b,service/{cgroup}/connect4");
+    let link = pins::own(&format!("links/opencode-b,service/{cgroup}/connect4"));
     machine.succeed(&["rm", &link])?;
     wait("its link to come back", || machine.succeed(&["test", "-e", &link]).ok())?;
     machine.succeed(&["systemctl", "restart", "opencode-egress"])?;

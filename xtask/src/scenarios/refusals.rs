@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 
 use super::{A, POLICY, Scenario, TALK, Tell, get};
-use crate::machine::Machine;
+use crate::{machine::Machine, pins};
 
 /// Scenarios of what the daemon refuses to do.
 pub(super) const REFUSALS: &[Scenario] = &[
@@ -91,14 +91,15 @@ fn control_is_guarded(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
 }
 
 fn foreign_pin(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
-    let map = "/sys/fs/bpf/opencode-egress/v5/HEADS";
+    let (map, other) = (&pins::own("HEADS"), &pins::own("LIMITS"));
     machine.succeed(&["systemctl", "stop", "opencode-egress"])?;
     machine.succeed(&["mv", map, "/sys/fs/bpf/heads"])?;
-    machine
-        .succeed(&["cp", "-l", "/sys/fs/bpf/opencode-egress/v5/LIMITS", map])
-        .or_else(|_| machine.succeed(&["ln", "/sys/fs/bpf/opencode-egress/v5/LIMITS", map]))?;
+    machine.succeed(&["cp", "-l", other, map]).or_else(|_| machine.succeed(&["ln", other, map]))?;
     let said = machine.fail(&["timeout", "5", "opencode-egress", "run"])?;
-    ensure!(said.contains("v5/HEADS is pinned already and is not the map that this version"), "{said}");
+    ensure!(
+        said.contains(&format!("{map} is pinned already and is not the map that this version")),
+        "{said}"
+    );
     machine.succeed(&["rm", map])?;
     machine.succeed(&["mv", "/sys/fs/bpf/heads", map])?;
     machine.succeed(&["systemctl", "start", "opencode-egress", "opencode-a", "opencode-b"])?;

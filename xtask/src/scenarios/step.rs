@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result};
 
-use crate::machine::Machine;
+use crate::{machine::Machine, pins};
 
 /// One step.
 pub(crate) struct Scenario {
@@ -47,7 +47,7 @@ pub(crate) fn healthy(reply: Result<String>) -> Option<String> {
 
 /// The cgroups of a unit that have links pinned.
 pub(crate) fn pinned(machine: &Machine, unit: &str) -> Result<Vec<String>> {
-    let directory = format!("/sys/fs/bpf/opencode-egress/v5/links/{}", unit.replace('.', ","));
+    let directory = pins::own(&format!("links/{}", unit.replace('.', ",")));
     Ok(machine.run(&["ls", &directory])?.split_whitespace().map(str::to_owned).collect())
 }
 

@@ -6,7 +6,10 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
 use super::{POLICY, Scenario, Tell, daemon_log, load::processor_time, pinned, status};
-use crate::machine::{Machine, wait};
+use crate::{
+    machine::{Machine, wait},
+    pins,
+};
 
 /// What it does not wait for.
 pub(super) const WAITING: &[Scenario] = &[
@@ -79,7 +82,7 @@ fn no_inotify(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
         let status = machine.succeed(&["opencode-egress", "status"])?;
         ensure!(status.contains(&format!("! {SAID}: cannot watch for units")), "{status}");
         let cgroup = pinned(machine, "opencode-b.service")?.join("");
-        let link = format!("/sys/fs/bpf/opencode-egress/v5/links/opencode-b,service/{cgroup}/egress");
+        let link = pins::own(&format!("links/opencode-b,service/{cgroup}/egress"));
         machine.succeed(&["rm", &link])?;
         wait("the link to come back", || machine.succeed(&["test", "-e", &link]).ok())?;
         machine.succeed(&["systemctl", "restart", "opencode-b"])?;

@@ -7,7 +7,10 @@ use super::{
     super::{Scenario, Tell, daemon_log, pinned},
     units::{ADDRESS, Units},
 };
-use crate::machine::{Machine, wait};
+use crate::{
+    machine::{Machine, wait},
+    pins,
+};
 
 /// Changes.
 pub(in crate::scenarios) const CHANGED: &[Scenario] = &[
@@ -133,7 +136,7 @@ fn none_and_back(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     let units = Units::start(machine)?;
     let links = || -> Result<Vec<String>> {
         let cgroup = pinned(units.machine, "opencode-n.service")?.pop().context("no links")?;
-        let directory = format!("/sys/fs/bpf/opencode-egress/v5/links/opencode-n,service/{cgroup}");
+        let directory = pins::own(&format!("links/opencode-n,service/{cgroup}"));
         Ok(units.machine.succeed(&["ls", &directory])?.split_whitespace().map(str::to_owned).collect())
     };
     let with = links()?;
