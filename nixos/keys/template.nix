@@ -11,7 +11,7 @@ let
     models = null;
     limit = {
       requests = null;
-      parallel = 256;
+      parallel = 512;
       bytes = 67108864;
     };
     upstream = (parseUpstream known.${name}.upstream).value;

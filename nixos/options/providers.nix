@@ -61,10 +61,10 @@ let
           };
           parallel = mkOption {
             type = types.ints.between 1 4096;
-            default = if config.models == null then 256 else 32;
-            defaultText = lib.literalMD "256; 32 with `models`";
+            default = if config.models == null then 512 else 32;
+            defaultText = lib.literalMD "512; 32 with `models`";
             description = ''
-              Requests at a time, each until its answer has ended; others are answered 429, and opencode tries them again. With {option}`models` each may take `limit.bytes` of the memory of
+              Requests at a time, each until nginx has closed its connection, a moment after its answer has ended; others are answered 429, and opencode tries them again. With {option}`models` each may take `limit.bytes` of the memory of
               {option}`opencode-keys.service`, whose limit is that much higher.
             '';
           };
