@@ -94,7 +94,7 @@ fn a_rules_number_does_not_change() {
         Ok(crate::policy::AnyRule::Name(rule)) => rule.id().0,
         other => panic!("{text}: {other:?}"),
     };
-    assert_eq!(id("api.example.org"), 0x10ce_7d3b_2348_f613);
+    assert_eq!(id("api.example.org"), 0x90ce_7d3b_2348_f613);
     assert_eq!(id("api.example.org"), id("API.example.org:443/tcp"));
     assert_eq!(id("github.com:22,443"), id("github.com:443,22"));
     assert_ne!(id("github.com:22,443"), id("github.com:22"));
