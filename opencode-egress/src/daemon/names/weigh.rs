@@ -138,9 +138,9 @@ mod tests {
         let allow = r#""api.example.org", "*.example.net:22""#;
         assert_eq!(
             weighed(allow, "", "api.example.org", &["192.0.2.1"]),
-            (vec!["192.0.2.1".into()], vec!["192.0.2.1 0".into()])
+            (vec!["192.0.2.1".into()], vec!["192.0.2.1 1".into()])
         );
-        assert_eq!(weighed(allow, "", "a.b.example.net", &["::ffff:192.0.2.1"]).1, ["192.0.2.1 1"]);
+        assert_eq!(weighed(allow, "", "a.b.example.net", &["::ffff:192.0.2.1"]).1, ["192.0.2.1 0"]);
         for other in ["example.org", "b.api.example.org", "example.net"] {
             assert_eq!(weighed(allow, "", other, &["192.0.2.1"]), (vec![], vec![]), "{other}");
         }
