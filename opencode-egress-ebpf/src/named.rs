@@ -212,6 +212,27 @@ fn began(sk: *mut bpf_sock, instance: &Instance, flow: &Flow) -> u32 {
     if rule.opens_tls() { BEGAN_AS_TLS } else { BEGAN_OTHERWISE }
 }
 
+/// Has a flow of this full socket that began by a rule with `tls` go on by none: it is free of TLS now, by something that may end.
+#[inline(never)]
+pub(crate) fn forget_tls(sk: *mut bpf_sock, flow: &Flow) {
+    let flows = flows_of(sk, 0);
+    if flows.is_null() {
+        return;
+    }
+    let number = find(flows, flow);
+    if number >= FLOWS as u64 {
+        return;
+    }
+    let place = place(flows, number);
+    // SAFETY: the storage is the socket's for as long as the program runs.
+    unsafe {
+        if NameRuleId((&raw const (*place).rule).read_volatile()).opens_tls() {
+            (&raw mut (*place).generation).write_volatile(0);
+            (&raw mut (*place).rule).write_volatile(0);
+        }
+    }
+}
+
 /// What names say of a flow that the network rules deny.
 #[derive(Clone, Copy)]
 #[repr(u32)]

@@ -83,6 +83,9 @@ fn prepare(skb: &Skb, sk: FullSk, said: u32) -> bool {
         if said == GoesOn::Freely as u32 || opens {
             flow.hello.end();
         }
+        if said == GoesOn::Freely as u32 {
+            free(skb, sk);
+        }
     }
     if !opens || said != GoesOn::AsTls as u32 {
         return true;
@@ -90,6 +93,14 @@ fn prepare(skb: &Skb, sk: FullSk, said: u32) -> bool {
     let Some(flow) = flow_of(sk.as_ptr(), BPF_SK_STORAGE_GET_F_CREATE) else { return false };
     begin(skb, flow);
     true
+}
+
+/// Has a connection that is not followed any more not go on by the rule that had it followed, when what frees it ends.
+#[inline(never)]
+fn free(skb: &Skb, sk: FullSk) {
+    if let Some(segment) = Segment::read(skb) {
+        named::forget_tls(sk.as_ptr(), &segment.flow());
+    }
 }
 
 /// Begins to follow a connection, of which this is the SYN.

@@ -194,6 +194,36 @@ fn what_began_without_a_hello_ends_under_rules_with_tls() {
     }
 }
 
+/// A network that is listed meanwhile frees a connection that brought no hello yet, and that ends with it. A lease is for what begins under it.
+#[test]
+fn what_a_network_frees_ends_with_it() {
+    let tls = names(&super::RULES);
+    let listed = Policy { allow: vec![any("192.0.2.0/24")], ..tls.clone() };
+    let leased = tls.clone().leased(leases(&["192.0.2.0/28:443/tcp"], FAR_AHEAD, &[]));
+    for (how, policy, arrives) in [("listed", &listed, &b"no hello"[..]), ("leased", &leased, b"")] {
+        let mut named = world();
+        let server = Server::start(named.world.server());
+        let mut probe = named.world.start(|steps| {
+            let socket = tcp((DENIED, PORT).into())?;
+            set(&socket, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1)?;
+            steps.wait()?;
+            send(&socket, b"no hello", 0)?;
+            steps.wait()?;
+            let since = Instant::now();
+            let _ = send(&socket, b"more", 0);
+            conclude(&socket, since)
+        });
+        probe.step();
+        again(&mut named, policy);
+        probe.go_on();
+        probe.step();
+        again(&mut named, &tls);
+        probe.go_on();
+        assert_eq!(finish(&mut named, probe), Outcome::Done(RESET), "{how}");
+        assert_eq!(server.end(), arrives, "{how}");
+    }
+}
+
 /// What brought a hello goes on where another rule has its name and address in place of the one by which it began.
 #[test]
 fn what_began_with_a_hello_goes_on_by_another_rule() {
