@@ -5,6 +5,7 @@ use serde_json::json;
 
 use super::{
     super::{Scenario, Tell, daemon_log, pinned},
+    held::{self, keep, kept_says},
     units::{ADDRESS, Units},
 };
 use crate::{
@@ -30,26 +31,9 @@ pub(in crate::scenarios) const CHANGED: &[Scenario] = &[
     Scenario { title: "names: in audit mode everything is resolved, and reported", run: audit },
 ];
 
-/// Keeps a connection by each name, and uses them when it is told to.
-const KEEPER: &str = r"import os, socket, sys, time
-kept = {}
-for name in sys.argv[1:]:
-    kept[name] = socket.create_connection((socket.getaddrinfo(name, 80, socket.AF_INET)[0][4][0], 80))
-open('connected', 'w').close()
-while not os.path.exists('go'):
-    time.sleep(0.05)
-for name, s in kept.items():
-    try:
-        s.sendall(b'GET /kept HTTP/1.1\n')
-        print(name, s.makefile().read().split('\n')[-1], flush=True)
-    except OSError as e:
-        print(name, type(e).__name__, flush=True)
-print('end', flush=True)
-";
-
 fn reload(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     let units = Units::start(machine)?;
-    units.machine.write("/run/names/keeper.py", KEEPER)?;
+    held::prepare(units.machine)?;
     // v4-c000021e is 192.0.2.30: an address of its own.
     let (goes, stays) = ("v4-c000021e.goes.example.org", "stays.example.org");
     let with = units.apply(|instances| {
@@ -57,12 +41,7 @@ fn reload(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     })?;
     ensure!(with.contains("+ n: ") && with.contains("*.goes.example.org:80"), "reload said: {with}");
     units.can("n", &format!("curl -sS -m 5 -4 http://{goes}/x"))?;
-    units.can(
-        "n",
-        &format!("rm -f connected go; (python3 /run/names/keeper.py {goes} {stays} > kept 2>&1 &)"),
-    )?;
-    wait("the connections", || units.can("n", "test -e connected").ok())
-        .with_context(|| units.run("n", "cat kept").unwrap_or_default())?;
+    keep(&units, "n", "kept", &[goes, stays])?;
     units.apply(|instances| {
         instances["n"]["allow"] = json!(["added.example.org:80", "stays.example.org:80"])
     })?;
@@ -70,8 +49,7 @@ fn reload(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     units.cannot("n", &format!("curl -sS -m 5 -4 http://{goes}/x"), "Could not resolve host")?;
     units.cannot("n", "curl -sS -m 5 http://192.0.2.30/x", "Couldn't connect")?;
     ensure!(!units.names("n")?.contains("goes"), "{}", units.names("n")?);
-    units.can("n", "touch go")?;
-    let kept = wait("the keeper", || units.can("n", "grep -q end kept && cat kept").ok())?;
+    let kept = kept_says(&units, "n", "kept")?;
     ensure!(kept.contains(&format!("{stays} upstream 192.0.2.20 got GET /kept")), "{kept}");
     ensure!(kept.contains(&format!("{goes} ConnectionAbortedError")), "{kept}");
     Ok(())

@@ -1,14 +1,14 @@
-//! Connections of `m` that are kept over a change, and used after it.
+//! Connections that are kept over a change, and used after it.
 
 use anyhow::{Context as _, Result};
 
-use super::units::{ADDRESS, Units};
+use super::units::Units;
 use crate::machine::{Machine, wait};
 
-/// Keeps connections, and uses each when it is told to: file with what came of it, then addresses.
+/// Keeps connections, and uses each when it is told to: file with what came of it, then names or addresses, of which IPv4 ones are taken.
 const KEEPER: &str = r"import os, socket, sys, time
 out = sys.argv[1]
-kept = {to: socket.create_connection((to, 80)) for to in sys.argv[2:]}
+kept = {to: socket.create_connection((socket.gethostbyname(to), 80)) for to in sys.argv[2:]}
 open(out + '.connected', 'w').close()
 while not os.path.exists(out + '.go'):
     time.sleep(0.05)
@@ -27,19 +27,20 @@ pub(super) fn prepare(machine: &Machine) -> Result<()> {
     machine.write("/run/names/held.py", KEEPER)
 }
 
-/// Keeps a connection of `m` to the far server.
-pub(super) fn keep(units: &Units<'_>, out: &str) -> Result<()> {
+/// Keeps a connection of a unit to port 80 of each place.
+pub(super) fn keep(units: &Units<'_>, unit: &str, out: &str, places: &[&str]) -> Result<()> {
+    let places = places.join(" ");
     units.can(
-        "m",
-        &format!("rm -f {out}*; (python3 /run/names/held.py {out} {ADDRESS} > {out}.log 2>&1 &)"),
+        unit,
+        &format!("rm -f {out}*; (python3 /run/names/held.py {out} {places} > {out}.log 2>&1 &)"),
     )?;
-    wait("the connection", || units.can("m", &format!("test -e {out}.connected")).ok())
-        .with_context(|| units.run("m", &format!("cat {out}.log")).unwrap_or_default())
+    wait("the connections", || units.can(unit, &format!("test -e {out}.connected")).ok())
+        .with_context(|| units.run(unit, &format!("cat {out}.log")).unwrap_or_default())
         .map(drop)
 }
 
-/// Uses it, and says what came of it.
-pub(super) fn kept_says(units: &Units<'_>, out: &str) -> Result<String> {
-    units.can("m", &format!("touch {out}.go"))?;
-    wait("the keeper", || units.can("m", &format!("cat {out}")).ok())
+/// Uses them, and says what came of each.
+pub(super) fn kept_says(units: &Units<'_>, unit: &str, out: &str) -> Result<String> {
+    units.can(unit, &format!("touch {out}.go"))?;
+    wait("the keeper", || units.can(unit, &format!("cat {out}")).ok())
 }

@@ -85,7 +85,7 @@ fn network(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     units.can("m", &get(FAR))?;
     units.cannot("m", &get("192.0.2.30"), DENIED)?;
     units.cannot("m", &get("192.0.2.20:81"), DENIED)?;
-    keep(&units, "soft")?;
+    keep(&units, "m", "soft", &[FAR])?;
     let explained = egress(&units, &["explain", "m", "192.0.2.20:80"])?;
     ensure!(
         explained.contains("allowed\n  lease 192.0.2.20/32:80/tcp until ")
@@ -132,34 +132,34 @@ fn network(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     );
     // Through a later change of the policy, too.
     units.apply(|instances| instances["m"]["allow"] = json!(["203.0.113.7/32"]))?;
-    let said = kept_says(&units, "soft")?;
+    let said = kept_says(&units, "m", "soft")?;
     ensure!(said.contains("192.0.2.20 upstream 192.0.2.20 got GET /kept"), "{said}");
     // A hard end, and one before the time, end what began.
     egress(&units, &["allow", "m", rule, "--for", "1h", "--hard"])?;
-    keep(&units, "hard")?;
+    keep(&units, "m", "hard", &[FAR])?;
     egress(&units, &["allow", "m", rule, "--for", "2s", "--hard"])?;
     over(&units, FAR)?;
     let hard = |entry: &Value| entry["EGRESS_LEASE"] == "ended" && entry["EGRESS_HARD"] == "1";
     wait("the hard end", || told(&units).ok()?.iter().any(hard).then_some(()))?;
-    let said = kept_says(&units, "hard")?;
+    let said = kept_says(&units, "m", "hard")?;
     ensure!(said.contains("192.0.2.20 ConnectionAbortedError"), "{said}");
     egress(&units, &["allow", "m", rule, "--for", "1h"])?;
     let again = egress(&units, &["allow", "m", rule, "--until", "23:59:59"])?;
     ensure!(again.contains("instead of the lease that there was"), "{again}");
-    keep(&units, "revoked")?;
+    keep(&units, "m", "revoked", &[FAR])?;
     egress(&units, &["revoke", "m", rule])?;
     units.cannot("m", &get(FAR), DENIED)?;
-    let said = kept_says(&units, "revoked")?;
+    let said = kept_says(&units, "m", "revoked")?;
     ensure!(said.contains("192.0.2.20 ConnectionAbortedError"), "{said}");
     waits_for(&units, "revoked", rule)?;
     let said = units.machine.fail(&["opencode-egress", "revoke", "m", rule])?;
     ensure!(said.contains("instance `m` has no lease of `192.0.2.20/32:80/tcp`"), "{said}");
     // Nothing of a detached unit is reset.
     egress(&units, &["allow", "m", rule, "--for", "1h"])?;
-    keep(&units, "free")?;
+    keep(&units, "m", "free", &[FAR])?;
     egress(&units, &["detach", "m"])?;
     egress(&units, &["revoke", "m", rule])?;
-    let said = kept_says(&units, "free")?;
+    let said = kept_says(&units, "m", "free")?;
     ensure!(said.contains("192.0.2.20 upstream 192.0.2.20 got GET /kept"), "{said}");
     Ok(())
 }
@@ -173,7 +173,7 @@ fn name(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
         .with_context(|| units.run("m", &listed).unwrap_or_default())?;
     units.cannot("m", &get("other.example.org"), "Could not resolve host")?;
     units.cannot("m", &get("192.0.2.30"), DENIED)?;
-    keep(&units, "named")?;
+    keep(&units, "m", "named", &[FAR])?;
     let explained = egress(&units, &["explain", "m", "api.example.org:80"])?;
     ensure!(explained.contains("lease api.example.org:80 until "), "{explained}");
     let explained = egress(&units, &["explain", "m", "192.0.2.20:80"])?;
@@ -186,14 +186,14 @@ fn name(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     ensure!(units.status("m")?["names"].is_null(), "{}", units.status("m")?);
     // Through a later change of the policy, too.
     units.apply(|instances| instances["m"]["allow"] = json!(["203.0.113.7/32"]))?;
-    let said = kept_says(&units, "named")?;
+    let said = kept_says(&units, "m", "named")?;
     ensure!(said.contains("192.0.2.20 upstream 192.0.2.20 got GET /kept"), "{said}");
     // And where other names are listed, so that there is a resolver before and after.
     units.apply(|instances| instances["m"]["allow"] = json!(["stays.example.org:80"]))?;
     egress(&units, &["allow", "m", "api.example.org:80", "--for", "1h"])?;
     wait("the name to be resolved", || units.can("m", &listed).ok())
         .with_context(|| units.run("m", &listed).unwrap_or_default())?;
-    keep(&units, "beside")?;
+    keep(&units, "m", "beside", &[FAR])?;
     egress(&units, &["allow", "m", "api.example.org:80", "--for", "2s"])?;
     wait("the end of the lease, again", || {
         let ended =
@@ -201,7 +201,7 @@ fn name(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
         (told(&units).ok()?.iter().filter(ended).count() == 2).then_some(())
     })?;
     units.apply(|instances| instances["m"]["allow"] = json!(["stays.example.org:80", "203.0.113.7/32"]))?;
-    let said = kept_says(&units, "beside")?;
+    let said = kept_says(&units, "m", "beside")?;
     ensure!(said.contains("192.0.2.20 upstream 192.0.2.20 got GET /kept"), "{said}");
     Ok(())
 }
@@ -210,7 +210,7 @@ fn kept(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     let units = start(machine)?;
     let rule = "192.0.2.20/32:80";
     egress(&units, &["allow", "m", rule, "--for", "1h"])?;
-    keep(&units, "held")?;
+    keep(&units, "m", "held", &[FAR])?;
     units.apply(|instances| instances["m"]["allow"] = json!(["203.0.113.7/32"]))?;
     units.can("m", &get(FAR))?;
     units.signal("opencode-egress", "KILL")?;
@@ -219,7 +219,7 @@ fn kept(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     })?;
     units.can("m", &get(FAR))?;
     waits_for(&units, "kept", rule)?;
-    let said = kept_says(&units, "held")?;
+    let said = kept_says(&units, "m", "held")?;
     ensure!(said.contains("got GET /kept"), "{said}");
     // A deny rule that comes later is above it.
     units.apply(|instances| instances["m"]["deny"] = json!(["192.0.2.20/32"]))?;
