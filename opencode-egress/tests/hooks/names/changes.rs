@@ -53,7 +53,7 @@ fn keep_talking(named: &Named, to: SocketAddr) -> Probe {
 fn flows_go_on_under_a_policy_that_still_lists_their_rule() {
     for address in [IpAddr::from(DENIED), DENIED6.into(), DENIED.to_ipv6_mapped().into()] {
         let mut named = Named::new(&names(&[API]));
-        let over = named.learn(API, address.to_canonical(), 2);
+        let over = named.learn_briefly(API, address.to_canonical());
         let to = SocketAddr::new(address, PORT);
         let mut probe = keep_talking(&named, to);
         assert_eq!(probe.step(), 0);

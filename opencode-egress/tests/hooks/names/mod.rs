@@ -14,7 +14,7 @@ mod resolvers;
 mod time;
 mod unasked;
 
-use std::net::IpAddr;
+use std::{net::IpAddr, time::Duration};
 
 use opencode_egress::{
     kernel::{
@@ -31,7 +31,10 @@ use opencode_egress_common::abi::{Learned, RESOLVER_PORTS};
 
 pub(crate) use self::flows::{WAYS, Way};
 use self::resolver::Resolver;
-use crate::world::{World, base_policy};
+use crate::{
+    probe::unhurried,
+    world::{World, base_policy},
+};
 
 /// Where the stand-in for the resolver listens.
 pub(crate) const RESOLVER: u16 = RESOLVER_PORTS.0 + 7;
@@ -88,6 +91,12 @@ impl Named {
             grant: compiled.grant,
             learned: Learned { until, rule: id },
         }
+    }
+
+    /// Learns an address for long enough to begin something with it, and returns until when.
+    pub(crate) fn learn_briefly(&mut self, rule: &str, address: impl Into<IpAddr>) -> u64 {
+        // The clock is read in whole seconds: of these, one may be over at once.
+        self.learn(rule, address, unhurried(Duration::from_secs(4)).as_secs())
     }
 
     /// Learns an address for so many seconds from now, and returns until when.

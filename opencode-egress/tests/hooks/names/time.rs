@@ -30,7 +30,7 @@ pub(super) fn refused<T>(result: io::Result<T>) -> io::Result<u64> {
 fn a_connection_lives_on_when_its_address_is_over() {
     for address in [IpAddr::from(DENIED), DENIED6.into(), DENIED.to_ipv6_mapped().into()] {
         let mut named = Named::new(&names(&[API]));
-        let over = named.learn(API, address.to_canonical(), 2);
+        let over = named.learn_briefly(API, address.to_canonical());
         let to = SocketAddr::new(address, PORT);
         let mut probe = named.world.start(|steps| {
             let socket = tcp(to)?;
@@ -78,7 +78,7 @@ fn keep_sending(named: &Named, to: &[SocketAddr]) -> Probe {
 fn datagrams_go_on_when_their_address_is_over() {
     for address in [IpAddr::from(DENIED), DENIED6.into(), DENIED.to_ipv6_mapped().into()] {
         let mut named = Named::new(&names(&[API]));
-        let over = named.learn(API, address.to_canonical(), 2);
+        let over = named.learn_briefly(API, address.to_canonical());
         let to = SocketAddr::new(address, PORT);
         let mut probe = keep_sending(&named, &[to]);
         assert_eq!(probe.step(), 0, "in time");
@@ -103,7 +103,7 @@ fn a_socket_goes_on_with_its_last_four_flows() {
         let mut named = Named::new(&names(&[API]));
         // So that no datagram comes back as an error of the socket.
         let _servers = named.world.far.enter(|| ports.map(|at| UdpSocket::bind(at).expect("a socket")));
-        let over = named.learn(API, DENIED, 2);
+        let over = named.learn_briefly(API, DENIED);
         let mut probe = keep_sending(&named, &ports[..count]);
         assert_eq!(probe.step(), 0, "in time");
         named.world.wait_until(over);
@@ -117,7 +117,7 @@ fn a_socket_goes_on_with_its_last_four_flows() {
 #[test]
 fn a_flow_is_its_address_port_and_protocol() {
     let mut named = Named::new(&names(&[API]));
-    let over = named.learn(API, DENIED, 2);
+    let over = named.learn_briefly(API, DENIED);
     named.learn(API, FAR, 0);
     let to = SocketAddr::from((DENIED, PORT));
     let mut probe = named.world.start(|steps| {

@@ -93,12 +93,12 @@ fn a_hello_on_its_way_is_followed_by_the_next_daemon() {
 #[test]
 fn an_open_connection_outlives_its_addresss_time() {
     let mut named = Named::new(&names(&super::RULES));
-    let over = named.learn("listed.example", DENIED, 1);
+    let over = named.learn_briefly("listed.example", DENIED);
     let good = hello_to("listed.example");
     let (outcome, arrived) = between(&mut named, &good, |named| named.world.wait_until(over));
     assert_eq!((outcome, &arrived), (Outcome::Done(SERVED), &good));
     let evil = hello_to("evil.example");
-    let over = named.learn("listed.example", DENIED, 2);
+    let over = named.learn_briefly("listed.example", DENIED);
     let (outcome, arrived) = between(&mut named, &evil, |named| named.world.wait_until(over));
     assert_eq!((outcome, &arrived[..]), (Outcome::Done(RESET), &evil[..60]));
     let told = named.world.events();
