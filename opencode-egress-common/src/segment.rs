@@ -100,6 +100,9 @@ pub enum Mptcp {
 /// sixteen may be anything.
 #[inline(always)]
 pub fn mptcp(bytes: &impl Bytes, segment: &Segment) -> Mptcp {
+    if has_plain_options(bytes, segment) {
+        return Mptcp::None;
+    }
     let mut at = segment.header + 20;
     // Written out: of the turns of a loop the kernel's verifier forgets too soon what it saw.
     macro_rules! options {
@@ -118,6 +121,22 @@ pub fn mptcp(bytes: &impl Bytes, segment: &Segment) -> Mptcp {
     options!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15);
     let _ = at;
     Mptcp::Joins
+}
+
+/// Whether a SYN has the options that Linux puts into nearly every one, and no others: the segment's size, selective acknowledgement,
+/// timestamps and the window's scale. They are read at once.
+#[inline(always)]
+fn has_plain_options(bytes: &impl Bytes, segment: &Segment) -> bool {
+    if segment.payload.wrapping_sub(segment.header) != 40 {
+        return false;
+    }
+    let Some([size, timestamps, _, _, scale]) = bytes.far::<5>(segment.header as usize + 20) else {
+        return false;
+    };
+    // A no-operation is what aligns the scale.
+    u32::from_be(size) >> 16 == 0x0204
+        && u32::from_be(timestamps) == 0x0402_080a
+        && u32::from_be(scale) >> 8 == 0x01_0303
 }
 
 // What an option says instead of where the next one is.
@@ -234,6 +253,17 @@ mod tests {
         assert_eq!(said(&[2, 0, 5, 0xb4]), Mptcp::Joins);
         assert_eq!(said(&[1; 40]), Mptcp::Joins, "more than there are");
         assert_eq!(without_data(&[2, 4, 5, 0xb4, 1, 3, 3, 7]), Mptcp::None);
+        let plain = [2, 4, 5, 0xb4, 4, 2, 8, 10, 1, 2, 3, 4, 0, 0, 0, 0, 1, 3, 3, 7];
+        assert_eq!(said(&plain), Mptcp::None);
+        assert_eq!(without_data(&plain), Mptcp::None);
+        assert_eq!(said(&[&plain[..], &[30, 4, 0x01, 0x81]].concat()), Mptcp::Capable);
+        // As many bytes.
+        assert_eq!(said(&[&plain[..16], &[30, 4, 0x01, 0x81]].concat()), Mptcp::Capable);
+        assert_eq!(said(&[&[30, 4, 0x01, 0x81], &plain[4..]].concat()), Mptcp::Capable);
+        assert_eq!(
+            said(&[&plain[..4], &[30, 12, 0x10, 1, 1, 1, 1, 1, 1, 1, 1, 1], &plain[16..]].concat()),
+            Mptcp::Joins
+        );
         assert_eq!(without_data(&[2, 4, 5, 0xb4, 30, 4, 0x01, 0x81]), Mptcp::Capable);
     }
 }

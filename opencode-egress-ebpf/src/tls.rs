@@ -33,6 +33,13 @@ use crate::{
     uapi::{BPF_SK_STORAGE_GET_F_CREATE, SOCK_STREAM, TCP_SYN_SENT},
 };
 
+// What becomes of a segment. (Functions return one of these and leave the rest in the connection's storage, of which the verifier
+// forgets what it knew.)
+const PASSES: u32 = 0;
+/// It is to be read.
+const READ: u32 = 1;
+const DENIED: u32 = 2;
+
 #[cgroup_skb(egress)]
 pub(crate) fn tls(ctx: SkBuffContext) -> i32 {
     let skb = Skb(ctx);
@@ -40,15 +47,21 @@ pub(crate) fn tls(ctx: SkBuffContext) -> i32 {
     if sk.kind() != SOCK_STREAM {
         return 1;
     }
+    let mut known = false;
     if sk.state() != TCP_SYN_SENT {
-        match flow_of(sk.as_ptr(), 0) {
-            Some(flow) if flow.hello.standing() != Standing::Over => {}
+        known = match flow_of(sk.as_ptr(), 0) {
+            Some(flow) if flow.hello.standing() != Standing::Over => {
+                flow.generation.get() == Instance::get().current.generation()
+            }
             _ => return 1,
-        }
+        };
     }
-    let said = opaque(must_open_tls(&skb, sk), skb.0.len());
-    if !prepare(&skb, sk, said) {
-        return 0;
+    if !known {
+        let said = opaque(must_open_tls(&skb, sk), skb.0.len());
+        match prepare(&skb, sk, said) {
+            READ => {}
+            said => return i32::from(said == PASSES),
+        }
     }
     match flow_of(sk.as_ptr(), 0) {
         Some(flow) if flow.hello.standing() != Standing::Over => go_on(&skb, flow),
@@ -74,25 +87,25 @@ fn flow_of(sk: *mut bpf_sock, flags: u64) -> Option<&'static TlsFlow> {
 }
 
 /// Begins to follow a connection that is opened, where it must open TLS, and ends that where it need not any more, under another
-/// policy. `said` is a [`GoesOn`]. `false`: it cannot be followed, and must not pass.
+/// policy. `said` is a [`GoesOn`]. [`DENIED`]: it cannot be followed, and must not pass.
 #[inline(never)]
-fn prepare(skb: &Skb, sk: FullSk, said: u32) -> bool {
+fn prepare(skb: &Skb, sk: FullSk, said: u32) -> u32 {
     let opens = sk.state() == TCP_SYN_SENT;
-    if let Some(flow) = flow_of(sk.as_ptr(), 0) {
-        flow.generation.set(Instance::get().current.generation());
-        if said == GoesOn::Freely as u32 || opens {
-            flow.hello.end();
-        }
-        if said == GoesOn::Freely as u32 {
-            free(skb, sk);
-        }
+    if opens && said == GoesOn::AsTls as u32 {
+        return match flow_of(sk.as_ptr(), BPF_SK_STORAGE_GET_F_CREATE) {
+            Some(flow) => opaque(begin(skb, flow), skb.0.len()),
+            None => DENIED,
+        };
     }
-    if !opens || said != GoesOn::AsTls as u32 {
-        return true;
+    let Some(flow) = flow_of(sk.as_ptr(), 0) else { return PASSES };
+    flow.generation.set(Instance::get().current.generation());
+    if said == GoesOn::Freely as u32 || opens {
+        flow.hello.end();
     }
-    let Some(flow) = flow_of(sk.as_ptr(), BPF_SK_STORAGE_GET_F_CREATE) else { return false };
-    begin(skb, flow);
-    true
+    if said == GoesOn::Freely as u32 {
+        free(skb, sk);
+    }
+    READ
 }
 
 /// Has a connection that is not followed any more not go on by the rule that had it followed, when what frees it ends.
@@ -103,10 +116,10 @@ fn free(skb: &Skb, sk: FullSk) {
     }
 }
 
-/// Begins to follow a connection, of which this is the SYN.
+/// Begins to follow a connection, of which this is the SYN. [`READ`]: there is more in it than that.
 #[inline(never)]
-fn begin(skb: &Skb, flow: &TlsFlow) {
-    let Some(segment) = Segment::read(skb) else { return };
+fn begin(skb: &Skb, flow: &TlsFlow) -> u32 {
+    let Some(segment) = Segment::read(skb) else { return DENIED };
     let mptcp = mptcp(skb, &segment) as u32;
     // Subflows of MPTCP share a stream, of which each has a part: only the first one's begins where the stream does. Bytes of it may be
     // sent twice by MPTCP itself, which the other end knows and nobody here, so what opens TLS must be one piece.
@@ -115,20 +128,18 @@ fn begin(skb: &Skb, flow: &TlsFlow) {
     flow.generation.set(Instance::get().current.generation());
     if mptcp == Mptcp::Joins as u32 {
         flow.hello.deny(Followed::NotTls);
+        return READ;
     }
+    // Nearly every SYN has nothing to be read.
+    if segment.payload == skb.0.len() && segment.flags & URG == 0 { PASSES } else { READ }
 }
 
-/// Whether the flow of a packet must open TLS: a [`GoesOn`]. Of one that is followed already it is asked again under another policy.
+/// Whether the flow of a packet must open TLS: a [`GoesOn`]. Of one that is followed already it is asked under another policy.
 /// Either question reads the packet anew, for the verifier keeps what a caller has read, and each way in which it can be read,
 /// apart while it looks at what is called.
 #[inline(never)]
 fn must_open_tls(skb: &Skb, sk: FullSk) -> u32 {
     let instance = Instance::get();
-    if sk.state() != TCP_SYN_SENT
-        && flow_of(sk.as_ptr(), 0).is_some_and(|flow| flow.generation.get() == instance.current.generation())
-    {
-        return GoesOn::AsTls as u32;
-    }
     if !instance.head().is_some_and(|header| header.has_tls()) {
         return GoesOn::Freely as u32;
     }
@@ -216,12 +227,6 @@ fn go_on(skb: &Skb, flow: &TlsFlow) -> i32 {
         _ => deny(skb, flow),
     }
 }
-
-// What becomes of a segment. (Functions return one of these and leave the rest in the connection's storage, of which the verifier
-// forgets what it knew.)
-const PASSES: u32 = 0;
-const READ: u32 = 1;
-const DENIED: u32 = 2;
 
 /// Finds the place of a segment in its connection's stream, and what of it was not read yet.
 #[inline(never)]
