@@ -112,6 +112,9 @@ impl Machine {
             let name = fs::read_to_string(format!("/proc/{init}/comm")).ok()?;
             (name.trim() == "systemd").then_some(init)
         })?;
+        // Out of the cgroup that is the machine's root: while a process is in it, systemd cannot hand controllers on to those below.
+        fs::write(unified()?.join("cgroup.procs"), unshare.0.id().to_string())
+            .context("cannot move the machine's parent to another cgroup")?;
         let second_host = cable::lay(&name, init)?;
         let addresses = HOST_ADDRESSES.map(|address| address.split('/').next().unwrap_or_default());
         let upstreams =

@@ -1,6 +1,7 @@
 //! `vm-test`: the whole system, scenario by scenario; or the hook tests on other kernels.
 
 mod debian;
+mod emulated;
 mod kernels;
 mod qemu;
 pub(crate) mod roots;
@@ -26,6 +27,9 @@ pub(crate) struct Args {
     /// Run the scenarios on this root only, and its systemd; on every one by default
     #[arg(long = "root", value_enum, conflicts_with_all = ["kernels", "all_kernels"])]
     roots: Vec<Root>,
+    /// Run scenarios in an emulated machine with Debian 13, where every controller is in the unified hierarchy of cgroups
+    #[arg(long, conflicts_with_all = ["kernels", "all_kernels", "roots"], requires = "names")]
+    emulated: bool,
     /// Only scenarios or tests with one of these in their names
     names: Vec<String>,
 }
@@ -33,7 +37,9 @@ pub(crate) struct Args {
 /// Runs the scenarios here, or the hook tests on other kernels.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let kernels = if args.all_kernels { Kernel::value_variants() } else { &args.kernels };
-    if kernels.is_empty() {
+    if args.emulated {
+        emulated::run(&args.names)
+    } else if kernels.is_empty() {
         scripts::run(&args.roots, &args.names)
     } else {
         kernels::run(kernels, &args.names)

@@ -174,7 +174,7 @@ fn pack(target: &Path, tree: &Path, binaries: &Binaries, names: &[String], initr
 }
 
 /// Copies a program with its libraries.
-fn copy_program(program: &Path, name: &Path, target: &Path) -> Result<()> {
+pub(super) fn copy_program(program: &Path, name: &Path, target: &Path) -> Result<()> {
     let copy = |from: &Path, to: &Path| {
         let to = target.join(to);
         fs::create_dir_all(to.parent().context("a file is in a directory")?)?;
@@ -190,7 +190,7 @@ fn copy_program(program: &Path, name: &Path, target: &Path) -> Result<()> {
 }
 
 /// Copies the modules that the tests or their protocols may take.
-fn copy_modules(modules: &Path, target: &Path) -> Result<()> {
+pub(super) fn copy_modules(modules: &Path, target: &Path) -> Result<()> {
     let release = modules.file_name().context("the modules have a release")?;
     let copy = target.join("lib/modules").join(release);
     fs::create_dir_all(&copy)?;
@@ -262,14 +262,8 @@ impl Report {
 /// Boots the machine, shows what it says, and fails unless the tests come to their end.
 fn boot(kernel: &Path, initramfs: &Path) -> Result<Report> {
     eprintln!("xtask: booting {}", kernel.display());
-    // The machine ends with this process, however that ends.
-    let mut qemu = Command::new("setpriv");
-    qemu.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
-    // Not KVM: where it is there but does not work, the machine would hang.
-    qemu.args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "2048"]);
-    qemu.args(["-display", "none", "-no-reboot", "-nodefaults", "-serial", "stdio"]);
-    // The emulated timer is late on a busy machine, which is no reason to give up on it.
-    qemu.args(["-append", "console=ttyS0 quiet panic=-1 no_timer_check"]).arg("-kernel").arg(kernel);
+    let mut qemu = qemu::machine(2048);
+    qemu.args(["-append", qemu::CONSOLE]).arg("-kernel").arg(kernel);
     let qemu = qemu.arg("-initrd").arg(initramfs).stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
     let mut machine = Machine(qemu.context("cannot run setpriv and qemu-system-x86_64")?);
     let stdout = BufReader::new(machine.0.stdout.take().context("the machine has no console")?);

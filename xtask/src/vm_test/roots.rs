@@ -21,7 +21,7 @@ pub(crate) enum Root {
 }
 
 /// What servers, scenarios and the second lock take of a minimal system.
-const PACKAGES: &str = "ca-certificates,curl,dbus,git,iproute2,libnss-systemd,nftables,nginx,postgresql,procps,python3,sqlite3,systemd,systemd-sysv";
+const PACKAGES: &str = "ca-certificates,curl,dbus,git,iproute2,libnss-systemd,nftables,nginx,postgresql,procps,python3,sqlite3,systemd,systemd-sysv,tcpdump";
 
 impl Root {
     /// Where it is, if it is not this machine's own; it is installed when it is not there.

@@ -1,6 +1,10 @@
 //! One script of `vm-tests/scenarios`, and what becomes of it.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{
+    fs,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -58,6 +62,16 @@ impl Script {
             shows: shows.split_whitespace().collect::<Vec<_>>().join(" "),
             path,
         })
+    }
+
+    /// Prints what became of it.
+    pub(super) fn tell(&self, outcome: &Outcome, begin: Instant) {
+        let word = match outcome {
+            Outcome::Passed(_) => "ok     ",
+            Outcome::Skipped(_) => "SKIPPED",
+            Outcome::Failed => "FAILED ",
+        };
+        println!("{word} {:5.1} s  {}: {}", begin.elapsed().as_secs_f32(), self.name(), self.title);
     }
 
     /// Its file's name, without the ending.

@@ -70,11 +70,6 @@ fn run_one(script: &Script, binary: &Path, lower: Option<&Path>) -> Result<Outco
     let said = String::from_utf8_lossy(&output.stdout);
     print!("{said}");
     let outcome = outcome(output.status.code(), &said)?;
-    let word = match outcome {
-        Outcome::Passed(_) => "ok     ",
-        Outcome::Skipped(_) => "SKIPPED",
-        Outcome::Failed => "FAILED ",
-    };
-    println!("{word} {:5.1} s  {}: {}", begin.elapsed().as_secs_f32(), script.name(), script.title);
+    script.tell(&outcome, begin);
     Ok(outcome)
 }
