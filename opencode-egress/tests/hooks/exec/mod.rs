@@ -16,9 +16,10 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::network::Namespace;
 
-/// Runs a shell under a policy that allows one network.
+/// Runs a shell under a policy that allows one network. Signals do what they do by default, whatever the tests' own caller ignores (`nohup` does).
 fn exec(allow: &str, script: &str) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_opencode-egress"));
+    let mut command = Command::new("env");
+    command.args(["--default-signal", env!("CARGO_BIN_EXE_opencode-egress")]);
     command.args(["exec", "--allow", allow, "--", "bash", "-c", script]);
     command
 }

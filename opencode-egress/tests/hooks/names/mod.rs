@@ -96,7 +96,7 @@ impl Named {
     /// Learns an address for long enough to begin something with it, and returns until when.
     pub(crate) fn learn_briefly(&mut self, rule: &str, address: impl Into<IpAddr>) -> u64 {
         // The clock is read in whole seconds: of these, one may be over at once.
-        self.learn(rule, address, unhurried(Duration::from_secs(4)).as_secs())
+        self.learn(rule, address, 3 + unhurried(Duration::from_secs(1)).as_secs())
     }
 
     /// Learns an address for so many seconds from now, and returns until when.
