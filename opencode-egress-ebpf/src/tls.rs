@@ -8,7 +8,7 @@
 
 use aya_ebpf::{
     bindings::{__sk_buff, bpf_sock},
-    helpers::{bpf_ktime_get_boot_ns, bpf_sk_storage_get, bpf_skb_load_bytes},
+    helpers::{bpf_ktime_get_boot_ns, bpf_sk_storage_get, bpf_skb_load_bytes, bpf_tcp_sock},
     macros::cgroup_skb,
     programs::SkBuffContext,
 };
@@ -93,22 +93,45 @@ fn prepare(skb: &Skb, sk: FullSk, said: u32) -> u32 {
     let opens = sk.state() == TCP_SYN_SENT;
     if opens && said == GoesOn::AsTls as u32 {
         return match flow_of(sk.as_ptr(), BPF_SK_STORAGE_GET_F_CREATE) {
+            Some(flow) if is_sent_again(skb, sk, flow) => PASSES,
             Some(flow) => opaque(begin(skb, flow), skb.0.len()),
             None => DENIED,
         };
     }
+    let ends = opens || said == GoesOn::Freely as u32;
+    // Also where nothing is followed: what began by a rule with `tls` may have sent nothing under it.
+    if ends {
+        free(skb, sk);
+    }
     let Some(flow) = flow_of(sk.as_ptr(), 0) else { return PASSES };
     flow.generation.set(Instance::get().current.generation());
-    if said == GoesOn::Freely as u32 || opens {
+    if ends {
         flow.hello.end();
-    }
-    if said == GoesOn::Freely as u32 {
-        free(skb, sk);
     }
     READ
 }
 
-/// Has a connection that is not followed any more not go on by the rule that had it followed, when what frees it ends.
+/// Whether a SYN opens the connection that is followed already, to whose SYN with data no answer came. The kernel sends it again without
+/// that, and does not say so; but by then it has sent more than the SYN, as far as was read (`tcp_connect` in
+/// <https://github.com/torvalds/linux/blob/v6.12/net/ipv4/tcp_output.c> sets `snd_nxt` when the first SYN has left).
+#[inline(never)]
+fn is_sent_again(skb: &Skb, sk: FullSk, flow: &TlsFlow) -> bool {
+    if flow.hello.standing() != Standing::Followed {
+        return false;
+    }
+    let Some(segment) = Segment::read(skb) else { return false };
+    // SAFETY: the helper takes a full socket; what it returns is null or the socket's for as long as the program runs.
+    let sent = unsafe {
+        let tcp = bpf_tcp_sock(sk.as_ptr());
+        if tcp.is_null() {
+            return false;
+        }
+        (&raw const (*tcp).snd_nxt).read_volatile()
+    };
+    segment.payload == skb.0.len() && sent.wrapping_sub(segment.sequence) > 1 && sent == flow.next.get()
+}
+
+/// Has a connection that is not followed, or no more, not go on by the rule that would have it followed, when what frees it ends.
 #[inline(never)]
 fn free(skb: &Skb, sk: FullSk) {
     if let Some(segment) = Segment::read(skb) {

@@ -1,7 +1,7 @@
 //! Policies that change while a hello is on its way.
 
 use std::{
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     time::{Duration, Instant},
 };
 
@@ -15,7 +15,7 @@ use crate::{
     names::{Named, names},
     network::{DENIED, PORT},
     probe::{Outcome, unhurried},
-    sys::{send, set},
+    sys::{connect, disconnect, send, set, socket},
     tcp::tcp,
     world::any,
 };
@@ -222,6 +222,64 @@ fn what_a_network_frees_ends_with_it() {
         assert_eq!(finish(&mut named, probe), Outcome::Done(RESET), "{how}");
         assert_eq!(server.end(), arrives, "{how}");
     }
+}
+
+/// The same of one that a rule with `tls` let begin, and whose SYN leaves while the network is listed: it waits for what is to be sent in it.
+#[test]
+fn what_a_network_lets_open_ends_with_it() {
+    const TCP_FASTOPEN_CONNECT: i32 = 30;
+    const TCP_FASTOPEN_NO_COOKIE: i32 = 34;
+    let tls = names(&super::RULES);
+    let listed = Policy { allow: vec![any("192.0.2.0/24")], ..tls.clone() };
+    let mut named = world();
+    named.world.unit.sysctl("ipv4/tcp_fastopen", "1");
+    let server = Server::start(named.world.server());
+    let mut probe = named.world.start(|steps| {
+        let socket = socket(libc::AF_INET, libc::SOCK_STREAM, 0)?;
+        set(&socket, libc::IPPROTO_TCP, TCP_FASTOPEN_NO_COOKIE, 1)?;
+        set(&socket, libc::IPPROTO_TCP, TCP_FASTOPEN_CONNECT, 1)?;
+        connect(&socket, SocketAddr::from((DENIED, PORT)))?;
+        steps.wait()?;
+        send(&socket, b"no hello", 0)?;
+        steps.wait()?;
+        let since = Instant::now();
+        let _ = send(&socket, b"more", 0);
+        conclude(&socket, since)
+    });
+    probe.step();
+    again(&mut named, &listed);
+    probe.go_on();
+    probe.step();
+    again(&mut named, &tls);
+    probe.go_on();
+    assert_eq!(finish(&mut named, probe), Outcome::Done(RESET));
+    assert_eq!(server.end(), b"no hello");
+}
+
+/// Likewise under audit mode, by a socket that was connected before.
+#[test]
+fn what_audit_lets_open_ends_with_it() {
+    let tls = names(&super::RULES);
+    let audit = Policy { mode: Mode::Audit, ..names(&["other.example"]) };
+    let mut named = world();
+    let mut probe = named.world.start(|steps| {
+        let socket = tcp((DENIED, PORT).into())?;
+        disconnect(&socket)?;
+        steps.wait()?;
+        connect(&socket, SocketAddr::from((DENIED, PORT)))?;
+        send(&socket, b"no hello", 0)?;
+        steps.wait()?;
+        let since = Instant::now();
+        let _ = send(&socket, b"more", 0);
+        conclude(&socket, since)
+    });
+    probe.step();
+    named.install(&audit, &[]);
+    probe.go_on();
+    probe.step();
+    again(&mut named, &tls);
+    probe.go_on();
+    assert_eq!(finish(&mut named, probe), Outcome::Done(RESET));
 }
 
 /// What brought a hello goes on where another rule has its name and address in place of the one by which it began.

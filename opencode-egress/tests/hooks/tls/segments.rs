@@ -103,6 +103,30 @@ fn data_in_the_syn_is_read() {
     }
 }
 
+/// The answer to a SYN with data is lost, and the SYN sent again, without: what the server has of the hello is read.
+#[test]
+fn a_syn_that_is_sent_again_begins_nothing_anew() {
+    let mut named = world();
+    named.world.unit.sysctl("ipv4/tcp_fastopen", "7");
+    // Data in a SYN is taken without a cookie, too.
+    named.world.far.sysctl("ipv4/tcp_fastopen", "515");
+    set(named.world.server(), libc::IPPROTO_TCP, 23, 16).expect("the server takes fast opens");
+    named.world.far.nft(
+        "table inet loss {\n chain out {\n type filter hook output priority 0\n \
+         tcp sport 443 tcp flags & (syn | ack) == syn | ack numgen inc mod 1000 < 2 drop\n}\n}\n",
+    );
+    let good = hello_to("listed.example");
+    let (first, rest) = good.split_at(good.len() / 2);
+    let to: SocketAddr = (DENIED, PORT).into();
+    let seen = tries(&mut named, || {
+        let socket = socket(domain(to), libc::SOCK_STREAM, 0)?;
+        send_to(&socket, first, libc::MSG_FASTOPEN, to)?;
+        send(&socket, rest, 0)?;
+        conclude(&socket, Instant::now())
+    });
+    seen.check_served("a SYN that is sent again", &good);
+}
+
 /// A socket that was connected before begins anew.
 #[test]
 fn a_socket_is_followed_at_every_connect() {
