@@ -1,6 +1,6 @@
 //! The `opencode-egress` command. What it does is in the library.
 
-use std::{io, process::ExitCode};
+use std::{env, io, process::ExitCode};
 
 use clap::Parser as _;
 use opencode_egress::command::{
@@ -8,16 +8,28 @@ use opencode_egress::command::{
     args::{Cli, Command},
 };
 
+/// What `exec` ends with where it fails itself, as env(1) and others do: it passes its command's status on.
+const EXEC_FAILED: u8 = 125;
+
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error)
+            if error.use_stderr() && env::args_os().nth(1).is_some_and(|command| command == "exec") =>
+        {
+            // When standard error is closed, nobody asks.
+            let _ = error.print();
+            return ExitCode::from(EXEC_FAILED);
+        }
+        Err(error) => error.exit(),
+    };
     match command::run(&cli.command) {
         Ok(code) => code,
         // `events --follow | head`: who read has enough.
         Err(error) if error.downcast_ref().is_some_and(is_closed) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("opencode-egress: {error:#}");
-            // `exec` passes its command's status on, so its own failure is what env(1) and others use.
-            ExitCode::from(if matches!(cli.command, Command::Exec(_)) { 125 } else { 1 })
+            ExitCode::from(if matches!(cli.command, Command::Exec(_)) { EXEC_FAILED } else { 1 })
         }
     }
 }

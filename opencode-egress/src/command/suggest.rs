@@ -20,7 +20,7 @@ use crate::{
         lease::LeaseStatus,
         suggest::{self, Denials, DeniedDestination, DeniedName, SuggestedRule, Suggestion, Widest},
     },
-    report::history::{self, History},
+    report::history::{self, History, HistoryError},
 };
 
 /// A rule that would have let pass so many denials, as an option of the NixOS module.
@@ -65,8 +65,11 @@ pub(super) fn suggest(args: &SuggestArgs) -> Result<()> {
 type Denied = (Vec<DeniedDestination>, Vec<DeniedName>);
 
 fn from_journal(name: &InstanceName, since: &str) -> Result<Denied> {
-    let History { lines, left_out, .. } =
-        history::read(name, since).context("without --since, the daemon is asked instead")?;
+    let History { lines, left_out, .. } = history::read(name, since).map_err(|error| {
+        let hint = !matches!(error, HistoryError::Since(_));
+        let error = anyhow::Error::new(error);
+        if hint { error.context("without --since, the daemon is asked instead") } else { error }
+    })?;
     if left_out > 0 {
         eprintln!(
             "opencode-egress: {left_out} denials since then are not in the journal, for its limits; without --since, all that the kernel remembers counts"

@@ -37,6 +37,9 @@ pub enum HistoryError {
     /// journalctl cannot be run, or what it prints not be read.
     #[error("cannot run journalctl, which reads the journal")]
     Run(#[source] io::Error),
+    /// journalctl does not know this time.
+    #[error("`{0}` is no time; write it as in -1h, yesterday or \"2026-11-21 20:00\"")]
+    Since(String),
     /// journalctl failed, and said this.
     #[error("journalctl: {0}")]
     Journalctl(String),
@@ -93,7 +96,10 @@ pub fn read(instance: &InstanceName, since: &str) -> Result<History, HistoryErro
         stderr.read_to_string(&mut complaint).map_err(HistoryError::Run)?;
     }
     if !journalctl.wait().map_err(HistoryError::Run)?.success() {
-        return Err(HistoryError::Journalctl(complaint.trim().to_owned()));
+        return Err(match complaint.contains("Failed to parse timestamp") {
+            true => HistoryError::Since(since.to_owned()),
+            false => HistoryError::Journalctl(complaint.trim().to_owned()),
+        });
     }
     let Collected { lines, allowed, left_out } = collected;
     Ok(History { lines, allowed, left_out })
@@ -145,6 +151,14 @@ impl Collected {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn journalctl_is_asked_whether_a_time_is_one() {
+        let instance = "a".parse().expect("a name");
+        let error = read(&instance, "nonsense").expect_err("no time").to_string();
+        assert_eq!(error, "`nonsense` is no time; write it as in -1h, yesterday or \"2026-11-21 20:00\"");
+        read(&instance, "-1h").expect("a time");
+    }
 
     #[test]
     fn entries_of_a_destination_and_reason_are_added_up() {

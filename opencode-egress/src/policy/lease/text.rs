@@ -29,8 +29,7 @@ impl TryFrom<u64> for LeaseTime {
             0 => Err(Invalid("a lease of no time grants nothing; write at least `1s`".to_owned())),
             1..=Self::LONGEST => Ok(Self(seconds)),
             _ => Err(Invalid(
-                "a lease is for 24 hours at most; what is needed for longer belongs into the policy file"
-                    .to_owned(),
+                "24 hours at most; what is needed for longer belongs into the policy file".to_owned(),
             )),
         }
     }

@@ -33,6 +33,21 @@ fn exec_test(name: &str) -> Output {
     command.args(["--exact", "--ignored", "--nocapture", name]).output().expect("opencode-egress runs")
 }
 
+/// Its command may end with any other status.
+#[test]
+fn exec_ends_with_125_where_it_fails_itself() {
+    for arguments in
+        [&["--allow", "10.0.0.1/8", "--", "true"][..], &["--", "no-such-program"], &["--no-such-option"]]
+    {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_opencode-egress"));
+        let output = command.arg("exec").args(arguments).output().expect("opencode-egress runs");
+        assert_eq!(output.status.code(), Some(125), "{arguments:?}: {}", said(&output.stderr));
+        assert!(!output.stderr.is_empty(), "{arguments:?}");
+    }
+    let mut command = Command::new(env!("CARGO_BIN_EXE_opencode-egress"));
+    assert!(command.args(["exec", "--help"]).output().expect("opencode-egress runs").status.success());
+}
+
 fn said(output: &[u8]) -> String {
     String::from_utf8_lossy(output).into_owned()
 }
