@@ -82,7 +82,7 @@ in
       type = types.nullOr metricsAddress;
       default = null;
       example = "127.0.0.1:9642";
-      description = "Where the daemon serves metrics for Prometheus: an address and port on loopback, or the path of a Unix socket. Its directory has to be there when the daemon starts; without it there are no metrics, and the journal says so. Whoever reaches it sees what was denied to each instance.";
+      description = "Where the daemon serves metrics for Prometheus: an address and port on loopback, or the path of a Unix socket. Its directory has to be there when the daemon starts; without it there are no metrics, and the journal says so. Whoever reaches it sees the names of instances and units, how much was denied to each, and for which reasons, but no destination.";
     };
   };
 }
