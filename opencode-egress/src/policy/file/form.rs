@@ -2,6 +2,7 @@
 
 use std::{fmt, marker::PhantomData, str::FromStr};
 
+use opencode_egress_common::abi::RESOLVER_PORTS;
 use serde::{
     Deserialize, Deserializer,
     de::{self, MapAccess, Visitor},
@@ -193,12 +194,18 @@ fn port<E: de::Error>(number: impl TryInto<u16> + Copy + fmt::Display) -> Result
     }
 }
 
-/// A number from 1 to 65535.
+/// A listener's port: from 1 to 65535, and none of those at which others would look for the listener in vain.
 pub(super) struct Port(pub(super) u16);
 
 impl<'de> Deserialize<'de> for Port {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        port(i64::deserialize(deserializer)?).map(Self)
+        let (first, last) = RESOLVER_PORTS;
+        match port(i64::deserialize(deserializer)?)? {
+            resolvers if (first..=last).contains(&resolvers) => Err(de::Error::custom(format!(
+                "{resolvers} is among the ports {first} to {last} of instances' resolvers, so that no other instance could reach a listener there; choose another"
+            ))),
+            port => Ok(Self(port)),
+        }
     }
 }
 

@@ -55,6 +55,13 @@ fn errors_have_a_place_and_a_remedy() {
     check("\"tcp\"", "\"sctp\"", "p.json:7:73: `sctp` is no protocol; write `tcp`, `udp`, `icmp` or `any`");
     check("\"deny\"", "\"denny\"", "p.json:8:13: unknown field `denny`, expected one of");
     check("8787", "0", "p.json:9:52: 0 is no port");
+    let resolvers = "among the ports 22528 to 24575 of instances' resolvers, so that no other instance could reach a listener there; choose another";
+    for port in [22528, 24575] {
+        check("8787", &port.to_string(), &format!("p.json:9:56: {port} is {resolvers}"));
+    }
+    for port in [22527, 24576] {
+        check("8787", &port.to_string(), "PolicySet");
+    }
     check("\"127.0.0.1\"", "\"localhost\"", "p.json:9:31: `localhost` is no address");
     check("\"enforce\"", "\"off\"", "p.json:6:15: `off` is no mode; write `enforce` or `audit`");
     check("my-project\":", "my project\":", "p.json:4:5: `my project` is no instance name");
