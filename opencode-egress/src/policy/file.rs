@@ -14,8 +14,8 @@ use std::{
     time::Duration,
 };
 
-use document::{File, Instance, ResolverForm};
-use form::{ListenForm, Misplaced, Text};
+use document::{File, Instance, LEAST, ResolverForm};
+use form::{ListenForm, Misplaced, Object, Text};
 use opencode_egress_common::abi::{MAX_INSTANCES, MAX_LISTENERS};
 use rules::Listed;
 
@@ -84,7 +84,13 @@ pub fn parse(path: &Path, text: &str) -> Result<PolicySet, ConfigError> {
         column: column.max(1),
         message: on_one_line(&message),
     };
-    let file: File = serde_json::from_str(text).map_err(|error| {
+    if text.starts_with('\u{feff}') {
+        return Err(invalid(1, 1, "the file begins with a byte order mark; save it without one".to_owned()));
+    }
+    if text.trim().is_empty() {
+        return Err(invalid(1, 1, format!("the file is empty; write at least `{LEAST}`")));
+    }
+    let Object(file) = serde_json::from_str::<Object<File>>(text).map_err(|error| {
         let (line, column, shown) = (error.line(), error.column(), error.to_string());
         let place = format!(" at line {line} column {column}");
         let message = shown.strip_suffix(&place).unwrap_or(&shown);
@@ -106,10 +112,10 @@ fn on_one_line(message: &str) -> String {
 }
 
 fn build(file: File) -> Result<PolicySet, Misplaced> {
-    let resolver = resolver(&file.resolver)?;
+    let resolver = resolver(&file.resolver.0)?;
     let mut instances = BTreeMap::new();
     let mut taken = Taken::default();
-    for (key, form) in file.instances.0 {
+    for (key, Object(form)) in file.instances.0 {
         let name: InstanceName = key.parse()?;
         let policy = instance(&name, form, &key, &mut taken);
         // What has escapes in it is found in its instance.
@@ -133,10 +139,11 @@ fn build(file: File) -> Result<PolicySet, Misplaced> {
         }
     }
     let default = LogLimits::default();
+    let Object(log) = file.log;
     let log = LogLimits {
-        interval: file.log.interval_secs.map_or(default.interval, |n| Duration::from_secs(n.0.into())),
-        burst: file.log.burst.map_or(default.burst, |n| n.0),
-        per_sec: file.log.per_sec.map_or(default.per_sec, |n| n.0),
+        interval: log.interval_secs.map_or(default.interval, |n| Duration::from_secs(n.0.into())),
+        burst: log.burst.map_or(default.burst, |n| n.0),
+        per_sec: log.per_sec.map_or(default.per_sec, |n| n.0),
     };
     Ok(PolicySet { log, resolver, instances })
 }
@@ -212,11 +219,12 @@ fn instance(name: &InstanceName, form: Instance, key: &Text, taken: &mut Taken) 
             form.listen.len()
         )));
     }
-    let listen = form.listen.iter().map(|form| taken.listener(name, form)).collect::<Result<_, _>>()?;
+    let listen =
+        form.listen.iter().map(|Object(form)| taken.listener(name, form)).collect::<Result<_, _>>()?;
     let Listed { networks: allow, names, .. } = form.allow.0?;
     let deny = form.deny.0?;
     let errno = form.errno.as_ref().map(Text::parse).transpose()?.unwrap_or_default();
-    let max_sockets = form.limits.sockets.map_or(DEFAULT_MAX_SOCKETS, |count| count.0);
+    let max_sockets = form.limits.0.sockets.map_or(DEFAULT_MAX_SOCKETS, |count| count.0);
     match deny.first_name {
         Some(misplaced) => Err(misplaced),
         None => Ok(Policy {

@@ -5,7 +5,7 @@ use std::{fmt, marker::PhantomData, str::FromStr};
 use opencode_egress_common::abi::RESOLVER_PORTS;
 use serde::{
     Deserialize, Deserializer,
-    de::{self, MapAccess, Visitor},
+    de::{self, MapAccess, SeqAccess, Visitor},
 };
 
 use crate::policy::{Invalid, resolver::DEFAULT_MARK};
@@ -40,10 +40,14 @@ struct RuleObject {
     name: Option<Text>,
     preset: Option<Text>,
     protocol: Option<Text>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "ports")]
     ports: Vec<PortForm>,
     tls: Option<bool>,
     private: Option<bool>,
+}
+
+fn ports<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<PortForm>, D::Error> {
+    list(deserializer, r#"a list of ports, as in [443, "8000-8100"]"#)
 }
 
 impl TryFrom<RuleObject> for DetailedRule {
@@ -69,6 +73,10 @@ pub(super) struct ListenForm {
     pub(super) port: Port,
     #[serde(default)]
     pub(super) open: bool,
+}
+
+impl Example for ListenForm {
+    const EXPECTED: &'static str = r#"a listener, as in {"address": "127.0.0.1", "port": 8787}"#;
 }
 
 /// An error about the text that starts at this address of the source.
@@ -200,7 +208,7 @@ pub(super) struct Port(pub(super) u16);
 impl<'de> Deserialize<'de> for Port {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let (first, last) = RESOLVER_PORTS;
-        match port(i64::deserialize(deserializer)?)? {
+        match port(number(deserializer, "a port, as in 8787")?)? {
             resolvers if (first..=last).contains(&resolvers) => Err(de::Error::custom(format!(
                 "{resolvers} is among the ports {first} to {last} of instances' resolvers, so that no other instance could reach a listener there; choose another"
             ))),
@@ -214,7 +222,7 @@ pub(super) struct Mark(pub(super) u32);
 
 impl<'de> Deserialize<'de> for Mark {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let number = i64::deserialize(deserializer)?;
+        let number = number(deserializer, format_args!("one bit of a mark, as in {DEFAULT_MARK}"))?;
         match u32::try_from(number) {
             Ok(mark) if mark.is_power_of_two() => Ok(Self(mark)),
             _ => Err(de::Error::custom(format!(
@@ -229,32 +237,11 @@ pub(super) struct Count(pub(super) u32);
 
 impl<'de> Deserialize<'de> for Count {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct CountVisitor;
-
-        impl Visitor<'_> for CountVisitor {
-            type Value = Count;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a number from 1 to 1000000")
-            }
-
-            fn visit_u64<E: de::Error>(self, number: u64) -> Result<Count, E> {
-                count(number)
-            }
-
-            fn visit_i64<E: de::Error>(self, number: i64) -> Result<Count, E> {
-                count(number)
-            }
+        let number = number(deserializer, "a number from 1 to 1000000")?;
+        match u32::try_from(number) {
+            Ok(count @ 1..=1_000_000) => Ok(Self(count)),
+            _ => Err(de::Error::custom(format!("{number} is out of range; write one from 1 to 1000000"))),
         }
-
-        deserializer.deserialize_any(CountVisitor)
-    }
-}
-
-fn count<E: de::Error>(number: impl TryInto<u32> + Copy + fmt::Display) -> Result<Count, E> {
-    match number.try_into() {
-        Ok(count @ 1..=1_000_000) => Ok(Count(count)),
-        _ => Err(E::custom(format!("{number} is out of range; write one from 1 to 1000000"))),
     }
 }
 
@@ -269,7 +256,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Pairs<T> {
             type Value = Pairs<T>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
+                f.write_str(r#"an object, as in {"my-project": {"units": ["opencode-my-project.service"]}}"#)
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Pairs<T>, A::Error> {
@@ -283,4 +270,86 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Pairs<T> {
 
         deserializer.deserialize_map(PairsVisitor(PhantomData))
     }
+}
+
+/// What the file has as an object.
+pub(super) trait Example {
+    /// What it is, and how one is written, for the error about anything else.
+    const EXPECTED: &'static str;
+}
+
+/// An object: serde's derived code takes arrays in its place, too.
+#[derive(Default)]
+pub(super) struct Object<T>(pub(super) T);
+
+impl<'de, T: Deserialize<'de> + Example> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct ObjectVisitor<T>(PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de> + Example> Visitor<'de> for ObjectVisitor<T> {
+            type Value = Object<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(T::EXPECTED)
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Object<T>, A::Error> {
+                T::deserialize(de::value::MapAccessDeserializer::new(map)).map(Object)
+            }
+        }
+
+        deserializer.deserialize_map(ObjectVisitor(PhantomData))
+    }
+}
+
+/// A list; `expected` says what it is, and how one is written.
+pub(super) fn list<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+    deserializer: D,
+    expected: &'static str,
+) -> Result<Vec<T>, D::Error> {
+    struct ListVisitor<T>(&'static str, PhantomData<T>);
+
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for ListVisitor<T> {
+        type Value = Vec<T>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str(self.0)
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Vec<T>, A::Error> {
+            let mut list = vec![];
+            while let Some(item) = items.next_element()? {
+                list.push(item);
+            }
+            Ok(list)
+        }
+    }
+
+    deserializer.deserialize_seq(ListVisitor(expected, PhantomData))
+}
+
+/// A whole number; `expected` says what it is, and how one is written.
+pub(super) fn number<'de, D: Deserializer<'de>>(
+    deserializer: D,
+    expected: impl fmt::Display,
+) -> Result<i128, D::Error> {
+    struct NumberVisitor<E>(E);
+
+    impl<E: fmt::Display> Visitor<'_> for NumberVisitor<E> {
+        type Value = i128;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            self.0.fmt(f)
+        }
+
+        fn visit_u64<Error>(self, number: u64) -> Result<i128, Error> {
+            Ok(number.into())
+        }
+
+        fn visit_i64<Error>(self, number: i64) -> Result<i128, Error> {
+            Ok(number.into())
+        }
+    }
+
+    deserializer.deserialize_any(NumberVisitor(expected))
 }

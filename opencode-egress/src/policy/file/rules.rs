@@ -44,7 +44,7 @@ impl<'de> Deserialize<'de> for Rules {
             type Value = Rules;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a list of rules")
+                f.write_str(r#"a list of rules, as in ["10.10.0.0/16", "api.example.org"]"#)
             }
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut forms: A) -> Result<Rules, A::Error> {

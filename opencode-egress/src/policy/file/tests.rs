@@ -69,6 +69,7 @@ fn errors_have_a_place_and_a_remedy() {
     check("\"burst\": 20", "\"burst\": -1", "p.json:2:43: -1 is out of range");
     check("\"version\": 1", "\"version\": 2", "p.json:1:14: version 2 is not known");
     check("10.10.9.0", "10.10.9\\u002e1", "p.json:4:5: `10.10.9.1/24` has host bits set");
+    check("8787", "18446744073709551615", "p.json:9:71: 18446744073709551615 is no port");
     check("] } } }", "] } }", "p.json:9:77: EOF while parsing an object");
 }
 
@@ -189,7 +190,6 @@ fn an_instance_cannot_be_there_twice() {
 
 #[test]
 fn a_message_is_one_line_with_a_place_in_the_file() {
-    assert!(shown("").starts_with("p.json:1:1: EOF"), "{}", shown(""));
     assert!(shown("{\n").starts_with("p.json:2:1: EOF"), "{}", shown("{\n"));
     let escapes = shown(r#"{"version":1,"a\u001b[2K\nb":1}"#);
     assert!(escapes.contains(r"unknown field `a\u{1b}[2K\nb`"), "{escapes}");
@@ -283,4 +283,77 @@ fn upstream_servers_are_addresses() {
     let many = [r#""192.0.2.53""#; 9].join(",");
     let text = shown(&with(&many));
     assert!(text.contains("`192.0.2.53` is one upstream server too many; at most 8"), "{text}");
+}
+
+#[test]
+fn what_is_of_another_kind_is_told_how_to_write_it() {
+    let check = |top: &str, line: usize, expect: &str| {
+        let text = shown(top);
+        let (place, message) = text.split_once(": ").unwrap_or_default();
+        assert!(place.starts_with(&format!("p.json:{line}:")), "{top}: {text}");
+        let told =
+            message.starts_with("invalid type: ") && message.ends_with(&format!(", expected {expect}"));
+        assert!(told, "{top}: {text}");
+    };
+    let file = r#"an object, as in {"version": 1, "instances": {}}"#;
+    check("[]", 1, file);
+    check("[1, {}, {}, {}]", 1, file);
+    check("null", 1, file);
+    let version = r#"the number 1; write `"version": 1`"#;
+    check("{\"version\":\n\"1\"}", 2, version);
+    check("{\"version\":\n1.0}", 2, version);
+
+    let top = |rest: &str| format!("{{\"version\":1,\n{rest},\n\"instances\":{{}}}}");
+    check(&top(r#""log":[]"#), 2, r#"an object, as in {"interval_secs": 10, "burst": 20, "per_sec": 5}"#);
+    check(
+        &top(r#""log":[1,2,3]"#),
+        2,
+        r#"an object, as in {"interval_secs": 10, "burst": 20, "per_sec": 5}"#,
+    );
+    let resolver = r#"an object, as in {"upstream": ["192.0.2.53"]}"#;
+    check(&top(r#""resolver":"192.0.2.53""#), 2, resolver);
+    check(&top(r#""resolver":[["192.0.2.53"],null]"#), 2, resolver);
+    check(&top(r#""resolver":{"upstream":"192.0.2.53"}"#), 2, r#"a list of servers, as in ["192.0.2.53"]"#);
+    check(&top(r#""resolver":{"mark":"25"}"#), 2, "one bit of a mark, as in 33554432");
+    let instances = r#"an object, as in {"my-project": {"units": ["opencode-my-project.service"]}}"#;
+    check("{\"version\":1,\"instances\":\n[]}", 2, instances);
+
+    let instance = r#"an instance, as in {"units": ["opencode-a.service"], "allow": []}"#;
+    for form in ["null", "[]", r#"[["a.service"],"audit"]"#, "5"] {
+        let file = format!("{{\"version\":1,\"instances\":{{\"a\":\n{form}}}}}");
+        check(&file, 2, instance);
+    }
+
+    let within = |rest: &str| {
+        format!("{{\"version\":1,\"instances\":{{\"a\":{{\n{rest},\n\"units\":[\"a.service\"]}}}}}}")
+    };
+    check(&within(r#""units":"a.service""#), 2, r#"a list of units, as in ["opencode-a.service"]"#);
+    let listeners = r#"a list of listeners, as in [{"address": "127.0.0.1", "port": 8787}]"#;
+    check(&within(r#""listen":{"address":"127.0.0.1","port":80}"#), 2, listeners);
+    check(&within(r#""listen":null"#), 2, listeners);
+    let listener = r#"a listener, as in {"address": "127.0.0.1", "port": 8787}"#;
+    check(&within(r#""listen":["127.0.0.1:80"]"#), 2, listener);
+    check(&within(r#""listen":[["127.0.0.1",80]]"#), 2, listener);
+    let port = r#""listen":[{"address":"127.0.0.1","port":"8787"}]"#;
+    check(&within(port), 2, "a port, as in 8787");
+    check(&within(r#""limits":5"#), 2, r#"an object, as in {"sockets": 4096}"#);
+    check(&within(r#""limits":[5]"#), 2, r#"an object, as in {"sockets": 4096}"#);
+    let rules = r#"a list of rules, as in ["10.10.0.0/16", "api.example.org"]"#;
+    check(&within(r#""allow":"npm""#), 2, rules);
+    check(&within(r#""deny":{}"#), 2, rules);
+    let ports = r#""allow":[{"cidr":"10.0.0.0/8","ports":443}]"#;
+    check(&within(ports), 2, r#"a list of ports, as in [443, "8000-8100"]"#);
+}
+
+#[test]
+fn a_file_of_nothing_is_told_what_to_write() {
+    let empty = r#"p.json:1:1: the file is empty; write at least `{"version": 1, "instances": {}}`"#;
+    for nothing in ["", " \n", "\t\r\n\n"] {
+        assert_eq!(shown(nothing), empty, "{nothing:?}");
+    }
+    let least = empty.split('`').nth(1).expect("what to write");
+    assert!(shown(least).starts_with("PolicySet"), "{}", shown(least));
+    let mark = "p.json:1:1: the file begins with a byte order mark; save it without one";
+    assert_eq!(shown(&format!("\u{feff}{GOOD}")), mark);
+    assert_eq!(shown("\u{feff}"), mark);
 }
