@@ -39,6 +39,18 @@ pub enum ConfigError {
         #[source]
         source: io::Error,
     },
+    /// It is a directory.
+    #[error("{path} is a directory; name the policy file in it")]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// It is no text, or in another encoding.
+    #[error("{path} is not UTF-8 text; save it as that")]
+    NotText {
+        /// The file.
+        path: PathBuf,
+    },
     /// It has an error.
     #[error("{path}:{line}:{column}: {message}")]
     Invalid {
@@ -68,7 +80,12 @@ pub fn load(path: &Path) -> Result<PolicySet, ConfigError> {
 ///
 /// When it cannot be read.
 pub fn read(path: &Path) -> Result<String, ConfigError> {
-    std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })
+    let path = path.to_owned();
+    std::fs::read_to_string(&path).map_err(|source| match source.kind() {
+        io::ErrorKind::IsADirectory => ConfigError::Directory { path },
+        io::ErrorKind::InvalidData => ConfigError::NotText { path },
+        _ => ConfigError::Read { path, source },
+    })
 }
 
 /// Parses the text of a policy file; `path` is for the messages.

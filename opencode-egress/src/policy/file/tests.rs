@@ -357,3 +357,21 @@ fn a_file_of_nothing_is_told_what_to_write() {
     assert_eq!(shown(&format!("\u{feff}{GOOD}")), mark);
     assert_eq!(shown("\u{feff}"), mark);
 }
+
+#[test]
+fn what_is_no_text_file_is_told_as_what_it_is() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let at = directory.path();
+    let told = |path: &Path| load(path).expect_err("no policy file").to_string();
+    assert_eq!(told(at), format!("{} is a directory; name the policy file in it", at.display()));
+    let file = at.join("p.json");
+    assert_eq!(
+        told(&file),
+        format!("cannot read the policy file {}; check that it exists and is readable", file.display())
+    );
+    // Latin-1, and UTF-16 with its mark.
+    for bytes in [b"{\"version\": 1, \"\xe9\": 1}".as_slice(), b"\xff\xfe{\0"] {
+        std::fs::write(&file, bytes).expect("a file");
+        assert_eq!(told(&file), format!("{} is not UTF-8 text; save it as that", file.display()));
+    }
+}
