@@ -1,7 +1,9 @@
 //! Policies that change while a hello is on its way.
 
 use std::{
+    io,
     net::{IpAddr, SocketAddr},
+    os::fd::OwnedFd,
     time::{Duration, Instant},
 };
 
@@ -14,7 +16,7 @@ use crate::{
     leases::{FAR_AHEAD, leases},
     names::{Named, names},
     network::{DENIED, PORT},
-    probe::{Outcome, unhurried},
+    probe::{Outcome, Steps, unhurried},
     sys::{connect, disconnect, send, set, socket},
     tcp::tcp,
     world::any,
@@ -194,32 +196,46 @@ fn what_began_without_a_hello_ends_under_rules_with_tls() {
     }
 }
 
+/// Opens a connection, which waits once, sends no hello under another policy, and more when that has ended.
+fn opened_under(
+    named: &mut Named,
+    open: impl FnOnce(&mut Steps) -> io::Result<OwnedFd>,
+    other: impl FnOnce(&mut Named),
+) -> Outcome {
+    let mut probe = named.world.start(|steps| {
+        let socket = open(steps)?;
+        send(&socket, b"no hello", 0)?;
+        steps.wait()?;
+        let since = Instant::now();
+        let _ = send(&socket, b"more", 0);
+        conclude(&socket, since)
+    });
+    probe.step();
+    other(named);
+    probe.go_on();
+    probe.step();
+    again(named, &names(&super::RULES));
+    probe.go_on();
+    finish(named, probe)
+}
+
 /// A network that is listed meanwhile frees a connection that brought no hello yet, and that ends with it. A lease is for what begins under it.
 #[test]
 fn what_a_network_frees_ends_with_it() {
     let tls = names(&super::RULES);
     let listed = Policy { allow: vec![any("192.0.2.0/24")], ..tls.clone() };
-    let leased = tls.clone().leased(leases(&["192.0.2.0/28:443/tcp"], FAR_AHEAD, &[]));
+    let leased = tls.leased(leases(&["192.0.2.0/28:443/tcp"], FAR_AHEAD, &[]));
     for (how, policy, arrives) in [("listed", &listed, &b"no hello"[..]), ("leased", &leased, b"")] {
         let mut named = world();
         let server = Server::start(named.world.server());
-        let mut probe = named.world.start(|steps| {
+        let open = |steps: &mut Steps| {
             let socket = tcp((DENIED, PORT).into())?;
             set(&socket, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1)?;
             steps.wait()?;
-            send(&socket, b"no hello", 0)?;
-            steps.wait()?;
-            let since = Instant::now();
-            let _ = send(&socket, b"more", 0);
-            conclude(&socket, since)
-        });
-        probe.step();
-        again(&mut named, policy);
-        probe.go_on();
-        probe.step();
-        again(&mut named, &tls);
-        probe.go_on();
-        assert_eq!(finish(&mut named, probe), Outcome::Done(RESET), "{how}");
+            Ok(socket)
+        };
+        let outcome = opened_under(&mut named, open, |named| again(named, policy));
+        assert_eq!(outcome, Outcome::Done(RESET), "{how}");
         assert_eq!(server.end(), arrives, "{how}");
     }
 }
@@ -229,57 +245,37 @@ fn what_a_network_frees_ends_with_it() {
 fn what_a_network_lets_open_ends_with_it() {
     const TCP_FASTOPEN_CONNECT: i32 = 30;
     const TCP_FASTOPEN_NO_COOKIE: i32 = 34;
-    let tls = names(&super::RULES);
-    let listed = Policy { allow: vec![any("192.0.2.0/24")], ..tls.clone() };
+    let listed = Policy { allow: vec![any("192.0.2.0/24")], ..names(&super::RULES) };
     let mut named = world();
     named.world.unit.sysctl("ipv4/tcp_fastopen", "1");
     let server = Server::start(named.world.server());
-    let mut probe = named.world.start(|steps| {
+    let open = |steps: &mut Steps| {
         let socket = socket(libc::AF_INET, libc::SOCK_STREAM, 0)?;
         set(&socket, libc::IPPROTO_TCP, TCP_FASTOPEN_NO_COOKIE, 1)?;
         set(&socket, libc::IPPROTO_TCP, TCP_FASTOPEN_CONNECT, 1)?;
         connect(&socket, SocketAddr::from((DENIED, PORT)))?;
         steps.wait()?;
-        send(&socket, b"no hello", 0)?;
-        steps.wait()?;
-        let since = Instant::now();
-        let _ = send(&socket, b"more", 0);
-        conclude(&socket, since)
-    });
-    probe.step();
-    again(&mut named, &listed);
-    probe.go_on();
-    probe.step();
-    again(&mut named, &tls);
-    probe.go_on();
-    assert_eq!(finish(&mut named, probe), Outcome::Done(RESET));
+        Ok(socket)
+    };
+    let outcome = opened_under(&mut named, open, |named| again(named, &listed));
+    assert_eq!(outcome, Outcome::Done(RESET));
     assert_eq!(server.end(), b"no hello");
 }
 
 /// Likewise under audit mode, by a socket that was connected before.
 #[test]
 fn what_audit_lets_open_ends_with_it() {
-    let tls = names(&super::RULES);
     let audit = Policy { mode: Mode::Audit, ..names(&["other.example"]) };
     let mut named = world();
-    let mut probe = named.world.start(|steps| {
+    let open = |steps: &mut Steps| {
         let socket = tcp((DENIED, PORT).into())?;
         disconnect(&socket)?;
         steps.wait()?;
         connect(&socket, SocketAddr::from((DENIED, PORT)))?;
-        send(&socket, b"no hello", 0)?;
-        steps.wait()?;
-        let since = Instant::now();
-        let _ = send(&socket, b"more", 0);
-        conclude(&socket, since)
-    });
-    probe.step();
-    named.install(&audit, &[]);
-    probe.go_on();
-    probe.step();
-    again(&mut named, &tls);
-    probe.go_on();
-    assert_eq!(finish(&mut named, probe), Outcome::Done(RESET));
+        Ok(socket)
+    };
+    let outcome = opened_under(&mut named, open, |named| named.install(&audit, &[]));
+    assert_eq!(outcome, Outcome::Done(RESET));
 }
 
 /// What brought a hello goes on where another rule has its name and address in place of the one by which it began.
