@@ -13,7 +13,7 @@ use std::{
     time::Instant,
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, bail};
 
 use super::{
     debian::{Kernel, parts, unpacked},
@@ -72,14 +72,11 @@ sleep 60
 
 /// Runs the scenarios with one of `names` in theirs.
 pub(super) fn run(names: &[String]) -> Result<()> {
-    ensure!(!names.is_empty(), "say which scenarios: each takes minutes in an emulated machine");
     render::check()?;
     apt_install("the emulated machine", &PACKAGES)?;
     qemu::ensure()?;
     let binary = daemon::build()?;
-    let mut scripts = Script::all()?;
-    scripts.retain(|script| names.iter().any(|name| script.name().contains(name)));
-    ensure!(!scripts.is_empty(), "no scenario has {names:?} in its name");
+    let scripts = Script::chosen(names)?;
     let machine = Emulated::make(&binary)?;
     let outcomes = scripts.iter().map(|script| machine.run(script, &binary));
     let outcomes = outcomes.collect::<Result<Vec<_>>>()?;

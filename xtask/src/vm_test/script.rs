@@ -64,6 +64,14 @@ impl Script {
         })
     }
 
+    /// Those with one of `names` in theirs, or all.
+    pub(super) fn chosen(names: &[String]) -> Result<Vec<Self>> {
+        let mut scripts = Self::all()?;
+        scripts.retain(|script| names.is_empty() || names.iter().any(|name| script.name().contains(name)));
+        ensure!(!scripts.is_empty(), "no scenario has {names:?} in its name");
+        Ok(scripts)
+    }
+
     /// Prints what became of it.
     pub(super) fn tell(&self, outcome: &Outcome, begin: Instant) {
         let word = match outcome {

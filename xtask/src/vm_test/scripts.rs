@@ -7,7 +7,7 @@ use std::{
     time::Instant,
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum as _;
 
 use super::{
@@ -36,9 +36,7 @@ pub(super) fn run(roots: &[Root], names: &[String]) -> Result<()> {
     // Of what is there now: whoever edits something from here on is to run all again.
     let hash = verification::hash()?;
     let binary = daemon::build()?;
-    let mut scripts = Script::all()?;
-    scripts.retain(|script| names.is_empty() || names.iter().any(|name| script.name().contains(name)));
-    ensure!(!scripts.is_empty(), "no scenario has {names:?} in its name");
+    let scripts = Script::chosen(names)?;
     let begin_all = Instant::now();
     let mut columns = vec![];
     for root in if roots.is_empty() { Root::value_variants() } else { roots } {

@@ -70,12 +70,18 @@ fn what_is_lost_is_sent_again() {
     assert!(evil.starts_with(&seen.arrived) && seen.arrived.len() < evil.len(), "a beginning of it");
 }
 
+/// A world where clients send data in their SYNs, and the server takes it as this says (`tcp_fastopen`).
+fn with_fast_open(server: &str) -> Named {
+    let named = world();
+    named.world.unit.sysctl("ipv4/tcp_fastopen", "7");
+    named.world.far.sysctl("ipv4/tcp_fastopen", server);
+    set(named.world.server(), libc::IPPROTO_TCP, 23, 16).expect("the server takes fast opens");
+    named
+}
+
 #[test]
 fn data_in_the_syn_is_read() {
-    let mut named = world();
-    named.world.unit.sysctl("ipv4/tcp_fastopen", "7");
-    named.world.far.sysctl("ipv4/tcp_fastopen", "3");
-    set(named.world.server(), libc::IPPROTO_TCP, 23, 16).expect("the server takes fast opens");
+    let mut named = with_fast_open("3");
     let (good, evil) = (hello_to("listed.example"), hello_to("evil.example"));
     let open = |to: SocketAddr, data: &[u8]| -> io::Result<u64> {
         let socket = socket(domain(to), libc::SOCK_STREAM, 0)?;
@@ -106,11 +112,8 @@ fn data_in_the_syn_is_read() {
 /// The answer to a SYN with data is lost, and the SYN sent again, without: what the server has of the hello is read.
 #[test]
 fn a_syn_that_is_sent_again_begins_nothing_anew() {
-    let mut named = world();
-    named.world.unit.sysctl("ipv4/tcp_fastopen", "7");
     // Data in a SYN is taken without a cookie, too.
-    named.world.far.sysctl("ipv4/tcp_fastopen", "515");
-    set(named.world.server(), libc::IPPROTO_TCP, 23, 16).expect("the server takes fast opens");
+    let mut named = with_fast_open("515");
     named.world.far.nft(
         "table inet loss {\n chain out {\n type filter hook output priority 0\n \
          tcp sport 443 tcp flags & (syn | ack) == syn | ack numgen inc mod 1000 < 2 drop\n}\n}\n",
