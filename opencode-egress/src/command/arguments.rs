@@ -13,14 +13,15 @@ use crate::report::{
 /// How much of them is shown, in bytes.
 const LONGEST: usize = 4096;
 
-/// The arguments of the process that met a denial, each as it may be printed. `None`: it has ended, another one has its number by now,
-/// or nobody knows which one it was.
+/// The arguments of the process that met a denial, each as it may be printed. `None`: it has ended, it has none (yet), another one has
+/// its number by now, or nobody knows which one it was.
 pub(super) fn of(event: &LoggedDenial) -> Option<Vec<String>> {
     let (pid, _, caller) = event.line.process();
     if pid == 0 {
         return None;
     }
-    let args = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    // Empty for one that has ended and is not waited for, and between the kernel's `execve` and the new program's first instruction.
+    let args = fs::read(format!("/proc/{pid}/cmdline")).ok().filter(|args| !args.is_empty())?;
     // Looked at after that.
     if !is_it(pid, caller, event.time) {
         return None;
@@ -72,8 +73,9 @@ mod tests {
             }
             event
         };
-        // It has its name once it is another program.
-        while fs::read(format!("/proc/{}/comm", child.id())).expect("its name") != b"cat\n" {
+        // `spawn` returns, and the process has its new name, a moment before its arguments are there.
+        while !fs::read(format!("/proc/{}/cmdline", child.id())).expect("its arguments").starts_with(b"cat\0")
+        {
             std::thread::yield_now();
         }
         let shown = ["cat", "-", r"a\x0ab\x3dc\x20d"].map(str::to_owned).to_vec();
