@@ -187,18 +187,21 @@ const BEGAN: u32 = 1;
 /// By a rule with `tls` that it has not, so that what it began with was a hello.
 const BEGAN_AS_TLS: u32 = 2;
 
+/// The place that has a flow of this full socket.
+#[inline(always)]
+fn place_of(sk: *mut bpf_sock, flow: &Flow) -> Option<*mut BegunFlow> {
+    let flows = flows_of(sk, 0);
+    if flows.is_null() {
+        return None;
+    }
+    let number = find(flows, flow);
+    (number < FLOWS as u64).then(|| place(flows, number))
+}
+
 /// How a flow of this full socket began.
 #[inline(never)]
 fn began(sk: *mut bpf_sock, instance: &Instance, flow: &Flow) -> u32 {
-    let flows = flows_of(sk, 0);
-    if flows.is_null() {
-        return BEGAN_OTHERWISE;
-    }
-    let number = find(flows, flow);
-    if number >= FLOWS as u64 {
-        return BEGAN_OTHERWISE;
-    }
-    let place = place(flows, number);
+    let Some(place) = place_of(sk, flow) else { return BEGAN_OTHERWISE };
     // SAFETY: the storage is the socket's for as long as the program runs.
     let rule = NameRuleId(unsafe { (&raw const (*place).rule).read_volatile() });
     let (Some(trie), Some(flow)) = (maps::trie(instance.current.slot()), NamedFlow::of(flow)) else {
@@ -215,15 +218,7 @@ fn began(sk: *mut bpf_sock, instance: &Instance, flow: &Flow) -> u32 {
 /// Has a flow of this full socket that began by a rule with `tls` go on by none: it is free of TLS now, by something that may end.
 #[inline(never)]
 pub(crate) fn forget_tls(sk: *mut bpf_sock, flow: &Flow) {
-    let flows = flows_of(sk, 0);
-    if flows.is_null() {
-        return;
-    }
-    let number = find(flows, flow);
-    if number >= FLOWS as u64 {
-        return;
-    }
-    let place = place(flows, number);
+    let Some(place) = place_of(sk, flow) else { return };
     // SAFETY: the storage is the socket's for as long as the program runs.
     unsafe {
         if NameRuleId((&raw const (*place).rule).read_volatile()).opens_tls() {

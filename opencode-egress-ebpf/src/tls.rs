@@ -15,7 +15,7 @@ use aya_ebpf::{
 use opencode_egress_common::{
     abi::{Event, GreetedEvent, Learned, LearnedKey, NameRuleId, TlsFlow},
     decide::Verdict,
-    flow::{Address, Class, Flow},
+    flow::{Address, Class, Flow, Protocol},
     hello::{self, Followed, ServerName, Source, Standing},
     names::{GoesOn, LearnedAddresses, NamedFlow, goes_on},
     reason::{DropReason, Hook},
@@ -99,9 +99,9 @@ fn prepare(skb: &Skb, sk: FullSk, said: u32) -> u32 {
         };
     }
     let ends = opens || said == GoesOn::Freely as u32;
-    // Also where nothing is followed: what began by a rule with `tls` may have sent nothing under it.
+    // It does not go on by that rule when what frees it ends. Also where nothing is followed: it may have sent nothing under the rule.
     if ends {
-        free(skb, sk);
+        named::forget_tls(sk.as_ptr(), &sk.peer(Protocol::TCP));
     }
     let Some(flow) = flow_of(sk.as_ptr(), 0) else { return PASSES };
     flow.generation.set(Instance::get().current.generation());
@@ -129,14 +129,6 @@ fn is_sent_again(skb: &Skb, sk: FullSk, flow: &TlsFlow) -> bool {
         (&raw const (*tcp).snd_nxt).read_volatile()
     };
     segment.payload == skb.0.len() && sent.wrapping_sub(segment.sequence) > 1 && sent == flow.next.get()
-}
-
-/// Has a connection that is not followed, or no more, not go on by the rule that would have it followed, when what frees it ends.
-#[inline(never)]
-fn free(skb: &Skb, sk: FullSk) {
-    if let Some(segment) = Segment::read(skb) {
-        named::forget_tls(sk.as_ptr(), &segment.flow());
-    }
 }
 
 /// Begins to follow a connection, of which this is the SYN. [`READ`]: there is more in it than that.

@@ -112,7 +112,7 @@ pub fn parse(path: &Path, text: &str) -> Result<PolicySet, ConfigError> {
         let place = format!(" at line {line} column {column}");
         let message = shown.strip_suffix(&place).unwrap_or(&shown);
         let hint = if message == "invalid escape" { r"; JSON has `\\` for each `\` of a name" } else { "" };
-        invalid(line, column, format!("{message}{hint}"))
+        invalid(line, column, format!("{}{hint}", in_words_of_json(message)))
     })?;
     build(file).map_err(|Misplaced { at, message }| {
         let before = at.and_then(|at| text.get(..at.checked_sub(text.as_ptr().addr())?)).unwrap_or("");
@@ -120,6 +120,11 @@ pub fn parse(path: &Path, text: &str) -> Result<PolicySet, ConfigError> {
         let column = before.len() - before.rfind('\n').map_or(0, |newline| newline + 1) + 1;
         invalid(line, column, message)
     })
+}
+
+/// A message of serde's, which has names of its own for two of JSON's types.
+fn in_words_of_json(message: &str) -> String {
+    message.replacen("type: map,", "type: object,", 1).replacen("type: sequence,", "type: array,", 1)
 }
 
 /// A message that quotes the file, whose text may have anything in it, with control characters as escapes.

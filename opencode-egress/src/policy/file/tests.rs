@@ -50,7 +50,7 @@ fn errors_have_a_place_and_a_remedy() {
         "443.0",
         "p.json:7:94: invalid type: floating point `443.0`, expected a port such as 443",
     );
-    check("\"443\"", "[443]", "p.json:7:90: invalid type: sequence, expected a port such as 443");
+    check("\"443\"", "[443]", "p.json:7:90: invalid type: array, expected a port such as 443");
     check("\"tcp\"", "\"icmp\"", "p.json:7:91: ICMP has no ports");
     check("\"tcp\"", "\"sctp\"", "p.json:7:73: `sctp` is no protocol; write `tcp`, `udp`, `icmp` or `any`");
     check("\"deny\"", "\"denny\"", "p.json:8:13: unknown field `denny`, expected one of");
