@@ -5,10 +5,11 @@
   place,
   settings,
   commands ? { },
+  # What else there is to be done.
+  otherwise ? "or turn `networkIsolation.enable` of the instance off",
 }:
 let
   inherit (lib) attrNames filter optional;
-  off = "or turn `networkIsolation.enable` of the instance off";
   it = list: if lib.length list == 1 then "it" else "them";
   mounts = import ./mounts.nix { inherit lib; } { extraConfig = settings; };
   run = settings // commands;
@@ -36,12 +37,12 @@ let
   ) mounts;
 in
 optional (refused != [ ])
-  "${place}: ${lib.concatStringsSep ", " refused} would lead round the instance's policy. Remove ${it refused}, ${off}."
+  "${place}: ${lib.concatStringsSep ", " refused} would lead round the instance's policy. Remove ${it refused}, ${otherwise}."
 ++ optional (privileged != [ ])
-  "${place}: ${lib.concatStringsSep ", " privileged}: a command after `+` or `!` has root's privileges, with which it can leave the instance's policy; quotes and backslashes can hide one. Write the absolute path first, ${off}."
+  "${place}: ${lib.concatStringsSep ", " privileged}: a command after `+` or `!` has root's privileges, with which it can leave the instance's policy; quotes and backslashes can hide one. Write the absolute path first, ${otherwise}."
 ++ optional (misnamed != [ ])
   "${place}: `${lib.concatStringsSep "`, `" misnamed}` is no name of a setting, and what systemd makes of it could lead round the instance's policy. Write a name as in systemd.exec(5)."
 ++ map (
   mount:
-  "${place}.${mount.setting}: ${mount.source} would be seen at ${mount.destination}, in the place of the program that attaches the instance's policy, or of the daemon that it asks. Choose another destination, ${off}."
+  "${place}.${mount.setting}: ${mount.source} would be seen at ${mount.destination}, in the place of the program that attaches the instance's policy, or of the daemon that it asks. Choose another destination, ${otherwise}."
 ) covered

@@ -6,6 +6,7 @@ let
   keyed = import ./keyed.nix { inherit config lib; };
   inherit (instances) enabled option within;
   inherit (import ../paths.nix { inherit config lib; }) writable;
+  inherit (import ../cidr.nix { inherit lib; }) contains;
 
   problem = bad: message: optional bad { assertion = false; inherit message; };
 
@@ -17,7 +18,7 @@ let
         lib.defaultTo { } (lib.defaultTo { } instance.config.provider).${provider} or null
       ).options or null;
       given = filter (key: configured.${key} or null != null) [ "apiKey" "baseURL" ];
-      set = filter (variable: instance.environment ? ${variable}) (keyed.variables provider);
+      set = filter (variable: instance.environment ? ${variable}) (keyed.variables instance provider);
     in
     problem (settings.upstream == null)
       "${place}.upstream is not set, and `${provider}` is none of the providers that are known (${lib.concatStringsSep ", " (attrNames (import ./providers.nix).known)}). Write the base URL of its API, as in \"https://llm.example.org/v1\", or correct the name."
@@ -37,6 +38,11 @@ let
     name: instance:
     problem (instance.configFile != null)
       "${option name "providers"}: ${option name "configFile"} is used as it is, so the server would not know where its providers are. Write the configuration as ${option name "config"}."
+    ++ concatMap (
+      cidr:
+      problem (contains cidr "127.0.0.1")
+        "${option name "networkIsolation.outboundDenyCidrs"} has ${cidr}, and with it the instance would not reach 127.0.0.1, where opencode-keys.service has its providers. Remove it; what is not listed is denied anyway."
+    ) (lib.optionals instance.networkIsolation.enable instance.networkIsolation.outboundDenyCidrs)
     ++ concatMap lib.id (mapAttrsToList (ofProvider name instance) instance.providers);
 
   # Of every instance, with providers or without: what has another's port is sent its token.

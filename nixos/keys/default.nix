@@ -49,11 +49,32 @@ let
     }
     ${builtins.readFile ../../dist/opencode-keys-count}'';
   list = file "opencode-keys-list" keyed.list;
+  services = import ./units.nix {
+    inherit
+      lib
+      pkgs
+      instances
+      keyed
+      textfile
+      configuration
+      list
+      ;
+  };
+  changed = import ../units/changed.nix {
+    inherit config lib;
+    otherwise = "or leave `providers` out, and give instances their keys by `environmentFile`";
+  };
 in
 {
   imports = [ ./assertions.nix ];
 
   config = lib.mkIf keyed.exists {
+    # It is an instance, too.
+    assertions = map (message: {
+      assertion = false;
+      inherit message;
+    }) (changed "opencode-keys" services.opencode-keys);
+
     users.users.opencode-keys = {
       isSystemUser = true;
       group = "opencode-keys";
@@ -75,17 +96,7 @@ in
     }
     // lib.optionalAttrs (textfile != null) { "opencode-keys/count".source = count; };
 
-    systemd.services = import ./units.nix {
-      inherit
-        lib
-        pkgs
-        instances
-        keyed
-        textfile
-        configuration
-        list
-        ;
-    };
+    systemd = { inherit services; };
 
     systemd.timers = {
       # A link on the way to a key that leads elsewhere is seen by this.

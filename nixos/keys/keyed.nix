@@ -62,9 +62,13 @@ rec {
 
   # Environment variables by which opencode gets a provider's key.
   variables =
-    provider:
-    (known.${provider} or { }).variables
-      or [ "${lib.toUpper (lib.replaceStrings [ "-" "." ] [ "_" "_" ] provider)}_API_KEY" ];
+    instance: provider:
+    let
+      own = lib.defaultTo { } (lib.defaultTo { } instance.config.provider).${provider} or null;
+      usual = (known.${provider} or { }).variables
+        or [ "${lib.toUpper (lib.replaceStrings [ "-" "." ] [ "_" "_" ] provider)}_API_KEY" ];
+    in
+    lib.unique (usual ++ lib.filter (name: builtins.match "[A-Za-z_][A-Za-z0-9_]*" name != null) (lib.defaultTo [ ] (own.env or null)));
 
   # Of every provider of every instance: all that nginx and what loads the keys is told.
   providers = lib.imap0 (id: provider: provider // { id = toString id; }) (

@@ -16,6 +16,6 @@ pkgs.writeShellScript "opencode-${name}-keyless" ''
     fi
   }
   ${lib.concatMapStrings (
-    provider: lib.concatMapStrings (variable: "look ${variable} ${provider}\n") (keyed.variables provider)
+    provider: lib.concatMapStrings (variable: "look ${variable} ${provider}\n") (keyed.variables instance provider)
   ) (lib.attrNames instance.providers)}exit $bad
 ''

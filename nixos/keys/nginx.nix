@@ -4,7 +4,7 @@
 let
   inherit (lib) concatMapStringsSep concatStringsSep escapeRegex mapAttrsToList optionals;
   inherit (import ./providers.nix) passed;
-  asksFor = import ./asks-for.nix { inherit lib; };
+  asksForOne = import ./asks-for.nix;
 
   lines = concatStringsSep "\n";
   indent = text: concatMapStringsSep "\n" (line: if line == "" then line else "  ${line}") (lib.splitString "\n" text);
@@ -25,6 +25,14 @@ let
       }
     }';";
 
+  # As many as nginx has room for.
+  few =
+    models:
+    let
+      shown = lib.take 20 models;
+    in
+    concatStringsSep ", " shown + lib.optionalString (shown != models) ", and ${toString (lib.length models - 20)} others";
+
   ofProvider =
     runtime: name: { id, ... }@provider:
     let
@@ -37,12 +45,16 @@ let
           method = lib.head parts;
           path = lib.last parts;
           of = lib.splitString "<model>" path;
-          any = if models == null then "[A-Za-z0-9._-]+" else concatMapStringsSep "|" escapeRegex models;
+          forModel =
+            model:
+            "'~^${method} /${escapeRegex "${name}${upstream.path}${lib.head of}"}(?<keys_model_${id}>${model})${escapeRegex (lib.last of)}$' ${upstream.path}${lib.head of}$keys_model_${id}${lib.last of};";
         in
         if lib.length of == 1 then
-          ''"${method} /${name}${upstream.path}${path}" ${upstream.path}${path};''
+          [ ''"${method} /${name}${upstream.path}${path}" ${upstream.path}${path};'' ]
+        else if models == null then
+          [ (forModel "[A-Za-z0-9._-]+") ]
         else
-          "'~^${method} /${escapeRegex "${name}${upstream.path}${lib.head of}"}(?<keys_model_${id}>${any})${escapeRegex (lib.last of)}$' ${upstream.path}${lib.head of}$keys_model_${id}${lib.last of};";
+          map (model: forModel (escapeRegex model)) models;
       inBody = models != null && !byPath;
       host = upstream.host + lib.optionalString (upstream.port != 443) ":${toString upstream.port}";
       # Where the request comes in, and so before its body is read.
@@ -50,7 +62,8 @@ let
         "limit_conn keys_parallel_${id} ${toString limit.parallel};"
       ]
       ++ optionals (limit.requests != null) [
-        "limit_req zone=keys_${id} burst=${toString (limit.requests - 1)} nodelay;"
+        # One is no burst to nginx.
+        "limit_req zone=keys_${id}${lib.optionalString (limit.requests > 1) " burst=${toString (limit.requests - 1)}"} nodelay;"
       ];
       pass = [
         "client_max_body_size ${toString limit.bytes};"
@@ -70,17 +83,21 @@ let
     in
     {
       http = [
-        (block ''map "$request_method $uri" $keys_path_${id}'' ([ ''default "";'' ] ++ map target provider.requests))
+        (block ''map "$request_method $uri" $keys_path_${id}'' ([ ''default "";'' ] ++ lib.concatMap target provider.requests))
         "limit_conn_zone $server_port zone=keys_parallel_${id}:1m;"
       ]
       ++ optionals (limit.requests != null) [
         "limit_req_zone $server_port zone=keys_${id}:1m rate=${toString limit.requests}r/m;"
       ]
       ++ optionals inBody [
-        (block "map $request_body $keys_model_${id}" [
+        (block "map $request_body $keys_named_${id}" [
           ''default "";''
-          "'~${asksFor models}' $keys_named;"
+          "'~${asksForOne}' $keys_named;"
         ])
+        # As expressions, for nginx compares texts without regard to case.
+        (block "map $keys_named_${id} $keys_model_${id}" (
+          [ ''default "";'' ] ++ map (model: "'~^${escapeRegex model}$' $keys_named_${id};") models
+        ))
         # What has no body asks for no model.
         (block ''map "$request_method $keys_model_${id}" $keys_may_${id}'' [
           ''default "";''
@@ -88,12 +105,13 @@ let
         ])
       ];
       server = [
+        # nginx would have its client go there with a slash.
+        "location = /${name} { ${refused 404 "of ${name} only paths below /${name}/ are passed on"} }"
         (block "location /${name}/" (
           [
             "if ($keys_known_${id} = \"\") { ${refused 401 "this needs the token of the instance that the port is for"} }"
             "if ($keys_path_${id} = \"\") { ${refused 404 "of ${name} only these are passed on: ${concatMapStringsSep ", " (lib.replaceStrings [ " " ] [ " ${upstream.path}" ]) provider.requests}"} }"
             "if ($keys_bodied) { ${refused 400 "a GET has no body"} }"
-            "if ($args !~ '^(?:alt=sse|beta=true)?$') { ${refused 400 "no query but alt=sse and beta=true is passed on"} }"
           ]
           ++ limits
           ++ (
@@ -117,7 +135,7 @@ let
       ++ optionals inBody [
         (block "location @model_${id}" (
           [
-            "if ($keys_may_${id} = \"\") { ${refused 403 "the model is not among those that the instance may ask for: ${concatStringsSep ", " models}"} }"
+            "if ($keys_may_${id} = \"\") { ${refused 403 "the model is not among those that the instance may ask for: ${few models}"} }"
           ]
           ++ pass
         ))
@@ -139,6 +157,9 @@ let
           "if ($request !~ '^[A-Z]+ /') { ${refused 400 "this is no proxy: ask for a path"} }"
           # A path as it would be passed on: without `..`, `//` and escapes.
           "if ($request_uri != $uri$is_args$args) { ${refused 400 "the path is not in its shortest form"} }"
+          "if ($args !~ '^(?:alt=sse|beta=true)?$') { ${refused 400 "no query but alt=sse and beta=true is passed on"} }"
+          # What the other end then sends would go on unlooked at.
+          "if ($http_upgrade) { ${refused 400 "a connection stays what it is: no Upgrade is passed on"} }"
           "location / { ${refused 404 "no such provider: ${concatStringsSep ", " (lib.attrNames providers)}"} }"
           "location = /read { internal; return 204; }"
           "location @redirect { ${refused 403 "the provider sends its client elsewhere, which is not passed on"} }"

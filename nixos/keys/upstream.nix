@@ -10,6 +10,7 @@ in
     text:
     let
       parts = builtins.match "https://([^/:@?#]*)(:([0-9]{1,5}))?(/[A-Za-z0-9._~/-]*)?" text;
+      user = builtins.match "([a-z]+://)[^/?#]*@(.*)" text;
       host = lib.head parts;
       port = lib.elemAt parts 2;
       number = if port == null then 443 else lib.toIntBase10 port;
@@ -17,10 +18,17 @@ in
       name = parseName host;
       segments = lib.splitString "/" (lib.removePrefix "/" path);
     in
-    if lib.hasPrefix "http://" text then
+    if user != null then
+      # It may have a password.
+      { problem = "a base URL has a user, whom nobody would send; write `${lib.concatStrings user}`, and have `keyFile` name the file with the key"; }
+    else if lib.hasPrefix "http://" text then
       { problem = "`${text}` is without TLS, and the key would go over the network for all to read; write `https://`"; }
+    else if lib.hasPrefix "https://[" text then
+      { problem = "`${text}` has an address, and TLS needs a name to verify; write its DNS name"; }
     else if parts == null then
       { problem = "`${text}` is no base URL; write one as in `https://api.example.org/v1`, without a query"; }
+    else if builtins.match "[ -~]*" host == null then
+      { problem = "`${host}` in `${text}` has letters that certificates do not have; write the name as the DNS has it, with `xn--`"; }
     else if name ? problem || lib.hasInfix "*" host then
       { problem = "`${host}` in `${text}` is no name of a host, and TLS needs one to verify; write its DNS name"; }
     else if number < 1 || number > 65535 then
@@ -32,7 +40,8 @@ in
     else
       {
         value = {
-          host = lib.toLower host;
+          # Without the dot that may end a name: certificates have none.
+          host = lib.removeSuffix "." (lib.toLower host);
           port = number;
           inherit path;
         };

@@ -44,7 +44,7 @@ let
           description = "Header that the provider takes the key in, and opencode sends it in.";
         };
         models = mkOption {
-          type = types.nullOr (types.nonEmptyListOf (types.strMatching "[A-Za-z0-9][A-Za-z0-9._:/@+-]*"));
+          type = types.nullOr (types.nonEmptyListOf (types.strMatching (import ../keys/model-name.nix)));
           default = null;
           example = [ "claude-sonnet-4-5" ];
           description = "Models that may be asked for, by the provider's own names; null for all. opencode offers no others.";

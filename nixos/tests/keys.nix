@@ -63,6 +63,28 @@ in
   "a key in the environment" =
     fails (host.one (keyed // { environment.ANTHROPIC_API_KEY = "x"; })) [ "instances.a.environment" "ANTHROPIC_API_KEY" "Remove it" ]
       (host.one (keyed // { environment.OPENAI_API_KEY = "x"; }));
+  "a key in a variable of the configuration's own" =
+    let
+      named = settings: host.one (keyed // { config.provider.anthropic.env = [ "LLM_KEY" ]; } // settings);
+    in
+    fails (named { environment.LLM_KEY = "x"; }) [ "instances.a.environment" "LLM_KEY" "Remove it" ] (named { environment.LLM = "x"; });
+  "a network that is denied, with its port in it" =
+    let
+      denying = cidr: host.one (keyed // isolated { outboundDenyCidrs = [ cidr ]; });
+    in
+    fails (denying "127.0.0.0/8") [ "networkIsolation.outboundDenyCidrs has 127.0.0.0/8" "would not reach 127.0.0.1" "Remove it" ] (denying "10.0.0.0/8");
+  "what leads round its policy" =
+    let
+      changed =
+        settings:
+        host.config [
+          (host.called "a" (keyed // { directory = "/srv/a"; }))
+          { systemd.services.opencode-keys.serviceConfig = settings; }
+        ];
+    in
+    fails (changed { ExecStartPre = lib.mkForce [ ]; })
+      [ "systemd.services.opencode-keys.serviceConfig" "ExecStartPre" "lead round" "leave `providers` out" ]
+      (changed { MemoryMax = lib.mkForce "1G"; });
   "a port of its own that a server listens on" =
     let
       port = portOf (host.one keyed) "a";
@@ -94,6 +116,7 @@ in
         "https://api.anthropic.com/v1"
         "https://api.deepseek.com"
         "https://llm.example.org:8443/a/b"
+        "https://LLM.example.org./v1"
         "http://llm.example.org/v1"
         "https://192.0.2.1/v1"
         "https://*.example.org/v1"
@@ -104,11 +127,19 @@ in
         "https://llm.example.org:0/"
         "https://llm.example.org:70000/v1"
         "https://llm.example.org/v1;x"
+        "https://[2001:db8::1]/v1"
+        "https://bücher.example/v1"
         "llm.example.org"
         ""
         "https://llm.example.org/${lib.concatStrings (lib.genList (_: "x") 100)}"
       ])
-      ([ true true true ] ++ lib.genList (_: false) 13);
+      ([ true true true true ] ++ lib.genList (_: false) 15);
+  "the dot that ends a name, which certificates do not have" = is (parseUpstream "https://LLM.example.org./v1").value.host "llm.example.org";
+  "a password is not told again" =
+    let
+      inherit (parseUpstream "https://user:secret@llm.example.org/v1") problem;
+    in
+    is [ (hasInfix "secret" problem) (hasInfix "write `https://llm.example.org/v1`" problem) ] [ false true ];
   "a base URL without TLS, in words" = is (hasInfix "without TLS" (parseUpstream "http://x.example.org").problem) true;
   "headers" = is (map (text: parseHeader text ? value) [ "x-api-key" "Authorization: Bearer" "a b" "a: b c" "a: b;" "host" "Content-Type: x" ]) [
     true

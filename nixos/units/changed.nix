@@ -1,6 +1,10 @@
 # What leads round the policy in the unit of an isolated instance as it is in the end, when `systemd.services` says more of it than this module does:
-# a message for each. `own` is what the module says.
-{ config, lib }:
+# a message for each. `own` is what the module says, and `otherwise` what else there is to be done.
+{
+  config,
+  lib,
+  otherwise ? "or turn `networkIsolation.enable` of the instance off",
+}:
 let
   instances = import ../instances.nix { inherit config lib; };
   leadsRound = import ../leads-round.nix { inherit lib instances; };
@@ -36,11 +40,11 @@ let
   );
 in
 leadsRound {
-  inherit place settings;
+  inherit place settings otherwise;
   # These run after the policy is attached.
   commands = lib.optionalAttrs startsAsOwn { inherit (added) ExecStartPre; };
 }
 ++ map (
   socket:
-  "${place}.${lib.removePrefix "sandbox.extraConfig." socket.setting}: through ${socket.path} the agent can have ${socket.owner} reach any network, and the instance's policy would see none of it. Remove it, or turn `networkIsolation.enable` of the instance off and know that it is not confined."
+  "${place}.${lib.removePrefix "sandbox.extraConfig." socket.setting}: through ${socket.path} the agent can have ${socket.owner} reach any network, and the instance's policy would see none of it. Remove it, ${otherwise}."
 ) sockets

@@ -1,4 +1,5 @@
 # Servers whose keys opencode-keys.service has: `a` and `b` reach nothing but that, and `free` has no policy. The second host is their provider, and the resolver.
+{ lib, ... }:
 {
   imports = [ ../common.nix ];
 
@@ -41,10 +42,17 @@
           upstream = "https://llm.example.org:8443/v1beta";
           models = [ "gemini-2.5-flash" ];
         };
+        # More of them than nginx takes in one expression.
+        providers.many = {
+          keyFile = "/run/secrets/own";
+          upstream = "https://llm.example.org:8443";
+          models = lib.genList (number: "some-vendor/model-of-a-long-name-${toString number}") 300;
+        };
         # Of certificates that are not the provider's.
         providers.misnamed = {
           keyFile = "/run/secrets/own";
           upstream = "https://llm.example.org:9443";
+          limit.requests = 1;
         };
         providers.untrusted = {
           keyFile = "/run/secrets/own";

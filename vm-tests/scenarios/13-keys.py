@@ -177,6 +177,10 @@ with subtest("what is no request of the provider's API is refused, and the provi
         ("400", f"POST /anthropic/v1/%2e%2e/v1/messages HTTP/1.1\n{host}"),
         ("400", f"POST //anthropic/v1/messages HTTP/1.1\n{host}"),
         ("400", f"POST /anthropic/v1/messages?key=mine HTTP/1.1\n{host}"),
+        ("400", f"POST /anthropic/v1/messages HTTP/1.1\n{host}\nConnection: upgrade\nUpgrade: websocket"),
+        ("400", f"POST /anthropic/v1/messages HTTP/1.1\n{host}\nX-Folded: a\n b"),
+        ("404", f"POST /anthropic HTTP/1.1\n{host}"),
+        ("400", "POST /anthropic/v1/messages"),
         ("400", f"POST /anthropic/v1/messages HTTP/1.1\n{host}\ntransfer-encoding: chunked"),
         ("400", f"POST /anthropic/v1/messages HTTP/1.1\n{host}\ncontent-length: 50"),
         ("400", f"POST /anthropic/v1/messages HTTP/1.1\n{host}\nHost: llm.example.org"),
@@ -194,6 +198,9 @@ with subtest("who has no certificate of the provider's name gets no key"):
     for name in "misnamed", "untrusted":
         got = ask("b", B, request(f"POST /{name}/chat/completions HTTP/1.1\nHost: 127.0.0.1:{B}\nAuthorization: Bearer TOKEN"))
         assert got.startswith("502 ") and KEYS["own"] not in got, got
+    # One a minute is what it may be asked.
+    got = ask("b", B, request(f"POST /misnamed/chat/completions HTTP/1.1\nHost: 127.0.0.1:{B}\nAuthorization: Bearer TOKEN"))
+    assert got.startswith("429 "), got
     assert logged("certificate does not match") and logged("certificate verify error"), logged("certificate")
     assert not seen() and not logged(KEYS["own"])
 
@@ -276,6 +283,13 @@ with subtest("only listed models are asked for"):
     wrong = [(body[:300], answer) for body, status_, answer in zip(ACCEPTED + REFUSED, expected, got) if not answer.startswith(status_)]
     assert not wrong, wrong
     assert len(seen()) == len(ACCEPTED)
+    # However many are listed.
+    many = f"POST /many/chat/completions HTTP/1.1\nHost: 127.0.0.1:{B}\nAuthorization: Bearer TOKEN"
+    for model, status_ in ("0", "200"), ("299", "200"), ("300", "403"):
+        got = ask("b", B, request(many, '{"model":"some-vendor/model-of-a-long-name-%s"}' % model))
+        assert got.startswith(status_), (model, got)
+    assert "name-19, and 280 others" in got, got
+    assert len(seen()) == 2
     # In UTF-7, or as a form, it would be another body.
     for kind in "application/json; charset=utf-7", "application/x-www-form-urlencoded":
         ask("b", B, request(POST % B + f"\nContent-Type: {kind}", ACCEPTED[0]))

@@ -35,11 +35,18 @@ impl DnsName {
         Some(Self(str::from_utf8(domain.as_bytes()).ok()?.to_owned()))
     }
 
-    /// Whether anybody may register names below it.
-    fn is_public_suffix(&self) -> bool {
+    /// What anybody may register names below, from this name on: itself, or with another label before it, where every name right below it is one
+    /// (`*.np`, `*.compute.amazonaws.com`).
+    fn public_suffix(&self) -> Option<String> {
         // Without an entry in the list the last label counts as one; nobody registers names below such a label, a
         // network of one's own has them (`corp`, `internal`).
-        psl::List.suffix(self.0.as_bytes()).is_some_and(|suffix| suffix.is_known() && suffix == self.as_str())
+        let is_one = |name: &str| {
+            psl::List.suffix(name.as_bytes()).is_some_and(|suffix| suffix.is_known() && suffix == name)
+        };
+        if is_one(&self.0) {
+            return Some(self.0.clone());
+        }
+        is_one(&format!("x.{self}")).then(|| format!("com.{self}"))
     }
 
     fn last_label(&self) -> &str {
@@ -176,10 +183,12 @@ impl FromStr for NamePattern {
             )));
         }
         match below {
-            true if name.is_public_suffix() => Err(Invalid(format!(
-                "`{text}` is every name that anybody registers below `{name}`; list each of the names, or write a wildcard below one of them, as in `*.example.{name}`"
-            ))),
-            true => Ok(Self::Below(name)),
+            true => match name.public_suffix() {
+                Some(suffix) => Err(Invalid(format!(
+                    "`{text}` is every name that anybody registers below `{suffix}`; list each of the names, or write a wildcard below one of them, as in `*.example.{suffix}`"
+                ))),
+                None => Ok(Self::Below(name)),
+            },
             false if !name.0.contains('.') => Err(Invalid(format!(
                 "`{text}` is no full name: it has no dot. Programs make one of it with a search domain of `resolv.conf`; write that one, as in `{name}.example.org`"
             ))),

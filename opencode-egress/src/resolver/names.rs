@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use tracing::error;
 
-use crate::policy::name::NamePattern;
+use crate::policy::name::{DnsName, NamePattern};
 
 /// A list of names and patterns, each with the second since boot at which it is listed no more.
 #[derive(Debug, Default)]
@@ -50,7 +50,9 @@ impl Names {
             return Some(Listed::Itself);
         }
         let mut zones = name.match_indices('.').map(|(dot, _)| &name[dot + 1..]);
-        zones.any(|zone| has(&self.below, zone)).then_some(Listed::Below)
+        // What the daemon would not take for a name brings nothing, so nobody is asked for it.
+        let is_below = zones.any(|zone| has(&self.below, zone)) && name.parse::<DnsName>().is_ok();
+        is_below.then_some(Listed::Below)
     }
 }
 
@@ -71,6 +73,8 @@ mod tests {
             ("a.b.example.net", Some(Listed::Below)),
             ("aexample.net", None),
             ("a.example.net.lan", None),
+            ("xn--a.example.net", None),
+            ("a b.example.net", None),
             ("net", None),
             ("", None),
         ] {

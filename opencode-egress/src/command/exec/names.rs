@@ -144,13 +144,17 @@ impl Names {
         ttl: u32,
         output: &mut Output,
     ) -> Option<Vec<std::net::IpAddr>> {
-        let name: DnsName = name.parse().ok()?;
+        let audit = self.mode == Mode::Audit;
+        let Ok(name) = name.parse::<DnsName>() else {
+            // No rule can list it.
+            return audit.then(|| addresses.to_vec());
+        };
         let own = own_addresses().ok()?;
         let (_, rules) = loaded.maps.policy(InstanceIndex::FIRST).ok()??;
         let now = boottime();
         let until = until(now, ttl, MAX_TTL);
         let listed = self.rules.iter().any(|compiled| compiled.rule.pattern().matches(&name));
-        if self.mode == Mode::Audit && !listed {
+        if audit && !listed {
             // For its lines: nothing passes by that.
             self.known.learn(&name, addresses, until, now);
             return Some(addresses.to_vec());
@@ -168,7 +172,7 @@ impl Names {
             }
         }
         self.known.learn(&name, &weighed.told, until, now);
-        Some(weighed.told)
+        Some(if audit { addresses.to_vec() } else { weighed.told })
     }
 }
 

@@ -37,11 +37,16 @@ impl Daemon {
         let Some(index) = InstanceIndex::new(number) else { return vec![] };
         let Some(own) = names.own_addresses() else { return vec![] };
         let Names { of, store, trouble, brought, .. } = names;
-        let (Some(instance), Ok(name)) = (of.get_mut(&index), name.parse::<DnsName>()) else { return vec![] };
+        let Some(instance) = of.get_mut(&index) else { return vec![] };
+        let audit = instance.mode == Mode::Audit;
+        let Ok(name) = name.parse::<DnsName>() else {
+            // No rule can list it.
+            return if audit { addresses.to_vec() } else { vec![] };
+        };
         let Ok(Some((_, rules))) = loaded.maps.policy(index) else { return vec![] };
         let now = boottime();
         let until = until(now, ttl, MAX_TTL);
-        if instance.mode == Mode::Audit && !instance.lists(&name) {
+        if audit && !instance.lists(&name) {
             // It would be refused; the line says so.
             instance.denied.answered(&name, addresses, until, now.saturating_sub(KEPT));
             return addresses.to_vec();
@@ -90,8 +95,12 @@ impl Daemon {
                 weighed.told.retain(|told| *told != address.address);
             }
         }
+        if audit && !weighed.forbidden.is_empty() {
+            // For the lines of flows to them: they pass, and none of it is learned.
+            instance.denied.answered(&name, &weighed.forbidden, until, now.saturating_sub(KEPT));
+        }
         self.refuse_addresses(index, &name, &weighed.forbidden);
-        weighed.told
+        if audit { addresses.to_vec() } else { weighed.told }
     }
 
     /// Takes a step to forget what is over. To be called every second.

@@ -51,8 +51,10 @@ struct Repeats {
     attempts: u64,
     /// Those without a line yet.
     suppressed: u64,
-    /// When there was a line last.
+    /// When there was a line last, or would have been within the rate.
     told: Instant,
+    /// Whether that was over the rate: so are its repeats.
+    limited: bool,
     asker: Asker,
 }
 
@@ -100,7 +102,8 @@ impl Questions {
         if let Some(repeats) = self.refused.get_mut(&question) {
             repeats.attempts += 1;
             if now.saturating_duration_since(repeats.told) < limits.interval {
-                repeats.suppressed += 1;
+                let of = if repeats.limited { &mut self.limited } else { &mut repeats.suppressed };
+                *of += 1;
                 return None;
             }
         } else {
@@ -109,14 +112,18 @@ impl Questions {
                 let oldest = oldest.map(|(question, _)| question.clone());
                 oldest.map(|question| self.refused.remove(&question));
             }
-            let first = Repeats { attempts: 1, suppressed: 0, told: now, asker: Asker::default() };
+            let first =
+                Repeats { attempts: 1, suppressed: 0, told: now, limited: false, asker: Asker::default() };
             self.refused.insert(question.clone(), first);
         }
-        if !self.within_rate(limits, now) {
+        let limited = !self.within_rate(limits, now);
+        let repeats = self.refused.get_mut(&question)?;
+        repeats.limited = limited;
+        if limited {
             self.limited += 1;
+            repeats.told = now;
             return None;
         }
-        let repeats = self.refused.get_mut(&question)?;
         if let Some(asker) = asker() {
             repeats.asker = asker;
         }
@@ -245,6 +252,18 @@ mod tests {
         assert_eq!(told.count(), 3);
         assert_eq!(questions.status().limited, 7);
         assert!(refuse(&mut questions, "later.example", begin + Duration::from_secs(2)).is_some());
+    }
+
+    #[test]
+    fn repeats_of_what_is_over_the_rate_have_no_lines_either() {
+        let (mut questions, begin) = (Questions::default(), Instant::now());
+        for _ in 0..2 {
+            for number in 0..1000 {
+                refuse(&mut questions, &format!("n{number}.example"), begin);
+            }
+        }
+        let due = questions.due(&LIMITS, Mode::Enforce, begin + LIMITS.interval);
+        assert_eq!((due.len(), questions.status().limited), (3, 997 * 2));
     }
 
     #[test]

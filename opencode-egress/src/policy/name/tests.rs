@@ -19,6 +19,8 @@ fn a_name_is_taken_as_people_write_it() {
     check("1and1.com", "1and1.com");
     check("3.pool.example", "3.pool.example");
     check("*.example.co.uk", "*.example.co.uk");
+    check("*.city.kawasaki.jp", "*.city.kawasaki.jp");
+    check("*.example.com.np", "*.example.com.np");
     // A network's own, below which nobody registers names.
     check("*.internal", "*.internal");
     let longest = format!("{0}.{0}.{0}.{1}", "a".repeat(63), "b".repeat(61));
@@ -59,6 +61,9 @@ fn what_is_no_name_says_what_to_write() {
     check("*.com", "`*.com` is every name that anybody registers below `com`");
     check("*.com.", "as in `*.example.com`");
     check("*.CO.UK", "registers below `co.uk`");
+    check("*.np", "registers below `com.np`");
+    check("*.np", "as in `*.example.com.np`");
+    check("*.compute.amazonaws.com", "as in `*.example.com.compute.amazonaws.com`");
     check("*.рф", "registers below `xn--p1ai`");
     check("*.github.io", "registers below `github.io`");
     check("*.anything.ck", "registers below `anything.ck`");
