@@ -10,7 +10,7 @@ use hickory_proto::{
 use crate::control::learned::{MAX_ADDRESSES, MAX_TTL};
 
 /// How many names a chain may have after the first.
-pub const LONGEST_CHAIN: usize = 8;
+pub const LONGEST_CHAIN: usize = 16;
 
 /// For how long it is remembered that there is nothing, in seconds, where the server does not say, and at most.
 const NOTHING_TTL: u32 = 5;
@@ -55,13 +55,14 @@ pub enum ReplyError {
     Chain,
 }
 
-/// The message, if it is an answer to this question: nothing else is believed.
+/// The message, if it is an answer to this question: nothing else is believed. One that could not read the question may have none in it.
 pub fn answers(bytes: &[u8], id: u16, query: &Query) -> Option<Message> {
     let message = Message::from_vec(bytes).ok()?;
     let matches = message.metadata.message_type == MessageType::Response
         && message.metadata.op_code == OpCode::Query
         && message.metadata.id == id
-        && message.queries == [query.clone()];
+        && (message.queries == [query.clone()]
+            || message.queries.is_empty() && message.metadata.response_code == ResponseCode::FormErr);
     matches.then_some(message)
 }
 

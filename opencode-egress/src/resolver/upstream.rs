@@ -8,7 +8,7 @@ use std::{
 };
 
 use hickory_proto::{
-    op::{Edns, Message, MessageType, OpCode, Query},
+    op::{Edns, Message, MessageType, OpCode, Query, ResponseCode},
     rr::{Name, RecordType},
 };
 use rustix::rand::{GetRandomFlags, getrandom};
@@ -158,29 +158,41 @@ impl Upstream {
     }
 }
 
-/// One question to one server: by UDP, and by TCP where the answer is too long for that.
+/// One question to one server: once more without EDNS where the server does not know that.
 async fn exchange(server: SocketAddr, query: &Query, deadline: Instant) -> Result<Message, AskError> {
+    let exchange = async {
+        let message = exchange_once(server, query, true).await?;
+        // RFC 6891, section 7; others say that they have not implemented it.
+        match message.metadata.response_code {
+            ResponseCode::FormErr | ResponseCode::NotImp => exchange_once(server, query, false).await,
+            _ => Ok(message),
+        }
+    };
+    timeout_at(deadline, exchange).await.unwrap_or(Err(AskError::Silent { server }))
+}
+
+/// By UDP, and by TCP where the answer is too long for that.
+async fn exchange_once(server: SocketAddr, query: &Query, edns: bool) -> Result<Message, AskError> {
     let failed = |source| AskError::Io { server, source };
     let id = random_id().map_err(failed)?;
-    let question = question(id, query)?;
-    let exchange = async {
-        let message = by_udp(server, id, query, &question).await?;
-        if message.metadata.truncation { by_tcp(server, id, query, &question).await } else { Ok(message) }
-    };
-    match timeout_at(deadline, exchange).await {
-        Ok(message) => message.map_err(failed),
-        Err(_) => Err(AskError::Silent { server }),
+    let question = question(id, query, edns)?;
+    let message = by_udp(server, id, query, &question).await.map_err(failed)?;
+    if !message.metadata.truncation {
+        return Ok(message);
     }
+    by_tcp(server, id, query, &question).await.map_err(failed)
 }
 
 /// Of the client's question it has name and type alone: whatever else that has could carry data.
-fn question(id: u16, query: &Query) -> Result<Vec<u8>, AskError> {
+fn question(id: u16, query: &Query, edns: bool) -> Result<Vec<u8>, AskError> {
     let mut message = Message::new(id, MessageType::Query, OpCode::Query);
     message.metadata.recursion_desired = true;
     message.queries.push(query.clone());
-    let mut edns = Edns::new();
-    edns.set_max_payload(MOST_UDP);
-    message.set_edns(edns);
+    if edns {
+        let mut edns = Edns::new();
+        edns.set_max_payload(MOST_UDP);
+        message.set_edns(edns);
+    }
     Ok(message.to_vec()?)
 }
 

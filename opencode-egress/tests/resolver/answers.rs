@@ -74,8 +74,53 @@ fn aliases_are_followed_where_the_server_does_not() {
     assert_eq!(answer.metadata.response_code, ResponseCode::ServFail);
     assert_eq!(extended_error(&answer).expect("why").0, 22);
     assert!(begin.elapsed() < Duration::from_secs(1));
-    assert!(world.upstream.asked().len() <= 3 + 9, "{:?}", world.upstream.asked());
+    assert!(world.upstream.asked().len() <= 3 + 17, "{:?}", world.upstream.asked());
     world.daemon.heard.counts(Counts { questions: 2, answered: 1, failed: 1, ..Counts::default() });
+}
+
+/// It answers as servers do that are older than EDNS, of which some send the question back, and some do not.
+#[test]
+fn a_server_without_edns_is_asked_without() {
+    for (code, with_question) in
+        [(ResponseCode::FormErr, true), (ResponseCode::FormErr, false), (ResponseCode::NotImp, true)]
+    {
+        let upstream = Upstream::new(move |question, _| {
+            if question.edns.is_none() {
+                return vec![addresses_of(question, &["192.0.2.1"], 60)];
+            }
+            let mut message = empty(question);
+            message.metadata.response_code = code;
+            message.queries.truncate(usize::from(with_question));
+            vec![message]
+        });
+        let world = World::new(&LISTED, upstream);
+        assert_eq!(
+            addresses(&world.ask(ASKED, RecordType::A)),
+            [ip("192.0.2.1")],
+            "{code:?} {with_question}"
+        );
+        assert_eq!(world.upstream.asked().len(), 2, "{code:?} {with_question}");
+    }
+}
+
+#[test]
+fn aliases_of_sixteen_names_are_followed() {
+    let world = World::new(
+        &LISTED,
+        Upstream::new(|question, _| {
+            let own = question.queries[0].name.to_ascii();
+            let number: u32 = own
+                .strip_prefix('c')
+                .map_or(0, |own| own[..own.len() - ".cdn.example.".len()].parse().expect("a number"));
+            let mut message = empty(question);
+            message.answers.push(match number {
+                16 => address_record(&own, "192.0.2.1", 100),
+                _ => alias(&own, &format!("c{}.cdn.example.", number + 1), 300),
+            });
+            vec![message]
+        }),
+    );
+    assert_eq!(addresses(&world.ask(ASKED, RecordType::A)), [ip("192.0.2.1")]);
 }
 
 #[test]
