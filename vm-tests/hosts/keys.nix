@@ -46,7 +46,7 @@
         providers.many = {
           keyFile = "/run/secrets/own";
           upstream = "https://llm.example.org:8443";
-          models = lib.genList (number: "some-vendor/model-of-a-long-name-${toString number}") 300;
+          models = lib.genList (number: "some-vendor/model-of-a-long-name-${toString number}") 120;
         };
         # Of certificates that are not the provider's.
         providers.misnamed = {

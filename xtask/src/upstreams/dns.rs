@@ -1,6 +1,6 @@
 //! A server for names, over UDP and TCP. Every name exists. What it has is in its first label: `v4-c000020a` has 192.0.2.10 and nothing else,
-//! `v6-` and 32 digits an address of the other kind; `provider` has addresses of its own; one that begins with `slow` is answered late; all
-//! others have [`V4`] and [`V6`].
+//! `v6-` and 32 digits an address of the other kind, `v6many-` [`MANY`] from that one on, `v6zero-` that one for no time at all, `v6alias-` the name of a name that has it;
+//! `provider` has addresses of its own; one that begins with `slow` is answered late; all others have [`V4`] and [`V6`].
 
 use std::{
     io::{Read as _, Write as _},
@@ -22,10 +22,18 @@ const PROVIDER_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 40);
 const PROVIDER_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x40);
 /// In seconds.
 const TIME_TO_LIVE: u32 = 1;
+/// So many addresses have no room in a datagram.
+const MANY: u128 = 200;
+/// What there is room for.
+const LONGEST_DATAGRAM: usize = 1232;
 const LATE: Duration = Duration::from_millis(700);
 /// RFC 1035, 4.1.1: a response, recursion desired and available.
 const FLAGS: u16 = 0x8180;
+/// The rest is to be had by TCP.
+const TRUNCATED: u16 = 0x0200;
 const HEADER: usize = 12;
+/// A type of record.
+const CNAME: [u8; 2] = [0, 5];
 
 /// Serves at an address from now on.
 pub(super) fn serve(address: IpAddr) -> Result<()> {
@@ -36,7 +44,7 @@ pub(super) fn serve(address: IpAddr) -> Result<()> {
         while let Ok((length, from)) = datagrams.recv_from(&mut buffer) {
             let (question, socket) = (buffer[..length].to_vec(), Arc::clone(&datagrams));
             // A thread each: some are answered late.
-            spawn(move || answer(&question).map(|answer| socket.send_to(&answer, from)));
+            spawn(move || answer(&question, LONGEST_DATAGRAM).map(|answer| socket.send_to(&answer, from)));
         }
     });
     spawn(move || connections.incoming().flatten().for_each(|stream| drop(spawn(|| converse(stream)))));
@@ -49,14 +57,14 @@ fn converse(mut stream: TcpStream) -> Result<()> {
         stream.read_exact(&mut length)?;
         let mut question = vec![0; u16::from_be_bytes(length).into()];
         stream.read_exact(&mut question)?;
-        let answer = answer(&question).context("no question")?;
+        let answer = answer(&question, usize::MAX).context("no question")?;
         let length = u16::try_from(answer.len())?.to_be_bytes();
         stream.write_all(&[&length, &answer[..]].concat())?;
     }
 }
 
-/// The answer to a question; `None`: it is none.
-fn answer(question: &[u8]) -> Option<Vec<u8>> {
+/// The answer to a question, at most so long; `None`: it is none.
+fn answer(question: &[u8], longest: usize) -> Option<Vec<u8>> {
     let mut end = HEADER;
     while let length @ 1.. = usize::from(*question.get(end)?) {
         end += 1 + length;
@@ -68,28 +76,39 @@ fn answer(question: &[u8]) -> Option<Vec<u8>> {
         sleep(LATE);
     }
     let kind = question.get(end + 1..end + 3)?;
-    let address = match (kind, label.split_once('-')) {
-        ([0, 1], Some(("v4", digits))) => Some(u32::from_str_radix(digits, 16).ok()?.to_be_bytes().to_vec()),
-        ([0, 28], Some(("v6", digits))) => {
-            Some(u128::from_str_radix(digits, 16).ok()?.to_be_bytes().to_vec())
-        }
-        (_, Some(("v4" | "v6", _))) => None,
-        ([0, 1], _) if label == "provider" => Some(PROVIDER_V4.octets().to_vec()),
-        ([0, 28], _) if label == "provider" => Some(PROVIDER_V6.octets().to_vec()),
-        ([0, 1], _) => Some(V4.octets().to_vec()),
-        ([0, 28], _) => Some(V6.octets().to_vec()),
-        _ => None,
+    let v6 = |digits| u128::from_str_radix(digits, 16).ok();
+    // The name is the one that was asked for (4.1.4).
+    let asked_for = [0xc0, u8::try_from(HEADER).ok()?];
+    let record = |name: &[u8], kind: &[u8], ttl: u32, data: &[u8]| {
+        let length = u16::try_from(data.len()).unwrap_or_default().to_be_bytes();
+        [name, kind, &[0, 1], &ttl.to_be_bytes(), &length, data].concat()
     };
-    let mut answer = question.get(..2)?.to_vec();
-    let counts = [FLAGS, 1, u16::from(address.is_some()), 0, 0];
-    answer.extend(counts.iter().flat_map(|count| count.to_be_bytes()));
-    answer.extend(asked);
-    if let Some(address) = address {
-        // The name is the one that was asked for (4.1.4).
-        answer.extend([0xc0, u8::try_from(HEADER).ok()?]);
-        answer.extend([kind, &[0, 1], &TIME_TO_LIVE.to_be_bytes()].concat());
-        answer.extend(u16::try_from(address.len()).ok()?.to_be_bytes());
-        answer.extend(address);
-    }
-    Some(answer)
+    let one = |ttl: u32, data: &[u8]| vec![record(&asked_for, kind, ttl, data)];
+    let records = match (kind, label.split_once('-')) {
+        ([0, 1], Some(("v4", digits))) => {
+            one(TIME_TO_LIVE, &u32::from_str_radix(digits, 16).ok()?.to_be_bytes())
+        }
+        ([0, 28], Some(("v6", digits))) => one(TIME_TO_LIVE, &v6(digits)?.to_be_bytes()),
+        ([0, 28], Some(("v6zero", digits))) => one(0, &v6(digits)?.to_be_bytes()),
+        ([0, 28], Some(("v6many", digits))) => {
+            let first = v6(digits)?;
+            (first..first + MANY).flat_map(|address| one(TIME_TO_LIVE, &address.to_be_bytes())).collect()
+        }
+        ([0, 28], Some(("v6alias", digits))) => {
+            let alias = b"\x05alias\x07example\x00";
+            let address = v6(digits)?.to_be_bytes();
+            vec![record(&asked_for, &CNAME, TIME_TO_LIVE, alias), record(alias, kind, TIME_TO_LIVE, &address)]
+        }
+        (_, Some(("v4" | "v6" | "v6zero" | "v6many" | "v6alias", _))) => vec![],
+        ([0, 1], _) if label == "provider" => one(TIME_TO_LIVE, &PROVIDER_V4.octets()),
+        ([0, 28], _) if label == "provider" => one(TIME_TO_LIVE, &PROVIDER_V6.octets()),
+        ([0, 1], _) => one(TIME_TO_LIVE, &V4.octets()),
+        ([0, 28], _) => one(TIME_TO_LIVE, &V6.octets()),
+        _ => vec![],
+    };
+    let whole = [asked.to_vec(), records.concat()].concat();
+    let cut = HEADER + whole.len() > longest;
+    let (flags, count) = if cut { (FLAGS | TRUNCATED, 0) } else { (FLAGS, records.len()) };
+    let counts = [flags, 1, u16::try_from(count).ok()?, 0, 0].map(u16::to_be_bytes).concat();
+    Some([question.get(..2)?, &counts, if cut { asked } else { &whole }].concat())
 }

@@ -24,8 +24,9 @@ const ROUNDS: usize = 8;
 /// How many clients ask at the same time. Each has names of its own.
 const CLIENTS: usize = 4;
 
-/// Fresh names with fresh addresses, where nobody listens: whoever is not refused is answered that. Now and then a name that is not listed,
-/// and an address that none has, which must be refused. It ends after so many names, but not before it is told to.
+/// Fresh names with fresh addresses, where nobody listens: whoever is not refused is answered that. Some are another's name, some are good for no time at
+/// all, and some have 200 addresses, which come by TCP. Now and then a name that is not listed, and an address that none has, which must be refused. It ends
+/// after so many names, but not before it is told to.
 const RESOLVE: &str = r"import collections, itertools, json, multiprocessing, os, socket, sys, time
 def connect(address):
     s = socket.socket(socket.AF_INET6)
@@ -44,7 +45,8 @@ def client(first, clients, count):
             return seen
         seen['names'] += 1
         # The second host has all of these addresses. An instance knows 8192 at most.
-        name = f'v6-20010db80000000100000000{number % 4000:08x}.n{number}.wild.example.net'
+        kind = 'many' if number % 401 == 0 else 'alias' if number % 7 == 0 else 'zero' if number % 5 == 0 else ''
+        name = f'v6{kind}-20010db80000000100000000{number % 4000:08x}.n{number}.wild.example.net'
         deadline = time.monotonic() + 30
         while True:
             try:
