@@ -25,13 +25,13 @@ let
       }
     }';";
 
-  # As many as nginx has room for.
+  # As many as nginx has room for, and as are worth reading.
   few =
     models:
-    let
-      shown = lib.take 20 models;
-    in
-    concatStringsSep ", " shown + lib.optionalString (shown != models) ", and ${toString (lib.length models - 20)} others";
+    if lib.length models > 20 then
+      "${concatStringsSep ", " (lib.take 3 models)} and ${toString (lib.length models - 3)} others"
+    else
+      concatStringsSep ", " models;
 
   ofProvider =
     runtime: name: { id, ... }@provider:
