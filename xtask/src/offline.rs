@@ -57,6 +57,8 @@ pub(crate) fn run() -> Result<()> {
         command.current_dir(&tree).arg("--net").arg(&cargo).args(words);
         command.env("CARGO_HOME", &home).env("CARGO_NET_OFFLINE", "true").env_remove("CARGO_TARGET_DIR");
         command.env("OPENCODE_EGRESS_RUSTC", &rustc);
+        // Nobody looks for faults in what it builds.
+        command.env("CARGO_PROFILE_DEV_DEBUG", "false");
         command.env("PATH", format!("{}:{path}", root().join("target/tools/bin").display()));
         command
     };
