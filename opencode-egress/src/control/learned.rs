@@ -88,10 +88,10 @@ pub enum FromResolver {
     Refused {
         /// Whose question it was.
         instance: u32,
-        /// The name, in lower case and without a final dot, bytes other than printable ASCII escaped as in zone files (RFC 1035, 5.1);
+        /// The name, in lower case and without a final dot, `.` for the root, bytes other than printable ASCII escaped as in zone files (RFC 1035, 5.1);
         /// empty where it could not be read.
         name: String,
-        /// The type, as in `TXT`; empty where it could not be read.
+        /// The type, as in `TXT`, or `TYPE65535` where it has no name (RFC 3597, 5); empty where it could not be read.
         qtype: String,
         /// Why.
         reason: QueryReason,

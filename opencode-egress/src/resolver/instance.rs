@@ -27,7 +27,7 @@ use crate::{
         cache::{Cache, Key, Known},
         names::{Listed, Names},
         outbox::{Outbox, Tally},
-        question::{Client, Question, Unreadable, escaped},
+        question::{Client, Question, Unreadable, escaped, type_text},
         reply::Reply,
         upstream::Upstream,
     },
@@ -168,7 +168,7 @@ impl Instance {
         let (name, qtype) = client
             .query
             .as_ref()
-            .map_or_else(Default::default, |query| (escaped(&query.name), query.query_type.to_string()));
+            .map_or_else(Default::default, |query| (escaped(&query.name), type_text(query.query_type)));
         self.tell(name, qtype, QueryReason::Unreadable, source);
         written(&Answer { code, ..Answer::default() }, &client, transport.most(&client))
     }
@@ -185,7 +185,7 @@ impl Instance {
         };
         let name_text = text.unwrap_or_else(|| escaped(&name));
         if let Some(reason) = refusal {
-            self.tell(name_text.clone(), qtype.to_string(), reason, source);
+            self.tell(name_text.clone(), type_text(qtype), reason, source);
         }
         self.tally.count(|counts| counts.questions += 1);
         let most = transport.most(&client);

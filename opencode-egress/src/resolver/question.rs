@@ -108,8 +108,12 @@ pub fn text(name: &Name) -> Option<String> {
     is_plain.then(|| escaped(name))
 }
 
-/// Any name, in lower case and without a final dot. What is not printable, and a dot within a label, is escaped (RFC 1035, 5.1).
+/// Any name, in lower case and without a final dot, but for the root, which is `.`. What is not printable, and a dot within a label, is
+/// escaped (RFC 1035, 5.1).
 pub fn escaped(name: &Name) -> String {
+    if name.is_root() {
+        return ".".to_owned();
+    }
     let mut text = String::with_capacity(name.len());
     for label in name {
         if !text.is_empty() {
@@ -125,4 +129,25 @@ pub fn escaped(name: &Name) -> String {
         }
     }
     text
+}
+
+/// A type as `AAAA`; one that has no name by its number (RFC 3597, 5).
+pub fn type_text(qtype: RecordType) -> String {
+    match qtype {
+        RecordType::Unknown(number) => format!("TYPE{number}"),
+        known => known.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_root_and_types_without_names_have_a_text() {
+        assert_eq!(escaped(&Name::root()), ".");
+        assert_eq!(escaped(&Name::from_ascii("Evil.example.").expect("a name")), "evil.example");
+        assert_eq!(type_text(RecordType::from(65535)), "TYPE65535");
+        assert_eq!(type_text(RecordType::AAAA), "AAAA");
+    }
 }

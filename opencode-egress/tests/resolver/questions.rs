@@ -90,7 +90,7 @@ fn a_name_off_the_list_is_asked_of_nobody_however_it_comes() {
     }
     world.daemon.heard.refused("evil.example", "A", QueryReason::NameNotAllowed);
     world.daemon.heard.refused(r"api\.example.org", "TXT", QueryReason::NameNotAllowed);
-    world.daemon.heard.refused("", "ANY", QueryReason::NameNotAllowed);
+    world.daemon.heard.refused(".", "ANY", QueryReason::NameNotAllowed);
     world.daemon.heard.counts(Counts { questions: refused, refused, ..Counts::default() });
     assert_eq!(world.upstream.asked(), []);
 }
@@ -111,6 +111,7 @@ fn of_a_listed_name_only_addresses_are_asked_for() {
         }
     }
     world.daemon.heard.refused("a.example.net", "TXT", QueryReason::TypeNotAllowed);
+    world.daemon.heard.refused("a.example.net", "TYPE65280", QueryReason::TypeNotAllowed);
     world.daemon.heard.counts(Counts { questions: 12, answered: 4, refused: 8, ..Counts::default() });
     assert_eq!(world.upstream.asked(), []);
 }
