@@ -165,9 +165,9 @@ impl Names {
                 weighed.told.retain(|told| *told != learned.address);
             }
         }
-        for address in weighed.forbidden {
+        if let Some(question) = Question::forbidden(&name, &weighed.forbidden) {
             let limits = (&LogLimits::default(), self.mode, Instant::now());
-            if let Some(line) = self.questions.refuse(Question::forbidden(&name, address), || None, limits) {
+            if let Some(line) = self.questions.refuse(question, || None, limits) {
                 output.say(&format!("denied: {line}"));
             }
         }

@@ -160,21 +160,19 @@ impl Daemon {
         self.log_question(index, line)
     }
 
-    /// Takes note of addresses that an answer for a listed name brought to an instance and that no name may bring, and logs it.
+    /// Takes note of an answer for a listed name that had addresses which no name may bring, and logs it.
     pub(in crate::daemon) fn refuse_addresses(
         &mut self,
         index: InstanceIndex,
         name: &DnsName,
         addresses: &[IpAddr],
     ) {
-        for address in addresses {
-            let Some(instance) = self.names.of.get_mut(&index) else { return };
-            let limits = (&self.policies.log, instance.mode, Instant::now());
-            let question = Question::forbidden(name, *address);
-            if let Some(line) = instance.questions.refuse(question, || None, limits) {
-                let event = self.log_question(index, line);
-                self.denials.unpublished.extend(event);
-            }
+        let Some(question) = Question::forbidden(name, addresses) else { return };
+        let Some(instance) = self.names.of.get_mut(&index) else { return };
+        let limits = (&self.policies.log, instance.mode, Instant::now());
+        if let Some(line) = instance.questions.refuse(question, || None, limits) {
+            let event = self.log_question(index, line);
+            self.denials.unpublished.extend(event);
         }
     }
 

@@ -4,7 +4,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     net::IpAddr,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use crate::{
@@ -16,7 +16,8 @@ use crate::{
     },
 };
 
-/// How many different refused questions are remembered.
+/// How many different refused questions are remembered: so many that no rule lists, of which `suggest` makes rules, and so many others. Whoever
+/// has a listed zone answers as he likes, and must not have the former forgotten.
 const MOST: usize = 1024;
 
 /// A refused question; what is the same in two of them is told once an interval.
@@ -33,15 +34,17 @@ pub(crate) struct Question {
 }
 
 impl Question {
-    /// That for a listed name, whose answer had an address that no name may bring.
-    pub(crate) fn forbidden(name: &DnsName, address: IpAddr) -> Self {
+    /// That for a listed name, whose answer had these addresses that no name may bring, if it had any. It is one question, however many they
+    /// are, and has the lowest of them: servers have them take turns, and that is the same question.
+    pub(crate) fn forbidden(name: &DnsName, addresses: &[IpAddr]) -> Option<Self> {
+        let address = *addresses.iter().min()?;
         let qtype = if address.is_ipv4() { "A" } else { "AAAA" };
-        Self {
+        Some(Self {
             name: name.to_string(),
             qtype: qtype.to_owned(),
             reason: QueryReason::ForbiddenAddress,
             address: Some(address),
-        }
+        })
     }
 }
 
@@ -62,7 +65,10 @@ struct Repeats {
 #[derive(Debug, Default)]
 pub(crate) struct Questions {
     counts: Counts,
-    refused: HashMap<Question, Repeats>,
+    /// Those that no rule lists.
+    unlisted: HashMap<Question, Repeats>,
+    /// Those that were refused for other reasons.
+    others: HashMap<Question, Repeats>,
     /// When one failed last.
     failed: Option<Instant>,
     by_reason: BTreeMap<QueryReason, u64>,
@@ -99,7 +105,9 @@ impl Questions {
         (limits, mode, now): (&LogLimits, Mode, Instant),
     ) -> Option<QuestionLine> {
         *self.by_reason.entry(question.reason).or_default() += 1;
-        if let Some(repeats) = self.refused.get_mut(&question) {
+        let is_unlisted = question.reason == QueryReason::NameNotAllowed;
+        let refused = if is_unlisted { &mut self.unlisted } else { &mut self.others };
+        if let Some(repeats) = refused.get_mut(&question) {
             repeats.attempts += 1;
             if now.saturating_duration_since(repeats.told) < limits.interval {
                 let of = if repeats.limited { &mut self.limited } else { &mut repeats.suppressed };
@@ -107,17 +115,17 @@ impl Questions {
                 return None;
             }
         } else {
-            if self.refused.len() >= MOST {
-                let oldest = self.refused.iter().min_by_key(|(_, repeats)| repeats.told);
+            if refused.len() >= MOST {
+                let oldest = refused.iter().min_by_key(|(_, repeats)| repeats.told);
                 let oldest = oldest.map(|(question, _)| question.clone());
-                oldest.map(|question| self.refused.remove(&question));
+                oldest.map(|question| refused.remove(&question));
             }
             let first =
                 Repeats { attempts: 1, suppressed: 0, told: now, limited: false, asker: Asker::default() };
-            self.refused.insert(question.clone(), first);
+            refused.insert(question.clone(), first);
         }
-        let limited = !self.within_rate(limits, now);
-        let repeats = self.refused.get_mut(&question)?;
+        let limited = !within_rate(&mut self.bucket, limits, now);
+        let repeats = refused.get_mut(&question)?;
         repeats.limited = limited;
         if limited {
             self.limited += 1;
@@ -139,7 +147,8 @@ impl Questions {
 
     /// The lines of repeats whose interval is over and that were followed by none.
     pub(crate) fn due(&mut self, limits: &LogLimits, mode: Mode, now: Instant) -> Vec<QuestionLine> {
-        let due = self.refused.iter_mut().filter(|(_, repeats)| {
+        let refused = self.unlisted.iter_mut().chain(&mut self.others);
+        let due = refused.filter(|(_, repeats)| {
             repeats.suppressed > 0 && now.saturating_duration_since(repeats.told) >= limits.interval
         });
         due.map(|(question, repeats)| {
@@ -151,23 +160,10 @@ impl Questions {
         .collect()
     }
 
-    /// The token bucket, as the time at which it will be full again.
-    fn within_rate(&mut self, limits: &LogLimits, now: Instant) -> bool {
-        let each = std::time::Duration::from_secs(1) / limits.per_sec.max(1);
-        let full = self.bucket.filter(|full| *full > now).unwrap_or(now);
-        if full + each > now + each * limits.burst {
-            return false;
-        }
-        self.bucket = Some(full + each);
-        true
-    }
-
     /// What `suggest` makes rules of: names that were refused because no rule lists them, and how often.
     pub(crate) fn unlisted(&self) -> BTreeMap<String, u64> {
         let mut names: BTreeMap<String, u64> = BTreeMap::new();
-        let unlisted =
-            self.refused.iter().filter(|(question, _)| question.reason == QueryReason::NameNotAllowed);
-        for (question, repeats) in unlisted {
+        for (question, repeats) in &self.unlisted {
             *names.entry(question.name.clone()).or_default() += repeats.attempts;
         }
         names
@@ -194,6 +190,17 @@ impl Questions {
     }
 }
 
+/// The token bucket, as the time at which it will be full again. Whether it has one, which is taken.
+fn within_rate(bucket: &mut Option<Instant>, limits: &LogLimits, now: Instant) -> bool {
+    let each = Duration::from_secs(1) / limits.per_sec.max(1);
+    let full = bucket.filter(|full| *full > now).unwrap_or(now);
+    if full + each > now + each * limits.burst {
+        return false;
+    }
+    *bucket = Some(full + each);
+    true
+}
+
 fn line(
     Question { name, qtype, reason, address }: &Question,
     asker: &Asker,
@@ -213,8 +220,6 @@ fn line(
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::report::caller::Caller;
 
@@ -272,6 +277,35 @@ mod tests {
         for number in 0..2000 {
             refuse(&mut questions, &format!("n{number}.example"), begin);
         }
-        assert_eq!(questions.refused.len(), MOST);
+        assert_eq!(questions.unlisted.len(), MOST);
+    }
+
+    /// Whoever has a listed zone chooses the addresses in it, and for how many names it has them.
+    #[test]
+    fn answers_of_a_listed_zone_neither_take_the_log_nor_what_suggest_knows() {
+        let (mut questions, begin) = (Questions::default(), Instant::now());
+        for number in 0..10 {
+            refuse(&mut questions, &format!("n{number}.example"), begin);
+        }
+        let mut lines = 0;
+        for zone in 0..2000 {
+            let mut addresses: Vec<IpAddr> = (0..1000)
+                .map(|low: u16| {
+                    let [high, low] = low.to_be_bytes();
+                    [10, 0, high, low].into()
+                })
+                .collect();
+            addresses.rotate_left(zone % 1000);
+            let name = format!("a{}.example.net", zone / 2).parse().expect("a name");
+            let question = Question::forbidden(&name, &addresses).expect("a question");
+            assert_eq!((question.qtype.as_str(), question.address), ("A", Some([10, 0, 0, 0].into())));
+            let now = begin + Duration::from_secs(5);
+            lines += u32::from(questions.refuse(question, || None, (&LIMITS, Mode::Enforce, now)).is_some());
+        }
+        assert_eq!(lines, LIMITS.burst);
+        assert_eq!(questions.unlisted().len(), 10);
+        assert_eq!(questions.status().refused_by_reason["forbidden-address"], 2000);
+        assert_eq!(questions.others.len(), 1000, "addresses that took turns are the same question");
+        assert_eq!(Question::forbidden(&"a.example.net".parse().expect("a name"), &[]), None);
     }
 }
