@@ -83,6 +83,8 @@ pub enum FromResolver {
         addresses: Vec<IpAddr>,
         /// What the client will be told, in seconds: at most [`MAX_TTL`].
         ttl: u32,
+        /// Who asked; where several wait for the same answer, the first of them.
+        source: SocketAddr,
     },
     /// A question was refused, or in audit mode would have been.
     Refused {
@@ -179,6 +181,17 @@ mod tests {
             r#"{"refused":{"instance":3,"name":"evil.example","qtype":"A","reason":"name-not-allowed","source":"127.0.0.1:4242"}}"#
         );
         assert_eq!(
+            written(&FromResolver::Learn {
+                id: 7,
+                instance: 3,
+                name: "api.example.org".into(),
+                addresses: vec![[192, 0, 2, 1].into()],
+                ttl: 60,
+                source: "127.0.0.1:4242".parse().expect("an address"),
+            }),
+            r#"{"learn":{"id":7,"instance":3,"name":"api.example.org","addresses":["192.0.2.1"],"ttl":60,"source":"127.0.0.1:4242"}}"#
+        );
+        assert_eq!(
             written(&FromResolver::Counts(Counts {
                 instance: 3,
                 questions: 1,
@@ -202,6 +215,7 @@ mod tests {
             name: "a".repeat(253),
             addresses: vec![address; MAX_ADDRESSES],
             ttl: MAX_TTL,
+            source: SocketAddr::new(address, u16::MAX),
         };
         assert!(serde_json::to_vec(&learn).expect("JSON").len() < MAX_FROM_RESOLVER);
     }

@@ -211,7 +211,7 @@ impl Instance {
             return written(&known.answer(ttl), &client, most);
         }
         let sibling = key.sibling().and_then(|key| self.asked.borrow().get(&key).cloned());
-        match self.ask(key.clone(), name, listed) {
+        match self.ask(key.clone(), name, listed, source) {
             Ok(outcome) => {
                 self.waiting.set(self.waiting.get() + 1);
                 Step::Wait(Waiting { instance: Rc::clone(self), client, most, key, outcome, sibling })
@@ -224,8 +224,7 @@ impl Instance {
     }
 
     fn tell(&self, name: String, qtype: String, reason: QueryReason, source: SocketAddr) {
-        let instance = self.number;
-        let refused = || FromResolver::Refused { instance, name, qtype, reason, source };
+        let refused = || FromResolver::Refused { instance: self.number, name, qtype, reason, source };
         self.shared.outbox.refused(&self.tally, refused);
     }
 
@@ -235,6 +234,7 @@ impl Instance {
         key: Key,
         name: Name,
         listed: Option<Listed>,
+        source: SocketAddr,
     ) -> Result<watch::Receiver<Option<Outcome>>, Reason> {
         // What nobody could learn need not be asked.
         if listed.is_some() && !self.shared.outbox.is_connected() {
@@ -255,7 +255,7 @@ impl Instance {
         let instance = Rc::clone(self);
         // Not of those who wait: one of them may go away.
         spawn_local(async move {
-            let outcome = instance.find_out(&key, &name).await;
+            let outcome = instance.find_out(&key, &name, source).await;
             instance.asked.borrow_mut().remove(&key);
             // Those who waited may all be gone.
             let _ = sender.send(Some(outcome));
@@ -263,7 +263,7 @@ impl Instance {
         Ok(receiver)
     }
 
-    async fn find_out(&self, key: &Key, name: &Name) -> Outcome {
+    async fn find_out(&self, key: &Key, name: &Name, source: SocketAddr) -> Outcome {
         let no_server = |error| {
             debug!("no answer for {}: {}", key.name, error_chain(&error));
             Outcome::Failed(ResponseCode::ServFail, Reason::NoServer)
@@ -285,7 +285,7 @@ impl Instance {
             Err(error) => return no_server(error),
             Ok(_) if is_over() => return Outcome::NotListed,
             Ok(Reply::Addresses { addresses, ttl }) if is_listed() => {
-                let learned = self.learn(key, addresses, ttl).await;
+                let learned = self.learn(key, addresses, ttl, source).await;
                 match learned {
                     Ok(_) if is_over() => return Outcome::NotListed,
                     Ok(addresses) if addresses.is_empty() => return Outcome::Forbidden,
@@ -295,7 +295,7 @@ impl Instance {
             }
             Ok(Reply::Addresses { addresses, ttl }) => {
                 // In audit mode. The daemon is told for its lines alone, so one that is gone is no reason to refuse.
-                let addresses = self.learn(key, addresses.clone(), ttl).await.unwrap_or(addresses);
+                let addresses = self.learn(key, addresses.clone(), ttl, source).await.unwrap_or(addresses);
                 (Known::Addresses(addresses.into()), ttl)
             }
             Ok(Reply::Nothing { exists, ttl }) => (Known::Nothing { exists }, ttl),
@@ -310,8 +310,14 @@ impl Instance {
     }
 
     /// Has them learned, and keeps those that may be told.
-    async fn learn(&self, key: &Key, mut addresses: Vec<IpAddr>, ttl: u32) -> Result<Vec<IpAddr>, Reason> {
-        let learn = self.shared.outbox.learn(self.number, key.name.clone(), addresses.clone(), ttl);
+    async fn learn(
+        &self,
+        key: &Key,
+        mut addresses: Vec<IpAddr>,
+        ttl: u32,
+        source: SocketAddr,
+    ) -> Result<Vec<IpAddr>, Reason> {
+        let learn = self.shared.outbox.learn(self.number, key.name.clone(), addresses.clone(), ttl, source);
         let told: BTreeSet<_> = learn.await.map_err(|_| Reason::NoDaemon)?.into_iter().collect();
         addresses.retain(|address| told.contains(address));
         Ok(addresses)

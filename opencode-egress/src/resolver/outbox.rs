@@ -3,7 +3,7 @@
 use std::{
     cell::{Cell, RefCell},
     collections::{HashMap, VecDeque},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     rc::Rc,
     time::Duration,
 };
@@ -67,13 +67,14 @@ impl Outbox {
         self.waiting.borrow_mut().clear();
     }
 
-    /// Has the daemon learn an answer's addresses. Returns those that may be told.
+    /// Has the daemon learn an answer's addresses, for whoever asked from this source. Returns those that may be told.
     pub(super) async fn learn(
         &self,
         instance: u32,
         name: String,
         addresses: Vec<IpAddr>,
         ttl: u32,
+        source: SocketAddr,
     ) -> Result<Vec<IpAddr>, NotLearned> {
         if !self.is_connected() {
             return Err(NotLearned);
@@ -82,7 +83,8 @@ impl Outbox {
         self.last_id.set(id);
         let (sender, receiver) = oneshot::channel();
         self.waiting.borrow_mut().insert(id, sender);
-        self.learns.borrow_mut().push_back(FromResolver::Learn { id, instance, name, addresses, ttl });
+        let learn = FromResolver::Learn { id, instance, name, addresses, ttl, source };
+        self.learns.borrow_mut().push_back(learn);
         self.changed.notify_one();
         let learned = timeout(PATIENCE, receiver).await;
         self.waiting.borrow_mut().remove(&id);

@@ -147,7 +147,8 @@ impl Daemon {
             for line in reading.lines().map_while(Result::ok) {
                 let message = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{line}: {error}"));
                 let learned = match &message {
-                    FromResolver::Learn { id, instance: NUMBER, name, addresses, ttl } => {
+                    FromResolver::Learn { id, instance: NUMBER, name, addresses, ttl, source } => {
+                        assert!(source.ip().is_loopback(), "{line}");
                         assert!(*ttl <= 3600, "{line}");
                         teach(name, addresses).map(|addresses| ToResolver::Learned { id: *id, addresses })
                     }

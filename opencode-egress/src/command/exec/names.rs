@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, Read as _, Write as _},
+    net::{IpAddr, SocketAddr},
     os::{
         fd::{AsFd, BorrowedFd},
         unix::net::UnixStream,
@@ -76,7 +77,7 @@ impl Names {
     }
 
     /// The name by which an address is known.
-    pub(super) fn name_of(&self, address: std::net::IpAddr) -> Option<String> {
+    pub(super) fn name_of(&self, address: IpAddr) -> Option<String> {
         self.known.name_of(address).map(ToString::to_string)
     }
 
@@ -111,20 +112,14 @@ impl Names {
         while let Some(end) = self.read.iter().position(|byte| *byte == b'\n') {
             let line: Vec<_> = self.read.drain(..=end).collect();
             match serde_json::from_slice(&line)? {
-                FromResolver::Learn { id, name, addresses, ttl, .. } => {
-                    let told = self.learn(loaded, &name, &addresses, ttl, output).unwrap_or_default();
+                FromResolver::Learn { id, name, addresses, ttl, source, .. } => {
+                    let answer = (&*addresses, ttl, source);
+                    let told = self.learn(loaded, &name, answer, output).unwrap_or_default();
                     send(stream, &ToResolver::Learned { id, addresses: told }, &[])?;
                 }
                 FromResolver::Refused { name, qtype, reason, source, .. } => {
-                    let limits = (&LogLimits::default(), self.mode, Instant::now());
-                    let asker = || {
-                        let asker = loaded.maps.asker(InstanceIndex::FIRST, source)?;
-                        Some(Asker::of(&asker, scratch::caller))
-                    };
                     let question = Question { name, qtype, reason, address: None };
-                    if let Some(line) = self.questions.refuse(question, asker, limits) {
-                        output.say(&format!("denied: {line}"));
-                    }
+                    self.refuse(loaded, question, source, output);
                 }
                 FromResolver::Counts(_) => {}
             }
@@ -135,15 +130,26 @@ impl Names {
         }
     }
 
+    /// Takes note of a refused question, and says so where it is to have a line.
+    fn refuse(&mut self, loaded: &Loaded, question: Question, source: SocketAddr, output: &mut Output) {
+        let limits = (&LogLimits::default(), self.mode, Instant::now());
+        let asker = || {
+            let asker = loaded.maps.asker(InstanceIndex::FIRST, source)?;
+            Some(Asker::of(&asker, scratch::caller))
+        };
+        if let Some(line) = self.questions.refuse(question, asker, limits) {
+            output.say(&format!("denied: {line}"));
+        }
+    }
+
     /// What of an answer may be told, once flows to it pass.
     fn learn(
         &mut self,
         loaded: &mut Loaded,
         name: &str,
-        addresses: &[std::net::IpAddr],
-        ttl: u32,
+        (addresses, ttl, source): (&[IpAddr], u32, SocketAddr),
         output: &mut Output,
-    ) -> Option<Vec<std::net::IpAddr>> {
+    ) -> Option<Vec<IpAddr>> {
         let audit = self.mode == Mode::Audit;
         let Ok(name) = name.parse::<DnsName>() else {
             // No rule can list it.
@@ -166,10 +172,7 @@ impl Names {
             }
         }
         if let Some(question) = Question::forbidden(&name, &weighed.forbidden) {
-            let limits = (&LogLimits::default(), self.mode, Instant::now());
-            if let Some(line) = self.questions.refuse(question, || None, limits) {
-                output.say(&format!("denied: {line}"));
-            }
+            self.refuse(loaded, question, source, output);
         }
         self.known.learn(&name, &weighed.told, until, now);
         Some(if audit { addresses.to_vec() } else { weighed.told })

@@ -143,6 +143,30 @@ impl Daemon {
         now: Instant,
     ) -> Option<LoggedDenial> {
         let index = InstanceIndex::new(number)?;
+        let (name, qtype) = (shown(name, LONGEST_NAME), shown(qtype, LONGEST_TYPE));
+        self.refuse(index, Question { name, qtype, reason, address: None }, source, now)
+    }
+
+    /// Takes note of an answer for a listed name that had addresses which no name may bring, and logs it.
+    pub(in crate::daemon) fn refuse_addresses(
+        &mut self,
+        index: InstanceIndex,
+        name: &DnsName,
+        addresses: &[IpAddr],
+        source: SocketAddr,
+    ) {
+        let Some(question) = Question::forbidden(name, addresses) else { return };
+        let event = self.refuse(index, question, source, Instant::now());
+        self.denials.unpublished.extend(event);
+    }
+
+    fn refuse(
+        &mut self,
+        index: InstanceIndex,
+        question: Question,
+        source: SocketAddr,
+        now: Instant,
+    ) -> Option<LoggedDenial> {
         let Self { names, policies, connections, loaded, numbers, instances, confinement, .. } = self;
         let hierarchy = &confinement.hierarchy;
         let instance = names.of.get_mut(&index)?;
@@ -153,27 +177,9 @@ impl Daemon {
             }
             None => connections.user_of(source, port).map(|uid| Asker { uid: Some(uid), ..Asker::default() }),
         };
-        let (name, qtype) = (shown(name, LONGEST_NAME), shown(qtype, LONGEST_TYPE));
-        let question = Question { name, qtype, reason, address: None };
         let limits = (&policies.log, instance.mode, now);
         let line = instance.questions.refuse(question, asker, limits)?;
         self.log_question(index, line)
-    }
-
-    /// Takes note of an answer for a listed name that had addresses which no name may bring, and logs it.
-    pub(in crate::daemon) fn refuse_addresses(
-        &mut self,
-        index: InstanceIndex,
-        name: &DnsName,
-        addresses: &[IpAddr],
-    ) {
-        let Some(question) = Question::forbidden(name, addresses) else { return };
-        let Some(instance) = self.names.of.get_mut(&index) else { return };
-        let limits = (&self.policies.log, instance.mode, Instant::now());
-        if let Some(line) = instance.questions.refuse(question, || None, limits) {
-            let event = self.log_question(index, line);
-            self.denials.unpublished.extend(event);
-        }
     }
 
     fn log_question(&mut self, index: InstanceIndex, line: QuestionLine) -> Option<LoggedDenial> {

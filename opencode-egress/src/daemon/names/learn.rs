@@ -1,7 +1,7 @@
 //! Learning: what the resolver says is weighed, put in force and kept, in this order, before it may tell its client.
 
 use std::{
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     time::{Duration, Instant},
 };
 
@@ -25,13 +25,14 @@ const SWEEP: Duration = Duration::from_secs(10);
 const MAX_ADDRESSES: usize = 8192;
 
 impl Daemon {
-    /// Weighs an answer that the resolver has for an instance, and puts in force and keeps what may be told. Returns that.
+    /// Weighs an answer that the resolver has for an instance, one of whose programs asked from this source, and puts in force and keeps what may be told. Returns that.
     pub(in crate::daemon) fn learn(
         &mut self,
         number: u32,
         name: &str,
         addresses: &[IpAddr],
         ttl: u32,
+        source: SocketAddr,
     ) -> Vec<IpAddr> {
         let Self { loaded, names, policies, .. } = self;
         let Some(index) = InstanceIndex::new(number) else { return vec![] };
@@ -99,7 +100,7 @@ impl Daemon {
             // For the lines of flows to them: they pass, and none of it is learned.
             instance.denied.answered(&name, &weighed.forbidden, until, now.saturating_sub(KEPT));
         }
-        self.refuse_addresses(index, &name, &weighed.forbidden);
+        self.refuse_addresses(index, &name, &weighed.forbidden, source);
         if audit { addresses.to_vec() } else { weighed.told }
     }
 

@@ -100,8 +100,8 @@ async fn listen(server: &Rc<Server>, stream: &UnixStream) -> io::Result<()> {
 fn take(server: &Server, message: FromResolver) {
     let mut daemon = server.daemon.borrow_mut();
     match message {
-        FromResolver::Learn { id, instance, name, addresses, ttl } => {
-            let told = daemon.learn(instance, &name, &addresses, ttl);
+        FromResolver::Learn { id, instance, name, addresses, ttl, source } => {
+            let told = daemon.learn(instance, &name, &addresses, ttl, source);
             daemon.names.resolvers.tell_alone(ToResolver::Learned { id, addresses: told });
         }
         FromResolver::Refused { instance, name, qtype, reason, source } => {
