@@ -32,7 +32,7 @@ use crate::{
     policy::{InstanceName, LogLimits, Mode, Policy, UnitName},
     report::{
         denial::LoggedDenial,
-        journal::{Journal, LineCounts},
+        journal::{Journal, LeftOut, LineCounts},
         status::{CountersStatus, FailedAttach},
         tried::DeniedLines,
     },
@@ -56,8 +56,8 @@ pub(super) struct InstanceState {
     pub(super) recent: VecDeque<LoggedDenial>,
     /// What its lines say was denied: when, and to whom.
     pub(super) denied: DeniedLines,
-    /// The counters `limited` and `lost` as the journal was last told of them.
-    pub(super) left_out: (u64, u64),
+    /// The counters of flows without lines as the journal was last told of them.
+    pub(super) left_out: LeftOut,
     /// When this daemon last saw `lost` grow. What was lost while no daemon ran may have been lost just before its start.
     pub(super) lost_at: Option<Instant>,
     /// How many sockets were denied to it for it had too many.
@@ -84,7 +84,7 @@ impl InstanceState {
             detached: false,
             recent: VecDeque::new(),
             denied: DeniedLines::default(),
-            left_out: (lines.limited_told, lines.lost_told),
+            left_out: LeftOut { limited: lines.limited_told, lost: lines.lost_told },
             lost_at: (counters.lost > 0).then(Instant::now),
             sockets_denied: Watched::new(counters.denied_for(DropReason::TooManySockets)),
             names_expired: Watched::new(counters.denied_for(DropReason::NameExpired)),

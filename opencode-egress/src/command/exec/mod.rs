@@ -31,6 +31,7 @@ use self::{names::Names, output::Output, scratch::Scratch, signals::Signals};
 use crate::{
     cgroups::Cgroup,
     command::args::ExecArgs,
+    daemon::names::Shown,
     kernel::{
         connections::SocketDiagnosis,
         features::Features,
@@ -88,7 +89,10 @@ pub(super) fn exec(args: &ExecArgs) -> Result<ExitCode> {
     let status = watch(&mut loaded, child, &diagnosis, &signals, (&policy, &mut names), &mut output)?;
     let left = cgroup.kill();
     while report(&mut loaded, (&policy, &names), &mut output) {}
-    conclude(&loaded, status, &left, &cgroup.0, &mut output)?;
+    if let Some(names) = &mut names {
+        while names.take(&mut loaded, &mut output) {}
+    }
+    conclude((&loaded, &names), status, &left, &cgroup.0, &mut output)?;
     // There is no command to pass signals on to.
     signals.release()();
     output.finish();
@@ -247,7 +251,7 @@ fn report(loaded: &mut Loaded, (policy, names): (&Policy, &Option<Names>), outpu
 
 /// Says what no line said.
 fn conclude(
-    loaded: &Loaded,
+    (loaded, names): (&Loaded, &Option<Names>),
     status: ExitStatus,
     left: &[u32],
     cgroup: &Cgroup,
@@ -257,12 +261,11 @@ fn conclude(
         output.say("the command was ended by SIGSYS, as by a system call of another architecture: exec runs no 32-bit programs");
     }
     let denied = loaded.maps.counters(InstanceIndex::FIRST)?.denied;
-    let total: u64 = denied.reasons.iter().map(|counter| counter.packets).sum();
-    if denied.folded + denied.limited + denied.lost > 0 {
-        output.say(&format!(
-            "{total} denied in all; not shown: {} repeats, {} over the rate, {} lost",
-            denied.folded, denied.limited, denied.lost
-        ));
+    let total = denied.reasons.iter().map(|counter| counter.packets).sum();
+    let flows = Shown { total, folded: denied.folded, limited: denied.limited, lost: denied.lost };
+    let questions = names.as_ref().map(Names::shown).unwrap_or_default();
+    if let Some(summary) = summary(flows, questions) {
+        output.say(&summary);
     }
     if !left.is_empty() {
         let ids: Vec<_> = left.iter().map(u32::to_string).collect();
@@ -275,8 +278,34 @@ fn conclude(
     Ok(())
 }
 
+/// What no line shows of denied flows and refused questions, if there is something.
+fn summary(flows: Shown, questions: Shown) -> Option<String> {
+    let sum = |of: fn(Shown) -> u64| of(flows) + of(questions);
+    let (total, folded) = (sum(|shown| shown.total), sum(|shown| shown.folded));
+    let (limited, lost) = (sum(|shown| shown.limited), sum(|shown| shown.lost));
+    (folded + limited + lost > 0).then(|| {
+        format!("{total} denied in all; not shown: {folded} repeats, {limited} over the rate, {lost} lost")
+    })
+}
+
 /// As shells have it: 128 and the signal's number for a command that a signal ended.
 fn exit_code(status: ExitStatus) -> ExitCode {
     let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
     ExitCode::from(u8::try_from(code).unwrap_or(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn questions_without_a_line_are_in_the_summary() {
+        let all_shown = Shown { total: 2, ..Shown::default() };
+        let sixty = Shown { total: 60, folded: 5, limited: 35, lost: 1 };
+        assert_eq!(summary(all_shown, all_shown), None);
+        let told = "62 denied in all; not shown: 5 repeats, 35 over the rate, 1 lost";
+        for [flows, questions] in [[all_shown, sixty], [sixty, all_shown]] {
+            assert_eq!(summary(flows, questions).as_deref(), Some(told));
+        }
+    }
 }

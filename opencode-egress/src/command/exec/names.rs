@@ -20,7 +20,7 @@ use crate::{
         resolve,
     },
     control::learned::{FromResolver, MAX_FROM_RESOLVER, MAX_TTL, ToResolver},
-    daemon::names::{Question, Questions, ResolverSockets, until, weigh},
+    daemon::names::{Question, Questions, ResolverSockets, Shown, until, weigh},
     kernel::{
         addresses::own_addresses,
         instance::InstanceIndex,
@@ -81,30 +81,39 @@ impl Names {
         self.known.name_of(address).map(ToString::to_string)
     }
 
-    /// Takes what the resolver has said, and answers it.
-    pub(super) fn take(&mut self, loaded: &mut Loaded, output: &mut Output) {
-        let Some(stream) = self.stream.take() else { return };
+    /// How many questions were refused in all, and what of them had no line.
+    pub(super) fn shown(&self) -> Shown {
+        self.questions.shown()
+    }
+
+    /// Takes some of what the resolver has said, and answers it. Returns whether there may be more.
+    pub(super) fn take(&mut self, loaded: &mut Loaded, output: &mut Output) -> bool {
+        let Some(stream) = self.stream.take() else { return false };
         match self.converse(&stream, loaded, output) {
-            Ok(true) => self.stream = Some(stream),
-            Ok(false) => output.say("the resolver has ended: no more names are answered"),
+            Ok(Some(more)) => {
+                self.stream = Some(stream);
+                return more;
+            }
+            Ok(None) => output.say("the resolver has ended: no more names are answered"),
             Err(error) => output
                 .say(&format!("the resolver is not understood, and no more names are answered: {error}")),
         }
+        false
     }
 
-    /// Returns whether the resolver is still there.
+    /// Returns whether the resolver had said something; `None`: it is gone.
     fn converse(
         &mut self,
         mut stream: &UnixStream,
         loaded: &mut Loaded,
         output: &mut Output,
-    ) -> io::Result<bool> {
+    ) -> io::Result<Option<bool>> {
         let mut buffer = [0; 16 * 1024];
         let read = match stream.read(&mut buffer) {
-            Ok(0) => return Ok(false),
+            Ok(0) => return Ok(None),
             Ok(read) => read,
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
-                return Ok(true);
+                return Ok(Some(false));
             }
             Err(error) => return Err(error),
         };
@@ -121,11 +130,11 @@ impl Names {
                     let question = Question { name, qtype, reason, address: None };
                     self.refuse(loaded, question, source, output);
                 }
-                FromResolver::Counts(_) => {}
+                FromResolver::Counts(counts) => self.questions.add(&counts),
             }
         }
         match self.read.len() < MAX_FROM_RESOLVER {
-            true => Ok(true),
+            true => Ok(Some(true)),
             false => Err(io::Error::new(io::ErrorKind::InvalidData, "a line is too long")),
         }
     }

@@ -26,7 +26,7 @@ use crate::{
         caller::Caller,
         denial::{Asker, DenialLine, Line, LoggedDenial, QuestionLine},
         human::{error_chain, now},
-        journal::JournalState,
+        journal::{JournalState, LeftOut},
         status::CountersStatus,
     },
 };
@@ -222,28 +222,33 @@ impl Daemon {
         Ok(CountersStatus::new(self.loaded.maps.counters(index)?, &lines))
     }
 
-    /// Logs how many denials had no line, of the instances where that is more than last time, and the daemon's own lines
+    /// Logs how many denied flows and refused questions had no line, of the instances where that is more than last time, and the daemon's own lines
     /// that had none. Notes which instances were denied sockets, or addresses whose time was over, since then.
     pub fn log_left_out(&mut self) {
         let indices: Vec<_> = self.instances.values().map(|instance| instance.index).collect();
         let counters: Vec<_> = indices.into_iter().map(|index| self.counters(index)).collect();
-        let Self { instances, denials: Denials { journal, own_lost_told, .. }, .. } = self;
+        let Self { instances, names, denials: Denials { journal, own_lost_told, .. }, .. } = self;
         for ((name, instance), counters) in instances.iter_mut().zip(counters) {
             let Ok(counters) = counters else { continue };
             instance.sockets_denied.see(counters.denied_for(DropReason::TooManySockets));
             instance.names_expired.see(counters.denied_for(DropReason::NameExpired));
             let CountersStatus { limited, lost, .. } = counters;
-            let (limited_told, lost_told) = instance.left_out;
-            let more = (limited.saturating_sub(limited_told), lost.saturating_sub(lost_told));
-            if more == (0, 0) {
+            let left_out = LeftOut { limited, lost };
+            let flows = left_out.since(instance.left_out);
+            let mut questions = names.of.get_mut(&instance.index).map(|names| &mut names.questions);
+            let of_questions = questions.as_ref().map(|questions| questions.left_out()).unwrap_or_default();
+            if [flows, of_questions] == [LeftOut::default(); 2] {
                 continue;
             }
-            if more.1 > 0 {
+            if flows.lost > 0 {
                 instance.lost_at = Some(Instant::now());
             }
             let (index, mode) = (instance.index.number(), instance.mode());
-            if journal.log_left_out(index, name, mode, more.0, more.1) {
-                instance.left_out = (limited, lost);
+            if journal.log_left_out(index, name, mode, flows, of_questions) {
+                instance.left_out = left_out;
+                if let Some(questions) = &mut questions {
+                    questions.tell_left_out();
+                }
             }
         }
         let own_lost = journal.writing().own_lost;

@@ -37,7 +37,7 @@ use self::{
 };
 pub(in crate::daemon) use self::{brought::Brought, resolver::Told, servers::DeniedServers};
 pub(crate) use self::{
-    questions::{Question, Questions},
+    questions::{Question, Questions, Shown},
     sockets::ResolverSockets,
     weigh::until,
 };

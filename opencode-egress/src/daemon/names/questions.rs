@@ -12,6 +12,7 @@ use crate::{
     policy::{LogLimits, Mode, name::DnsName},
     report::{
         denial::{Asker, QuestionLine},
+        journal::LeftOut,
         status::{NEWS, QuestionsStatus},
     },
 };
@@ -48,6 +49,18 @@ impl Question {
     }
 }
 
+/// How many denials there were, and how many of them had no line of their own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Shown {
+    pub(crate) total: u64,
+    /// Those that were folded into another's line.
+    pub(crate) folded: u64,
+    /// Those over the rate.
+    pub(crate) limited: u64,
+    /// Those for which there was no room.
+    pub(crate) lost: u64,
+}
+
 /// How often one was refused.
 #[derive(Clone, Debug)]
 struct Repeats {
@@ -74,6 +87,10 @@ pub(crate) struct Questions {
     by_reason: BTreeMap<QueryReason, u64>,
     /// Refused questions over the rate, which have no line.
     limited: u64,
+    /// Those that were folded into another's line.
+    folded: u64,
+    /// What the log was told of those that have no line.
+    told: LeftOut,
     /// The time at which the rate's bucket is full again.
     bucket: Option<Instant>,
 }
@@ -110,15 +127,23 @@ impl Questions {
         if let Some(repeats) = refused.get_mut(&question) {
             repeats.attempts += 1;
             if now.saturating_duration_since(repeats.told) < limits.interval {
-                let of = if repeats.limited { &mut self.limited } else { &mut repeats.suppressed };
-                *of += 1;
+                if repeats.limited {
+                    self.limited += 1;
+                } else {
+                    repeats.suppressed += 1;
+                    self.folded += 1;
+                }
                 return None;
             }
         } else {
             if refused.len() >= MOST {
                 let oldest = refused.iter().min_by_key(|(_, repeats)| repeats.told);
                 let oldest = oldest.map(|(question, _)| question.clone());
-                oldest.map(|question| refused.remove(&question));
+                if let Some(gone) = oldest.and_then(|question| refused.remove(&question)) {
+                    // No line will tell of them any more.
+                    self.folded -= gone.suppressed;
+                    self.limited += gone.suppressed;
+                }
             }
             let first =
                 Repeats { attempts: 1, suppressed: 0, told: now, limited: false, asker: Asker::default() };
@@ -145,19 +170,43 @@ impl Questions {
         self.counts.lost = self.counts.lost.saturating_add(1);
     }
 
-    /// The lines of repeats whose interval is over and that were followed by none.
+    /// The lines of repeats whose interval is over and that were followed by none, as far as the limits let them through.
     pub(crate) fn due(&mut self, limits: &LogLimits, mode: Mode, now: Instant) -> Vec<QuestionLine> {
         let refused = self.unlisted.iter_mut().chain(&mut self.others);
         let due = refused.filter(|(_, repeats)| {
             repeats.suppressed > 0 && now.saturating_duration_since(repeats.told) >= limits.interval
         });
-        due.map(|(question, repeats)| {
+        let mut lines = vec![];
+        for (question, repeats) in due {
             repeats.told = now;
-            // The line itself stands for one of them.
-            let suppressed = std::mem::take(&mut repeats.suppressed) - 1;
-            line(question, &repeats.asker, suppressed, mode)
-        })
-        .collect()
+            repeats.limited = !within_rate(&mut self.bucket, limits, now);
+            let suppressed = std::mem::take(&mut repeats.suppressed);
+            if repeats.limited {
+                self.folded -= suppressed;
+                self.limited += suppressed;
+            } else {
+                // The line itself stands for one of them.
+                self.folded -= 1;
+                lines.push(line(question, &repeats.asker, suppressed - 1, mode));
+            }
+        }
+        lines
+    }
+
+    /// What has no line of its own, and of which no line of the log tells yet.
+    pub(crate) fn left_out(&self) -> LeftOut {
+        LeftOut { limited: self.limited, lost: self.counts.lost }.since(self.told)
+    }
+
+    /// Takes note that a line tells of these.
+    pub(crate) fn tell_left_out(&mut self) {
+        self.told = LeftOut { limited: self.limited, lost: self.counts.lost };
+    }
+
+    /// How many were refused in all, and what of them has no line.
+    pub(crate) fn shown(&self) -> Shown {
+        let Self { folded, limited, counts: Counts { lost, .. }, .. } = *self;
+        Shown { total: self.by_reason.values().sum::<u64>() + lost, folded, limited, lost }
     }
 
     /// What `suggest` makes rules of: names that were refused because no rule lists them, and how often.
@@ -269,6 +318,39 @@ mod tests {
         }
         let due = questions.due(&LIMITS, Mode::Enforce, begin + LIMITS.interval);
         assert_eq!((due.len(), questions.status().limited), (3, 997 * 2));
+    }
+
+    #[test]
+    fn lines_at_the_end_of_an_interval_are_within_the_rate_too() {
+        let (mut questions, begin) = (Questions::default(), Instant::now());
+        // Six that have a line each, as the rate lets them.
+        for number in 0..6 {
+            let now = begin + Duration::from_secs(number);
+            for _ in 0..3 {
+                refuse(&mut questions, &format!("n{number}.example"), now);
+            }
+        }
+        let due = questions.due(&LIMITS, Mode::Enforce, begin + Duration::from_secs(20));
+        assert_eq!(due.len(), 3);
+        assert_eq!(questions.left_out(), LeftOut { limited: 3 * 2, lost: 0 });
+        // With the six lines, each of which stands for one: all.
+        assert_eq!(questions.shown(), Shown { total: 18, folded: 3, limited: 6, lost: 0 });
+    }
+
+    #[test]
+    fn what_has_no_line_is_told_once() {
+        let (mut questions, begin) = (Questions::default(), Instant::now());
+        for number in 0..10 {
+            refuse(&mut questions, &format!("n{number}.example"), begin);
+        }
+        questions.add(&Counts { lost: 4, ..Counts::default() });
+        assert_eq!(questions.left_out(), LeftOut { limited: 7, lost: 4 });
+        questions.tell_left_out();
+        assert_eq!(questions.left_out(), LeftOut::default());
+        refuse(&mut questions, "n9.example", begin);
+        questions.lose();
+        assert_eq!(questions.left_out(), LeftOut { limited: 1, lost: 1 });
+        assert_eq!(questions.status().limited, 8);
     }
 
     #[test]

@@ -17,6 +17,23 @@ use crate::{
     },
 };
 
+/// Denied flows, or refused questions, that had no line of their own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LeftOut {
+    /// Those over the rate.
+    pub limited: u64,
+    /// Those that were lost on the way to the log.
+    pub lost: u64,
+}
+
+impl LeftOut {
+    /// Those of them that were not told yet.
+    #[must_use]
+    pub fn since(self, told: Self) -> Self {
+        Self { limited: self.limited.saturating_sub(told.limited), lost: self.lost.saturating_sub(told.lost) }
+    }
+}
+
 /// A flow was denied.
 pub const DENIED_ID: &str = "2da292e8965a49f690f448fafc95f50a";
 /// A question for a name was refused.
@@ -74,18 +91,19 @@ impl Journal {
         self.has_room(instance) && self.folded(instance, denial(&event.instance, line))
     }
 
-    /// Logs how many denials were left out of an instance's lines. `false`: there is no room, and nobody was told.
+    /// Logs how many denied flows and refused questions were left out of an instance's lines. `false`: there is no room, and nobody was told.
     pub fn log_left_out(
         &self,
         number: u32,
         instance: &InstanceName,
         mode: Mode,
-        limited: u64,
-        lost: u64,
+        flows: LeftOut,
+        questions: LeftOut,
     ) -> bool {
+        let (limited, lost) = (flows.limited + questions.limited, flows.lost + questions.lost);
         let fields = [("EGRESS_LIMITED", limited.to_string()), ("EGRESS_LOST", lost.to_string())];
         let entry = entry(instance.as_str(), LEFT_OUT_ID, mode, &left_out(mode, limited, lost), &fields);
-        self.left_out(number, entry, limited, lost)
+        self.left_out(number, entry, flows)
     }
 }
 

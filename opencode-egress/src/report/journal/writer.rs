@@ -14,6 +14,7 @@ use std::{
 };
 
 use super::{
+    LeftOut,
     entry::Entry,
     queue::{Owner, Queue},
 };
@@ -93,7 +94,7 @@ struct Line {
 enum Kind {
     Denial,
     Question,
-    LeftOut { limited: u64, lost: u64 },
+    LeftOut(LeftOut),
     Own,
 }
 
@@ -185,9 +186,9 @@ impl Journal {
         self.push(Owner::Instance(instance), entry, Kind::Question, |_| {})
     }
 
-    /// Takes a line that tells of so many denials without one; `false`: there is no room.
-    pub(super) fn left_out(&self, instance: u32, entry: Entry, limited: u64, lost: u64) -> bool {
-        self.push(Owner::Instance(instance), entry, Kind::LeftOut { limited, lost }, |_| {})
+    /// Takes a line that tells of so many denied flows without one; `false`: there is no room.
+    pub(super) fn left_out(&self, instance: u32, entry: Entry, flows: LeftOut) -> bool {
+        self.push(Owner::Instance(instance), entry, Kind::LeftOut(flows), |_| {})
     }
 
     /// Takes a line of the daemon's own, or counts that it found no room.
@@ -265,7 +266,7 @@ impl Shared {
                 (Owner::Instance(instance), Kind::Denial) => {
                     state.count(instance, |counts| counts.lost += 1);
                 }
-                (Owner::Instance(instance), Kind::LeftOut { limited, lost }) if written => {
+                (Owner::Instance(instance), Kind::LeftOut(LeftOut { limited, lost })) if written => {
                     state.count(instance, |counts| {
                         counts.limited_told += limited;
                         counts.lost_told += lost;

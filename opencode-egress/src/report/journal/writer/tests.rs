@@ -7,6 +7,7 @@ use super::{
     },
     *,
 };
+use crate::policy::Mode;
 
 /// How long what must come may take.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -132,9 +133,21 @@ fn counts_are_kept_and_what_waited_in_an_earlier_process_is_lost() {
     journal.denial(7, entry("one"));
     assert_eq!(kept.recv_timeout(PATIENCE), Ok((7, LineCounts { offered: 11, lost: 4, ..before })));
     assert_eq!(kept.recv_timeout(PATIENCE), Ok((7, LineCounts { offered: 11, lines: 7, lost: 4, ..before })));
-    assert!(journal.left_out(7, entry("left out"), 3, 4));
+    assert!(journal.left_out(7, entry("left out"), LeftOut { limited: 3, lost: 4 }));
     let told = kept.recv_timeout(PATIENCE).map(|(_, counts)| (counts.limited_told, counts.lost_told));
     assert_eq!(told, Ok((3, 4)));
     journal.forget(7);
     assert_eq!(kept.recv_timeout(PATIENCE), Ok((7, LineCounts::default())));
+}
+
+#[test]
+fn refused_questions_without_a_line_are_told_with_the_flows_and_not_counted_as_these() {
+    let journald = Journald::start();
+    let journal = Journal::start_at(&journald.path()).expect("a journal");
+    let instance = "a".parse().expect("a name");
+    let (flows, questions) = (LeftOut { limited: 3, lost: 0 }, LeftOut { limited: 40, lost: 2 });
+    assert!(journal.log_left_out(7, &instance, Mode::Enforce, flows, questions));
+    let told = journald.read(&journal);
+    assert!(told[0].contains("not logged one by one: limited=43 lost=2\n"), "{told:?}");
+    assert_eq!((journal.counts(7).limited_told, journal.counts(7).lost_told), (3, 0));
 }
