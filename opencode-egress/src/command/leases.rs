@@ -1,7 +1,7 @@
 //! `allow`, `revoke` and `leases`.
 
 use anyhow::{Context as _, Result, bail};
-use jiff::{SignedDuration, Timestamp, Zoned, civil};
+use jiff::{SignedDuration, Timestamp, Zoned, civil, fmt::temporal::Pieces};
 
 use crate::{
     command::{
@@ -112,25 +112,46 @@ pub(super) fn sudo_user() -> Option<Reason> {
 /// From now until then.
 fn time_until(text: &str, now: &Zoned) -> Result<LeaseTime> {
     let passed = || format!("{text} is in the past; it is {} now", now.strftime("%Y-%m-%d %H:%M:%S"));
-    let zone = now.time_zone();
-    // A time of day last: a date with one can be read as that, too.
-    let then = match (text.parse::<Timestamp>(), text.parse::<civil::DateTime>(), text.parse::<civil::Time>())
-    {
-        (Ok(then), ..) => then,
-        (_, Ok(then), _) => then.to_zoned(zone.clone())?.timestamp(),
-        (.., Ok(time)) => {
-            let on = |date: civil::Date| date.to_datetime(time).to_zoned(zone.clone());
-            let today = on(now.date())?;
-            if today > *now { today.timestamp() } else { on(now.date().tomorrow()?)?.timestamp() }
-        }
-        _ => bail!(
-            "`{text}` is no time; write it as in 18:30, \"2026-11-26 18:30\" or 2026-11-26T18:30:00+01:00"
-        ),
+    let then = match (text.parse::<Zoned>(), text.parse::<Timestamp>()) {
+        (Ok(then), _) => Some(then.timestamp()),
+        // One with a zone's name, too, takes no heed of it.
+        (_, Ok(then)) if !text.contains('[') => Some(then),
+        _ => here(text, now)?,
     };
+    let then = then.with_context(|| {
+        format!(
+            "`{text}` is no time; write it as in 18:30, \"2026-11-26 18:30\", 2026-11-26T18:30:00+01:00 or \"2026-11-26 18:30[Europe/Berlin]\""
+        )
+    })?;
     // A second that has begun counts.
     let left = then.duration_since(now.timestamp()) + SignedDuration::from_millis(999);
     let seconds = u64::try_from(left.as_secs()).ok().filter(|seconds| *seconds > 0).with_context(passed)?;
     LeaseTime::try_from(seconds).with_context(|| format!("{text} is too far ahead"))
+}
+
+/// When a date and a time, or the next such time of day, is in this machine's zone. `None`: it is neither, or says another zone.
+fn here(text: &str, now: &Zoned) -> Result<Option<Timestamp>> {
+    let zone = now.time_zone();
+    // The types for these skip an offset and a zone's name, so they would take another zone's time for this one's.
+    let of_day = format!("{}T{}", now.date(), text.trim_start_matches(['T', 't']));
+    let says_zone = |text: &str| {
+        Pieces::parse(text)
+            .is_ok_and(|pieces| pieces.offset().is_some() || pieces.time_zone_annotation().is_some())
+    };
+    if says_zone(text) || says_zone(&of_day) {
+        return Ok(None);
+    }
+    // A time of day last: a date with one can be read as that, too.
+    Ok(match (text.parse::<civil::DateTime>(), text.parse::<civil::Time>()) {
+        (Ok(then), _) => Some(then.to_zoned(zone.clone())?.timestamp()),
+        (_, Ok(time)) => {
+            let on = |date: civil::Date| date.to_datetime(time).to_zoned(zone.clone());
+            let today = on(now.date())?;
+            let next = if today > *now { today } else { on(now.date().tomorrow()?)? };
+            Some(next.timestamp())
+        }
+        _ => None,
+    })
 }
 
 #[cfg(test)]
@@ -148,10 +169,34 @@ mod tests {
         assert_eq!(seconds("2026-11-26 18:30"), Ok(5400));
         assert_eq!(seconds("2026-11-26T18:30:00Z"), Ok(9000));
         assert_eq!(seconds("2026-11-26T18:30:00+01:00"), Ok(5400));
+        // A zone that is said counts, and none is skipped.
+        assert_eq!(seconds("2026-11-26 18:30-05:00"), Ok(27_000));
+        assert_eq!(seconds("2026-11-26 18:30[Europe/London]"), Ok(9000));
+        assert_eq!(
+            seconds("2026-11-26 06:00[America/New_York]").map_err(|_| ()),
+            Err(()),
+            "it is past there"
+        );
+        assert_eq!(seconds("2026-11-26 13:00[America/New_York]"), Ok(7200));
         let error = |text: &str| seconds(text).expect_err("an error");
         assert!(error("2026-11-26 16:00").contains("in the past; it is 2026-11-26 17:00:00 now"));
         assert!(error("2026-11-27 17:01").contains("24 hours at most"), "{}", error("2026-11-27 17:01"));
         assert!(error("2026-11-26").contains("in the past"));
-        assert!(error("soon").contains("is no time; write it as in 18:30"));
+        for none in [
+            "soon",
+            "18:30+01:00",
+            "18:30-05:00",
+            "T18:30+01:00",
+            "T1830-05",
+            "18:30Z",
+            "18:30 CET",
+            "18:30[Europe/London]",
+            "18:30+01:00[Europe/Berlin]",
+            "2026-11-26+01:00",
+            "2026-11-26 18:30[Nowhere/Else]",
+            "2026-11-26T18:30:00+05:00[Europe/Berlin]",
+        ] {
+            assert!(error(none).contains("is no time; write it as in 18:30"), "{none}: {}", error(none));
+        }
     }
 }

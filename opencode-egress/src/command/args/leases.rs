@@ -40,8 +40,8 @@ pub struct AllowArgs {
     /// machine is suspended counts
     #[arg(long = "for", value_name = "TIME")]
     pub time: Option<LeaseTime>,
-    /// Until when, as in 18:30, "2026-11-26 18:30" or 2026-11-26T18:30:00+01:00; at most a day ahead. It counts as the time from now until
-    /// then: a later change of the clock does not change that
+    /// Until when, as in 18:30, "2026-11-26 18:30", 2026-11-26T18:30:00+01:00 or "2026-11-26 18:30[Europe/Berlin]"; at most a day ahead.
+    /// It counts as the time from now until then: a later change of the clock does not change that
     #[arg(long, value_name = "WHEN")]
     pub until: Option<String>,
     /// At its end, end what began under it, too

@@ -301,6 +301,7 @@ fn refused(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
         (&["m", "203.0.113.8/32"], "--for <TIME>|--until <WHEN>"),
         (&["m", "203.0.113.8/32", "--for", "1h", "--until", "23:00"], "cannot be used with"),
         (&["m", "203.0.113.8/32", "--until", "2020-01-01 00:00"], "in the past"),
+        (&["m", "203.0.113.8/32", "--until", "23:00+01:00"], "is no time"),
         (&["nobody", "203.0.113.8/32", "--for", "1h"], "no instance `nobody`"),
         (&["m", "203.0.113.8/32", "--for", "1h", "--reason", "a\nb"], "one line, without control characters"),
         (&["m", "203.0.113.8/32", "--for", "1h", "--reason", &ten_thousand], "at most 400 bytes"),
