@@ -1,6 +1,6 @@
 //! `check --against`: what of an instance's past a policy file would judge otherwise.
 
-use std::{collections::BTreeSet, process::ExitCode};
+use std::{collections::BTreeSet, fmt, process::ExitCode};
 
 use anyhow::{Context as _, Result};
 use opencode_egress_common::{
@@ -69,13 +69,17 @@ struct Judged {
     tried: Tried,
 }
 
-impl std::fmt::Display for Judged {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for Judged {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { what, name, reason, attempts, tried } = self;
         write!(f, "{what}")?;
         name.iter().try_for_each(|name| write!(f, " ({name})"))?;
         write!(f, "  {reason}")?;
-        attempts.iter().try_for_each(|attempts| write!(f, ", {attempts} times"))?;
+        match attempts {
+            None => {}
+            Some(1) => f.write_str(", once")?,
+            Some(attempts) => write!(f, ", {attempts} times")?,
+        }
         tried.programs().iter().try_for_each(|programs| write!(f, ", by {programs}"))?;
         tried.last.iter().try_for_each(|last| write!(f, ", last at {}", local_time(*last)))
     }
@@ -92,6 +96,7 @@ pub(super) fn check(args: &CheckArgs, name: &InstanceName, set: &PolicySet) -> R
     } else {
         print(&difference, args)?;
     }
+    difference.notes(&args.since).iter().for_each(|note| eprintln!("opencode-egress: {note}"));
     Ok(match (difference.would_refuse.is_empty(), difference.would_let_pass.is_empty()) {
         (false, _) => ExitCode::from(REFUSES),
         (true, false) => ExitCode::from(LETS_PASS),
@@ -100,8 +105,7 @@ pub(super) fn check(args: &CheckArgs, name: &InstanceName, set: &PolicySet) -> R
 }
 
 fn print(difference: &Difference, args: &CheckArgs) -> Result<()> {
-    let Difference { instance, mode, would_refuse, would_let_pass, as_before, beyond_rules, left_out } =
-        difference;
+    let Difference { instance, mode, would_refuse, would_let_pass, as_before, beyond_rules, .. } = difference;
     let file = args.file.display();
     for (what, judged) in
         [("refuse what passed", would_refuse), ("let pass what was refused", would_let_pass)]
@@ -119,17 +123,7 @@ fn print(difference: &Difference, args: &CheckArgs) -> Result<()> {
         "{instance}: would refuse what passed: {}, would let pass what was refused: {}, as before: {as_before}{beyond}; mode {mode}",
         would_refuse.len(),
         would_let_pass.len()
-    ))?;
-    if would_refuse.len() + would_let_pass.len() + as_before == 0 {
-        eprintln!(
-            "opencode-egress: the journal has nothing of {instance} since {}; --since looks further back",
-            args.since
-        );
-    }
-    if *left_out > 0 {
-        eprintln!("opencode-egress: {left_out} denials since then are not in the journal, for its limits");
-    }
-    Ok(())
+    ))
 }
 
 /// A policy that judges a past.
@@ -184,6 +178,21 @@ fn compare(name: &InstanceName, judge: &Judge<'_>, history: &History) -> Differe
 }
 
 impl Difference {
+    /// What to know of the past that it was judged by, a line each.
+    fn notes(&self, since: &impl fmt::Display) -> Vec<String> {
+        let Self { instance, would_refuse, would_let_pass, as_before, beyond_rules, left_out, .. } = self;
+        let mut notes = vec![];
+        if would_refuse.len() + would_let_pass.len() + as_before + beyond_rules == 0 {
+            notes.push(format!(
+                "the journal has nothing of {instance} since {since}; --since looks further back"
+            ));
+        }
+        if *left_out > 0 {
+            notes.push(format!("{left_out} denials since then are not in the journal, for its limits"));
+        }
+        notes
+    }
+
     /// Adds something by what it would be denied for, if it would. It passed, or it was refused, or both: in audit mode and outside.
     fn add(
         &mut self,
@@ -344,6 +353,31 @@ mod tests {
         assert_eq!(pass, ["both.example.org", "refused.example.org", "203.0.113.9:443"]);
         assert_eq!(judged(r#""mode": "audit""#).0, texts(&[]), "audit mode refuses nothing");
         assert_eq!(judged(r#""mode": "audit""#).1.len(), 9);
+    }
+
+    #[test]
+    fn a_journal_that_has_nothing_is_said_to_whoever_reads_the_result() {
+        let notes = |difference: Difference| difference.notes(&"@7");
+        let instance = || "a".to_owned();
+        let nothing = Difference { instance: instance(), left_out: 3, ..Difference::default() };
+        let says = [
+            "the journal has nothing of a since @7; --since looks further back",
+            "3 denials since then are not in the journal, for its limits",
+        ];
+        assert_eq!(notes(nothing), says);
+        let binds = Difference { instance: instance(), beyond_rules: 1, ..Difference::default() };
+        assert_eq!(notes(binds), [""; 0], "it has one, which rules do not judge");
+    }
+
+    #[test]
+    fn how_often_is_said_in_words() {
+        let said = |attempts| {
+            let (what, reason) = ("a.example".to_owned(), NAME_NOT_ALLOWED.to_owned());
+            Judged { what, name: None, reason, attempts, tried: Tried::default() }.to_string()
+        };
+        assert_eq!(said(None), "a.example  name-not-allowed");
+        assert_eq!(said(Some(1)), "a.example  name-not-allowed, once");
+        assert_eq!(said(Some(2)), "a.example  name-not-allowed, 2 times");
     }
 
     #[test]
