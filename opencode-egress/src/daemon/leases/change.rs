@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     daemon::{error::DaemonError, policies::ChangedPolicy, state::Daemon},
-    kernel::maps::boottime,
+    kernel::maps::{boottime, since_boot},
     policy::{
         AnyRule, InstanceName, Mode, Policy,
         compile::compile,
@@ -98,7 +98,7 @@ impl Daemon {
                     return Err(DaemonError::TooManyLeases { name });
                 }
                 leases.ended.retain(|lease| lease.kind != kind);
-                let deadline = deadline(time.seconds());
+                let deadline = deadline(since_boot(), time);
                 let lease = Lease { kind, hard, reason, by: by.clone(), from: now(), deadline };
                 leases.active.push(lease.clone());
                 told.push((lease, if before.is_some() { "replaced" } else { "granted" }, by));

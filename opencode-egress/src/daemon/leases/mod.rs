@@ -13,7 +13,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::broadcast::{Sender, channel};
 
 pub(in crate::daemon) use self::change::{Change, LeaseOutcome};
@@ -22,7 +21,7 @@ use crate::{
     kernel::maps::boottime,
     policy::{
         InstanceName,
-        lease::{AllLeased, Lease, LeaseStatus, Leased},
+        lease::{AllLeased, Lease, LeaseStatus, LeaseTime, Leased},
     },
     report::{human::now, lease::LeaseEvent},
 };
@@ -43,10 +42,10 @@ pub(in crate::daemon) struct Leases {
     followers: Sender<LeaseEvent>,
 }
 
-/// When a lease ends that begins now and is for so many seconds: in seconds since boot, to the nearest.
-fn deadline(seconds: u64) -> u64 {
-    let now = clock_gettime(ClockId::Boottime);
-    boottime() + seconds + u64::from(now.tv_nsec >= 500_000_000)
+/// When a lease ends that begins at a time since boot: in whole seconds since boot, as the kernel has it. So it is up to a second shorter than what
+/// was asked for, and never longer.
+fn deadline(now: Duration, time: LeaseTime) -> u64 {
+    now.as_secs() + time.seconds()
 }
 
 impl Leases {
@@ -155,6 +154,18 @@ mod tests {
         assert_eq!(leases.cut_short(), [name.clone()].into());
         assert_eq!(leases.drop(&name), [lease("10.0.0.0/8", false, u64::MAX)]);
         assert_eq!(told(&leases), [&over[..], &kept[1..]].concat());
+    }
+
+    #[test]
+    fn no_lease_is_longer_than_asked_for() {
+        let longest = LeaseTime::try_from(LeaseTime::LONGEST).expect("a time");
+        for begins in [7_000, 7_499, 7_500, 7_999].map(Duration::from_millis) {
+            let until = Duration::from_secs(deadline(begins, longest));
+            assert!(until - begins <= Duration::from_secs(LeaseTime::LONGEST), "{begins:?} to {until:?}");
+            assert!(begins + Duration::from_secs(LeaseTime::LONGEST - 1) < until, "{begins:?} to {until:?}");
+            let lease = lease("10.0.0.0/8", false, until.as_secs());
+            assert_eq!(LeaseStatus::of(&lease, begins.as_secs(), 0).seconds, LeaseTime::LONGEST);
+        }
     }
 
     #[test]

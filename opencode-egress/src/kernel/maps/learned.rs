@@ -7,6 +7,7 @@ use std::{
     collections::BTreeMap,
     net::IpAddr,
     os::fd::{AsFd as _, OwnedFd},
+    time::Duration,
 };
 
 use aya::{
@@ -40,7 +41,12 @@ pub struct LearnedAddress {
 
 /// Seconds since boot, with the time that the machine was suspended: the clock of [`Learned::until`].
 pub fn boottime() -> u64 {
-    u64::try_from(clock_gettime(ClockId::Boottime).tv_sec).unwrap_or(0)
+    since_boot().as_secs()
+}
+
+/// The same clock's time to the nanosecond.
+pub fn since_boot() -> Duration {
+    Duration::try_from(clock_gettime(ClockId::Boottime)).unwrap_or_default()
 }
 
 /// The addresses of all policies.

@@ -30,7 +30,7 @@ use self::{
     confined::ConfinedCgroups, learned::LearnedMap, listed::ListedPorts, seen::Seen, servers::Servers,
 };
 pub use self::{
-    learned::{LearnedAddress, boottime},
+    learned::{LearnedAddress, boottime, since_boot},
     policies::{KernelRules, LoadedPolicy},
 };
 use crate::{
