@@ -109,6 +109,12 @@ impl TryFrom<AnyRule> for LeaseRule {
                     "a lease is for TCP and UDP, and `{rule}` is for ICMP; list it in the policy file"
                 )));
             }
+            // By its first address: also what has more than groups, as 224.0.0.0/3 has, is written for these.
+            AnyRule::Network(network) if network.cidr().net().addr().is_multicast() => {
+                return Err(Invalid(format!(
+                    "`{rule}` is for multicast groups, and a lease lets none be joined; list it in the policy file"
+                )));
+            }
             AnyRule::Network(network) => network.ports(),
             AnyRule::Name(name) => name.ports(),
         };

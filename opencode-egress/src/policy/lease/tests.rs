@@ -78,6 +78,18 @@ fn a_lease_is_for_what_sockets_remember() {
     assert!(refused("192.0.2.0/24/icmp").contains("TCP and UDP"));
     let ports: Vec<_> = (1..=65).map(|port| (2 * port).to_string()).collect();
     assert!(refused(&format!("192.0.2.0/24:{}", ports.join(","))).contains("64 ranges"));
+    for groups in
+        ["239.1.2.3/32:5000/udp", "224.0.0.0/4", "224.0.0.0/3/udp", "[ff02::fb/128]:5353/udp", "ff00::/8"]
+    {
+        let said = refused(groups);
+        assert!(
+            said.contains("for multicast groups") && said.contains("the policy file"),
+            "{groups}: {said}"
+        );
+    }
+    for more in ["0.0.0.0/0", "128.0.0.0/1", "240.0.0.0/4", "fe00::/7", "::/0"] {
+        lease_rule(more);
+    }
 }
 
 #[test]

@@ -295,6 +295,7 @@ fn refused(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
         (&["m", "192.0.2.10/32", "--for", "1h"][..], "denies all of `192.0.2.10/32`, by 192.0.2.0/28"),
         (&["m", "203.0.113.7/32", "--for", "1h"], "allows `203.0.113.7/32` already"),
         (&["m", "203.0.113.8/32/icmp", "--for", "1h"], "a lease is for TCP and UDP"),
+        (&["m", "239.1.2.3/32:5000/udp", "--for", "1h"], "for multicast groups"),
         (&["m", "192.0.2.20/24", "--for", "1h"], "has host bits set; write `192.0.2.0/24`"),
         (&["m", "203.0.113.8/32", "--for", "25h"], "24 hours at most"),
         (&["m", "203.0.113.8/32", "--for", "0s"], "grants nothing"),
