@@ -63,12 +63,36 @@ fn stop(args: &LearnArgs) -> Result<()> {
         Request::Revoke { instance: name.to_string(), grants: LeaseKind::Audit, sudo_user: sudo_user() };
     match ask(&args.read.control, &request)? {
         Reply::Revoked { lease, .. } if args.read.json => print_line(serde_json::to_string_pretty(&lease)?),
-        Reply::Revoked { lease, not_reset } => {
-            print_line(format_args!("{name}: its policy is enforced again"))?;
+        Reply::Revoked { lease, not_reset, .. } => {
+            let status = ask_status(&args.read.control)?;
+            let mode = status.instances.get(name.as_str()).map(|instance| &*instance.mode);
+            print_line(format_args!("{name}: {}", stopped(mode)))?;
             print_line(format_args!("what it lacks: {}", lease.lease.suggestion(name.as_str())))?;
             not_reset.iter().for_each(|what| eprintln!("opencode-egress: {what}"));
             Ok(())
         }
         other => Err(unexpected(&other)),
+    }
+}
+
+/// What comes after it, in the mode that there is then.
+fn stopped(mode: Option<&str>) -> &'static str {
+    match mode {
+        Some("audit") => {
+            "the time is over, and audit mode goes on: the policy file says `\"mode\": \"audit\"`; take that out, and reload"
+        }
+        _ => "its policy is enforced again",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn audit_mode_that_goes_on_is_told() {
+        assert_eq!(stopped(Some("enforce")), "its policy is enforced again");
+        let says = stopped(Some("audit"));
+        assert!(says.contains("audit mode goes on") && !says.contains("enforced again"), "{says}");
     }
 }

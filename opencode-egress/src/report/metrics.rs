@@ -231,6 +231,7 @@ mod tests {
         };
         let instance = InstanceStatus {
             mode: "audit".into(),
+            mode_of_file: "enforce".to_owned(),
             generation: 3,
             rules: [2, 1, 1],
             entries: 5,

@@ -42,6 +42,9 @@ pub struct Status {
 pub struct InstanceStatus {
     /// `enforce` or `audit`.
     pub mode: String,
+    /// What the policy file says; a lease may make audit mode of `enforce` for a time.
+    #[serde(default)]
+    pub mode_of_file: String,
     /// The number of the current policy.
     pub generation: u32,
     /// How many rules its policy has: allow, deny, listen.

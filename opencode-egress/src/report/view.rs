@@ -169,7 +169,9 @@ impl InstanceStatus {
             add(Severity::Look, format!("{more} more are denied steadily; {which}"));
         }
         if self.mode == "audit" {
+            // Of a file that has it for good a lease is no end.
             let learning = self.leases.iter().find(|lease| lease.lease.kind == LeaseKind::Audit);
+            let learning = learning.filter(|_| self.mode_of_file != self.mode);
             let until = learning.map(|LeaseStatus { until, .. }| {
                 format!(" until {}; `opencode-egress learn {name} --stop` ends it", local_time(*until))
             });

@@ -32,6 +32,7 @@ fn everything() -> String {
         DropReason::ALL.iter().map(|reason| (reason.name().to_owned(), 1_u64 << 60)).collect();
     let instance = InstanceStatus {
         mode: "enforce".into(),
+        mode_of_file: "enforce".to_owned(),
         generation: u32::MAX,
         rules: [1, 2, 3],
         entries: 4,

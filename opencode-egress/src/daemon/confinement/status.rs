@@ -44,6 +44,10 @@ impl Daemon {
             });
             let status = InstanceStatus {
                 mode: mode_name(instance.mode()).to_owned(),
+                mode_of_file: policy
+                    .as_ref()
+                    .map(|policy| mode_name(policy.mode_of_file()).to_owned())
+                    .unwrap_or_default(),
                 generation: self.loaded.maps.current(*index).generation(),
                 rules: rules.unwrap_or_default(),
                 entries: *entries,

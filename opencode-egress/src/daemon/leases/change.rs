@@ -209,8 +209,11 @@ impl Daemon {
 /// What to know of a lease beside a policy, a line each.
 fn weigh(name: &InstanceName, kind: &LeaseKind, policy: &Policy) -> Result<Vec<String>, DaemonError> {
     let LeaseKind::Rule(rule) = kind else {
-        let for_good = policy.mode == Mode::Audit && policy.leased.audit.is_none();
-        return if for_good { Err(DaemonError::AuditAlready { name: name.clone() }) } else { Ok(vec![]) };
+        return if policy.mode_of_file() == Mode::Audit {
+            Err(DaemonError::AuditAlready { name: name.clone() })
+        } else {
+            Ok(vec![])
+        };
     };
     if policy.has(rule.rule()) {
         return Err(DaemonError::HasRule { name: name.clone(), rule: rule.clone() });

@@ -52,8 +52,8 @@ pub(super) fn changes(
                 .iter()
                 .filter(|listen| !other.listen.contains(listen))
                 .for_each(|l| add("listen", l));
-            if without || policy.mode != other.mode {
-                add("mode", &mode_name(policy.mode));
+            if without || policy.mode_of_file() != other.mode_of_file() {
+                add("mode", &mode_name(policy.mode_of_file()));
             }
             if policy.loopback != other.loopback {
                 add("loopback", &policy.loopback.name());
@@ -120,7 +120,7 @@ fn limits(log: &LogLimits) -> String {
 
 #[cfg(test)]
 mod tests {
-    use crate::policy::{compile::tests::rule, file};
+    use crate::policy::{Mode, compile::tests::rule, file, lease::Leased};
 
     use super::*;
 
@@ -167,6 +167,22 @@ mod tests {
         ];
         assert_eq!(changes((&old.0, &old.1, &old.2), (&new.0, &new.1, &new.2)), expect);
         assert_eq!(changes((&old.0, &old.1, &old.2), (&old.0, &old.1, &old.2)), [""; 0]);
+    }
+
+    #[test]
+    fn the_mode_of_the_file_is_compared_whatever_is_leased() {
+        let learns = Leased { audit: Some(7), ..Leased::default() };
+        let policies = |mode| {
+            let policy = Policy { mode, ..Policy::default() }.leased(learns.clone());
+            InstancePolicies::from([("b".parse().expect("a name"), Arc::new(policy))])
+        };
+        let (log, resolver) = (LogLimits::default(), Resolver::default());
+        let changed = |old: Mode, new: Mode| {
+            changes((&log, &resolver, &policies(old)), (&log, &resolver, &policies(new)))
+        };
+        assert_eq!(changed(Mode::Enforce, Mode::Audit), ["- b: mode enforce", "+ b: mode audit"]);
+        assert_eq!(changed(Mode::Audit, Mode::Enforce), ["- b: mode audit", "+ b: mode enforce"]);
+        assert_eq!(changed(Mode::Enforce, Mode::Enforce), [""; 0]);
     }
 
     #[test]

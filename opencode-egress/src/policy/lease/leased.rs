@@ -79,13 +79,16 @@ impl Leased {
 }
 
 impl Policy {
+    /// The mode that the policy file has; a lease may make it another one for a time.
+    pub fn mode_of_file(&self) -> Mode {
+        if self.leased.audit.is_some() { Mode::Enforce } else { self.mode }
+    }
+
     /// This policy, as the file has it, under other leases.
     #[must_use]
     pub fn leased(mut self, leased: Leased) -> Self {
-        // What the leases before it made of the mode.
-        if self.leased.audit.is_some() {
-            self.mode = Mode::Enforce;
-        }
+        // Not what the leases before made of it.
+        self.mode = self.mode_of_file();
         self.leased = leased;
         match (self.mode, self.leased.audit) {
             (Mode::Enforce, Some(_)) => self.mode = Mode::Audit,

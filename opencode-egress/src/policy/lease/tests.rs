@@ -97,10 +97,12 @@ fn audit_mode_by_a_lease_ends_with_it() {
     let audit = Leased { audit: Some(7), ..Leased::default() };
     let policy = Policy::default().leased(audit.clone());
     assert_eq!((policy.mode, policy.leased.audit), (Mode::Audit, Some(7)));
+    assert_eq!(policy.mode_of_file(), Mode::Enforce);
     assert_eq!(policy.leased(Leased::default()), Policy::default());
     let for_good = Policy { mode: Mode::Audit, ..Policy::default() };
     let leased = for_good.clone().leased(audit);
     assert_eq!((leased.mode, leased.leased.audit), (Mode::Audit, None));
+    assert_eq!(leased.mode_of_file(), Mode::Audit);
     assert_eq!(leased.leased(Leased::default()), for_good);
 }
 

@@ -31,6 +31,7 @@ pub(crate) fn instance(units: Vec<UnitStatus>) -> InstanceStatus {
     };
     InstanceStatus {
         mode: "enforce".to_owned(),
+        mode_of_file: "enforce".to_owned(),
         generation: 2,
         rules: [3, 1, 1],
         entries: 9,
@@ -308,4 +309,8 @@ fn audit_mode_for_a_time_says_until_when() {
         "b: mode audit: what the policy denies is told, and passes until {until}; `opencode-egress learn b --stop` ends it"
     );
     assert_eq!(b.notices("b"), [Notice { severity: Severity::Open, text: expect }]);
+    // The policy file has it by now: no lease ends that.
+    b.mode_of_file = "audit".to_owned();
+    let text = "b: mode audit: what the policy denies is told, and passes".to_owned();
+    assert_eq!(b.notices("b"), [Notice { severity: Severity::Open, text }]);
 }

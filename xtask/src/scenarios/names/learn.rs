@@ -79,6 +79,20 @@ fn learn(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     let wider = against(&["*.wild.example.net:80", "api.example.org:80", &off, &needed])?;
     ensure!(wider.contains(&format!("would let pass what was refused:\n  {OFF}")), "{wider}");
 
+    // What the file says by then is said by whatever ends it, and its end is no lease's.
+    egress(&["learn", "n", "--for", "5m"])?;
+    let reloaded = units.apply(|instances| instances["n"]["mode"] = json!("audit"))?;
+    ensure!(reloaded.contains("+ n: mode audit"), "{reloaded}");
+    let status = egress(&["status"])?;
+    ensure!(!status.contains("learn n --stop"), "{status}");
+    let said = egress(&["learn", "n", "--stop"])?;
+    ensure!(said.contains("audit mode goes on") && !said.contains("enforced again"), "{said}");
+    units.apply(|instances| {
+        instances["n"]["allow"] = json!(["api.example.org:80", "*.wild.example.net:80"]);
+        instances["n"]["deny"] = json!(["192.0.2.10/32"]);
+    })?;
+    units.cannot("n", "curl -sS -m 5 http://192.0.2.10/x", "Couldn't connect")?;
+
     // It ends by itself.
     egress(&["learn", "n", "--for", "2s"])?;
     told(&units, "lease ended: audit mode")?;
