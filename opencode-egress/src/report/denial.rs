@@ -163,6 +163,14 @@ impl Line {
         }
     }
 
+    /// Whether it passed, because the instance was in audit mode.
+    pub fn passed(&self) -> bool {
+        match self {
+            Self::Flow(line) => line.audit,
+            Self::Question(line) => line.audit,
+        }
+    }
+
     /// Earlier ones that were folded into this line.
     pub fn suppressed(&self) -> u64 {
         match self {

@@ -104,10 +104,15 @@ fn by_name(line: &DenialLine, tls: Option<bool>) -> Option<Remedy> {
     Some(name_rule(pattern, Some(protocol), vec![PortRange::one(port)], tls, private))
 }
 
-/// What rules take a flow's protocol for.
-fn class(line: &DenialLine) -> Class {
+/// The flow that a line tells of.
+pub(super) fn flow(line: &DenialLine) -> Flow {
     let protocol = protocol_named(&line.proto).unwrap_or(Protocol(u8::MAX));
-    Flow { address: Address::from(line.dst), protocol, port: line.dport }.class()
+    Flow { address: Address::from(line.dst), protocol, port: line.dport }
+}
+
+/// What rules take its protocol for.
+fn class(line: &DenialLine) -> Class {
+    flow(line).class()
 }
 
 /// A name that somebody else wrote, as a rule may have it: never as a wildcard.

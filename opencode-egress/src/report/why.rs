@@ -5,11 +5,12 @@ use std::{
     fmt,
 };
 
+use opencode_egress_common::{flow::Class, reason::DropReason};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     policy::{
-        AnyRule, InstanceName, Mode, Policy,
+        AnyRule, InstanceName, Mode, NameRule, Policy, Rule,
         lease::{LeaseKind, LeaseStatus},
         mode_name,
         preset::presets,
@@ -17,7 +18,7 @@ use crate::{
     report::{
         denial::{Line, LoggedDenial},
         human::{ago, duration, now},
-        remedy::Remedy,
+        remedy::{Remedy, flow},
         view::place,
     },
 };
@@ -34,8 +35,11 @@ const COMPARED: usize = 1000;
 pub struct Why {
     /// The instance that the process belongs to.
     pub instance: String,
-    /// `enforce`, or `audit`: what is said to be refused passed.
+    /// `enforce`, or `audit`: nothing is refused.
     pub mode: String,
+    /// For how many more seconds, of audit mode that ends by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audit_seconds: Option<u64>,
     /// The error that a refused call gets.
     pub errno: String,
     /// Rules for names that let pass.
@@ -45,7 +49,7 @@ pub struct Why {
     /// What is granted for a time.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub leases: Vec<Leased>,
-    /// What never passes.
+    /// What never passes; in audit mode there is no such thing.
     pub deny: Shown,
     /// Presets of which every rule is among these.
     pub presets: Vec<String>,
@@ -53,7 +57,7 @@ pub struct Why {
     pub loopback: String,
     /// Where others reach it.
     pub listen: Vec<String>,
-    /// What was refused lately, the last first.
+    /// What was refused lately, the last first; not what passed in audit mode.
     pub refused: Vec<Refused>,
     /// How many other destinations and names were.
     pub more_refused: usize,
@@ -62,7 +66,7 @@ pub struct Why {
 /// What is granted for a time.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Leased {
-    /// A rule; or that nothing is refused.
+    /// A rule.
     pub what: String,
     /// What is left of the time, in seconds.
     pub seconds: u64,
@@ -107,20 +111,25 @@ impl Why {
         leases: &[LeaseStatus],
         lately: impl DoubleEndedIterator<Item = &'a LoggedDenial>,
     ) -> Self {
-        let (refused, more_refused) = refused(lately);
-        let learns = leases.iter().any(|lease| lease.lease.kind == LeaseKind::Audit);
+        let (refused, more_refused) = refused(policy, leases, lately);
+        let learns = leases.iter().find(|lease| lease.lease.kind == LeaseKind::Audit);
+        // Where the file has it, too, it does not end with the lease.
+        let learns = learns.filter(|_| policy.mode_of_file() == Mode::Enforce);
+        let mode = if learns.is_some() { Mode::Audit } else { policy.mode };
         Self {
             instance: instance.to_string(),
-            mode: mode_name(if learns { Mode::Audit } else { policy.mode }).to_owned(),
+            mode: mode_name(mode).to_owned(),
+            audit_seconds: learns.map(|lease| lease.seconds),
             errno: policy.errno.to_string(),
             names: Shown::of(&policy.names),
             networks: Shown::of(&policy.allow),
             // Not who granted them, and why.
             leases: leases
                 .iter()
+                .filter(|lease| lease.lease.kind != LeaseKind::Audit)
                 .map(|lease| Leased { what: lease.lease.kind.to_string(), seconds: lease.seconds })
                 .collect(),
-            deny: Shown::of(&policy.deny),
+            deny: if mode == Mode::Audit { Shown::default() } else { Shown::of(&policy.deny) },
             presets: whole_presets(policy),
             loopback: policy.loopback.name().to_owned(),
             listen: policy.listen.iter().map(ToString::to_string).collect(),
@@ -145,18 +154,29 @@ fn whole_presets(policy: &Policy) -> Vec<String> {
     whole.map(|preset| preset.name.clone()).collect()
 }
 
-/// Denials of the same for the same reason, together, the last first; and how many did not fit.
-fn refused<'a>(lately: impl DoubleEndedIterator<Item = &'a LoggedDenial>) -> (Vec<Refused>, usize) {
+/// Denials of the same for the same reason, together, the last first; and how many did not fit. What passed in audit mode was not refused.
+fn refused<'a>(
+    policy: &Policy,
+    leases: &[LeaseStatus],
+    lately: impl DoubleEndedIterator<Item = &'a LoggedDenial>,
+) -> (Vec<Refused>, usize) {
     let mut places: HashMap<(String, String), usize> = HashMap::new();
     let mut refused: Vec<Refused> = vec![];
-    for LoggedDenial { time, line, .. } in lately.rev() {
+    for LoggedDenial { time, line, .. } in lately.rev().filter(|denial| !denial.line.passed()) {
         let (what, reason) = (what(line), reason(line));
-        let place = *places.entry((what.clone(), reason.to_owned())).or_insert(refused.len());
+        let next = places.len();
+        let place = *places.entry((what.clone(), reason.to_owned())).or_insert(next);
         let times = line.suppressed().saturating_add(1);
         match refused.get_mut(place) {
             Some(same) => same.times = same.times.saturating_add(times),
+            None if place >= REFUSED => {}
             None => {
-                let remedy = Remedy::of(line);
+                let remedy = match Remedy::of(line) {
+                    Remedy::Rule(rule) if passes_now(line, &rule, policy, leases) => {
+                        Remedy::Other("a rule lets it pass by now; try again".to_owned())
+                    }
+                    remedy => remedy,
+                };
                 refused.push(Refused {
                     what,
                     name: line.flow().and_then(|line| line.name.clone()),
@@ -172,9 +192,37 @@ fn refused<'a>(lately: impl DoubleEndedIterator<Item = &'a LoggedDenial>) -> (Ve
             }
         }
     }
-    let more = refused.len().saturating_sub(REFUSED);
-    refused.truncate(REFUSED);
+    let more = places.len() - refused.len();
     (refused, more)
+}
+
+/// Whether what was refused, and takes a rule, has one by now: a lease, or one that a reload brought. Of the policy's the first are looked at.
+fn passes_now(line: &Line, rule: &AnyRule, policy: &Policy, leases: &[LeaseStatus]) -> bool {
+    let to = line.flow().map(|line| (line.dst, flow(line)));
+    let reaches = |rule: &Rule| {
+        to.is_some_and(|(address, flow)| rule.cidr().net().contains(&address) && rule.speaks_of(&flow))
+    };
+    if policy.deny.iter().take(COMPARED).any(reaches) {
+        return false;
+    }
+    // A lease is for TCP and UDP, and lets no multicast group be joined.
+    let can_be_leased =
+        to.is_none_or(|(_, flow)| matches!(flow.class(), Class::Tcp | Class::Udp) && flow.port != 0);
+    let mut leased = leases.iter().filter(|_| can_be_leased).filter_map(|lease| match &lease.lease.kind {
+        LeaseKind::Rule(rule) => Some(rule.rule()),
+        LeaseKind::Audit => None,
+    });
+    // A hello may name the servers of such rules alone.
+    let tls = reason(line) == DropReason::TlsNameNotAllowed.name();
+    let by_name =
+        |by: &NameRule| matches!(rule, AnyRule::Name(rule) if by.covers(rule)) && (by.tls() || !tls);
+    let by_lease = |by: &AnyRule| match by {
+        AnyRule::Network(by) => reaches(by),
+        AnyRule::Name(by) => by_name(by),
+    };
+    leased.any(by_lease)
+        || policy.allow.iter().take(COMPARED).any(reaches)
+        || policy.names.iter().take(COMPARED).any(by_name)
 }
 
 fn what(line: &Line) -> String {
@@ -194,12 +242,13 @@ fn reason(line: &Line) -> &str {
 impl fmt::Display for Why {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { instance, mode, errno, names, networks, leases, deny, presets, .. } = self;
-        let Self { loopback, listen, .. } = self;
+        let Self { loopback, listen, audit_seconds, .. } = self;
         match mode.as_str() {
-            "audit" => writeln!(
-                f,
-                "instance {instance}, mode audit: nothing is refused; what the list lacks is reported, and passes"
-            )?,
+            "audit" => {
+                write!(f, "instance {instance}, mode audit")?;
+                audit_seconds.iter().try_for_each(|left| write!(f, " for {} more", duration(*left)))?;
+                writeln!(f, ": nothing is refused; what the list lacks is reported, and passes")?;
+            }
             _ => writeln!(
                 f,
                 "instance {instance}: what is not listed is refused with {errno}; other names do not exist"

@@ -109,6 +109,19 @@ impl NameRule {
         self.speaks_of_class(flow.class()) && in_ports
     }
 
+    /// Whether all that another one for one name lets pass passes by this one, too.
+    pub fn covers(&self, other: &Self) -> bool {
+        let NamePattern::Exact(name) = &other.pattern else { return self == other };
+        let has = |range: &PortRange| {
+            self.ports.iter().any(|own| own.contains(range.first()) && own.contains(range.last()))
+        };
+        self.pattern.matches(name)
+            && [RuleProtocol::Any, other.protocol].contains(&self.protocol)
+            && (self.ports.is_empty() || !other.ports.is_empty() && other.ports.iter().all(has))
+            && (other.tls || !self.tls)
+            && (self.private || !other.private)
+    }
+
     /// What the kernel knows it by: FNV-1a (<http://www.isthe.com/chongo/tech/comp/fnv/>) of its text, but for one bit.
     pub fn id(&self) -> NameRuleId {
         let hash = self.to_string().bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {

@@ -108,8 +108,72 @@ fn an_agent_reads_what_it_may_and_what_to_ask_for() {
     let mut learns = lease();
     learns.lease.kind = LeaseKind::Audit;
     let learns = Why::of(&"a".parse().expect("a name"), &policy(), &[learns], [].iter()).to_string();
+    assert!(learns.starts_with("instance a, mode audit for 27m20s more: nothing is refused"), "{learns}");
+    for part in ["  audit mode", "but never", "10.10.9.0/24"] {
+        assert!(!learns.contains(part), "`{part}` is in\n{learns}");
+    }
+}
+
+#[test]
+fn what_passed_in_audit_mode_was_not_refused() {
+    let mut passed = [question(100, "evil.example", "A", 0), flow(100, |line| line.audit = true)];
+    if let Line::Question(line) = &mut passed[0].line {
+        line.audit = true;
+    }
+    assert_eq!(why(&policy(), &passed).refused, []);
+    let lately = [&passed[..], &[question(90, "evil.example", "A", 0)]].concat();
+    let refused = why(&policy(), &lately).refused;
+    assert_eq!(refused.iter().map(|refused| (refused.times, refused.last)).collect::<Vec<_>>(), [(1, 90)]);
+}
+
+#[test]
+fn audit_mode_that_the_file_has_does_not_end_with_a_lease() {
+    let mut learns = lease();
+    learns.lease.kind = LeaseKind::Audit;
+    let of = |policy: &Policy| Why::of(&"a".parse().expect("a name"), policy, &[learns.clone()], [].iter());
+    let for_good = of(&Policy { mode: Mode::Audit, ..policy() });
+    assert_eq!((&*for_good.mode, for_good.audit_seconds), ("audit", None));
+    let by_lease = crate::policy::lease::Leased { audit: Some(7), ..Default::default() };
+    let for_a_time = of(&policy().leased(by_lease));
+    assert_eq!((&*for_a_time.mode, for_a_time.audit_seconds), ("audit", Some(1640)));
+}
+
+#[test]
+fn what_a_rule_lets_pass_by_now_is_not_asked_for() {
+    let group = |line: &mut DenialLine| {
+        (line.dst, line.dport, line.proto) = ([239, 1, 2, 3].into(), 0, "udp".to_owned());
+    };
+    let lately = [
+        question(100, "evil.example", "A", 0),
+        flow(150, |_| {}),
+        flow(160, |line| line.proto = "icmp".to_owned()),
+        flow(170, group),
+    ];
+    let asks = |policy: &Policy, rules: &[&str]| -> Vec<String> {
+        let leases = rules.iter().map(|rule| {
+            let mut lease = lease();
+            lease.lease.kind = LeaseKind::Rule(rule.parse().expect("a rule"));
+            lease
+        });
+        let leases: Vec<_> = leases.collect();
+        let why = Why::of(&"a".parse().expect("a name"), policy, &leases, lately.iter());
+        why.refused.into_iter().filter_map(|refused| refused.ask).collect()
+    };
+    let (group, icmp) = ("239.1.2.3/32/udp", "203.0.113.9/32/icmp");
+    let (tcp, name) = ("203.0.113.9/32:443/tcp", "evil.example:443");
+    assert_eq!(asks(&policy(), &[]), [group, icmp, tcp, name]);
+    assert_eq!(asks(&policy(), &[tcp]), [group, icmp, name]);
+    assert_eq!(asks(&policy(), &["0.0.0.0/0"]), [group, icmp, name], "no lease is for these");
+    assert_eq!(asks(&policy(), &[name]), [group, icmp, tcp]);
+    assert_eq!(asks(&policy(), &["*.evil.example", "evil.example:80", "203.0.113.9/32:80"]).len(), 4);
+    assert_eq!(asks(&policy(), &["evil.example:80,443"]), [group, icmp, tcp]);
+    let mut wider = policy();
+    for rule in ["203.0.113.0/24", "evil.example"] {
+        wider.allow(rule.parse().expect("a rule"));
+    }
+    assert_eq!(asks(&wider, &[]), [group], "a reload brought them");
+    let now = Why::of(&"a".parse().expect("a name"), &wider, &[], lately.iter()).to_string();
     assert!(
-        learns.contains("mode audit: nothing is refused") && learns.contains("  audit mode, for 27m20s more"),
-        "{learns}"
+        now.contains("evil.example name-not-allowed, once, ") && now.contains("a rule lets it pass by now")
     );
 }
