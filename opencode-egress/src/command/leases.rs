@@ -60,16 +60,27 @@ pub(super) fn revoke(args: &RevokeArgs) -> Result<()> {
         sudo_user: sudo_user(),
     };
     match ask(&args.control, &request)? {
-        Reply::Revoked { lease, not_reset } => {
-            let what = &lease.lease.kind;
-            print_line(match lease.seconds {
-                0 => format!("{}: what began under the lease of {what}, which was over, is ended", args.name),
-                _ => format!("{}: the lease of {what} is over, and what began under it", args.name),
-            })?;
+        Reply::Revoked { lease, until_next_packet, not_reset } => {
+            print_line(format_args!("{}: {}", args.name, revoked(&lease, until_next_packet)))?;
             not_reset.iter().for_each(|what| eprintln!("opencode-egress: {what}"));
             Ok(())
         }
         other => Err(unexpected(&other)),
+    }
+}
+
+/// What is over, and when that is.
+fn revoked(LeaseStatus { lease, seconds, .. }: &LeaseStatus, until_next_packet: bool) -> String {
+    let what = &lease.kind;
+    match (seconds, until_next_packet) {
+        (0, false) => format!("what began under the lease of {what}, which was over, is ended"),
+        (0, true) => {
+            format!("what began under the lease of {what}, which was over, ends now or at its next packet")
+        }
+        (_, false) => format!("the lease of {what} is over, and what began under it"),
+        (_, true) => {
+            format!("the lease of {what} is over; what began under it ends now or at its next packet")
+        }
     }
 }
 
@@ -157,6 +168,18 @@ fn here(text: &str, now: &Zoned) -> Result<Option<Timestamp>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::report::view::tests::lease;
+
+    #[test]
+    fn what_ends_at_its_next_packet_is_not_said_to_be_over() {
+        let over = LeaseStatus { seconds: 0, ..lease() };
+        let of = "the lease of 192.0.2.0/24:443/tcp";
+        assert_eq!(revoked(&lease(), false), format!("{of} is over, and what began under it"));
+        assert_eq!(revoked(&over, false), format!("what began under {of}, which was over, is ended"));
+        let later = "ends now or at its next packet";
+        assert_eq!(revoked(&lease(), true), format!("{of} is over; what began under it {later}"));
+        assert_eq!(revoked(&over, true), format!("what began under {of}, which was over, {later}"));
+    }
 
     #[test]
     fn a_time_of_day_is_the_next_one() {

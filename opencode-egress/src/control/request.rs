@@ -179,6 +179,9 @@ pub enum Reply {
     Revoked {
         /// The lease that there was.
         lease: LeaseStatus,
+        /// What began under it may go on until its next packet.
+        #[serde(default)]
+        until_next_packet: bool,
         /// What is open and denied now, and was not reset, a line each.
         not_reset: Vec<String>,
     },

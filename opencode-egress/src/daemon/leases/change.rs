@@ -39,6 +39,8 @@ pub(in crate::daemon) struct LeaseOutcome {
     pub(in crate::daemon) lease: LeaseStatus,
     /// It took the place of another one.
     pub(in crate::daemon) replaced: bool,
+    /// Of one that ended: what began under it may go on until its next packet.
+    pub(in crate::daemon) until_next_packet: bool,
     /// What to know of it, a line each.
     pub(in crate::daemon) notes: Vec<String>,
 }
@@ -178,6 +180,7 @@ impl Daemon {
             undo(self);
             return Err(DaemonError::KeepLeases { path, source });
         }
+        let may_allow = policy.may_allow_by_name_or_lease();
         if let Err(error) = self.apply_leased(&name, policy, changed) {
             undo(self);
             self.write_leases();
@@ -202,7 +205,8 @@ impl Daemon {
             return Err(DaemonError::NothingOver { name });
         };
         let lease = LeaseStatus::of(&lease, boottime(), now());
-        Ok(LeaseOutcome { lease, replaced: what == "replaced", notes })
+        let until_next_packet = may_allow && lease.lease.kind != LeaseKind::Audit;
+        Ok(LeaseOutcome { lease, replaced: what == "replaced", until_next_packet, notes })
     }
 }
 

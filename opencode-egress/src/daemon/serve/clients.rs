@@ -208,7 +208,7 @@ impl Server {
                 let by = Grantor { uid: caller.uid, login_uid: caller.login_uid, sudo_user };
                 let change = Change::Grant { kind: grants, time, hard, reason, by };
                 let granted = self.change_leases(&instance, change).await;
-                granted.map(|LeaseOutcome { lease, replaced, notes }| Reply::Granted {
+                granted.map(|LeaseOutcome { lease, replaced, notes, .. }| Reply::Granted {
                     lease,
                     replaced,
                     notes,
@@ -217,7 +217,11 @@ impl Server {
             Request::Revoke { instance, grants, sudo_user } => {
                 let by = Grantor { uid: caller.uid, login_uid: caller.login_uid, sudo_user };
                 let revoked = self.change_leases(&instance, Change::Revoke { kind: grants, by }).await;
-                revoked.map(|LeaseOutcome { lease, notes, .. }| Reply::Revoked { lease, not_reset: notes })
+                revoked.map(|LeaseOutcome { lease, until_next_packet, notes, .. }| Reply::Revoked {
+                    lease,
+                    until_next_packet,
+                    not_reset: notes,
+                })
             }
             Request::Leases { instance } => {
                 self.daemon.borrow().leases(instance.as_deref()).map(Reply::Leases)

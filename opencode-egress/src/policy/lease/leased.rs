@@ -84,6 +84,11 @@ impl Policy {
         if self.leased.audit.is_some() { Mode::Enforce } else { self.mode }
     }
 
+    /// Whether a connection that no network of it allows may have begun by a name or a lease that lasts: only its next packet tells then.
+    pub fn may_allow_by_name_or_lease(&self) -> bool {
+        !self.names.is_empty() || self.leased.all().next().is_some()
+    }
+
     /// This policy, as the file has it, under other leases.
     #[must_use]
     pub fn leased(mut self, leased: Leased) -> Self {

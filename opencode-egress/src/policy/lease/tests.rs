@@ -107,6 +107,22 @@ fn audit_mode_by_a_lease_ends_with_it() {
 }
 
 #[test]
+fn what_may_have_begun_by_something_that_lasts_is_known() {
+    let leased = |text: &str| LeasedRule { rule: lease_rule(text), until: 7 };
+    let network = Policy { allow: vec![rule("10.0.0.0/8")], ..Policy::default() };
+    assert!(!network.may_allow_by_name_or_lease());
+    let mut name = network.clone();
+    name.allow("api.example.org".parse().expect("a rule"));
+    assert!(name.may_allow_by_name_or_lease());
+    for text in ["192.0.2.0/24", "api.example.org"] {
+        let lasts = Leased { rules: vec![leased(text)], ..Leased::default() };
+        assert!(network.clone().leased(lasts).may_allow_by_name_or_lease(), "{text}");
+        let ended = Leased { ended: vec![lease_rule(text)], ..Leased::default() };
+        assert!(network.clone().leased(ended).may_allow_by_name_or_lease(), "{text}");
+    }
+}
+
+#[test]
 fn the_same_rule_is_the_same_lease() {
     let id = |text: &str| lease_rule(text).id();
     assert_eq!(id("10.0.0.0/8:443,80/tcp"), id("10.0.0.0/8:443,80/tcp"));

@@ -87,7 +87,8 @@ fn idle_by_lease(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     keep_idle(&units)?;
     // The next daemon knows it as well.
     units.machine.succeed(&["systemctl", "restart", "opencode-egress"])?;
-    units.machine.succeed(&["opencode-egress", "revoke", "n", lease])?;
+    let said = units.machine.succeed(&["opencode-egress", "revoke", "n", lease])?;
+    ensure!(said.contains("ends now or at its next packet"), "{said}");
     only_the_network_was_reset(&units)
 }
 
