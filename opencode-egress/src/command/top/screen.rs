@@ -25,13 +25,16 @@ use crate::{
 pub(super) fn draw(top: &Top, colors: bool, frame: &mut Frame<'_>) {
     let notices = notices(top, colors, frame.area());
     let rows = rows(top, colors);
-    let instances = u16::try_from(rows.len() + 1).unwrap_or(u16::MAX);
     let height = frame.area().height;
-    // Denials get what is left, at least a quarter.
-    let [title, above, table, denials, keys] = Layout::vertical([
+    let above = lines(notices.len()).min(notices_room(height));
+    // Denials get what is left, a line at least, beside the one of the title and that of the keys.
+    let room = (height / 2).min(height.saturating_sub(above + 3));
+    let instances = lines(rows.len() + 1).min(room);
+    let [title, above, table, _, denials, keys] = Layout::vertical([
         Constraint::Length(1),
-        Constraint::Length(u16::try_from(notices.len()).unwrap_or(u16::MAX).min(notices_room(height))),
-        Constraint::Length(instances.saturating_add(1).min(height / 2)),
+        Constraint::Length(above),
+        Constraint::Length(instances),
+        Constraint::Length((room - instances).min(1)),
         Constraint::Fill(1),
         Constraint::Length(1),
     ])
@@ -61,6 +64,11 @@ fn headline(top: &Top) -> Line<'_> {
         }
         None => Line::from("opencode-egress").bold(),
     }
+}
+
+/// As the layout counts them.
+fn lines(number: usize) -> u16 {
+    u16::try_from(number).unwrap_or(u16::MAX)
 }
 
 /// How many lines of a screen notices may take.
@@ -141,17 +149,20 @@ fn style(severity: Severity, colors: bool) -> Style {
 
 /// The denials; the chosen one is in sight, and reversed.
 fn draw_denials(top: &Top, frame: &mut Frame<'_>, area: Rect) {
-    let room = usize::from(area.height.saturating_sub(1));
     let chosen = top.denied.position();
+    // Where there is one line, it is the chosen row's: the keys are about that.
+    let titled = chosen.is_none() || area.height > 1;
+    let room = usize::from(area.height).saturating_sub(usize::from(titled));
     let first = chosen.map_or(0, |chosen| (chosen + 1).saturating_sub(room));
     let title = match top.denied.len() {
         0 => "Nothing was denied lately".to_owned(),
+        rows if room == 0 => format!("Denied last ({rows})"),
         rows if rows > room => {
             format!("Denied last ({} to {} of {rows})", first + 1, (first + room).min(rows))
         }
         _ => "Denied last".to_owned(),
     };
-    let mut lines = vec![Line::from(title).bold()];
+    let mut lines: Vec<_> = titled.then(|| Line::from(title).bold()).into_iter().collect();
     lines.extend(top.denied.rows().enumerate().skip(first).take(room).map(|(at, row)| {
         let is_chosen = Some(at) == chosen;
         // Without colours, and where reversing is not shown, the sign tells.
@@ -224,7 +235,11 @@ fn draw_lines(frame: &mut Frame<'_>, area: Rect, mut lines: Vec<Line<'_>>) {
 
 fn draw_instances(frame: &mut Frame<'_>, area: Rect, rows: Vec<(Vec<String>, Style)>) {
     let header: Vec<_> = COLUMNS.iter().chain(&MORE).map(|title| (*title).to_owned()).collect();
-    let room = usize::from(area.height.saturating_sub(2));
+    // Below the header; where there are more, the last line says how many.
+    let mut room = usize::from(area.height.saturating_sub(1));
+    if rows.len() > room {
+        room = room.saturating_sub(1);
+    }
     let hidden = rows.len().saturating_sub(room);
     let mut texts = vec![header.clone()];
     texts.extend(rows.iter().map(|(cells, _)| cells.clone()));
@@ -238,7 +253,8 @@ fn draw_instances(frame: &mut Frame<'_>, area: Rect, rows: Vec<(Vec<String>, Sty
     let shown = rows.iter().take(room).map(|(cells, style)| TableRow::new(of(cells)).style(*style));
     let table =
         Table::new(shown, constraints).header(TableRow::new(of(&header)).bold()).column_spacing(SPACING);
-    let [table_area, rest] = Layout::vertical([Constraint::Fill(1), Constraint::Length(1)]).areas(area);
+    let rest = Constraint::Length(lines(hidden.min(1)));
+    let [table_area, rest] = Layout::vertical([Constraint::Fill(1), rest]).areas(area);
     frame.render_widget(table, table_area);
     if hidden > 0 {
         frame.render_widget(Line::from(format!("and {hidden} more instances")), rest);

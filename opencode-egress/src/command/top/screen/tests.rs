@@ -162,8 +162,37 @@ fn a_small_screen_says_that_there_is_more() {
         "! c: c.service is not confined, it was detached on request; `opencode-egress reload` confines it ag…"
     );
     assert!(lines[2].starts_with("and 7 more"), "{lines:#?}");
-    assert_eq!(lines[6], "and 5 more instances", "{lines:#?}");
+    assert_eq!(lines[5], "and 6 more instances", "{lines:#?}");
     for (width, height) in [(0, 0), (1, 1), (5, 3)] {
         screen(&watched(), width, height);
     }
+}
+
+#[test]
+fn the_chosen_row_is_in_sight_wherever_there_is_a_line_for_it() {
+    let mut top = watched();
+    for _ in 0..5 {
+        for (width, height) in
+            [30, 80].into_iter().flat_map(|width| (0..=24).map(move |height| (width, height)))
+        {
+            let (lines, _) = drawn(&top, false, width, height);
+            let chosen = lines.iter().position(|line| line.starts_with("> "));
+            assert_eq!(
+                chosen.is_some(),
+                top.denied.position().is_some() && height > 2,
+                "{height}: {lines:#?}"
+            );
+            let range =
+                lines.iter().find_map(|line| line.strip_prefix("Denied last (")?.strip_suffix(" of 12)"));
+            let Some((first, last)) = range.and_then(|range| range.split_once(" to ")) else { continue };
+            let number = |text: &str| text.parse::<usize>().expect("a number");
+            let shown = lines.iter().filter(|line| line.contains(" b: ") && !line.starts_with('!')).count();
+            assert_eq!(number(first) + shown, number(last) + 1, "{height}: {lines:#?}");
+            assert!(shown > 0, "{height}: {lines:#?}");
+        }
+        press(&mut top, KeyCode::Down);
+    }
+    top.denied.leave();
+    let (lines, _) = screen(&top, 30, 8);
+    assert_eq!(lines[6], "Denied last (12)", "{lines:#?}");
 }
