@@ -319,7 +319,7 @@ pub fn text(status: &Status, now: u64) -> String {
         if let Some(names) = &instance.names {
             line(&mut text, &format!("{name}: {}", names_text(names)));
         }
-        if let Some(leases) = leases_text(&instance.leases) {
+        if let Some(leases) = leases_text(&instance.leases, 0) {
             line(&mut text, &format!("{name}: {leases}; `opencode-egress leases {name}` has them"));
         }
     }
@@ -350,10 +350,10 @@ fn names_text(NamesStatus { known, addresses, questions, .. }: &NamesStatus) -> 
     )
 }
 
-/// How many leases there are, and which ends first.
-pub fn leases_text(leases: &[LeaseStatus]) -> Option<String> {
+/// How many leases there are, and which ends first, so many seconds after they were asked for.
+pub fn leases_text(leases: &[LeaseStatus], passed: u64) -> Option<String> {
     let LeaseStatus { lease, seconds, .. } = leases.first()?;
-    let (first, left) = (&lease.kind, duration(*seconds));
+    let (first, left) = (&lease.kind, duration(seconds.saturating_sub(passed)));
     Some(match leases.len() {
         1 => format!("1 lease: {first} ({left} left)"),
         many => format!("{many} leases; the first to end: {first} ({left} left)"),

@@ -91,7 +91,8 @@ impl Drop for Terminal<'_> {
 
 fn answers(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     ensure!(get(machine, A, "192.0.2.20:8282/top-a")?.contains("refused"), "it is denied");
-    let terminal = Terminal::open(machine, "NO_COLOR=1 opencode-egress top")?;
+    // What a key changes is shown at once, however rarely the daemon is asked.
+    let terminal = Terminal::open(machine, "NO_COLOR=1 opencode-egress top --interval 3600")?;
     let screen = terminal.shows("192.0.2.20:8282 not-allowed by curl")?;
     ensure!(screen.lines().all(|line| line.chars().count() <= 80), "{screen}");
     ensure!(screen.contains("q leaves"), "{screen}");
@@ -138,6 +139,7 @@ fn answers(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     terminal.shows("y grants it")?;
     terminal.press(&["y"])?;
     terminal.shows("a: 192.0.2.20/32:8282/tcp is allowed until ")?;
+    terminal.shows("a: 1 lease: 192.0.2.20/32:8282/tcp (59m")?;
     let leases = leases(machine)?;
     ensure!(leases.contains("192.0.2.20/32:8282/tcp") && leases.contains("by `top`"), "{leases}");
     // Nobody listens there: it is the second host that refuses now.

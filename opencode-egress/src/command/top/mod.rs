@@ -95,7 +95,7 @@ fn watch(terminal: &mut DefaultTerminal, socket: &Path, interval: Duration) -> R
             if !receive(&mut top, denials.as_ref()) {
                 denials = None;
             }
-            terminal.draw(|frame| screen::draw(&top, colors, frame))?;
+            terminal.draw(|frame| screen::draw(&top, Instant::now(), colors, frame))?;
             let left = interval.saturating_sub(asked.elapsed());
             if ended.load(Ordering::Relaxed) {
                 return Ok(());
@@ -105,7 +105,13 @@ fn watch(terminal: &mut DefaultTerminal, socket: &Path, interval: Duration) -> R
             if poll(left.min(MOMENT))? {
                 match top.take(&read()?) {
                     Some(Action::Leave) => return Ok(()),
-                    Some(action) => act(&mut top, socket, action)?,
+                    Some(action) => {
+                        let changes = matches!(action, Action::Grant(_));
+                        act(&mut top, socket, action)?;
+                        if changes {
+                            break;
+                        }
+                    }
                     None => {}
                 }
             }

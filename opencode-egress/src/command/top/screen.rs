@@ -1,5 +1,7 @@
 //! What `top` draws: the status with rates, what was denied, and what lies over that. Drawing knows no daemon and no terminal.
 
+use std::time::Instant;
+
 use ratatui::{
     Frame,
     layout::{Constraint, Layout, Rect},
@@ -14,27 +16,37 @@ use crate::{
         state::{Panel, Rates, Top},
         texts,
     },
+    policy::lease::LeaseStatus,
     report::{
         human::{bytes, count, local_time},
         status::Status,
-        view::{COLUMNS, Notice, Severity, denial, widths},
+        view::{COLUMNS, Notice, Severity, denial, leases_text, widths},
     },
 };
 
-/// Draws all of it; without colours where there are to be none.
-pub(super) fn draw(top: &Top, colors: bool, frame: &mut Frame<'_>) {
+/// Draws all of it, as it is at the time `now`; without colours where there are to be none.
+pub(super) fn draw(top: &Top, now: Instant, colors: bool, frame: &mut Frame<'_>) {
     let notices = notices(top, colors, frame.area());
     let rows = rows(top, colors);
     let height = frame.area().height;
     let above = lines(notices.len()).min(notices_room(height));
+    let leased = leased(top, now);
+    // The line that says at least how many leases there are; a low screen has none to give.
+    let told = u16::from(!leased.is_empty() && height >= 16);
     // Denials get what is left, a line at least, beside the one of the title and that of the keys.
-    let room = (height / 2).min(height.saturating_sub(above + 3));
+    let room = (height / 2 - told).min(height.saturating_sub(above + 3));
     let instances = lines(rows.len() + 1).min(room);
-    let [title, above, table, _, denials, keys] = Layout::vertical([
+    let gap = (room - instances).min(1);
+    // Of what is left for denials, leases take what is above a quarter of the screen, or four lines.
+    let left = height.saturating_sub(above + instances + gap + 2);
+    let leases =
+        lease_lines(&leased, frame.area().width, left.saturating_sub((height / 4).max(4)).max(told).into());
+    let [title, above, table, below, _, denials, keys] = Layout::vertical([
         Constraint::Length(1),
         Constraint::Length(above),
         Constraint::Length(instances),
-        Constraint::Length((room - instances).min(1)),
+        Constraint::Length(lines(leases.len())),
+        Constraint::Length(gap),
         Constraint::Fill(1),
         Constraint::Length(1),
     ])
@@ -42,6 +54,7 @@ pub(super) fn draw(top: &Top, colors: bool, frame: &mut Frame<'_>) {
     frame.render_widget(headline(top), title);
     draw_lines(frame, above, notices);
     draw_instances(frame, table, rows);
+    frame.render_widget(Text::from(leases), below);
     match &top.panel {
         None => draw_denials(top, frame, denials),
         // It needs room to be read.
@@ -145,6 +158,51 @@ fn style(severity: Severity, colors: bool) -> Style {
         (Severity::Open, false) => Style::new().bold(),
         (Severity::Look, false) => Style::new(),
     }
+}
+
+/// An instance's leases that are in force.
+struct Leased<'a> {
+    name: &'a str,
+    leases: &'a [LeaseStatus],
+    /// How long ago what they say of themselves was so, in seconds.
+    passed: u64,
+}
+
+/// The instances with leases. They end in the kernel, so they do here, however rarely the daemon is asked.
+fn leased(top: &Top, now: Instant) -> Vec<Leased<'_>> {
+    let Some((at, status)) = &top.status else { return vec![] };
+    let passed = now.saturating_duration_since(*at).as_secs();
+    let leased = status.instances.iter().map(|(name, instance)| {
+        // Those that end first come first.
+        let over = instance.leases.partition_point(|lease| lease.seconds <= passed);
+        Leased { name, leases: &instance.leases[over..], passed }
+    });
+    leased.filter(|leased| !leased.leases.is_empty()).collect()
+}
+
+/// A line for each instance with leases; where there is no room for all, the last one says what is not shown.
+fn lease_lines(leased: &[Leased<'_>], width: u16, room: usize) -> Vec<Line<'static>> {
+    let shown = if leased.len() > room { room.saturating_sub(1) } else { leased.len() };
+    let (shown, rest) = leased.split_at(shown);
+    let mut texts: Vec<_> = shown.iter().map(|leased| lease_line(leased, width)).collect();
+    if room > 0 && !rest.is_empty() {
+        let leases: usize = rest.iter().map(|leased| leased.leases.len()).sum();
+        let (and, more) = if shown.is_empty() { ("", "") } else { ("and ", "more ") };
+        let instances = rest.len();
+        texts.push(fitting(
+            format!("{and}{leases} leases of {instances} {more}instances; `opencode-egress leases` has them"),
+            width,
+        ));
+    }
+    texts.into_iter().map(Line::from).collect()
+}
+
+/// What is cut out stands before the time that is left: a rule may have dozens of ports.
+fn lease_line(Leased { name, leases, passed }: &Leased<'_>, width: u16) -> String {
+    let text = format!("{name}: {}", leases_text(leases, *passed).unwrap_or_default());
+    let (rule, time) = text.split_at(text.rfind(" (").unwrap_or(text.len()));
+    let room = width.saturating_sub(lines(time.chars().count()));
+    fitting(format!("{}{time}", fitting(rule.to_owned(), room)), width)
 }
 
 /// The denials; the chosen one is in sight, and reversed.

@@ -4,14 +4,22 @@ use crossterm::event::{Event, KeyCode, KeyEvent, KeyModifiers};
 use ratatui::{Terminal, backend::TestBackend, style::Modifier};
 
 use super::*;
-use crate::report::{
-    denial::{Line as DenialLine, LoggedDenial},
-    view::tests::{event, status},
+use crate::{
+    policy::lease::LeaseKind,
+    report::{
+        denial::{Line as DenialLine, LoggedDenial},
+        status::InstanceStatus,
+        view::tests::{event, instance, lease, status},
+    },
 };
 
 fn drawn(top: &Top, colors: bool, width: u16, height: u16) -> (Vec<String>, TestBackend) {
+    drawn_at(top, Instant::now(), colors, width, height)
+}
+
+fn drawn_at(top: &Top, now: Instant, colors: bool, width: u16, height: u16) -> (Vec<String>, TestBackend) {
     let mut terminal = Terminal::new(TestBackend::new(width, height)).expect("a terminal");
-    terminal.draw(|frame| draw(top, colors, frame)).expect("it is drawn");
+    terminal.draw(|frame| draw(top, now, colors, frame)).expect("it is drawn");
     let backend = terminal.backend().clone();
     let cells: Vec<_> = backend.buffer().content().iter().map(|cell| cell.symbol()).collect();
     let lines = cells.chunks(usize::from(width).max(1)).map(|line| line.concat().trim_end().to_owned());
@@ -195,4 +203,81 @@ fn the_chosen_row_is_in_sight_wherever_there_is_a_line_for_it() {
     top.denied.leave();
     let (lines, _) = screen(&top, 30, 8);
     assert_eq!(lines[6], "Denied last (12)", "{lines:#?}");
+}
+
+/// A lease with so many seconds left.
+fn leased_for(rule: &str, seconds: u64) -> LeaseStatus {
+    let mut lease = lease();
+    lease.lease.kind = LeaseKind::Rule(rule.parse().expect("a rule"));
+    LeaseStatus { seconds, ..lease }
+}
+
+/// One that watches instances with these leases, since the time that is returned, when they had the time left that they say.
+fn watched_with_leases(instances: usize, leases: &[LeaseStatus]) -> (Top, Instant) {
+    let mut top = watched();
+    let (at, mut status) = top.status.take().expect("a status");
+    status.reload_error = None;
+    status.instances = (0..instances)
+        .map(|number| {
+            (format!("i{number:02}"), InstanceStatus { leases: leases.to_vec(), ..instance(vec![]) })
+        })
+        .collect();
+    top.status = Some((at, status));
+    (top, at)
+}
+
+#[test]
+fn leases_are_shown_count_down_and_go_when_they_end() {
+    let (top, at) =
+        watched_with_leases(1, &[leased_for("192.0.2.20/32:8282/tcp", 1800), leased_for("github.com", 3600)]);
+    let after = |seconds| {
+        let (lines, _) = drawn_at(&top, at + Duration::from_secs(seconds), true, 80, 24);
+        assert!(lines[2].starts_with("INSTANCE") && lines[3].starts_with("i00 "), "{lines:#?}");
+        assert!(lines.iter().any(|line| line.starts_with("Denied last")), "{lines:#?}");
+        lines[4].clone()
+    };
+    assert_eq!(after(0), "i00: 2 leases; the first to end: 192.0.2.20/32:8282/tcp (30m left)");
+    assert_eq!(after(12), "i00: 2 leases; the first to end: 192.0.2.20/32:8282/tcp (29m48s left)");
+    assert_eq!(after(1799), "i00: 2 leases; the first to end: 192.0.2.20/32:8282/tcp (1s left)");
+    assert_eq!(after(1800), "i00: 1 lease: github.com (30m left)");
+    assert_eq!(after(3600), "");
+
+    let ports = (1..40).map(|port| (port * 10).to_string()).collect::<Vec<_>>().join(",");
+    let (top, at) = watched_with_leases(1, &[leased_for(&format!("192.0.2.20/32:{ports}/tcp"), 1788)]);
+    let (lines, _) = drawn_at(&top, at, true, 80, 24);
+    let line = &lines[4];
+    assert!(line.starts_with("i00: 1 lease: 192.0.2.20/32:10,20,30,"), "{line}");
+    assert!(line.ends_with("… (29m48s left)") && line.chars().count() == 80, "{line}");
+}
+
+#[test]
+fn many_leases_leave_room_and_are_counted() {
+    let leases: Vec<_> =
+        (0..256).map(|port| leased_for(&format!("192.0.2.20/32:{}/tcp", port + 1), 1800)).collect();
+    let (mut top, at) = watched_with_leases(30, &leases);
+    press(&mut top, KeyCode::Down);
+    let drawn = |top: &Top, height| drawn_at(top, at, false, 80, height).0;
+    let lines = drawn(&top, 24);
+    let below = lines.iter().position(|line| line == "and 21 more instances").expect("more");
+    assert_eq!(lines[below + 3], "i02: 256 leases; the first to end: 192.0.2.20/32:1/tcp (30m left)");
+    assert_eq!(lines[below + 4], "and 6912 leases of 27 more instances; `opencode-egress leases` has them");
+    assert!(lines[below + 5].starts_with("Denied last (1 to 5 of"), "{lines:#?}");
+    assert!(lines[below + 6].starts_with("> "), "{lines:#?}");
+    let lines = drawn(&top, 80);
+    let below = lines.iter().rposition(|line| line.starts_with('i')).expect("leases");
+    assert_eq!(lines[below], "i23: 256 leases; the first to end: 192.0.2.20/32:1/tcp (30m left)");
+    assert_eq!(lines[below + 1], "and 1536 leases of 6 more instances; `opencode-egress leases` has them");
+    if let Some((_, status)) = &mut top.status {
+        status.troubles = vec!["the log has taken no line for 7 s".to_owned(); 9];
+    }
+    for height in 0..40 {
+        let lines = drawn(&top, height);
+        assert_eq!(lines.iter().any(|line| line.starts_with("> ")), height > 2, "{lines:#?}");
+        let told = lines.iter().any(|line| line.contains("leases of"));
+        assert_eq!(told, height >= 16, "{lines:#?}");
+    }
+    let lines = drawn(&top, 24);
+    let all = "7680 leases of 30 instances; `opencode-egress leases` has them";
+    assert!(lines.iter().any(|line| line == all), "{lines:#?}");
+    assert!(lines.iter().any(|line| line.starts_with("Denied last (1 to 3 of")), "{lines:#?}");
 }
