@@ -251,6 +251,9 @@ fn ends(machine: &mut Machine, _tell: Tell<'_>) -> Result<()> {
     wait("the daemon's return", || terminal.screen().ok().filter(|screen| !screen.contains("from before")))?;
     terminal.press(&["C-c"])?;
     terminal.shows("ended with 0")?;
+    let terminal = Terminal::open(machine, "TERM=dumb opencode-egress top")?;
+    let screen = terminal.shows("ended with 1")?;
+    ensure!(screen.contains("TERM=dumb says"), "{screen}");
     let terminal = Terminal::open(machine, "opencode-egress top")?;
     terminal.shows("q leaves")?;
     drop(terminal);

@@ -7,6 +7,7 @@ mod texts;
 
 use std::{
     env,
+    ffi::OsStr,
     io::{IsTerminal as _, stdout},
     path::{Path, PathBuf},
     sync::{
@@ -63,11 +64,22 @@ const GRANTED: u64 = 60 * 60;
 ///
 /// When there is no terminal, or it cannot be read or written any more.
 pub(super) fn top(args: &TopArgs) -> Result<()> {
-    if !stdout().is_terminal() {
-        bail!("top draws on a terminal, and stdout is none; `opencode-egress status` prints the same once");
+    if let Some(why) = undrawable(stdout().is_terminal(), env::var_os("TERM").as_deref()) {
+        bail!("top draws on a terminal, and {why}; `opencode-egress status` prints the same once");
     }
     // Restores the terminal, also after an error or a panic; a signal ends `watch`.
     ratatui::run(|terminal| watch(terminal, &args.control.socket, Duration::from_secs(args.interval)))
+}
+
+/// Why the output is nothing to draw on, by whether it is a terminal and by the variable `TERM`.
+fn undrawable(is_terminal: bool, term: Option<&OsStr>) -> Option<&'static str> {
+    match term.and_then(OsStr::to_str) {
+        _ if !is_terminal => Some("stdout is none"),
+        // Terminals that move no cursor, as in editors and logs of builds: they show escape sequences as they are.
+        Some("dumb") => Some("TERM=dumb says that nothing can be drawn on this one"),
+        None | Some("") => Some("TERM, which says what can be drawn on this one, is not set"),
+        Some(_) => None,
+    }
 }
 
 fn watch(terminal: &mut DefaultTerminal, socket: &Path, interval: Duration) -> Result<()> {
@@ -212,4 +224,17 @@ fn receive(top: &mut Top, denials: Option<&Receiver<LoggedDenial>>) -> bool {
         }
     }
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_terminal_to_draw_on_is_refused() {
+        let refused = |term: Option<&str>| undrawable(true, term.map(OsStr::new)).is_some();
+        assert!(refused(None) && refused(Some("")) && refused(Some("dumb")));
+        assert!(!refused(Some("linux")) && !refused(Some("xterm-256color")));
+        assert_eq!(undrawable(false, Some(OsStr::new("linux"))), Some("stdout is none"));
+    }
 }
