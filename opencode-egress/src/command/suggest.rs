@@ -2,14 +2,14 @@
 
 mod forms;
 
-use std::io::Write as _;
+use std::{fs, io::Write as _};
 
 use anyhow::{Context as _, Result};
 use opencode_egress_common::abi::DESTINATIONS_SHARE;
 
 use crate::{
     command::{
-        args::SuggestArgs,
+        args::{RESOLV_CONF, SuggestArgs},
         client::{ask, unexpected},
     },
     control::request::{RememberedDenials, Reply, Request},
@@ -18,6 +18,7 @@ use crate::{
         destination::Destination,
         file,
         lease::LeaseStatus,
+        name::DnsName,
         suggest::{self, Denials, DeniedDestination, DeniedName, SuggestedRule, Suggestion, Widest},
     },
     report::history::{self, History, HistoryError},
@@ -43,7 +44,10 @@ pub(super) fn suggest(args: &SuggestArgs) -> Result<()> {
         None => from_daemon(args)?,
     };
     let widest = Widest { v4: args.max_prefix_v4, v6: args.max_prefix_v6, wildcards: args.wildcards };
-    let suggestion = suggest::suggest(policy, &set.ports_of_others(&args.name), &denied, &names, widest)
+    // Where it cannot be read, there are none.
+    let search = search_domains(&fs::read(RESOLV_CONF).unwrap_or_default());
+    let others = set.ports_of_others(&args.name);
+    let suggestion = suggest::suggest(policy, &others, &denied, &names, &search, widest)
         .with_context(|| format!("instance `{}` of {}", args.name, args.config.display()))?;
     let text = if args.nix {
         forms::nix(&args.name, &suggestion, &leases(args)?)
@@ -59,6 +63,14 @@ pub(super) fn suggest(args: &SuggestArgs) -> Result<()> {
         eprintln!("opencode-egress: {note}");
     }
     Ok(())
+}
+
+/// The search domains of a `resolv.conf`: of its last line that has any (resolv.conf(5)).
+fn search_domains(text: &[u8]) -> Vec<DnsName> {
+    // A line that cannot be read is none, as in the C library.
+    let (config, _) = resolv_conf::Config::parse_with_errors(text);
+    let domains = config.get_last_search_or_domain();
+    domains.filter_map(|domain| domain.parse().ok()).collect()
 }
 
 /// Destinations that were denied, and names.
@@ -107,8 +119,17 @@ fn leases(args: &SuggestArgs) -> Result<Vec<LeaseStatus>> {
 
 /// What to know beside the rules, a line each.
 fn notes(args: &SuggestArgs, policy: &Policy, denied: usize, suggestion: &Suggestion) -> Vec<String> {
-    let Suggestion { presets, rules, once, no_names, by_deny_rule, binds, beyond_rules, allowed_by_now } =
-        suggestion;
+    let Suggestion {
+        presets,
+        rules,
+        once,
+        no_names,
+        searched,
+        by_deny_rule,
+        binds,
+        beyond_rules,
+        allowed_by_now,
+    } = suggestion;
     let name = &args.name;
     let of_presets = presets.iter().flat_map(|preset| &preset.instead_of);
     let attempts =
@@ -146,6 +167,14 @@ fn notes(args: &SuggestArgs, policy: &Policy, denied: usize, suggestion: &Sugges
     if !no_names.is_empty() {
         let names: Vec<_> = no_names.iter().map(|name| format!("`{}`", name.escape_debug())).collect();
         notes.push(format!("left out, there is no rule for such names: {}", list(&names, Clone::clone)));
+    }
+    if !searched.is_empty() {
+        let names: Vec<_> = searched.iter().collect();
+        notes.push(format!(
+            "left out: {}, which a search domain of {RESOLV_CONF} made of names that are listed or were asked for: {}",
+            searched.len(),
+            list(&names, ToString::to_string)
+        ));
     }
     if !by_deny_rule.is_empty() {
         notes.push(format!("left out, a deny rule covers them: {}", list(by_deny_rule, ToString::to_string)));
@@ -186,6 +215,23 @@ mod tests {
     };
 
     #[test]
+    fn the_last_line_with_search_domains_counts() {
+        let domains = |text: &str| search_domains(text.as_bytes()).iter().map(ToString::to_string).collect();
+        let check = |text: &str, expect: &[&str]| {
+            let domains: Vec<String> = domains(text);
+            assert_eq!(domains, expect, "{text}");
+        };
+        check(
+            "nameserver 192.0.2.53\nsearch Corp.Test lan.test.\noptions ndots:5\n",
+            &["corp.test", "lan.test"],
+        );
+        check("search corp.test\nnameserver nowhere\ndomain lan.test\n", &["lan.test"]);
+        check("domain lan.test\nsearch .\n", &[]);
+        check("# search corp.test\n", &[]);
+        check("", &[]);
+    }
+
+    #[test]
     fn what_takes_no_rule_is_said() {
         let Ok(Cli { command: Command::Suggest(args), .. }) = Cli::try_parse_from(["", "suggest", "a"])
         else {
@@ -205,6 +251,11 @@ mod tests {
         let no_names = ["wpad", "\u{1b}[2K"].map(str::to_owned).into();
         let suggestion = Suggestion { no_names, ..Suggestion::default() };
         let left_out = r"left out, there is no rule for such names: `\u{1b}[2K`; `wpad`";
+        assert_eq!(notes(&args, &policy, 1, &suggestion), ["a: no rule to add", left_out]);
+        let searched = ["api.example.org.corp.test", "api.example.org.lan.test"];
+        let searched = searched.map(|name| name.parse().expect("a name")).into();
+        let suggestion = Suggestion { searched, ..Suggestion::default() };
+        let left_out = "left out: 2, which a search domain of /etc/resolv.conf made of names that are listed or were asked for: api.example.org.corp.test; api.example.org.lan.test";
         assert_eq!(notes(&args, &policy, 1, &suggestion), ["a: no rule to add", left_out]);
         let suggestion = Suggestion { allowed_by_now: 1, ..Suggestion::default() };
         let had = "a: nothing to add; /etc/opencode-egress/policy.json has every rule that was missing";

@@ -35,6 +35,11 @@ impl DnsName {
         Some(Self(str::from_utf8(domain.as_bytes()).ok()?.to_owned()))
     }
 
+    /// The name that is this one without `domain` at its end.
+    pub fn before(&self, domain: &Self) -> Option<Self> {
+        self.0.strip_suffix(domain.as_str())?.strip_suffix('.')?.parse().ok()
+    }
+
     /// What anybody may register names below, from this name on: itself, or with another label before it, where every name right below it is one
     /// (`*.np`, `*.compute.amazonaws.com`).
     fn public_suffix(&self) -> Option<String> {

@@ -28,7 +28,11 @@ use crate::policy::{
     AnyRule, Cidr, Policy, PortRange, Rule, RuleProtocol,
     compile::{CompileError, Prefix, compile},
     may_bind,
-    suggest::{names::WantedNames, suggestion::count_to},
+    name::DnsName,
+    suggest::{
+        names::{WantedNames, without_searched},
+        suggestion::count_to,
+    },
 };
 
 /// The reasons for which the rules deny a destination. Only what an instance sends is judged by the rules, so
@@ -80,7 +84,7 @@ impl Requirement {
 }
 
 /// Suggests what to add to `policy` so that it allows what was denied: presets and rules, and apart from them rules for what was tried once,
-/// by programs of a shell. `others` are the ports that other instances list.
+/// by programs of a shell. `others` are the ports that other instances list, `search` the search domains of those who asked for names.
 ///
 /// # Errors
 ///
@@ -90,8 +94,10 @@ pub fn suggest(
     others: &BTreeSet<u16>,
     denied: &[DeniedDestination],
     names: &[DeniedName],
+    search: &[DnsName],
     widest: Widest,
 ) -> Result<Suggestion, CompileError> {
+    let (names, searched) = without_searched(policy, search, denied, names);
     // All that is known of a name counts: who asked for it may be known of the flow that came after alone.
     let mut by_name: BTreeMap<&str, Tried> = BTreeMap::new();
     let named = denied.iter().filter_map(|denied| Some((denied.name.as_deref()?, &denied.tried)));
@@ -121,6 +127,7 @@ pub fn suggest(
     }
     let apart = rules_for(policy, &rules, &mut suggestion.rules, &once, &names_once, widest);
     suggestion.set_apart(apart);
+    suggestion.searched = searched;
     presets::stand_for(policy, &mut suggestion);
     Ok(suggestion)
 }

@@ -8,8 +8,40 @@ use crate::policy::{
     AnyRule, NameRule, Policy, PortRange, RuleProtocol,
     name::{DnsName, NamePattern},
     special::AddressKind,
-    suggest::suggestion::{Denials, DeniedName, SuggestedRule, Suggestion, count_to},
+    suggest::suggestion::{Denials, DeniedDestination, DeniedName, SuggestedRule, Suggestion, count_to},
 };
+
+/// Tells names that were meant from those that a search domain made of them: before or after a name with dots, a program's resolver asks
+/// for it below each of these. Left out is what is below one, of a name that the policy lists or that was asked for itself, unless it brought an
+/// address.
+pub(super) fn without_searched(
+    policy: &Policy,
+    search: &[DnsName],
+    denied: &[DeniedDestination],
+    names: &[DeniedName],
+) -> (Vec<DeniedName>, BTreeSet<DnsName>) {
+    let parsed = |text: &str| text.parse::<DnsName>().ok();
+    let brought: BTreeSet<_> = denied.iter().filter_map(|denied| parsed(denied.name.as_deref()?)).collect();
+    let asked: BTreeSet<_> = names.iter().filter_map(|denied| parsed(&denied.name)).collect();
+    let is_meant = |name: &DnsName| {
+        asked.contains(name)
+            || brought.contains(name)
+            || policy.names.iter().any(|rule| rule.pattern().matches(name))
+    };
+    let is_made = |name: &DnsName| {
+        let mut made_of = search.iter().filter_map(|domain| name.before(domain));
+        // A name without a dot is nothing without a search domain.
+        !brought.contains(name) && made_of.any(|of| of.as_str().contains('.') && is_meant(&of))
+    };
+    let (mut meant, mut searched) = (vec![], BTreeSet::new());
+    for denied in names {
+        match parsed(&denied.name).filter(is_made) {
+            Some(name) => _ = searched.insert(name),
+            None => meant.push(denied.clone()),
+        }
+    }
+    (meant, searched)
+}
 
 /// What was tried by name.
 #[derive(Default)]

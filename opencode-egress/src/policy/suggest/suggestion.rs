@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::policy::{AnyRule, destination::Destination, preset::Preset, suggest::tried::Tried};
+use crate::policy::{
+    AnyRule, destination::Destination, name::DnsName, preset::Preset, suggest::tried::Tried,
+};
 
 /// A destination that was denied to an instance for a reason.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -117,6 +119,8 @@ pub struct Suggestion {
     pub once: Vec<SuggestedRule>,
     /// Names for which there can be no rule.
     pub no_names: BTreeSet<String>,
+    /// Names that search domains made of others.
+    pub searched: BTreeSet<DnsName>,
     /// Destinations that a deny rule of the policy covers.
     pub by_deny_rule: Vec<Destination>,
     /// Binds that the policy does not list, and how often they were denied.
@@ -131,11 +135,21 @@ pub struct Suggestion {
 impl Suggestion {
     /// Adds what there is for what is set apart.
     pub(super) fn set_apart(&mut self, apart: Self) {
-        let Self { presets, rules, once, no_names, by_deny_rule, binds, beyond_rules, allowed_by_now } =
-            apart;
+        let Self {
+            presets,
+            rules,
+            once,
+            no_names,
+            searched,
+            by_deny_rule,
+            binds,
+            beyond_rules,
+            allowed_by_now,
+        } = apart;
         self.presets.extend(presets);
         self.once.extend(rules.into_iter().chain(once));
         self.no_names.extend(no_names);
+        self.searched.extend(searched);
         self.by_deny_rule.extend(by_deny_rule);
         self.binds.extend(binds);
         for (reason, attempts) in beyond_rules {

@@ -24,7 +24,7 @@ fn suggest(
     names: &[DeniedName],
     widest: Widest,
 ) -> Result<Suggestion, CompileError> {
-    super::suggest(policy, &BTreeSet::new(), denied, names, widest)
+    super::suggest(policy, &BTreeSet::new(), denied, names, &[], widest)
 }
 
 fn denied(flow: &Flow, reason: DropReason) -> DeniedDestination {
@@ -248,7 +248,7 @@ fn a_bind_takes_no_rule() {
     assert_eq!(suggestion, Suggestion { binds: vec![(one, 3), (all, 3)], ..Suggestion::default() });
     // For itself, where no other instance listens.
     let own = Policy::default();
-    let suggestion = super::suggest(&own, &[all.port].into(), &binds, &[], widest).expect("it fits");
+    let suggestion = super::suggest(&own, &[all.port].into(), &binds, &[], &[], widest).expect("it fits");
     let binds = vec![(all, 3)];
     assert_eq!(suggestion, Suggestion { binds, allowed_by_now: 1, ..Suggestion::default() });
     let both = [bind(one), denied(&one.flow(), DropReason::NotAllowed)];

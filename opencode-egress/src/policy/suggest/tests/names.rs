@@ -170,3 +170,38 @@ fn an_address_inside_takes_a_rule_that_may_bring_it() {
     let expect = [("git.corp.example:8022", 1), ("git.corp.example:22/private", 1)];
     check_names(&policy, &tried, &[], false, &expect);
 }
+
+/// What a resolver asks for with `search corp.test lan.test`, before (`ndots:5`) or after the name itself.
+#[test]
+fn what_a_search_domain_made_of_a_name_that_was_meant_is_left_out() {
+    let search = ["corp.test", "lan.test"].map(|domain| domain.parse().expect("a name"));
+    let check = |asked: &[&str], denied: &[DeniedDestination], expect: &str| {
+        let mut policy = Policy::default();
+        ["api.example.org", "*.example.net"]
+            .iter()
+            .for_each(|rule| policy.allow(rule.parse().expect("a rule")));
+        let names: Vec<_> = asked.iter().map(|name| asked_at(name, &[], 1).0).collect();
+        let widest = Widest { wildcards: true, ..WIDEST };
+        let suggestion = super::super::suggest(&policy, &BTreeSet::new(), denied, &names, &search, widest);
+        let Suggestion { rules, searched, .. } = suggestion.expect("it fits");
+        let rules: Vec<_> = rules.iter().map(|suggested| suggested.rule.to_string()).collect();
+        let searched: Vec<_> = searched.iter().map(ToString::to_string).collect();
+        assert_eq!(format!("{}; {}", rules.join(" "), searched.join(" ")), expect, "{asked:?}");
+    };
+    // Of names that the policy lists, which were not refused.
+    let asked = ["api.example.org.corp.test", "API.example.org.LAN.test", "a.example.net.corp.test"];
+    let left_out = "a.example.net.corp.test api.example.org.corp.test api.example.org.lan.test";
+    check(&asked, &[], &format!("; {left_out}"));
+    // Of one that was refused, too; and of what a search domain made of it.
+    let asked = ["one.provider.test", "one.provider.test.corp.test", "one.provider.test.corp.test.lan.test"];
+    let left_out = "one.provider.test.corp.test one.provider.test.corp.test.lan.test";
+    check(&asked, &[], &format!("one.provider.test; {left_out}"));
+    // Who wants `git` or `db.prod` means these; and this one is of another zone.
+    let asked = ["git", "git.corp.test", "db.prod.corp.test", "api.example.org.other.test"];
+    check(&asked, &[], "api.example.org.other.test *.corp.test; ");
+    // It has an address.
+    let address = destination("192.0.2.1:80").flow();
+    let name = Some("api.example.org.corp.test".to_owned());
+    let brought = DeniedDestination { name, ..denied(&address, DropReason::NotAllowed) };
+    check(&["api.example.org.corp.test"], &[brought], "api.example.org.corp.test:80; ");
+}
