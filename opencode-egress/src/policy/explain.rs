@@ -3,6 +3,7 @@
 mod judgement;
 mod leased;
 mod named;
+mod resolver;
 
 use std::{
     fmt,
@@ -22,6 +23,7 @@ use opencode_egress_common::{
     names::may_be_allowed_by_name,
     reason::DropReason,
 };
+use resolver::{to_resolver, with_resolver};
 use serde::{Deserialize, Serialize};
 
 use crate::policy::{
@@ -70,7 +72,11 @@ fn explain_address(
     let own: Vec<_> = policy.listen.iter().filter(|listen| listen.is_own(address)).collect();
     let listener = own.iter().find(|listen| listen.port == flow.port);
     let leases = leases_of_networks(&flow, policy);
+    let to_resolver = to_resolver(&flow, decision, !leases.is_empty(), header);
     let (allowed, reason, rules) = match decision {
+        _ if let Some((reason, said)) = to_resolver => {
+            (reason.is_none(), reason.map(|reason| reason.name().to_owned()), vec![said.into()])
+        }
         Decision::Settled(Verdict::Allow) => (true, None, labelled("allow", covering(&policy.allow, true))),
         Decision::Settled(Verdict::Deny(reason)) | Decision::OwnOnly(reason)
             if !leases.is_empty() && may_be_allowed_by_name(reason) =>
@@ -147,10 +153,10 @@ pub enum PolicyFile {
 }
 
 impl PolicyFile {
-    /// Compares the policy in the file with the one in force, and its verdict with `judgement`.
+    /// Compares the policy in the file with the one in force, whose resolver has this port (0: none), and its verdict with `judgement`.
     pub fn compare(
         file: Option<(&Policy, &CompiledPolicy)>,
-        in_force: &Policy,
+        (in_force, resolver_port): (&Policy, u32),
         target: &Target,
         judgement: &Judgement,
     ) -> Self {
@@ -158,7 +164,8 @@ impl PolicyFile {
             None => Self::NoInstance,
             Some((policy, _)) if policy == in_force => Self::Same,
             Some((policy, compiled)) => {
-                let other = explain(target, &compiled.header, &compiled.rules(), policy, &[]);
+                let header = with_resolver(&compiled.header, policy, resolver_port);
+                let other = explain(target, &header, &compiled.rules(), policy, &[]);
                 if other.agrees(judgement) { Self::OtherPolicy } else { Self::OtherVerdict(other) }
             }
         }

@@ -106,6 +106,7 @@ impl ExplainTask {
                 }
                 (_, error) => error,
             })?;
+        let resolver_port = judged_by.as_ref().map_or(0, |(header, _)| header.resolver_port);
         let mut judgement = match judged_by {
             Some((header, rules)) => explain(&destination, &header, &rules, &policy, &learned),
             None => Judgement::without_policy(),
@@ -122,7 +123,7 @@ impl ExplainTask {
                 (Some(_), None) => PolicyFile::Same,
                 (file, compiled) => {
                     let file = file.map(|policy| &**policy).zip(compiled);
-                    PolicyFile::compare(file, &policy, &destination, &judgement)
+                    PolicyFile::compare(file, (&policy, resolver_port), &destination, &judgement)
                 }
             },
             Err(error) => PolicyFile::Unusable { error: error_chain(error) },

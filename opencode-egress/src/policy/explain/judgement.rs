@@ -170,7 +170,7 @@ impl Judgement {
                 write!(f, "\n  the name is listed, but not this flow, by")?
             }
             (true, false, _) => write!(f, "\n  no rule covers the address")?,
-            (false, false, Some("deny-rule" | NAME_EXPIRED)) | (_, true, _) => {}
+            (false, false, Some("deny-rule" | "other-resolver" | NAME_EXPIRED)) | (_, true, _) => {}
             _ => write!(f, "\n  the address is covered, but not this flow, by")?,
         }
         rules.iter().try_for_each(|rule| write!(f, "\n  {rule}"))?;
