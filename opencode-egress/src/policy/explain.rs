@@ -11,7 +11,8 @@ use std::{
 };
 
 pub use judgement::{
-    Behind, BindJudgement, Judgement, KnownAddress, NAME_EXPIRED, NAME_NOT_ALLOWED, NameJudgement,
+    Behind, BindJudgement, FORBIDDEN_ADDRESS, Judgement, KnownAddress, NAME_EXPIRED, NAME_NOT_ALLOWED,
+    NameJudgement, RefusedAddress,
 };
 use leased::leases_of_networks;
 pub use leased::tell_leases;
@@ -31,17 +32,19 @@ use crate::policy::{
 };
 
 /// Judges a flow by compiled rules, and finds the rules of the policy behind that. `learned` has the addresses that names
-/// brought to the policy: of the name, where one is asked about, or of the address.
+/// brought to the policy: of the name, where one is asked about, or of the address. `refused` are those that answers for the name had, and that the policy does
+/// not let it bring.
 pub fn explain(
     target: &Target,
     header: &PolicyHeader,
     rules: &impl Rules,
     policy: &Policy,
     learned: &[LearnedName],
+    refused: &[IpAddr],
 ) -> Judgement {
     let audit = header.mode == Mode::Audit as u32;
     match target {
-        Target::Name(named) => explain_name(named, audit, policy, learned),
+        Target::Name(named) => explain_name(named, audit, policy, learned, refused),
         Target::Address(destination) => {
             let judgement = explain_address(*destination, header, rules, policy);
             by_name(judgement, *destination, policy, learned)
@@ -153,19 +156,21 @@ pub enum PolicyFile {
 }
 
 impl PolicyFile {
-    /// Compares the policy in the file with the one in force, whose resolver has this port (0: none), and its verdict with `judgement`.
+    /// Compares the policy in the file with the one in force, whose resolver has this port (0: none), and its verdict with `judgement`. `refused` is as for
+    /// [`explain()`], by the policy in the file.
     pub fn compare(
         file: Option<(&Policy, &CompiledPolicy)>,
         (in_force, resolver_port): (&Policy, u32),
         target: &Target,
         judgement: &Judgement,
+        refused: &[IpAddr],
     ) -> Self {
         match file {
             None => Self::NoInstance,
             Some((policy, _)) if policy == in_force => Self::Same,
             Some((policy, compiled)) => {
                 let header = with_resolver(&compiled.header, policy, resolver_port);
-                let other = explain(target, &header, &compiled.rules(), policy, &[]);
+                let other = explain(target, &header, &compiled.rules(), policy, &[], refused);
                 if other.agrees(judgement) { Self::OtherPolicy } else { Self::OtherVerdict(other) }
             }
         }

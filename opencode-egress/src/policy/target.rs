@@ -6,7 +6,7 @@ use opencode_egress_common::flow::{Address, Flow, Protocol};
 use serde::{Deserialize, Serialize};
 
 use crate::policy::{
-    Invalid, NameRule,
+    Invalid, NameRule, Rule,
     destination::{Destination, protocol_name, protocol_named},
     name::DnsName,
 };
@@ -73,6 +73,11 @@ impl NamedDestination {
 
     /// Whether a rule is for its protocol and port.
     pub(super) fn is_spoken_of_by(&self, rule: &NameRule) -> bool {
+        rule.speaks_of(&self.flow())
+    }
+
+    /// Whether a rule for networks is for its protocol and port.
+    pub(super) fn is_denied_by(&self, rule: &Rule) -> bool {
         rule.speaks_of(&self.flow())
     }
 

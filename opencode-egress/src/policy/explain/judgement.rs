@@ -13,6 +13,9 @@ pub const NAME_NOT_ALLOWED: &str = "name-not-allowed";
 /// The reason of a denied flow to an address whose time is over.
 pub const NAME_EXPIRED: &str = "name-expired";
 
+/// The reason of a question whose answer had an address that no name may bring.
+pub const FORBIDDEN_ADDRESS: &str = "forbidden-address";
+
 /// A verdict and what is behind it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Judgement {
@@ -104,8 +107,20 @@ pub struct BindJudgement {
 pub struct NameJudgement {
     /// The addresses that answers brought and that new flows may go to.
     pub addresses: Vec<KnownAddress>,
+    /// Addresses that answers had and that were refused, for no name may bring them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub refused: Vec<RefusedAddress>,
     /// What to do to have it allowed, where it is not.
     pub instead: Option<String>,
+}
+
+/// An address that an answer had, and that was refused.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusedAddress {
+    /// The address.
+    pub address: IpAddr,
+    /// Why no name may bring it.
+    pub why: String,
 }
 
 /// An address that an answer brought.
@@ -166,11 +181,12 @@ impl Judgement {
         match (rules.is_empty(), allowed, reason.as_deref()) {
             (true, false, Some("no-policy")) => write!(f, "\n  no policy is in force")?,
             (true, false, _) if name.is_some() => write!(f, "\n  no rule lists the name")?,
-            (false, false, _) if name.is_some() => {
+            (false, false, Some(reason)) if name.is_some() && reason != FORBIDDEN_ADDRESS => {
                 write!(f, "\n  the name is listed, but not this flow, by")?
             }
             (true, false, _) => write!(f, "\n  no rule covers the address")?,
-            (false, false, Some("deny-rule" | "other-resolver" | NAME_EXPIRED)) | (_, true, _) => {}
+            (false, false, Some("deny-rule" | "other-resolver" | NAME_EXPIRED | FORBIDDEN_ADDRESS))
+            | (_, true, _) => {}
             _ => write!(f, "\n  the address is covered, but not this flow, by")?,
         }
         rules.iter().try_for_each(|rule| write!(f, "\n  {rule}"))?;
@@ -206,10 +222,13 @@ impl fmt::Display for Judgement {
 
 impl NameJudgement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>, allowed: bool) -> fmt::Result {
-        let Self { addresses, instead } = self;
+        let Self { addresses, refused, instead } = self;
         for (index, KnownAddress { address, seconds }) in addresses.iter().enumerate() {
             let before = if index == 0 { "\n  its addresses: " } else { ", " };
             write!(f, "{before}{address} (for {seconds} s)")?;
+        }
+        for RefusedAddress { address, why } in refused {
+            write!(f, "\n  an answer had {address}, which was refused ({FORBIDDEN_ADDRESS}): {why}")?;
         }
         if addresses.is_empty() && allowed {
             write!(f, "\n  no addresses are known: nothing asked for it yet, or what it was told is over")?;

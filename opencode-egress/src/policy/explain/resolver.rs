@@ -79,7 +79,7 @@ mod tests {
         let compiled = compile(policy).expect("it fits");
         let header = with_resolver(&compiled.header, policy, OWN.into());
         let target: Target = target.parse().expect("a target");
-        explain(&target, &header, &compiled.rules(), policy, &[])
+        explain(&target, &header, &compiled.rules(), policy, &[], &[])
     }
 
     #[test]
@@ -134,7 +134,7 @@ mod tests {
             let port = if in_force.names.is_empty() { 0 } else { OWN.into() };
             let parsed = target.parse().expect("a target");
             let judgement = judge(in_force, target);
-            PolicyFile::compare(Some((file, &compiled)), (in_force, port), &parsed, &judgement)
+            PolicyFile::compare(Some((file, &compiled)), (in_force, port), &parsed, &judgement, &[])
         };
         let own = format!("127.0.0.1:{OWN}");
         for target in ["8.8.8.8:53/udp", &own] {

@@ -43,7 +43,7 @@ fn judge(policy: &Policy, target: &Target) -> Judgement {
 
 fn judge_with(policy: &Policy, target: &Target, learned: &[LearnedName]) -> Judgement {
     let compiled = compile(policy).expect("it fits");
-    explain(target, &compiled.header, &compiled.rules(), policy, learned)
+    explain(target, &compiled.header, &compiled.rules(), policy, learned, &[])
 }
 
 #[test]
@@ -58,7 +58,7 @@ fn the_file_is_compared_with_what_is_in_force() {
         let judgement = judge(&in_force, &destination);
         let compiled = file.map(|policy| (policy, compile(policy).expect("it fits")));
         let file = compiled.as_ref().map(|(policy, compiled)| (*policy, compiled));
-        let file = PolicyFile::compare(file, (&in_force, 0), &destination, &judgement);
+        let file = PolicyFile::compare(file, (&in_force, 0), &destination, &judgement, &[]);
         let shown = Explanation {
             destination: destination.clone(),
             judgement,
@@ -91,7 +91,7 @@ fn the_file_is_compared_with_what_is_in_force() {
     let audited = policy(&["10.10.0.0/16:443/tcp"], Mode::Audit);
     let compiled = compile(&audited).expect("it fits");
     let judgement = judge(&in_force, &refused);
-    let file = PolicyFile::compare(Some((&audited, &compiled)), (&in_force, 0), &refused, &judgement);
+    let file = PolicyFile::compare(Some((&audited, &compiled)), (&in_force, 0), &refused, &judgement, &[]);
     assert_eq!(file, PolicyFile::OtherVerdict(Judgement { audit: true, ..judgement }));
 }
 
