@@ -47,6 +47,7 @@
           keyFile = "/run/secrets/own";
           upstream = "https://llm.example.org:8443";
           models = lib.genList (number: "some-vendor/model-of-a-long-name-${toString number}") 120;
+          limit.bytes = 1048576;
         };
         # Of certificates that are not the provider's.
         providers.misnamed = {

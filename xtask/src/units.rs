@@ -96,14 +96,14 @@ const KEYS: &[Difference] = &[
     Difference {
         setting: "Service.MemoryMax",
         dist: Some("2G"),
-        module: Some("2449473536"),
+        module: Some("2483027968"),
         because: "some of the host's providers have `models`",
     },
     Difference {
         setting: "Service.LoadCredential",
         dist: None,
         module: Some(
-            "a.anthropic:/run/secrets/a b.anthropic:/run/secrets/b b.google:/run/secrets/own b.misnamed:/run/secrets/own b.own:/run/secrets/own b.untrusted:/run/secrets/own",
+            "a.anthropic:/run/secrets/a b.anthropic:/run/secrets/b b.google:/run/secrets/own b.many:/run/secrets/own b.misnamed:/run/secrets/own b.own:/run/secrets/own b.untrusted:/run/secrets/own",
         ),
         because: "the keys are the host's",
     },
@@ -111,7 +111,7 @@ const KEYS: &[Difference] = &[
         setting: "Service.SetCredential",
         dist: None,
         module: Some(
-            "a.anthropic:none b.anthropic:none b.google:none b.misnamed:none b.own:none b.untrusted:none",
+            "a.anthropic:none b.anthropic:none b.google:none b.many:none b.misnamed:none b.own:none b.untrusted:none",
         ),
         because: "the keys are the host's",
     },

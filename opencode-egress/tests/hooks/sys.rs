@@ -108,10 +108,12 @@ pub(crate) fn receive_from(socket: &impl AsRawFd) -> io::Result<(Vec<u8>, Socket
     let (mut data, mut address) = ([0_u8; 512], [0_u8; 28]);
     let mut len: libc::socklen_t = 28;
     let fd = socket.as_raw_fd();
-    let from = address.as_mut_ptr().cast();
-    // SAFETY: the kernel writes at most as many bytes as it is told.
-    let received = unsafe { libc::recvfrom(fd, data.as_mut_ptr().cast(), data.len(), 0, from, &raw mut len) };
-    Ok((data[..check(received)?].to_vec(), parse(&address)?))
+    let from: *mut libc::sockaddr = address.as_mut_ptr().cast();
+    let received = uninterrupted(|| {
+        // SAFETY: the kernel writes at most as many bytes as it is told.
+        check(unsafe { libc::recvfrom(fd, data.as_mut_ptr().cast(), data.len(), 0, from, &raw mut len) })
+    })?;
+    Ok((data[..received].to_vec(), parse(&address)?))
 }
 
 /// The same by `recvmsg`.
@@ -124,9 +126,21 @@ pub(crate) fn receive_message(socket: &impl AsRawFd) -> io::Result<(Vec<u8>, Soc
     header.msg_namelen = 28;
     header.msg_iov = &raw mut iov;
     header.msg_iovlen = 1;
-    // SAFETY: what the header points to lives until the call returns, and is as long as it says.
-    let received = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut header, 0) };
-    Ok((data[..check(received)?].to_vec(), parse(&address)?))
+    let received = uninterrupted(|| {
+        // SAFETY: what the header points to lives until the call returns, and is as long as it says.
+        check(unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut header, 0) })
+    })?;
+    Ok((data[..received].to_vec(), parse(&address)?))
+}
+
+/// Waits again where a wait was interrupted: one with a time-out ends when the kernel has other work for the thread, as io_uring leaves some behind.
+pub(crate) fn uninterrupted<T>(mut wait: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match wait() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
 }
 
 /// The peer, as the socket says.

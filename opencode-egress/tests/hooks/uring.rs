@@ -19,18 +19,8 @@ use crate::{
 /// How long the kernel's submitting thread spins before it sleeps, in milliseconds.
 const SPIN: u32 = 100;
 
-/// Submits an operation and waits for its result. A kernel's thread that waits for a connection ends that where it is to do something else; then nothing has
-/// been decided, and it is submitted again.
+/// Submits an operation and waits for its result.
 pub(crate) fn submit(polled: bool, entry: &squeue::Entry) -> io::Result<i32> {
-    loop {
-        match submit_once(polled, entry) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            result => return result,
-        }
-    }
-}
-
-fn submit_once(polled: bool, entry: &squeue::Entry) -> io::Result<i32> {
     let mut builder = IoUring::<squeue::Entry>::builder();
     if polled {
         builder.setup_sqpoll(SPIN);

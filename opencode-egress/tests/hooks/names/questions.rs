@@ -15,7 +15,7 @@ use crate::{
     probe::Outcome,
     sys::{
         Message, RawAddress, bind, connect, domain, peer, receive_from, receive_message, send, send_messages,
-        send_to, set_bytes, socket,
+        send_to, set_bytes, socket, uninterrupted,
     },
     tcp::{has_mptcp, mptcp, tcp},
     udp::{connected, udp},
@@ -107,7 +107,7 @@ fn converse(socket: OwnedFd, server: SocketAddr) -> io::Result<()> {
 
 fn receive_stream(socket: &OwnedFd) -> io::Result<Vec<u8>> {
     let mut data = vec![0; QUESTION.len()];
-    let length = rustix::io::read(socket, &mut data)?;
+    let length = uninterrupted(|| Ok(rustix::io::read(socket, &mut data)?))?;
     data.truncate(length);
     Ok(data)
 }
