@@ -61,6 +61,9 @@ const DROPPED: CapabilitySet = CapabilitySet::NET_RAW
     .union(CapabilitySet::BPF)
     .union(CapabilitySet::PERFMON);
 
+/// How often the resolver is listened to when the command has ended: each time to 16 KiB, at most.
+const MOST_LEFT: u32 = 64;
+
 /// Runs the command and returns its exit status.
 ///
 /// # Errors
@@ -90,7 +93,8 @@ pub(super) fn exec(args: &ExecArgs) -> Result<ExitCode> {
     let left = cgroup.kill();
     while report(&mut loaded, (&policy, &names), &mut output) {}
     if let Some(names) = &mut names {
-        while names.take(&mut loaded, &mut output) {}
+        // What the resolver has said of it, and not what one that never stops goes on to say.
+        let _ = (0..MOST_LEFT).all(|_| names.take(&mut loaded, &mut output));
     }
     conclude((&loaded, &names), status, &left, &cgroup.0, &mut output)?;
     // There is no command to pass signals on to.
