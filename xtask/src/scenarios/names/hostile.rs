@@ -103,7 +103,7 @@ assert n != m, numbers
 
 def learn(name, addresses, instance=n, ttl=4294967295, id=[0]):
     id[0] += 1
-    say(s, {'learn': {'id': id[0], 'instance': instance, 'name': name, 'addresses': addresses, 'ttl': ttl}})
+    say(s, {'learn': {'id': id[0], 'instance': instance, 'name': name, 'addresses': addresses, 'ttl': ttl, 'source': '127.0.0.1:9'}})
     reply = json.loads(lines.readline())
     assert reply['learned']['id'] == id[0], reply
     return reply['learned']['addresses']
@@ -153,7 +153,7 @@ deadline = time.monotonic() + 10
 try:
     while time.monotonic() < deadline:
         try:
-            say(s, {'learn': {'id': 7, 'instance': n, 'name': 'api.example.org', 'addresses': ['198.51.100.1'] * 1000, 'ttl': 1}})
+            say(s, {'learn': {'id': 7, 'instance': n, 'name': 'api.example.org', 'addresses': ['198.51.100.1'] * 1000, 'ttl': 1, 'source': '127.0.0.1:9'}})
         except BlockingIOError:
             time.sleep(0.01)
             # The rest of the line.
