@@ -10,7 +10,7 @@ use super::{
     questions::{BY_TCP, BY_UDP, DOMAIN, QUESTION, UNKNOWN6, asks, patient},
 };
 use crate::{
-    network::{ALLOWED, ALLOWED6, FAR},
+    network::{ALLOWED, ALLOWED6, DENIED6, FAR},
     probe::Outcome,
     sys::{connect, domain, receive_from, send, send_to, socket},
     tcp::tcp,
@@ -60,6 +60,28 @@ fn a_listed_server_on_loopback_is_asked_itself() {
         assert_eq!(outcome, refused, "nobody listens at {to}");
         assert_eq!(named.resolver.asked(), Vec::<Vec<u8>>::new());
     }
+}
+
+/// DNS over TLS and QUIC, over HTTPS, and to a server on a port of its choice.
+#[test]
+fn questions_to_other_ports_are_flows_like_any_other() {
+    let mut named = Named::new(&names(&[API]));
+    for server in [IpAddr::from(FAR), DENIED6.into()] {
+        for port in [853, 443, 5353] {
+            let to = (server, port);
+            named.world.denies("a connection to another port", to, |to| tcp(to).map(drop));
+            named.world.check_last(DropReason::NotAllowed);
+            named
+                .world
+                .denies("a datagram to another port", to, |to| send_to(&udp(to)?, QUESTION, 0, to).map(drop));
+            named.world.check_last(DropReason::NotAllowed);
+            named.world.denies("a datagram of a connected socket to another port", to, |to| {
+                send(&connected(to)?, QUESTION, 0).map(drop)
+            });
+            named.world.check_last(DropReason::NotAllowed);
+        }
+    }
+    assert_eq!(named.resolver.asked(), Vec::<Vec<u8>>::new());
 }
 
 #[test]
