@@ -137,7 +137,7 @@ def traces(name, part=""):
     return {
         "processes": f"pgrep -u {user}",
         "cgroup": f"ls -d /sys/fs/cgroup/system.slice/{unit}.service",
-        "links": f"ls -d /sys/fs/bpf/opencode-egress/v5/links/{unit},service",
+        "links": f"ls -d /sys/fs/bpf/opencode-egress/v6/links/{unit},service",
         "temporary files": f"ls -d /tmp/systemd-private-*-{unit}.service-*",
     }
 

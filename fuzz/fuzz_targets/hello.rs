@@ -2,7 +2,9 @@
 
 #![no_main]
 
-pub use opencode_egress_common::hello::{Followed, Hello, ServerName, Source, Standing, judge};
+pub use opencode_egress_common::hello::{
+    Followed, Hello, Number, ServerName, Source, Standing, WINDOW, judge,
+};
 
 #[path = "../../opencode-egress-common/src/hello/tests/compared.rs"]
 mod compared;

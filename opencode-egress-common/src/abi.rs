@@ -17,14 +17,14 @@ pub use counters::{Counter, Counters, Denied};
 pub use learned::{Asker, AskerKey, Learned, LearnedKey, MAX_ASKERS, MAX_LEARNED, NameRuleId};
 pub use records::{DestinationDenials, DestinationKey, Event, Limits, Reset, Taken};
 pub use sockets::{CountedSocket, SocketCount, SocketSlot};
-pub use tls::{GreetedEvent, TlsFlow};
+pub use tls::{GreetedEvent, NAMED_SOCKET_BYTES};
 
 use crate::flow::{Address, Class, Family};
 
 /// The version of everything in this module. A change of any layout, map or program name raises it, and gives the map
 /// that it is in another size or another name: of another version's pins, a daemon takes over what it finds under a name that
 /// it knows and in the shape that it knows.
-pub const ABI_VERSION: u32 = 5;
+pub const ABI_VERSION: u32 = 6;
 
 /// How many instances the maps can hold. Index 0 means "no instance".
 pub const MAX_INSTANCES: u32 = 2048;
@@ -350,7 +350,7 @@ impl Default for PolicyHeader {
 pub struct Current(pub u64);
 
 impl Current {
-    /// [`PolicyHeader::has_names`] of the policy: the programs know it before they look at that.
+    /// [`PolicyHeader::has_names`] of the policy, or of one before it: the programs know it before they look at that.
     const NAMES: u64 = 1 << 31;
 
     /// `generation` is in force, from `slot`, which is below 2^31.
@@ -358,12 +358,13 @@ impl Current {
         Self((generation as u64) << 32 | slot as u64)
     }
 
-    /// The same of a policy that has names, or not.
+    /// The same of an instance that has names, or not.
     pub const fn with_names(self, has_names: bool) -> Self {
         Self(if has_names { self.0 | Self::NAMES } else { self.0 & !Self::NAMES })
     }
 
-    /// Whether a flow that no rule for networks allows may pass: by a name rule, or by a lease.
+    /// Whether a flow that no rule for networks allows may pass, by a name rule or by a lease; or might under an earlier policy, so that a
+    /// socket may remember one.
     #[inline(always)]
     pub const fn has_names(self) -> bool {
         self.0 & Self::NAMES != 0

@@ -13,13 +13,15 @@ use core::{cell::Cell, hint::black_box};
 
 mod fields;
 mod name;
+mod window;
 
 pub use name::{LONGEST_NAME, ServerName, ServerNameKey};
+pub use window::{WINDOW, Window};
 
 /// The bytes of a piece of a stream.
 pub trait Source {
-    /// The `count` bytes from `offset` on, 1 to 8, as one number, the first byte in its upper end.
-    fn number(&self, offset: u32, count: u32) -> Option<u64>;
+    /// Copies the `count` bytes from `offset` on, 1 to [`WINDOW`], to the beginning of what has room for them. `false`: they are not there.
+    fn copy(&self, offset: u32, count: u32, to: &[Number<u8>; WINDOW + 8]) -> bool;
 }
 
 /// What becomes of a piece of a stream.
@@ -43,6 +45,10 @@ pub enum Followed {
 pub struct Number<T: Copy>(Cell<T>);
 
 impl<T: Copy> Number<T> {
+    const fn new(value: T) -> Self {
+        Self(Cell::new(value))
+    }
+
     /// Its value.
     #[inline(always)]
     pub fn get(&self) -> T {
@@ -99,6 +105,8 @@ pub struct Hello {
     reserved: u32,
     /// The name of the last hello.
     pub name: ServerName,
+    /// What is read of the piece.
+    window: Window,
 }
 
 /// What is known of a stream, as [`Hello`] has it.
@@ -152,6 +160,13 @@ impl Hello {
         self.standing.set(0);
     }
 
+    /// Whether it is followed, or was denied: 1 for that, and 0 where it is over.
+    #[inline(always)]
+    pub fn is_followed(&self) -> u32 {
+        // Not by a branch, which the verifier would follow both ways.
+        self.standing.get().wrapping_neg() >> 31
+    }
+
     /// What is known of it.
     #[inline(always)]
     pub fn standing(&self) -> Standing {
@@ -169,6 +184,7 @@ impl Hello {
     pub fn come(&self, offset: u32, end: u32) {
         self.at.set(offset);
         self.end.set(end);
+        self.window.close();
     }
 
     /// Denies the stream from now on.
@@ -194,37 +210,48 @@ impl Hello {
     /// One step, of which [`Hello::said`] has what came of it.
     #[inline(never)]
     fn step(&self, source: &impl Source) {
+        self.pass_over();
         if self.message_left.get() == 0 && self.phase.get() != AFTER {
             self.said.set(self.end_hello());
             return;
         }
-        let left = self.end.get().wrapping_sub(self.at.get());
-        if left == 0 {
+        let (at, end) = (self.at.get(), self.end.get());
+        if at == end {
             self.said.set(MORE);
             return;
         }
-        match self.record_left.get() {
-            0 => self.read_header(source, left),
-            in_record => {
-                self.read_content(source, least(least(left, in_record), self.message_left.get()));
-            }
+        if !self.window.reach(source, at, end) {
+            self.said.set(NOT_TLS);
+            return;
         }
+        let here = end.wrapping_sub(at);
+        match self.record_left.get() {
+            0 => self.read_header(here),
+            in_record => self.read_field(least(least(here, in_record), self.message_left.get())),
+        }
+    }
+
+    /// Passes over what no field needs, as far as it is in this record and this piece.
+    #[inline(always)]
+    fn pass_over(&self) {
+        let here = least(self.end.get().wrapping_sub(self.at.get()), self.record_left.get());
+        let skip = self.skip.get();
+        let passed = least(skip, least(here, self.message_left.get()));
+        self.skip.set(skip.wrapping_sub(passed));
+        self.advance(passed);
     }
 
     /// The next bytes, at most so many: there are as many as [`Hello::count`] says then.
     #[inline(always)]
-    fn take(&self, source: &impl Source, most: u32, here: u32) -> Option<u64> {
+    fn take(&self, most: u32, here: u32) -> u64 {
         self.count.set(least(most, here));
-        source.number(self.at.get(), self.count.get())
+        self.window.number(self.at.get(), self.count.get())
     }
 
     #[inline(always)]
-    fn read_header(&self, source: &impl Source, left: u32) {
+    fn read_header(&self, here: u32) {
         let had = self.header_had.get();
-        let Some(number) = self.take(source, 5_u32.wrapping_sub(had), left) else {
-            self.said.set(NOT_TLS);
-            return;
-        };
+        let number = self.take(5_u32.wrapping_sub(had), here);
         let count = self.count.get();
         self.at.set(self.at.get().wrapping_add(count));
         self.header.set(join(self.header.get(), number, count));
@@ -234,22 +261,11 @@ impl Hello {
         }
     }
 
-    /// Reads or passes over what is in a record, of which so much is here.
+    /// Reads a field, of which so much is here.
     #[inline(always)]
-    fn read_content(&self, source: &impl Source, here: u32) {
-        let skip = self.skip.get();
-        let passed = least(skip, here);
-        self.skip.set(skip.wrapping_sub(passed));
-        self.advance(passed);
-        let here = here.wrapping_sub(passed);
-        if here == 0 {
-            return;
-        }
+    fn read_field(&self, here: u32) {
         let (had, needed) = (self.had.get(), self.needed.get());
-        let Some(number) = self.take(source, needed.wrapping_sub(had), here) else {
-            self.said.set(NOT_TLS);
-            return;
-        };
+        let number = self.take(needed.wrapping_sub(had), here);
         let count = self.count.get();
         self.advance(count);
         self.field.set(join(self.field.get(), number, count));

@@ -146,9 +146,11 @@ fn sendmsg(ctx: &SockAddrContext, hook: Hook, address: Address) -> i32 {
 #[inline(never)]
 fn send_by_name(ctx: &SockAddrContext, instance: &Instance, hook: Hook, flow: &Flow) -> i32 {
     let (Some(sk), Some(header)) = (FullSk::of_call(ctx), instance.head()) else { return 0 };
-    let (verdict, named) = if question::redirect(ctx, instance, flow, hook == Hook::Sendmsg6) {
+    let redirected =
+        flow.port == question::DOMAIN && question::redirect(ctx, instance, flow, hook == Hook::Sendmsg6);
+    let (verdict, named) = if redirected {
         (Verdict::Allow, false)
-    } else if named::goes_on_by(sk.as_ptr(), instance, flow) != 0 {
+    } else if named::goes_on_by(named::socket_of(sk.as_ptr(), 0), instance, flow) != 0 {
         (Verdict::Allow, true)
     } else {
         let verdict = loopback::called(ctx, instance, flow, &instance.decision(flow));

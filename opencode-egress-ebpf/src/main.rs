@@ -8,7 +8,7 @@
 //! | `address` | `cgroup/connect4`, `connect6`, `sendmsg4`, `sendmsg6`, `bind4`, `bind6`: before a socket call does anything |
 //! | `question` | `cgroup/recvmsg4`, `recvmsg6`, `getpeername4`, `getpeername6`: whose answer a caller is told it has |
 //! | `packet` | `cgroup_skb/egress`, `cgroup_skb/ingress`: every IP packet of the cgroup's sockets |
-//! | `tls` | `cgroup_skb/egress`, once more: the beginning of connections that must open TLS to a listed server |
+//! | `tls` | none of its own: `cgroup_skb/egress` goes on with it for the beginning of connections that must open TLS to a listed server |
 //! | `loopback` | none of its own: what the others ask of flows that stay on loopback |
 //! | `socket` | `cgroup/sock_create`, `cgroup/sock_release`, `cgroup/setsockopt`: sockets and options that nothing later could judge, and how many sockets there are |
 //!

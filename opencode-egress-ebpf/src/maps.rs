@@ -2,16 +2,20 @@
 
 use aya_ebpf::{
     bindings::bpf_map_type::BPF_MAP_TYPE_CGROUP_STORAGE_DEPRECATED,
-    btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SkStorage},
+    btf_maps::{
+        Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, RingBuf, SkStorage,
+    },
     helpers::{bpf_get_local_storage, bpf_map_lookup_elem},
     macros::btf_map,
+    programs::SkBuffContext,
 };
 use opencode_egress_common::{
     abi::{
         Asker, AskerKey, CalledEvent, CallerLayout, ConfinedCgroup, CountedSocket, Counter, Current, Denied,
         DestinationDenials, DestinationKey, Entry, Learned, LearnedKey, Limits, MAX_ASKERS, MAX_CONFINED,
-        MAX_DESTINATIONS, MAX_INSTANCES, MAX_LEARNED, MAX_LISTED_PORTS, MAX_POLICIES, PolicyHeader,
-        RESET_RING_BYTES, RING_BYTES, Reset, SOCKET_SLOTS, SocketCount, SocketSlot, Taken, TlsFlow, TrieKey,
+        MAX_DESTINATIONS, MAX_INSTANCES, MAX_LEARNED, MAX_LISTED_PORTS, MAX_POLICIES, NAMED_SOCKET_BYTES,
+        PolicyHeader, RESET_RING_BYTES, RING_BYTES, Reset, SOCKET_SLOTS, SocketCount, SocketSlot, Taken,
+        TrieKey,
     },
     cache::TAG_KEYS,
     decide::Rules,
@@ -19,7 +23,7 @@ use opencode_egress_common::{
 };
 
 use crate::{
-    storage::{Asked, AskedResolver, BegunFlows, OwnPeer, OwnSocket},
+    storage::{Asked, AskedResolver, OwnPeer, OwnSocket},
     uapi::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
 };
 
@@ -43,13 +47,20 @@ static TRIES: ArrayOfMaps<LpmTrie<TrieData, Entry, 1>, { MAX_POLICIES as usize }
 pub(crate) static LEARNED: HashMap<LearnedKey, Learned, { MAX_LEARNED as usize }, BPF_F_NO_PREALLOC> =
     HashMap::new();
 
-/// Flows that began by name, by socket.
+/// Flows that began by name, and how far their TLS was followed, by socket: a [`crate::storage::NamedSocket`].
 #[btf_map]
-pub(crate) static NAMED_FLOWS: SkStorage<BegunFlows> = SkStorage::new();
+pub(crate) static NAMED_SOCKETS: SkStorage<[u64; NAMED_SOCKET_BYTES / 8]> = SkStorage::new();
 
-/// Connections whose beginning is followed, by socket: a [`TlsFlow`].
+/// The program that follows TLS, at index 0: the one for what leaves calls it.
 #[btf_map]
-pub(crate) static TLS_FLOWS: SkStorage<[u64; size_of::<TlsFlow>() / 8]> = SkStorage::new();
+static FOLLOWER: ProgramArray<1> = ProgramArray::new();
+
+/// Goes on with the program that follows TLS, and returns only where it is not there.
+#[inline(always)]
+pub(crate) fn follow(ctx: &SkBuffContext) {
+    // SAFETY: what is in the map is a program of the same kind, for the same context.
+    unsafe { FOLLOWER.tail_call(ctx, 0) };
+}
 
 /// The servers that rules with `tls` list, by policy slot: an [`opencode_egress_common::hello::ServerNameKey`] each. Of a policy without such rules the slot may have
 /// what an earlier policy left.
@@ -174,6 +185,11 @@ static SENDMSG_JUDGES: u32 = 0;
 #[unsafe(no_mangle)]
 static SENDMSG_MAY_MARK: u32 = 0;
 
+/// Whether the kernel lets the program for what leaves go on with the one that follows TLS; set by the loader. Where it does not, no policy
+/// has `tls`.
+#[unsafe(no_mangle)]
+static EGRESS_CALLS_TLS: u32 = 0;
+
 /// Whether the kernel tells a packet's program which process runs; set by the loader.
 #[unsafe(no_mangle)]
 static PACKET_KNOWS_CALLER: u32 = 0;
@@ -236,6 +252,12 @@ fn is_set(flag: *const u32) -> bool {
 #[inline(always)]
 pub(crate) fn sendmsg_judges() -> bool {
     is_set(&raw const SENDMSG_JUDGES)
+}
+
+/// See [`EGRESS_CALLS_TLS`].
+#[inline(always)]
+pub(crate) fn egress_calls_tls() -> bool {
+    is_set(&raw const EGRESS_CALLS_TLS)
 }
 
 /// See [`SENDMSG_MAY_MARK`].

@@ -22,7 +22,7 @@ use crate::{
     maps,
     opaque::{difference, opaque},
     sk::{FullSk, Sk},
-    storage::{BegunFlow, BegunFlows, FLOWS},
+    storage::{BegunFlow, FLOWS, NamedSocket},
     uapi::{BPF_SK_STORAGE_GET_F_CREATE, SO_MARK, SOCK_STREAM, SOL_SOCKET, TCP_SYN_SENT},
 };
 
@@ -31,12 +31,13 @@ fn shape(flow: &Flow) -> u32 {
     (flow.address.family() as u32) << 24 | u32::from(flow.protocol.0) << 16 | u32::from(flow.port)
 }
 
+/// What is remembered of a full socket. Null where nothing is, or there is no memory for it.
 #[inline(always)]
-fn flows_of(sk: *mut bpf_sock, flags: u64) -> *mut BegunFlows {
-    // SAFETY: the map is a socket storage of `BegunFlows`, the socket a full one. Null where there is none, or no memory for one.
+pub(crate) fn socket_of(sk: *mut bpf_sock, flags: u64) -> *mut NamedSocket {
+    // SAFETY: the map is a socket storage of as many bytes as a `NamedSocket` has, the socket a full one.
     unsafe {
         bpf_sk_storage_get(
-            (&raw const maps::NAMED_FLOWS).cast_mut().cast(),
+            (&raw const maps::NAMED_SOCKETS).cast_mut().cast(),
             sk.cast(),
             core::ptr::null_mut(),
             flags,
@@ -63,31 +64,30 @@ fn differs(place: *const BegunFlow, flow: &Flow) -> u64 {
 
 /// A place among a socket's flows, by a number that is reduced to how many there are.
 #[inline(always)]
-fn place(flows: *mut BegunFlows, number: u64) -> *mut BegunFlow {
+fn place(socket: *mut NamedSocket, number: u64) -> *mut BegunFlow {
     // SAFETY: the index is below the length, by a mask that the verifier sees too.
-    unsafe { (&raw mut (*flows).flows).cast::<BegunFlow>().add(number as usize & (FLOWS - 1)) }
+    unsafe { (&raw mut (*socket).flows).cast::<BegunFlow>().add(number as usize & (FLOWS - 1)) }
 }
 
 /// The number of the place that has a flow; [`FLOWS`] where none has.
 #[inline(always)]
-fn find(flows: *mut BegunFlows, flow: &Flow) -> u64 {
+fn find(socket: *mut NamedSocket, flow: &Flow) -> u64 {
     let mut index = 0;
-    while index < FLOWS as u64 && differs(place(flows, index), flow) != 0 {
+    while index < FLOWS as u64 && differs(place(socket, index), flow) != 0 {
         index += 1;
     }
     index
 }
 
-/// The rule by which a flow of this full socket was allowed under the policy in force: 0 for none.
+/// The rule by which a flow of a socket, of which this is remembered, was allowed under the policy in force: 0 for none.
 #[inline(never)]
-pub(crate) fn goes_on_by(sk: *mut bpf_sock, instance: &Instance, flow: &Flow) -> u64 {
-    let flows = flows_of(sk, 0);
-    if flows.is_null() {
+pub(crate) fn goes_on_by(socket: *mut NamedSocket, instance: &Instance, flow: &Flow) -> u64 {
+    if socket.is_null() {
         return 0;
     }
     let mut index = 0;
     while index < FLOWS as u64 {
-        let place = place(flows, index);
+        let place = place(socket, index);
         // SAFETY: as in `differs`.
         let generation = unsafe { (&raw const (*place).generation).read_volatile() };
         if differs(place, flow) | difference(generation, instance.current.generation()) == 0 {
@@ -99,24 +99,24 @@ pub(crate) fn goes_on_by(sk: *mut bpf_sock, instance: &Instance, flow: &Flow) ->
     0
 }
 
-/// Remembers that a flow of this full socket began. Where there is no memory for it, it goes on for as long as the address is good.
+/// Remembers that a flow of this full socket began. Returns whether there was memory for it.
 #[inline(never)]
-fn remember(sk: *mut bpf_sock, generation: u32, flow: &Flow, rule: u64) {
-    let flows = flows_of(sk, BPF_SK_STORAGE_GET_F_CREATE);
-    if flows.is_null() {
-        return;
+fn remember(sk: *mut bpf_sock, generation: u32, flow: &Flow, rule: u64) -> bool {
+    let socket = socket_of(sk, BPF_SK_STORAGE_GET_F_CREATE);
+    if socket.is_null() {
+        return false;
     }
     // The place that has it, or the next one.
-    let number = match find(flows, flow) {
+    let number = match find(socket, flow) {
         known if known < FLOWS as u64 => known,
         // SAFETY: the storage is the socket's for as long as the program runs.
         _ => unsafe {
-            let next = (&raw const (*flows).next).read_volatile();
-            (&raw mut (*flows).next).write_volatile(next.wrapping_add(1));
+            let next = (&raw const (*socket).next).read_volatile();
+            (&raw mut (*socket).next).write_volatile(next.wrapping_add(1));
             next
         },
     };
-    let place = place(flows, number);
+    let place = place(socket, number);
     let words = flow.address.words();
     // SAFETY: as above.
     unsafe {
@@ -129,6 +129,7 @@ fn remember(sk: *mut bpf_sock, generation: u32, flow: &Flow, rule: u64) {
         (&raw mut (*place).shape).write_volatile(shape(flow));
         (&raw mut (*place).generation).write_volatile(generation);
     }
+    true
 }
 
 /// What was learned for a policy, in the kernel's map.
@@ -190,12 +191,12 @@ const BEGAN_AS_TLS: u32 = 2;
 /// The place that has a flow of this full socket.
 #[inline(always)]
 fn place_of(sk: *mut bpf_sock, flow: &Flow) -> Option<*mut BegunFlow> {
-    let flows = flows_of(sk, 0);
-    if flows.is_null() {
+    let socket = socket_of(sk, 0);
+    if socket.is_null() {
         return None;
     }
-    let number = find(flows, flow);
-    (number < FLOWS as u64).then(|| place(flows, number))
+    let number = find(socket, flow);
+    (number < FLOWS as u64).then(|| place(socket, number))
 }
 
 /// How a flow of this full socket began.
@@ -265,8 +266,9 @@ pub(crate) fn judge(instance: &Instance, flow: &Flow, sk: FullSk, new: bool) -> 
         return ByName::Unknown;
     }
     if rule > 1 {
-        remember(sk.as_ptr(), instance.current.generation(), flow, rule);
-        return ByName::Allowed;
+        let remembered = remember(sk.as_ptr(), instance.current.generation(), flow, rule);
+        // Without memory for it a flow goes on for as long as the address is good; but a hello that nobody can follow must not leave.
+        return if remembered || !NameRuleId(rule).opens_tls() { ByName::Allowed } else { ByName::Unknown };
     }
     if by_name == 1 { ByName::Expired } else { ByName::Unknown }
 }

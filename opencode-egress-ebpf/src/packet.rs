@@ -22,7 +22,7 @@ use crate::{
     loopback, maps, opaque,
     report::{Denial, Details, denied},
     reset::{self, Target},
-    shortcut::{EXPIRED, In, Out, PASSES, by_name, goes_on},
+    shortcut::{EXPIRED, GOES_ON, IS_FOLLOWED, In, Out, PASSES, by_name, remembered},
     skb::Skb,
     uapi::{
         ETH_P_IP, LOOPBACK_IFINDEX, SOCK_DGRAM, SOCK_RAW, SOCK_STREAM, TCP_CLOSE, TCP_ESTABLISHED, TCP_LISTEN,
@@ -34,33 +34,40 @@ pub(crate) fn egress(ctx: SkBuffContext) -> i32 {
     let skb = Skb(ctx);
     let instance = Instance::get();
     // What goes on by name is not in the cache, so an instance with names looks for that first.
-    if instance.current.has_names() && goes_on::<Out>(&skb)
+    let mut known = if instance.current.has_names() { remembered::<Out>(&skb) } else { 0 };
+    let passes = known & GOES_ON != 0
         || skb.passes::<Out>(&instance)
-        || skb.interface() == LOOPBACK_IFINDEX && loopback::leaves(&skb) != 0
-    {
-        return 1;
+        || skb.interface() == LOOPBACK_IFINDEX && loopback::leaves(&skb) != 0;
+    if !passes {
+        match by_name::<Out>(&skb) {
+            // The flow may begin with this packet.
+            PASSES => known = IS_FOLLOWED,
+            said if judge_egress(&skb, said) == 0 => return 0,
+            _ => {}
+        }
     }
-    match by_name::<Out>(&skb) {
-        PASSES => 1,
-        said => judge_egress(skb, said),
+    if maps::egress_calls_tls() && known & IS_FOLLOWED != 0 {
+        maps::follow(&skb.0);
+        return 0;
     }
+    1
 }
 
 /// A packet that is not plain, or whose flow the cache has not. Reading, judging and telling are functions of their own: each
 /// takes stack, of which all callers together have 512 bytes, and the verifier has less to keep apart.
 #[inline(never)]
-fn judge_egress(skb: Skb, by_name: u32) -> i32 {
+fn judge_egress(skb: &Skb, by_name: u32) -> i32 {
     let (mut packet, mut flow) = (Packet::UNKNOWN, Flow::UNKNOWN);
-    let verdict = match read(&skb, &mut packet) {
-        Ok(()) => egress_verdict(&skb, &packet, &mut flow),
+    let verdict = match read(skb, &mut packet) {
+        Ok(()) => egress_verdict(skb, &packet, &mut flow),
         Err(reason) => Verdict::Deny(reason),
     };
     match verdict {
         Verdict::Allow => 1,
         Verdict::Deny(reason) if by_name == EXPIRED && may_be_allowed_by_name(reason) => {
-            deny_egress(&skb, &flow, DropReason::NameExpired)
+            deny_egress(skb, &flow, DropReason::NameExpired)
         }
-        Verdict::Deny(reason) => deny_egress(&skb, &flow, reason),
+        Verdict::Deny(reason) => deny_egress(skb, &flow, reason),
     }
 }
 
@@ -161,7 +168,7 @@ pub(crate) fn ingress(ctx: SkBuffContext) -> i32 {
     // Most of what comes in by TCP passes whatever it is, so names are asked after that.
     if loopback::arrives(&skb)
         || skb.passes::<In>(&instance)
-        || instance.current.has_names() && goes_on::<In>(&skb)
+        || instance.current.has_names() && remembered::<In>(&skb) & GOES_ON != 0
         || by_name::<In>(&skb) == PASSES
     {
         1

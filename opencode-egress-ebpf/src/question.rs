@@ -34,7 +34,7 @@ use crate::{
 };
 
 /// The port of every resolver that could be asked in the clear. What is asked in TLS or HTTPS is a flow like any other.
-const DOMAIN: u16 = 53;
+pub(crate) const DOMAIN: u16 = 53;
 
 const LOOPBACK: u32 = 0x7f00_0001_u32.to_be();
 

@@ -1,7 +1,7 @@
 //! What lets a plain packet pass before it is judged: what the cache remembers, which is nearly every packet; and flows by name.
 
 use opencode_egress_common::{
-    abi::PolicyHeader,
+    abi::{NameRuleId, PolicyHeader},
     decide::Verdict,
     flow::{Address, Flow, Protocol},
     names::may_be_allowed_by_name,
@@ -15,7 +15,7 @@ use crate::{
     question,
     sk::FullSk,
     skb::{Linear, Skb},
-    uapi::{ETH_P_IP, ETH_P_IPV6, LOOPBACK_IFINDEX, SOCK_DGRAM, SOCK_STREAM, TCP_NEW_SYN_RECV},
+    uapi::{ETH_P_IP, ETH_P_IPV6, LOOPBACK_IFINDEX, SOCK_DGRAM, SOCK_STREAM, TCP_NEW_SYN_RECV, TCP_SYN_SENT},
 };
 
 /// What lets a plain packet pass without judging it: nearly every packet. Apart from the rest it is short
@@ -89,19 +89,36 @@ fn flow_that_may_be_named<S: Shortcut>(skb: &Skb, flow: &mut Flow) -> bool {
     true
 }
 
-/// Whether a plain packet is of a flow that its socket began by name, under the policy in force. (A function of its own, for what it takes
-/// of the stack.)
+// What its socket's memory says of a packet.
+/// It is plain, and of a flow that the socket began by name, under the policy in force.
+pub(crate) const GOES_ON: u32 = 1;
+/// Where it passes, the program that follows TLS is to see it.
+pub(crate) const IS_FOLLOWED: u32 = 2;
+
+/// What its socket's memory says of a packet: bits of the above. (A function of its own, for what it takes of the stack.)
 #[inline(never)]
-pub(crate) fn goes_on<S: Shortcut>(skb: &Skb) -> bool {
+pub(crate) fn remembered<S: Shortcut>(skb: &Skb) -> u32 {
     let instance = Instance::get();
-    let Some(sk) = skb.full_socket() else { return false };
-    let Some(packet) = skb.read_plain() else { return false };
+    let Some(sk) = skb.full_socket() else { return 0 };
+    let socket = named::socket_of(sk.as_ptr(), 0);
+    if socket.is_null() {
+        return 0;
+    }
+    // SAFETY: not null, and the socket's for as long as the program runs.
+    let followed = unsafe { (*socket).tls.hello.is_followed() } << 1;
+    // What opens a connection begins to be followed; or is not, where something else than the socket remembers lets it pass.
+    let opens = followed | u32::from(sk.state() == TCP_SYN_SENT) << 1;
+    let Some(packet) = skb.read_plain() else { return opens };
     // Only a socket's own flows are in its storage, of TCP and UDP, and none from a listener's port.
-    if !S::is_of_socket(skb, &packet) || named::goes_on_by(sk.as_ptr(), &instance, &S::flow(&packet)) == 0 {
-        return false;
+    if !S::is_of_socket(skb, &packet) {
+        return opens;
+    }
+    let rule = named::goes_on_by(socket, &instance, &S::flow(&packet));
+    if rule == 0 {
+        return opens;
     }
     S::count(skb, &instance);
-    true
+    GOES_ON | if NameRuleId(rule).opens_tls() { opens } else { followed }
 }
 
 /// What names say now of a flow, where no rule for networks says that it passes or does not.

@@ -1,22 +1,22 @@
-//! `cgroup_skb/egress`, once more: a connection that passes by name rules with `tls` alone lives only when what it begins with is
+//! What `cgroup_skb/egress` goes on with: a connection that passes by name rules with `tls` alone lives only when what it begins with is
 //! a hello to a server that one of them lists.
 //!
-//! The program of `packet` judges each packet, this one follows such a connection's stream: from the SYN, which says how its bytes are
-//! counted, until the hello is over. A segment passes when all of it is what a hello may begin with. What was read may be sent again
+//! The program of `packet` judges each packet, and goes on with this one where it is of such a connection, whose stream this one follows: from
+//! the SYN, which says how its bytes are counted, until the hello is over. A segment passes when all of it is what a hello may begin with. What was read may be sent again
 //! and passes unread: the kernel sends it from its own copy, or from pages of the sender's that were never copied, and what becomes of those
 //! meanwhile nobody reads. What comes before what is missing does not pass.
 
 use aya_ebpf::{
     bindings::{__sk_buff, bpf_sock},
-    helpers::{bpf_ktime_get_boot_ns, bpf_sk_storage_get, bpf_skb_load_bytes, bpf_tcp_sock},
+    helpers::{bpf_ktime_get_boot_ns, bpf_skb_load_bytes, bpf_tcp_sock},
     macros::cgroup_skb,
     programs::SkBuffContext,
 };
 use opencode_egress_common::{
-    abi::{Event, GreetedEvent, Learned, LearnedKey, NameRuleId, TlsFlow},
+    abi::{Event, GreetedEvent, Learned, LearnedKey, NameRuleId},
     decide::Verdict,
     flow::{Address, Class, Flow, Protocol},
-    hello::{self, Followed, ServerName, Source, Standing},
+    hello::{self, Followed, Number, ServerName, Source, Standing, WINDOW},
     names::{GoesOn, LearnedAddresses, NamedFlow, goes_on},
     reason::{DropReason, Hook},
     segment::{Mptcp, Segment, URG, mptcp},
@@ -30,7 +30,8 @@ use crate::{
     report::{Denial, Details, denied},
     sk::FullSk,
     skb::Skb,
-    uapi::{BPF_SK_STORAGE_GET_F_CREATE, SOCK_STREAM, TCP_SYN_SENT},
+    storage::TlsFlow,
+    uapi::{SOCK_STREAM, TCP_SYN_SENT},
 };
 
 // What becomes of a segment. (Functions return one of these and leave the rest in the connection's storage, of which the verifier
@@ -47,55 +48,38 @@ pub(crate) fn tls(ctx: SkBuffContext) -> i32 {
     if sk.kind() != SOCK_STREAM {
         return 1;
     }
-    let mut known = false;
-    if sk.state() != TCP_SYN_SENT {
-        known = match flow_of(sk.as_ptr(), 0) {
-            Some(flow) if flow.hello.standing() != Standing::Over => {
-                flow.generation.get() == Instance::get().current.generation()
-            }
-            _ => return 1,
-        };
+    // Without a flow by name there is none that must open TLS.
+    let Some(flow) = flow_of(sk.as_ptr()) else { return 1 };
+    let opens = sk.state() == TCP_SYN_SENT;
+    if !opens && flow.hello.is_followed() == 0 {
+        return 1;
     }
-    if !known {
+    if opens || flow.generation.get() != Instance::get().current.generation() {
         let said = opaque(must_open_tls(&skb, sk), skb.0.len());
-        match prepare(&skb, sk, said) {
+        match prepare(&skb, sk, flow, said) {
             READ => {}
             said => return i32::from(said == PASSES),
         }
     }
-    match flow_of(sk.as_ptr(), 0) {
-        Some(flow) if flow.hello.standing() != Standing::Over => go_on(&skb, flow),
-        _ => 1,
-    }
+    if flow.hello.is_followed() == 0 { 1 } else { go_on(&skb, flow) }
 }
 
 /// What is remembered of a full socket's connection.
 #[inline(always)]
-fn flow_of(sk: *mut bpf_sock, flags: u64) -> Option<&'static TlsFlow> {
-    // SAFETY: the map is a socket storage of as many bytes as a TlsFlow has, of which all may be zeros. It is null where there is
-    // none, or no memory for one, and otherwise the socket's for as long as the program runs.
-    unsafe {
-        bpf_sk_storage_get(
-            (&raw const maps::TLS_FLOWS).cast_mut().cast(),
-            sk.cast(),
-            core::ptr::null_mut(),
-            flags,
-        )
-        .cast::<TlsFlow>()
-        .as_ref()
-    }
+fn flow_of(sk: *mut bpf_sock) -> Option<&'static TlsFlow> {
+    // SAFETY: it is null, or the socket's for as long as the program runs. All of it may be zeros.
+    unsafe { named::socket_of(sk, 0).as_ref() }.map(|socket| &socket.tls)
 }
 
 /// Begins to follow a connection that is opened, where it must open TLS, and ends that where it need not any more, under another
-/// policy. `said` is a [`GoesOn`]. [`DENIED`]: it cannot be followed, and must not pass.
+/// policy. `said` is a [`GoesOn`].
 #[inline(never)]
-fn prepare(skb: &Skb, sk: FullSk, said: u32) -> u32 {
+fn prepare(skb: &Skb, sk: FullSk, flow: &TlsFlow, said: u32) -> u32 {
     let opens = sk.state() == TCP_SYN_SENT;
     if opens && said == GoesOn::AsTls as u32 {
-        return match flow_of(sk.as_ptr(), BPF_SK_STORAGE_GET_F_CREATE) {
-            Some(flow) if is_sent_again(skb, sk, flow) => PASSES,
-            Some(flow) => opaque(begin(skb, flow), skb.0.len()),
-            None => DENIED,
+        return match is_sent_again(skb, sk, flow) {
+            true => PASSES,
+            false => opaque(begin(skb, flow), skb.0.len()),
         };
     }
     let ends = opens || said == GoesOn::Freely as u32;
@@ -103,7 +87,6 @@ fn prepare(skb: &Skb, sk: FullSk, said: u32) -> u32 {
     if ends {
         named::forget_tls(sk.as_ptr(), &sk.peer(Protocol::TCP));
     }
-    let Some(flow) = flow_of(sk.as_ptr(), 0) else { return PASSES };
     flow.generation.set(Instance::get().current.generation());
     if ends {
         flow.hello.end();
@@ -174,7 +157,7 @@ fn must_open_tls(skb: &Skb, sk: FullSk) -> u32 {
 #[inline(never)]
 fn begun_by(skb: &Skb, sk: FullSk, instance: &Instance) -> u64 {
     let Some(segment) = Segment::read(skb) else { return 0 };
-    named::goes_on_by(sk.as_ptr(), instance, &segment.flow())
+    named::goes_on_by(named::socket_of(sk.as_ptr(), 0), instance, &segment.flow())
 }
 
 /// Whether a rule for networks allows the flow of a packet.
@@ -344,13 +327,10 @@ impl Details for Greeted<'_> {
 
 impl Source for Skb {
     #[inline(always)]
-    fn number(&self, offset: u32, count: u32) -> Option<u64> {
-        let mut bytes = [0_u8; 8];
-        // From 1 to 8, which the verifier sees by this.
-        let count = (count.wrapping_sub(1) & 7) + 1;
-        // SAFETY: the destination is on the stack, and long enough.
-        let result =
-            unsafe { bpf_skb_load_bytes(self.raw().cast(), offset, bytes.as_mut_ptr().cast(), count) };
-        (result == 0).then_some(u64::from_be_bytes(bytes) >> ((8 - count) * 8))
+    fn copy(&self, offset: u32, count: u32, to: &[Number<u8>; WINDOW + 8]) -> bool {
+        // From 1 to the window's length, which the verifier sees by this.
+        let count = (count.wrapping_sub(1) & (WINDOW as u32 - 1)) + 1;
+        // SAFETY: the destination is long enough, and of cells.
+        unsafe { bpf_skb_load_bytes(self.raw().cast(), offset, to.as_ptr().cast_mut().cast(), count) == 0 }
     }
 }

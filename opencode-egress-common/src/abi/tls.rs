@@ -2,20 +2,11 @@
 
 use crate::{
     abi::Event,
-    hello::{Hello, Number, ServerName},
+    hello::{Hello, ServerName, Window},
 };
 
-/// A TCP connection whose beginning is followed. All zeros: none.
-#[derive(Debug, Default)]
-#[repr(C)]
-pub struct TlsFlow {
-    /// How far.
-    pub hello: Hello,
-    /// The number of the next byte in the stream.
-    pub next: Number<u32>,
-    /// The generation by which it was last found that it is to be followed.
-    pub generation: Number<u32>,
-}
+/// What the programs remember of a socket that has flows by name: four flows of 32 bytes, a number, and how far its TLS was followed.
+pub const NAMED_SOCKET_BYTES: usize = 4 * 32 + 8 + size_of::<Hello>() + 2 * 4;
 
 /// A ring-buffer record of a connection that was denied for what its hello says: an [`Event`] with the server's name.
 #[derive(Clone, Copy, Debug)]
@@ -31,5 +22,5 @@ pub struct GreetedEvent {
     pub tag: u32,
 }
 
-const _: () = assert!(size_of::<TlsFlow>() == 2 * 8 + 16 * 4 + size_of::<ServerName>() + 2 * 4);
+const _: () = assert!(size_of::<Hello>() == 2 * 8 + 16 * 4 + size_of::<ServerName>() + size_of::<Window>());
 const _: () = assert!(size_of::<GreetedEvent>() == size_of::<Event>() + 256 + 2 * 4);

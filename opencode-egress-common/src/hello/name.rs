@@ -26,7 +26,7 @@ impl Default for ServerName {
         Self {
             len: Number::default(),
             prefix_len: Number::default(),
-            data: [const { Number(core::cell::Cell::new(0)) }; 256],
+            data: [const { Number::new(0) }; 256],
             tag: Number::default(),
             reserved: 0,
         }

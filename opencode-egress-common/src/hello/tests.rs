@@ -16,10 +16,12 @@ use made::*;
 struct Slice<'a>(&'a [u8]);
 
 impl Source for Slice<'_> {
-    fn number(&self, offset: u32, count: u32) -> Option<u64> {
-        assert!((1..=8).contains(&count), "{count} bytes at once");
+    fn copy(&self, offset: u32, count: u32, to: &[Number<u8>; WINDOW + 8]) -> bool {
         let (from, count) = (offset as usize, count as usize);
-        Some(self.0.get(from..from + count)?.iter().fold(0, |number, byte| number << 8 | u64::from(*byte)))
+        assert!((1..=WINDOW).contains(&count), "{count} bytes at once");
+        let Some(bytes) = self.0.get(from..from + count) else { return false };
+        bytes.iter().zip(to).for_each(|(byte, to)| to.set(*byte));
+        true
     }
 }
 

@@ -15,9 +15,9 @@ use opencode_egress::{
 };
 use opencode_egress_common::reason::Hook;
 
-/// Attaches such a program at every hook, until the cgroup is removed.
-pub(crate) fn confine(cgroup: &Cgroup) -> io::Result<()> {
-    for hook in to_attach(&Features::of_this_kernel(), Needs::NONE) {
+/// Attaches such a program at every hook that a policy with these needs has, until the cgroup is removed.
+pub(crate) fn confine(cgroup: &Cgroup, needs: Needs) -> io::Result<()> {
+    for hook in to_attach(&Features::of_this_kernel(), needs) {
         attach_for_good(load(hook)?.as_fd(), cgroup.as_fd(), hook)?;
     }
     Ok(())

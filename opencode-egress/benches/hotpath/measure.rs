@@ -18,6 +18,7 @@ use anyhow::{Context as _, Result, bail};
 use opencode_egress::{
     cgroups::{Cgroup, Hierarchy},
     kernel::{
+        hooks::Needs,
         instance::InstanceIndex,
         loader::{Lifetime, Loaded, load},
         maps::{LearnedAddress, LoadedPolicy},
@@ -65,7 +66,10 @@ pub(crate) fn subjects(args: &Args) -> Result<Table> {
                 for one in &mut running {
                     // Only ours gives an error; the others are asked once.
                     if operation == Operation::Denied
-                        && !matches!(one.subject, Subject::Ours(_) | Subject::Named | Subject::NamedTls)
+                        && !matches!(
+                            one.subject,
+                            Subject::Ours(_) | Subject::Named | Subject::NamedTls | Subject::BesideNames
+                        )
                     {
                         continue;
                     }
@@ -118,7 +122,11 @@ impl Running {
         let cgroup = hierarchy.open(Path::new(&cgroup_of(subject)))?;
         let loaded = match subject {
             Subject::Floor => {
-                floor::confine(&cgroup)?;
+                floor::confine(&cgroup, Needs::NONE)?;
+                None
+            }
+            Subject::FloorOfCalls => {
+                floor::confine(&cgroup, Needs::ALL)?;
                 None
             }
             Subject::Ours(rules) => Some(confine(&cgroup, &policy(rules), vec![])?),
@@ -128,6 +136,10 @@ impl Running {
                 let policy = named_policy(subject == Subject::NamedTls)?;
                 let learned = learned(&policy, destination(subject.rules()))?;
                 Some(confine(&cgroup, &policy, learned)?)
+            }
+            Subject::BesideNames => {
+                let policy = Policy { names: named_policy(true)?.names, ..policy(1) };
+                Some(confine(&cgroup, &policy, vec![])?)
             }
             _ => None,
         };

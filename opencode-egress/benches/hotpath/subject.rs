@@ -11,11 +11,15 @@ pub(crate) enum Subject {
     /// The same as `None`: how far off its ratio is from 1 says how far the others may be.
     NoneAgain,
     Floor,
+    /// The same at the hooks of calls too, where policies with names have programs.
+    FloorOfCalls,
     Ours(usize),
     /// Ours, with a rule for a name that brought the destination, and none for its network.
     Named,
     /// The same with TLS to be opened by TCP.
     NamedTls,
+    /// Ours, with a rule for the destination's network, and one for another name.
+    BesideNames,
     /// Ours, to a server of the instance's own that no rule lists.
     Own,
     /// The same with a rule.
@@ -30,9 +34,11 @@ impl fmt::Display for Subject {
             Self::None => write!(f, "none"),
             Self::NoneAgain => write!(f, "none-again"),
             Self::Floor => write!(f, "floor"),
+            Self::FloorOfCalls => write!(f, "floor-of-calls"),
             Self::Ours(rules) => write!(f, "ours-{rules}"),
             Self::Named => write!(f, "named"),
             Self::NamedTls => write!(f, "named-tls"),
+            Self::BesideNames => write!(f, "beside-names"),
             Self::Own => write!(f, "own"),
             Self::OwnListed => write!(f, "own-listed"),
             Self::Systemd(rules) => write!(f, "systemd-{rules}"),
@@ -50,8 +56,10 @@ impl Subject {
             Self::None,
             Self::NoneAgain,
             Self::Floor,
+            Self::FloorOfCalls,
             Self::Named,
             Self::NamedTls,
+            Self::BesideNames,
             Self::Own,
             Self::OwnListed,
         ];

@@ -9,7 +9,10 @@ use aya::{
     util::KernelVersion,
 };
 
-use crate::policy::Errno;
+use crate::{
+    kernel::tail_calls,
+    policy::{Errno, Policy},
+};
 
 /// The oldest kernel on which everything works: shared cgroup storage is of 5.9, inner maps of any size
 /// and the checks on them of 5.10.
@@ -52,6 +55,11 @@ pub enum KernelError {
         "this kernel denies calls with EPERM alone, and the policy has `\"errno\": \"{0}\"`, which takes a newer one (bpf_set_retval() in connect, sendmsg and bind programs; 6.1 has it); leave out `errno`, or use such a kernel"
     )]
     FixedErrno(&'static str),
+    /// Programs cannot go on with others.
+    #[error(
+        "this kernel cannot follow a TLS hello, as the rule `{0}` has it: that takes its compiler of eBPF programs (net.core.bpf_jit_enable = 1), on arm64 of Linux 6.0 or newer. Say `\"tls\": false`, or `/notls`, in the policy's rules for names, or use such a kernel"
+    )]
+    NoTailCalls(String),
     /// The kernel answered with an error that says nothing about the feature.
     #[error("cannot find out whether this kernel has {feature}")]
     Unknown {
@@ -114,6 +122,8 @@ pub struct Features {
     pub sendmsg_may_mark: bool,
     /// It lets the programs of connect, sendmsg and bind choose the error that the caller gets.
     pub call_may_set_error: bool,
+    /// It lets a program that has functions go on with another one, as the program for what leaves does with that for TLS.
+    pub egress_calls_tls: bool,
     /// It lets all programs that know the process read what it is, by helpers that take CAP_PERFMON.
     pub programs_may_read_kernel: bool,
 }
@@ -141,19 +151,23 @@ impl Features {
                 BpfHelper::BPF_FUNC_set_retval,
             )
             .unwrap_or(false),
+            egress_calls_tls: tail_calls::are_possible(),
             programs_may_read_kernel: PROGRAMS.iter().all(|(program, _)| has(*program, &reads)),
         }
     }
 
-    /// Finds out whether calls can be denied with the error that a policy has.
+    /// Finds out whether a policy can be in force.
     ///
     /// # Errors
     ///
-    /// When it has another than `EPERM`, and the kernel knows no other.
-    pub fn check_errno(errno: Errno) -> Result<(), KernelError> {
-        match errno == Errno::default() || Self::of_this_kernel().call_may_set_error {
-            true => Ok(()),
-            false => Err(KernelError::FixedErrno(errno.name())),
+    /// When it has another error than `EPERM` for denied calls, or a rule with `tls`, and the kernel does not do that.
+    pub fn check(&self, policy: &Policy) -> Result<(), KernelError> {
+        if policy.errno != Errno::default() && !self.call_may_set_error {
+            return Err(KernelError::FixedErrno(policy.errno.name()));
+        }
+        match policy.names.iter().find(|rule| rule.tls()) {
+            Some(rule) if !self.egress_calls_tls => Err(KernelError::NoTailCalls(rule.to_string())),
+            _ => Ok(()),
         }
     }
 }

@@ -7,11 +7,10 @@ use crate::kernel::features::Features;
 /// Every hook, in the order in which links are made. `sock_release` lets everything pass; it comes first, for a socket that
 /// `sock_create` counts must not close unseen. That lets nearly everything pass whatever the policy is, so it can come before the
 /// scope is written, and its link makes the scope's storage.
-pub const ATTACH_ORDER: [Hook; 16] = [
+pub const ATTACH_ORDER: [Hook; 15] = [
     Hook::SockRelease,
     Hook::SockCreate,
     Hook::Egress,
-    Hook::Tls,
     Hook::Ingress,
     Hook::Connect4,
     Hook::Connect6,
@@ -31,27 +30,23 @@ pub const ATTACH_ORDER: [Hook; 16] = [
 pub struct Needs {
     /// The calls of datagram sockets: it has rules for names, or another error than `EPERM`.
     pub calls: bool,
-    /// The beginning of connections: some of its rules for names have `tls`.
-    pub tls: bool,
 }
 
 impl Needs {
     /// Nothing.
-    pub const NONE: Self = Self { calls: false, tls: false };
-    /// What rules for names take, without `tls`.
-    pub const CALLS: Self = Self { calls: true, tls: false };
+    pub const NONE: Self = Self { calls: false };
     /// All there is.
-    pub const ALL: Self = Self { calls: true, tls: true };
+    pub const ALL: Self = Self { calls: true };
 
     /// What a policy takes.
     pub const fn of(header: &PolicyHeader) -> Self {
-        Self { calls: header.takes_datagram_calls(), tls: header.has_tls() }
+        Self { calls: header.takes_datagram_calls() }
     }
 
     /// What either takes.
     #[must_use]
     pub fn and(self, other: Self) -> Self {
-        Self { calls: self.calls || other.calls, tls: self.tls || other.tls }
+        Self { calls: self.calls || other.calls }
     }
 }
 
@@ -63,9 +58,13 @@ pub fn to_attach(features: &Features, needs: Needs) -> impl Iterator<Item = Hook
     ATTACH_ORDER.into_iter().filter(move |hook| match hook {
         Hook::Sendmsg4 | Hook::Sendmsg6 => needs.calls || !at_packets,
         Hook::Recvmsg4 | Hook::Recvmsg6 | Hook::Getpeername4 | Hook::Getpeername6 => needs.calls,
-        Hook::Tls => needs.tls,
         _ => true,
     })
+}
+
+/// The hooks whose programs are loaded on a kernel. That for TLS is not attached: the one for what leaves goes on with it.
+pub fn to_load(features: &Features) -> impl Iterator<Item = Hook> + use<> {
+    to_attach(features, Needs::ALL).chain([Hook::Tls])
 }
 
 /// The kernel's attach type of a hook (`enum bpf_attach_type`,

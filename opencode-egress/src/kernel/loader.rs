@@ -5,7 +5,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aya::{EbpfError, EbpfLoader, include_bytes_aligned, programs::ProgramError};
+use aya::{
+    Ebpf, EbpfError, EbpfLoader, include_bytes_aligned,
+    maps::{MapData, ProgramArray},
+    programs::ProgramError,
+};
 use aya_log::EbpfLogger;
 use opencode_egress_common::{
     abi::{CallerLayout, MAX_INSTANCES, MAX_POLICIES},
@@ -16,9 +20,9 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::kernel::{
     features::{self, Features, KernelError},
-    hooks::{self, Needs},
+    hooks,
     layout::{self, LayoutError},
-    maps::{Maps, MapsError},
+    maps::{self, Maps, MapsError},
     pins::{self, PinError},
     programs::{Programs, load_program},
     ring::{self, Events, Resets},
@@ -113,13 +117,14 @@ pub fn load(lifetime: &Lifetime<'_>) -> Result<Loaded, LoadError> {
     let mut loader = EbpfLoader::new();
     loader.override_global("VERDICT_TAG_KEYS", &keys, true);
     let features = Features::of_this_kernel();
-    let hooks: Vec<_> = hooks::to_attach(&features, Needs::ALL).collect();
+    let hooks: Vec<_> = hooks::to_load(&features).collect();
     let flags = [
         ("SETSOCKOPT_KNOWS_CALLER", features.setsockopt_knows_caller),
         ("PACKET_KNOWS_CALLER", features.packet_knows_caller),
         ("SENDMSG_JUDGES", !features.packet_knows_caller),
         ("SENDMSG_MAY_MARK", features.sendmsg_may_mark),
         ("CALL_MAY_SET_ERROR", features.call_may_set_error),
+        ("EGRESS_CALLS_TLS", features.egress_calls_tls),
     ]
     .map(|(name, set)| (name, u32::from(set)));
     for (name, set) in &flags {
@@ -166,11 +171,32 @@ pub fn load(lifetime: &Lifetime<'_>) -> Result<Loaded, LoadError> {
         load_program(program).map_err(refused)?;
         ids.insert(hook, program.info().map_err(refused)?.id());
     }
+    let follower = set_follower(&mut ebpf)?;
     let maps = Maps::open(&mut ebpf)?;
     let (events, resets) = ring::open(&mut ebpf, &maps)?;
     // An object without messages has no map for them, which is an error here and the rule there.
     let debug_log = DebugLog(EbpfLogger::init(&mut ebpf).ok());
-    Ok(Loaded { debug_log, programs: Programs { ebpf, ids, features }, maps, events, resets, callers })
+    Ok(Loaded {
+        debug_log,
+        programs: Programs { ebpf, ids, features, _follower: follower },
+        maps,
+        events,
+        resets,
+        callers,
+    })
+}
+
+/// Gives the programs for what leaves, those of an earlier load too, the program for TLS that they go on with. The kernel takes it away
+/// from them with the last descriptor of the map, or pin.
+fn set_follower(ebpf: &mut Ebpf) -> Result<ProgramArray<MapData>, LoadError> {
+    const NAME: &str = "FOLLOWER";
+    let mut follower: ProgramArray<MapData> = maps::take(ebpf, NAME)?;
+    let program = ebpf.program(Hook::Tls.name()).ok_or(LoadError::MissingProgram(Hook::Tls))?;
+    let refused = |source| LoadError::Program { hook: Hook::Tls, source: Box::new(source) };
+    let set = follower.set(0, program.fd().map_err(refused)?, 0);
+    let error = |source| MapsError::Operation { action: "write", name: NAME, source: Box::new(source) };
+    set.map_err(error)?;
+    Ok(follower)
 }
 
 static OBJECT: &[u8] = include_bytes_aligned!(env!("OPENCODE_EGRESS_EBPF_OBJECT"));

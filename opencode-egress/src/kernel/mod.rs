@@ -19,4 +19,5 @@ pub mod registry;
 pub mod ring;
 pub(crate) mod shapes;
 mod syscall;
+mod tail_calls;
 mod tries;

@@ -9,6 +9,7 @@ use std::{
 
 use aya::{
     Ebpf,
+    maps::{MapData, ProgramArray},
     programs::{Program, ProgramError},
 };
 use opencode_egress_common::reason::Hook;
@@ -50,6 +51,8 @@ pub struct Programs {
     /// The kernel's ids of them.
     pub(super) ids: BTreeMap<Hook, u32>,
     pub(super) features: Features,
+    /// What the program for what leaves finds that for TLS in.
+    pub(super) _follower: ProgramArray<MapData>,
 }
 
 impl Programs {

@@ -6,8 +6,8 @@ use aya::maps::{MapData, MapError, MapType};
 use opencode_egress_common::abi::{
     Asker, AskerKey, ConfinedCgroup, CountedSocket, Counter, Denied, DestinationDenials, DestinationKey,
     Learned, LearnedKey, Limits, MAX_ASKERS, MAX_CONFINED, MAX_DESTINATIONS, MAX_INSTANCES, MAX_LEARNED,
-    MAX_LISTED_PORTS, MAX_POLICIES, PolicyHeader, RESET_RING_BYTES, RING_BYTES, SOCKET_SLOTS, SocketCount,
-    SocketSlot, Taken, TlsFlow,
+    MAX_LISTED_PORTS, MAX_POLICIES, NAMED_SOCKET_BYTES, PolicyHeader, RESET_RING_BYTES, RING_BYTES,
+    SOCKET_SLOTS, SocketCount, SocketSlot, Taken,
 };
 
 /// The maps that outlive the daemon, with what a pin must be to be one of them. The others belong to one
@@ -26,8 +26,8 @@ pub(super) const PINNED_MAPS: [(&str, MapShape); 24] = [
     ("RESETS", MapShape::of::<(), ()>(MapType::RingBuf, RESET_RING_BYTES)),
     ("LEARNED", MapShape::of::<LearnedKey, Learned>(MapType::Hash, MAX_LEARNED)),
     ("ASKERS", MapShape::of::<AskerKey, Asker>(MapType::LruHash, MAX_ASKERS)),
-    ("NAMED_FLOWS", MapShape::of::<u32, [u64; 17]>(MapType::SkStorage, 0)),
-    ("TLS_FLOWS", MapShape::of::<u32, TlsFlow>(MapType::SkStorage, 0)),
+    ("NAMED_SOCKETS", MapShape::of::<u32, [u8; NAMED_SOCKET_BYTES]>(MapType::SkStorage, 0)),
+    ("FOLLOWER", MapShape::of::<u32, u32>(MapType::ProgramArray, 1)),
     ("TLS_NAMES", MapShape::of::<u32, u32>(MapType::ArrayOfMaps, MAX_POLICIES)),
     ("ASKED_RESOLVERS", MapShape::of::<u32, [u32; 11]>(MapType::SkStorage, 0)),
     ("SOCKETS", MapShape::of::<u32, SocketCount>(MapType::Array, MAX_INSTANCES)),

@@ -37,7 +37,7 @@ fn listener(at: SocketAddr) -> io::Result<()> {
 /// What a denied call gets under a policy with this error. Where the kernel knows one alone, the policy is refused beforehand, and the programs
 /// deny all the same.
 fn expected(errno: Errno) -> Outcome {
-    match Features::check_errno(errno) {
+    match Features::of_this_kernel().check(&with(errno)) {
         Ok(()) => Outcome::Errno(errno.number()),
         Err(error) => {
             assert!(

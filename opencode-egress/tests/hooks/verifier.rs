@@ -1,7 +1,7 @@
 //! What the programs cost the kernel's verifier, which refuses those that take it a million steps.
 
 use opencode_egress::kernel::{
-    hooks::Needs,
+    hooks::to_load,
     loader::{Lifetime, load},
 };
 
@@ -13,7 +13,7 @@ const MOST: u32 = 100_000;
 fn programs_are_far_below_the_verifiers_limit() {
     let loaded = load(&Lifetime::Process).expect("the kernel side loads (root is needed)");
     let mut too_many = vec![];
-    for hook in loaded.programs.hooks(Needs::ALL) {
+    for hook in to_load(&loaded.programs.features()) {
         let program = loaded.programs.program(hook).expect("a program");
         // Linux 5.16 and newer say it.
         let Some(steps) = program.info().expect("its info").verified_instruction_count() else {

@@ -6,7 +6,7 @@ use std::{string::String, string::ToString as _, vec::Vec};
 
 use rustls::server::Acceptor;
 
-use super::{Followed, Hello, ServerName, Source, Standing, judge};
+use super::{Followed, Hello, Number, ServerName, Source, Standing, WINDOW, judge};
 
 /// What rustls makes of the beginning of a stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,11 +49,11 @@ pub(crate) enum Ours {
 pub(crate) fn ours(stream: &[u8]) -> Ours {
     struct Slice<'a>(&'a [u8]);
     impl Source for Slice<'_> {
-        fn number(&self, offset: u32, count: u32) -> Option<u64> {
+        fn copy(&self, offset: u32, count: u32, to: &[Number<u8>; WINDOW + 8]) -> bool {
             let (from, count) = (offset as usize, count as usize);
-            Some(
-                self.0.get(from..from + count)?.iter().fold(0, |number, byte| number << 8 | u64::from(*byte)),
-            )
+            let Some(bytes) = self.0.get(from..from + count) else { return false };
+            bytes.iter().zip(to).for_each(|(byte, to)| to.set(*byte));
+            true
         }
     }
     let (hello, mut name) = (Hello::default(), None);

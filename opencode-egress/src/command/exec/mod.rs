@@ -71,7 +71,7 @@ const MOST_LEFT: u32 = 64;
 /// When it could not be confined or started; nothing ran then.
 pub(super) fn exec(args: &ExecArgs) -> Result<ExitCode> {
     let (policy, resolver) = policy(args)?;
-    Features::check_errno(policy.errno)?;
+    Features::of_this_kernel().check(&policy)?;
     let compiled = compile(&policy)?;
     let mut loaded = load(&Lifetime::Process)?;
     loaded.maps.set_limits(&LogLimits::default())?;

@@ -126,7 +126,7 @@ mod tests {
     #[test]
     fn what_a_daemon_before_left_is_told_as_it_was() {
         let directory = tempfile::tempdir().expect("a directory");
-        let path = directory.path().join("v5.leases");
+        let path = directory.path().join("v6.leases");
         let revoked_by = Some(Grantor { uid: 2, ..Grantor::default() });
         let leases = InstanceLeases {
             active: vec![lease("10.0.0.0/8", false, u64::MAX), lease("10.1.0.0/16", true, 1)],
@@ -171,7 +171,7 @@ mod tests {
     #[test]
     fn an_end_that_fails_holds_up_no_other() {
         let directory = tempfile::tempdir().expect("a directory");
-        let mut leases = Leases::open(&directory.path().join("v5.leases"));
+        let mut leases = Leases::open(&directory.path().join("v6.leases"));
         let [a, b, c] = ["a", "b", "c"].map(|name| name.parse::<InstanceName>().expect("a name"));
         for (name, deadline) in [(&a, 5), (&b, 6), (&c, 5)] {
             let active = vec![lease("10.0.0.0/8", false, deadline)];

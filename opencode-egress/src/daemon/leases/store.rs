@@ -171,7 +171,7 @@ mod tests {
     #[test]
     fn what_was_written_is_read_again_in_this_boot_alone() {
         let directory = tempfile::tempdir().expect("a directory");
-        let path = directory.path().join("v5.leases");
+        let path = directory.path().join("v6.leases");
         let (mut store, of) = LeaseStore::open(&path);
         assert_eq!(of, BTreeMap::new());
         let leases =

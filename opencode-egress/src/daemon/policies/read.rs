@@ -44,10 +44,11 @@ pub(in crate::daemon) fn read(
 ) -> Result<Read, DaemonError> {
     let text = file::read(config)?;
     let set = file::parse(config, &text)?;
+    let features = Features::of_this_kernel();
     let (mut policies, mut compiled) = (BTreeMap::new(), BTreeMap::new());
     for (name, policy) in set.instances {
-        Features::check_errno(policy.errno)
-            .map_err(|source| DaemonError::Kernel { name: name.clone(), source })?;
+        let possible = features.check(&policy);
+        possible.map_err(|source| DaemonError::Kernel { name: name.clone(), source })?;
         let policy = policy.leased(leased.get(&name).cloned().unwrap_or_default());
         // Sockets of flows by name, or by a lease, are marked as the policy says.
         let marked = (policy.names.is_empty() && policy.leased.is_empty()) || mark == set.resolver.mark;

@@ -131,7 +131,9 @@ impl Maps {
         let headers: Vec<_> = policies.iter().map(|(instance, policy)| (*instance, policy.header)).collect();
         for (instance, policy) in policies {
             let before = self.current(instance);
-            self.current.store(instance, next(instance, before).with_names(policy.header.has_names()));
+            // What sockets remember of an earlier policy's names is to be looked at until they have forgotten it.
+            let has_names = policy.header.has_names() || before.has_names();
+            self.current.store(instance, next(instance, before).with_names(has_names));
             self.in_force.insert(instance, policy.rules);
             old.extend((before.slot() != 0).then_some(before.slot()));
         }

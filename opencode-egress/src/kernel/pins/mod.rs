@@ -1,7 +1,7 @@
 //! What is pinned on the bpffs, and where.
 //!
 //! ```text
-//! /sys/fs/bpf/opencode-egress/v5/CURRENT …             maps
+//! /sys/fs/bpf/opencode-egress/v6/CURRENT …             maps
 //!                               /NAMES                 which instance has which number
 //!                               /links/<unit>/<cgroup id>/<hook>
 //!                                                        /late   a directory: it ran before it was confined

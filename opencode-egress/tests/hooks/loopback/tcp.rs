@@ -113,8 +113,9 @@ fn data_in_the_first_packet_reaches_a_server_of_its_own() {
 fn a_client_at_a_resolvers_port_is_answered() {
     // With an error of its own, for which datagrams' calls are judged, and without.
     for errno in [Errno::default(), Errno::Econnrefused] {
-        if Features::check_errno(errno).is_ok() {
-            is_answered_at_a_resolvers_port(&Policy { errno, ..own() });
+        let policy = Policy { errno, ..own() };
+        if Features::of_this_kernel().check(&policy).is_ok() {
+            is_answered_at_a_resolvers_port(&policy);
         }
     }
 }

@@ -278,6 +278,28 @@ fn what_audit_lets_open_ends_with_it() {
     assert_eq!(outcome, Outcome::Done(RESET));
 }
 
+/// A socket whose connection brought a hello is connected again while a network is listed and no name is: that brought none.
+#[test]
+fn a_socket_that_a_network_connects_again_brought_no_hello() {
+    let mut named = world();
+    let server = Server::start(named.world.server());
+    // With what follows a hello that the server has answered: nobody follows the connection any more.
+    let good = [&hello_to("listed.example")[..], &[23, 3, 3, 0, 4, 1, 2, 3, 4]].concat();
+    let open = |steps: &mut Steps| {
+        let socket = tcp((DENIED, PORT).into())?;
+        send(&socket, &good, 0)?;
+        conclude(&socket, Instant::now())?;
+        disconnect(&socket)?;
+        steps.wait()?;
+        connect(&socket, SocketAddr::from((DENIED, PORT)))?;
+        Ok(socket)
+    };
+    let listed = Policy { allow: vec![any("192.0.2.0/24")], ..names(&[]) };
+    let outcome = opened_under(&mut named, open, |named| named.install(&listed, &[]));
+    assert_eq!(outcome, Outcome::Done(RESET));
+    assert_eq!(server.end(), good, "of the first connection");
+}
+
 /// What brought a hello goes on where another rule has its name and address in place of the one by which it began.
 #[test]
 fn what_began_with_a_hello_goes_on_by_another_rule() {
