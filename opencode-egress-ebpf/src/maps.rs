@@ -185,11 +185,6 @@ static SENDMSG_JUDGES: u32 = 0;
 #[unsafe(no_mangle)]
 static SENDMSG_MAY_MARK: u32 = 0;
 
-/// Whether the kernel lets the program for what leaves go on with the one that follows TLS; set by the loader. Where it does not, no policy
-/// has `tls`.
-#[unsafe(no_mangle)]
-static EGRESS_CALLS_TLS: u32 = 0;
-
 /// Whether the kernel tells a packet's program which process runs; set by the loader.
 #[unsafe(no_mangle)]
 static PACKET_KNOWS_CALLER: u32 = 0;
@@ -252,12 +247,6 @@ fn is_set(flag: *const u32) -> bool {
 #[inline(always)]
 pub(crate) fn sendmsg_judges() -> bool {
     is_set(&raw const SENDMSG_JUDGES)
-}
-
-/// See [`EGRESS_CALLS_TLS`].
-#[inline(always)]
-pub(crate) fn egress_calls_tls() -> bool {
-    is_set(&raw const EGRESS_CALLS_TLS)
 }
 
 /// See [`SENDMSG_MAY_MARK`].

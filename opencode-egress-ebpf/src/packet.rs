@@ -32,25 +32,40 @@ use crate::{
 #[cgroup_skb(egress)]
 pub(crate) fn egress(ctx: SkBuffContext) -> i32 {
     let skb = Skb(ctx);
-    let instance = Instance::get();
-    // What goes on by name is not in the cache, so an instance with names looks for that first.
-    let mut known = if instance.current.has_names() { remembered::<Out>(&skb) } else { 0 };
-    let passes = known & GOES_ON != 0
-        || skb.passes::<Out>(&instance)
-        || skb.interface() == LOOPBACK_IFINDEX && loopback::leaves(&skb) != 0;
-    if !passes {
-        match by_name::<Out>(&skb) {
-            // The flow may begin with this packet.
-            PASSES => known = IS_FOLLOWED,
-            said if judge_egress(&skb, said) == 0 => return 0,
-            _ => {}
-        }
-    }
-    if maps::egress_calls_tls() && known & IS_FOLLOWED != 0 {
+    let said = leave(&skb);
+    if said == FOLLOWED {
         maps::follow(&skb.0);
         return 0;
     }
-    1
+    said
+}
+
+/// The same for kernels that let no program do so which has functions. There no policy has `tls`.
+#[cgroup_skb(egress)]
+pub(crate) fn egress_alone(ctx: SkBuffContext) -> i32 {
+    i32::from(leave(&Skb(ctx)) != 0)
+}
+
+/// What [`leave`] says beside what a program does: the packet passes where the program that follows TLS says so.
+const FOLLOWED: i32 = 2;
+
+#[inline(always)]
+fn leave(skb: &Skb) -> i32 {
+    let instance = Instance::get();
+    // What goes on by name is not in the cache, so an instance with names looks for that first.
+    let mut known = if instance.current.has_names() { remembered::<Out>(skb) } else { 0 };
+    let passes = known & GOES_ON != 0
+        || skb.passes::<Out>(&instance)
+        || skb.interface() == LOOPBACK_IFINDEX && loopback::leaves(skb) != 0;
+    if !passes {
+        match by_name::<Out>(skb) {
+            // The flow may begin with this packet.
+            PASSES => known = IS_FOLLOWED,
+            said if judge_egress(skb, said) == 0 => return 0,
+            _ => {}
+        }
+    }
+    if known & IS_FOLLOWED == 0 { 1 } else { FOLLOWED }
 }
 
 /// A packet that is not plain, or whose flow the cache has not. Reading, judging and telling are functions of their own: each

@@ -24,7 +24,7 @@ use crate::kernel::{
     layout::{self, LayoutError},
     maps::{self, Maps, MapsError},
     pins::{self, PinError},
-    programs::{Programs, load_program},
+    programs::{Programs, load_program, program_of},
     ring::{self, Events, Resets},
     shapes::{MapShape, PINNED_MAPS},
 };
@@ -124,7 +124,6 @@ pub fn load(lifetime: &Lifetime<'_>) -> Result<Loaded, LoadError> {
         ("SENDMSG_JUDGES", !features.packet_knows_caller),
         ("SENDMSG_MAY_MARK", features.sendmsg_may_mark),
         ("CALL_MAY_SET_ERROR", features.call_may_set_error),
-        ("EGRESS_CALLS_TLS", features.egress_calls_tls),
     ]
     .map(|(name, set)| (name, u32::from(set)));
     for (name, set) in &flags {
@@ -166,7 +165,7 @@ pub fn load(lifetime: &Lifetime<'_>) -> Result<Loaded, LoadError> {
     let mut ebpf = loader.load(OBJECT).map_err(|error| LoadError::Object(Box::new(error)))?;
     let mut ids = BTreeMap::new();
     for hook in hooks {
-        let program = ebpf.program_mut(hook.name()).ok_or(LoadError::MissingProgram(hook))?;
+        let program = ebpf.program_mut(program_of(hook, features)).ok_or(LoadError::MissingProgram(hook))?;
         let refused = |error| LoadError::Program { hook, source: Box::new(error) };
         load_program(program).map_err(refused)?;
         ids.insert(hook, program.info().map_err(refused)?.id());

@@ -68,7 +68,7 @@ impl Programs {
 
     /// The program of a hook. `None`: the object has none.
     pub fn program(&self, hook: Hook) -> Option<&Program> {
-        self.ebpf.program(hook.name())
+        self.ebpf.program(program_of(hook, self.features))
     }
 
     /// Whether a hook's link has the program that this process loaded.
@@ -127,6 +127,14 @@ impl Programs {
             return Err(error(io::Error::other("the program is not loaded")));
         };
         attach(program.as_fd(), cgroup.as_fd(), hook).map_err(error)
+    }
+}
+
+/// The name of a hook's program in the object.
+pub(super) fn program_of(hook: Hook, features: Features) -> &'static str {
+    match hook {
+        Hook::Egress if !features.egress_calls_tls => "egress_alone",
+        hook => hook.name(),
     }
 }
 

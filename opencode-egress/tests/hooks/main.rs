@@ -17,6 +17,7 @@ mod errno;
 mod events;
 mod exec;
 mod holders;
+mod interpreter;
 mod ipsec;
 mod joins;
 mod leases;

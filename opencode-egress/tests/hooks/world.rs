@@ -7,7 +7,7 @@ use std::{
     os::fd::{AsFd as _, BorrowedFd},
     path::Path,
     sync::{
-        Once,
+        Once, PoisonError, RwLock,
         atomic::{AtomicU32, Ordering},
     },
     time::{Duration, Instant},
@@ -63,6 +63,9 @@ impl Drop for Scratch {
     }
 }
 
+/// Held to turn off the kernel's compiler of programs; by all others while they load some.
+pub(crate) static COMPILER: RwLock<()> = RwLock::new(());
+
 /// Allows the witness' first addresses, for everything.
 pub(crate) fn base_policy() -> Policy {
     Policy { allow: vec![any("192.0.2.2/32"), any("2001:db8:1::2/128")], ..Policy::default() }
@@ -112,11 +115,16 @@ impl World {
 
     /// The same, with the kernel side loaded for as long as this says; pinned, it has room for more than one instance.
     pub(crate) fn with(lifetime: &Lifetime<'_>) -> Self {
+        let _compiled = COMPILER.read().unwrap_or_else(PoisonError::into_inner);
+        Self::of(load(lifetime).expect("the kernel side loads (root is needed)"))
+    }
+
+    /// The same with a kernel side that is loaded.
+    pub(crate) fn of(mut loaded: Loaded) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         static FIRST: Once = Once::new();
         FIRST.call_once(remove_leftovers);
         let name = format!("hooks-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let mut loaded = load(lifetime).expect("the kernel side loads (root is needed)");
         loaded.maps.set_limits(&UNLIMITED).expect("limits");
         let hierarchy = Hierarchy::find().expect("a cgroup2 hierarchy");
         let own = hierarchy.of_process(std::process::id()).expect("the test's own cgroup");
