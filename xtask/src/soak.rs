@@ -24,13 +24,21 @@ pub(crate) struct Args {
     /// Resolve so many fresh names, and connect to them
     #[arg(long, value_name = "N")]
     names: Option<usize>,
+    /// Keep a flow for so many minutes whose address came by an answer that is good for a second
+    #[arg(long, value_name = "N")]
+    flow_minutes: Option<u64>,
 }
 
 /// Fails at the first leaked, wrongly denied or uncounted packet.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let Args { minutes, restarts, starts, upgrades, names } = args;
-    if minutes.is_none() && [restarts, starts, upgrades, names].iter().all(|count| count.is_none()) {
-        bail!("nothing to do; say --minutes N, --restarts N, --starts N, --upgrades N or --names N");
+    let Args { minutes, restarts, starts, upgrades, names, flow_minutes } = args;
+    let times = [minutes, flow_minutes];
+    if times.iter().all(|time| time.is_none())
+        && [restarts, starts, upgrades, names].iter().all(|count| count.is_none())
+    {
+        bail!(
+            "nothing to do; say --minutes N, --flow-minutes N, --restarts N, --starts N, --upgrades N or --names N"
+        );
     }
     if let Some(why) = Machine::impossible() {
         bail!("no soak: {why}");
@@ -46,6 +54,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if let Some(count) = names {
         let seen = scenarios::race_of_names(&mut machine, *count)?;
         told(format!("ok     {count} fresh names: none refused; {seen}"));
+    }
+    if let Some(minutes) = flow_minutes {
+        let seen = scenarios::long_flow(&mut machine, *minutes)?;
+        told(format!("ok     a flow of {minutes} minutes over an answer of one second; {seen}"));
     }
     if minutes.is_none() && restarts.is_none() && starts.is_none() {
         return Ok(());

@@ -23,7 +23,7 @@ mod waiting;
 mod why;
 
 pub(crate) use main_job::MAIN_JOB;
-pub(crate) use names::race_of_names;
+pub(crate) use names::{long_flow, race_of_names};
 pub(crate) use steady::CLOCK;
 pub(crate) use step::{
     A, B, POLICY, Scenario, TALK, Tell, daemon_log, get, health_request, healthy, pinned, status,

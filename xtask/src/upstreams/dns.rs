@@ -1,5 +1,5 @@
 //! A server for names, over UDP and TCP. Every name exists. What it has is in its first label: `v4-c000020a` has 192.0.2.10 and nothing else,
-//! `v6-` and 32 digits an address of the other kind, `v6many-` [`MANY`] from that one on, `v6zero-` that one for no time at all, `v6alias-` the name of a name that has it;
+//! `v6-` and 32 digits an address of the other kind, `v6many-` [`MANY`] from that one on, `v6zero-` that one for no time at all, `v6second-` for a second, `v6alias-` the name of a name that has it;
 //! `provider` has addresses of its own; one that begins with `slow` is answered late; all others have [`V4`] and [`V6`].
 
 use std::{
@@ -90,6 +90,7 @@ fn answer(question: &[u8], longest: usize) -> Option<Vec<u8>> {
         }
         ([0, 28], Some(("v6", digits))) => one(TIME_TO_LIVE, &v6(digits)?.to_be_bytes()),
         ([0, 28], Some(("v6zero", digits))) => one(0, &v6(digits)?.to_be_bytes()),
+        ([0, 28], Some(("v6second", digits))) => one(1, &v6(digits)?.to_be_bytes()),
         ([0, 28], Some(("v6many", digits))) => {
             let first = v6(digits)?;
             (first..first + MANY).flat_map(|address| one(TIME_TO_LIVE, &address.to_be_bytes())).collect()
@@ -99,7 +100,7 @@ fn answer(question: &[u8], longest: usize) -> Option<Vec<u8>> {
             let address = v6(digits)?.to_be_bytes();
             vec![record(&asked_for, &CNAME, TIME_TO_LIVE, alias), record(alias, kind, TIME_TO_LIVE, &address)]
         }
-        (_, Some(("v4" | "v6" | "v6zero" | "v6many" | "v6alias", _))) => vec![],
+        (_, Some(("v4" | "v6" | "v6zero" | "v6second" | "v6many" | "v6alias", _))) => vec![],
         ([0, 1], _) if label == "provider" => one(TIME_TO_LIVE, &PROVIDER_V4.octets()),
         ([0, 28], _) if label == "provider" => one(TIME_TO_LIVE, &PROVIDER_V6.octets()),
         ([0, 1], _) => one(TIME_TO_LIVE, &V4.octets()),

@@ -7,12 +7,13 @@ mod hostile;
 mod kept;
 mod learn;
 mod leased;
+mod long;
 mod race;
 mod tls;
 mod units;
 
-pub(crate) use self::race::race_of_names;
 pub(super) use self::{
     asked::NAMES, changed::CHANGED, hostile::HOSTILE, kept::KEPT, learn::LEARN, leased::LEASES, race::RACE,
     tls::TLS,
 };
+pub(crate) use self::{long::long_flow, race::race_of_names};
