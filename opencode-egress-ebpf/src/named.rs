@@ -79,10 +79,18 @@ fn find(socket: *mut NamedSocket, flow: &Flow) -> u64 {
     index
 }
 
+/// Whether what is remembered of a socket is of this instance. Another one's generations are others, of the same numbers.
+#[inline(always)]
+fn is_of(socket: *mut NamedSocket, instance: &Instance) -> bool {
+    // SAFETY: the caller's pointer is not null, and the socket's for as long as the program runs.
+    unsafe { (&raw const (*socket).instance).read_volatile() == instance.index }
+}
+
 /// The rule by which a flow of a socket, of which this is remembered, was allowed under the policy in force: 0 for none.
 #[inline(never)]
 pub(crate) fn goes_on_by(socket: *mut NamedSocket, instance: &Instance, flow: &Flow) -> u64 {
-    if socket.is_null() {
+    // A policy that is out of force has its generation still.
+    if socket.is_null() || instance.current.slot() == 0 || !is_of(socket, instance) {
         return 0;
     }
     let mut index = 0;
@@ -101,10 +109,15 @@ pub(crate) fn goes_on_by(socket: *mut NamedSocket, instance: &Instance, flow: &F
 
 /// Remembers that a flow of this full socket began. Returns whether there was memory for it.
 #[inline(never)]
-fn remember(sk: *mut bpf_sock, generation: u32, flow: &Flow, rule: u64) -> bool {
+fn remember(sk: *mut bpf_sock, instance: &Instance, flow: &Flow, rule: u64) -> bool {
     let socket = socket_of(sk, BPF_SK_STORAGE_GET_F_CREATE);
     if socket.is_null() {
         return false;
+    }
+    if !is_of(socket, instance) {
+        forget(socket, 0);
+        // SAFETY: the storage is the socket's for as long as the program runs.
+        unsafe { (&raw mut (*socket).instance).write_volatile(instance.index) };
     }
     // The place that has it, or the next one.
     let number = match find(socket, flow) {
@@ -113,7 +126,7 @@ fn remember(sk: *mut bpf_sock, generation: u32, flow: &Flow, rule: u64) -> bool 
         _ => unsafe {
             let next = (&raw const (*socket).next).read_volatile();
             (&raw mut (*socket).next).write_volatile(next.wrapping_add(1));
-            next
+            u64::from(next)
         },
     };
     let place = place(socket, number);
@@ -127,7 +140,7 @@ fn remember(sk: *mut bpf_sock, generation: u32, flow: &Flow, rule: u64) -> bool 
         address.add(2).write_volatile(words[2]);
         address.add(3).write_volatile(words[3]);
         (&raw mut (*place).shape).write_volatile(shape(flow));
-        (&raw mut (*place).generation).write_volatile(generation);
+        (&raw mut (*place).generation).write_volatile(instance.current.generation());
     }
     true
 }
@@ -190,9 +203,9 @@ const BEGAN_AS_TLS: u32 = 2;
 
 /// The place that has a flow of this full socket.
 #[inline(always)]
-fn place_of(sk: *mut bpf_sock, flow: &Flow) -> Option<*mut BegunFlow> {
+fn place_of(sk: *mut bpf_sock, instance: &Instance, flow: &Flow) -> Option<*mut BegunFlow> {
     let socket = socket_of(sk, 0);
-    if socket.is_null() {
+    if socket.is_null() || !is_of(socket, instance) {
         return None;
     }
     let number = find(socket, flow);
@@ -202,7 +215,7 @@ fn place_of(sk: *mut bpf_sock, flow: &Flow) -> Option<*mut BegunFlow> {
 /// How a flow of this full socket began.
 #[inline(never)]
 fn began(sk: *mut bpf_sock, instance: &Instance, flow: &Flow) -> u32 {
-    let Some(place) = place_of(sk, flow) else { return BEGAN_OTHERWISE };
+    let Some(place) = place_of(sk, instance, flow) else { return BEGAN_OTHERWISE };
     // SAFETY: the storage is the socket's for as long as the program runs.
     let rule = NameRuleId(unsafe { (&raw const (*place).rule).read_volatile() });
     let (Some(trie), Some(flow)) = (maps::trie(instance.current.slot()), NamedFlow::of(flow)) else {
@@ -216,16 +229,30 @@ fn began(sk: *mut bpf_sock, instance: &Instance, flow: &Flow) -> u32 {
     if rule.opens_tls() { BEGAN_AS_TLS } else { BEGAN_OTHERWISE }
 }
 
-/// Has a flow of this full socket that began by a rule with `tls` go on by none: it is free of TLS now, by something that may end.
+/// Has flows of this full socket that began by a rule with `tls` go on by none: they are free of TLS now, by something that may end. All of
+/// them, for where a connection goes may be rewritten.
+#[inline(always)]
+pub(crate) fn forget_tls(sk: *mut bpf_sock) {
+    let socket = socket_of(sk, 0);
+    if !socket.is_null() {
+        forget(socket, NameRuleId::TLS);
+    }
+}
+
+/// Forgets the rules that have these bits, by which flows began.
 #[inline(never)]
-pub(crate) fn forget_tls(sk: *mut bpf_sock, flow: &Flow) {
-    let Some(place) = place_of(sk, flow) else { return };
-    // SAFETY: the storage is the socket's for as long as the program runs.
-    unsafe {
-        if NameRuleId((&raw const (*place).rule).read_volatile()).opens_tls() {
-            (&raw mut (*place).generation).write_volatile(0);
-            (&raw mut (*place).rule).write_volatile(0);
+fn forget(socket: *mut NamedSocket, bits: u64) {
+    let mut index = 0;
+    while index < FLOWS as u64 {
+        let place = place(socket, index);
+        // SAFETY: the storage is the socket's for as long as the program runs.
+        unsafe {
+            if (&raw const (*place).rule).read_volatile() & bits == bits {
+                (&raw mut (*place).generation).write_volatile(0);
+                (&raw mut (*place).rule).write_volatile(0);
+            }
         }
+        index += 1;
     }
 }
 
@@ -266,7 +293,7 @@ pub(crate) fn judge(instance: &Instance, flow: &Flow, sk: FullSk, new: bool) -> 
         return ByName::Unknown;
     }
     if rule > 1 {
-        let remembered = remember(sk.as_ptr(), instance.current.generation(), flow, rule);
+        let remembered = remember(sk.as_ptr(), instance, flow, rule);
         // Without memory for it a flow goes on for as long as the address is good; but a hello that nobody can follow must not leave.
         return if remembered || !NameRuleId(rule).opens_tls() { ByName::Allowed } else { ByName::Unknown };
     }

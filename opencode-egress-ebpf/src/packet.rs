@@ -35,7 +35,8 @@ pub(crate) fn egress(ctx: SkBuffContext) -> i32 {
     let said = leave(&skb);
     if said == FOLLOWED {
         maps::follow(&skb.0);
-        return 0;
+        // It is not there: somebody took away the map's pin, and no daemon runs.
+        return skb.end_connection(&Instance::get());
     }
     said
 }
@@ -43,7 +44,11 @@ pub(crate) fn egress(ctx: SkBuffContext) -> i32 {
 /// The same for kernels that let no program do so which has functions. There no policy has `tls`.
 #[cgroup_skb(egress)]
 pub(crate) fn egress_alone(ctx: SkBuffContext) -> i32 {
-    i32::from(leave(&Skb(ctx)) != 0)
+    let passes = match leave(&Skb(ctx)) {
+        FOLLOWED => !Instance::get().head().is_some_and(|header| header.has_tls()),
+        said => said != 0,
+    };
+    i32::from(passes)
 }
 
 /// What [`leave`] says beside what a program does: the packet passes where the program that follows TLS says so.
@@ -59,8 +64,9 @@ fn leave(skb: &Skb) -> i32 {
         || skb.interface() == LOOPBACK_IFINDEX && loopback::leaves(skb) != 0;
     if !passes {
         match by_name::<Out>(skb) {
-            // The flow may begin with this packet.
-            PASSES => known = IS_FOLLOWED,
+            // The connection may begin with this packet.
+            PASSES if skb.is_of_stream() => known = IS_FOLLOWED,
+            PASSES => {}
             said if judge_egress(skb, said) == 0 => return 0,
             _ => {}
         }

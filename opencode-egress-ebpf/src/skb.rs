@@ -13,7 +13,7 @@ use opencode_egress_common::{
 
 use crate::{
     sk::{FullSk, Sk},
-    uapi::{ETH_P_IP, ETH_P_IPV6},
+    uapi::{ETH_P_IP, ETH_P_IPV6, SOCK_STREAM},
 };
 
 /// A packet in the kernel.
@@ -70,6 +70,12 @@ impl Skb {
     pub(crate) fn full_socket(&self) -> Option<FullSk> {
         // SAFETY: the helper takes any socket.
         FullSk::new(unsafe { bpf_sk_fullsock(self.socket()?.as_ptr()) })
+    }
+
+    /// Whether its socket is a stream's.
+    #[inline(always)]
+    pub(crate) fn is_of_stream(&self) -> bool {
+        self.full_socket().is_some_and(|sk| sk.kind() == SOCK_STREAM)
     }
 
     /// Whether a datagram has its socket's own port for a source, as everything has that was not wrapped into

@@ -15,7 +15,7 @@ use aya_ebpf::{
 use opencode_egress_common::{
     abi::{Event, GreetedEvent, Learned, LearnedKey, NameRuleId},
     decide::Verdict,
-    flow::{Address, Class, Flow, Protocol},
+    flow::{Address, Class, Flow},
     hello::{self, Followed, Number, ServerName, Source, Standing, WINDOW},
     names::{GoesOn, LearnedAddresses, NamedFlow, goes_on},
     reason::{DropReason, Hook},
@@ -85,7 +85,7 @@ fn prepare(skb: &Skb, sk: FullSk, flow: &TlsFlow, said: u32) -> u32 {
     let ends = opens || said == GoesOn::Freely as u32;
     // It does not go on by that rule when what frees it ends. Also where nothing is followed: it may have sent nothing under the rule.
     if ends {
-        named::forget_tls(sk.as_ptr(), &sk.peer(Protocol::TCP));
+        named::forget_tls(sk.as_ptr());
     }
     flow.generation.set(Instance::get().current.generation());
     if ends {
@@ -138,9 +138,6 @@ fn begin(skb: &Skb, flow: &TlsFlow) -> u32 {
 #[inline(never)]
 fn must_open_tls(skb: &Skb, sk: FullSk) -> u32 {
     let instance = Instance::get();
-    if !instance.head().is_some_and(|header| header.has_tls()) {
-        return GoesOn::Freely as u32;
-    }
     match begun_by(skb, sk, &instance) {
         0 => {}
         rule if NameRuleId(rule).opens_tls() => return GoesOn::AsTls as u32,

@@ -9,7 +9,8 @@ use crate::flow::Address;
 pub struct NameRuleId(pub u64);
 
 impl NameRuleId {
-    const TLS: u64 = 1 << 63;
+    /// The bit of a rule with `tls`.
+    pub const TLS: u64 = 1 << 63;
 
     /// A rule with this hash.
     pub const fn of_rule(hash: u64, tls: bool) -> Self {

@@ -1,6 +1,6 @@
 //! Whether the running kernel has what the programs and maps take. One that does not is refused, naming what it lacks.
 
-use std::io;
+use std::{io, sync::OnceLock};
 
 use aya::{
     maps::MapType,
@@ -57,7 +57,7 @@ pub enum KernelError {
     FixedErrno(&'static str),
     /// Programs cannot go on with others.
     #[error(
-        "this kernel cannot follow a TLS hello, as the rule `{0}` has it: that takes its compiler of eBPF programs (net.core.bpf_jit_enable = 1), on arm64 of Linux 6.0 or newer. Say `\"tls\": false`, or `/notls`, in the policy's rules for names, or use such a kernel"
+        "this kernel cannot follow a TLS hello, as the rule `{0}` has it: that takes its compiler of eBPF programs (net.core.bpf_jit_enable = 1), on arm64 of Linux 6.0 or newer; it is looked for when the daemon starts. Say `\"tls\": false`, or `/notls`, in the policy's rules for names, or use such a kernel"
     )]
     NoTailCalls(String),
     /// The kernel answered with an error that says nothing about the feature.
@@ -129,8 +129,14 @@ pub struct Features {
 }
 
 impl Features {
-    /// Asks the running kernel.
+    /// What the running kernel may do, as it was found when this process asked first: what it loaded then was made for that.
     pub fn of_this_kernel() -> Self {
+        static FOUND: OnceLock<Features> = OnceLock::new();
+        *FOUND.get_or_init(Self::ask)
+    }
+
+    /// Asks the running kernel.
+    pub fn ask() -> Self {
         let has = |program, helpers: &[BpfHelper]| {
             helpers.iter().all(|helper| is_helper_supported(program, *helper).unwrap_or(false))
         };
@@ -156,7 +162,7 @@ impl Features {
         }
     }
 
-    /// Finds out whether a policy can be in force.
+    /// Finds out whether a policy can be in force, with what is leased beside it.
     ///
     /// # Errors
     ///
@@ -165,8 +171,8 @@ impl Features {
         if policy.errno != Errno::default() && !self.call_may_set_error {
             return Err(KernelError::FixedErrno(policy.errno.name()));
         }
-        match policy.names.iter().find(|rule| rule.tls()) {
-            Some(rule) if !self.egress_calls_tls => Err(KernelError::NoTailCalls(rule.to_string())),
+        match policy.all_names().find(|(rule, _)| rule.tls()) {
+            Some((rule, _)) if !self.egress_calls_tls => Err(KernelError::NoTailCalls(rule.to_string())),
             _ => Ok(()),
         }
     }

@@ -4,7 +4,7 @@ use opencode_egress_common::{abi::PolicyHeader, reason::Hook};
 
 use crate::kernel::features::Features;
 
-/// Every hook, in the order in which links are made. `sock_release` lets everything pass; it comes first, for a socket that
+/// Every hook that has links, in the order in which they are made. `sock_release` lets everything pass; it comes first, for a socket that
 /// `sock_create` counts must not close unseen. That lets nearly everything pass whatever the policy is, so it can come before the
 /// scope is written, and its link makes the scope's storage.
 pub const ATTACH_ORDER: [Hook; 15] = [
@@ -62,9 +62,9 @@ pub fn to_attach(features: &Features, needs: Needs) -> impl Iterator<Item = Hook
     })
 }
 
-/// The hooks whose programs are loaded on a kernel. That for TLS is not attached: the one for what leaves goes on with it.
+/// The hooks whose programs are loaded on a kernel. That for TLS is not attached: the one for what leaves goes on with it, where it can.
 pub fn to_load(features: &Features) -> impl Iterator<Item = Hook> + use<> {
-    to_attach(features, Needs::ALL).chain([Hook::Tls])
+    to_attach(features, Needs::ALL).chain(features.egress_calls_tls.then_some(Hook::Tls))
 }
 
 /// The kernel's attach type of a hook (`enum bpf_attach_type`,
@@ -72,6 +72,7 @@ pub fn to_load(features: &Features) -> impl Iterator<Item = Hook> + use<> {
 pub const fn attach_type(hook: Hook) -> u32 {
     match hook {
         Hook::Ingress => 0,
+        // The latter has no links; it is a program of that type.
         Hook::Egress | Hook::Tls => 1,
         Hook::SockCreate => 2,
         Hook::Bind4 => 8,

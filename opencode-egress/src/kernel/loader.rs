@@ -108,6 +108,15 @@ pub enum Lifetime<'a> {
 ///
 /// When the kernel lacks something or refuses; nothing is left half made but pinned maps without links.
 pub fn load(lifetime: &Lifetime<'_>) -> Result<Loaded, LoadError> {
+    load_for(lifetime, Features::of_this_kernel())
+}
+
+/// The same for a kernel that may do this, and perhaps more.
+///
+/// # Errors
+///
+/// As of [`load`].
+pub fn load_for(lifetime: &Lifetime<'_>, features: Features) -> Result<Loaded, LoadError> {
     // Before Linux 5.11 maps count as locked memory. Where it matters and this fails, creating them fails.
     let _ = setrlimit(Resource::Memlock, Rlimit { current: None, maximum: None });
     features::check()?;
@@ -116,7 +125,6 @@ pub fn load(lifetime: &Lifetime<'_>) -> Result<Loaded, LoadError> {
     let paths;
     let mut loader = EbpfLoader::new();
     loader.override_global("VERDICT_TAG_KEYS", &keys, true);
-    let features = Features::of_this_kernel();
     let hooks: Vec<_> = hooks::to_load(&features).collect();
     let flags = [
         ("SETSOCKOPT_KNOWS_CALLER", features.setsockopt_knows_caller),
@@ -153,6 +161,11 @@ pub fn load(lifetime: &Lifetime<'_>) -> Result<Loaded, LoadError> {
             let _ = setrlimit(Resource::Nofile, Rlimit { current: files.maximum, ..files });
             pins::prepare(directory)?;
             paths = PINNED_MAPS.map(|(name, shape)| (name, shape, directory.join(name)));
+            if !directory.join(SCOPES).exists() {
+                // Its programs are for the map that was there, and the kernel takes none for another beside them (`bpf_prog_map_compatible`,
+                // <https://github.com/torvalds/linux/blob/v6.18/kernel/bpf/core.c>).
+                pins::remove_map(directory, FOLLOWER)?;
+            }
             for (name, shape, path) in &paths {
                 if path.exists() && MapShape::of_pin(path).ok() != Some(*shape) {
                     return Err(LoadError::ForeignPin { path: path.clone() });
@@ -170,7 +183,7 @@ pub fn load(lifetime: &Lifetime<'_>) -> Result<Loaded, LoadError> {
         load_program(program).map_err(refused)?;
         ids.insert(hook, program.info().map_err(refused)?.id());
     }
-    let follower = set_follower(&mut ebpf)?;
+    let follower = features.egress_calls_tls.then(|| set_follower(&mut ebpf)).transpose()?;
     let maps = Maps::open(&mut ebpf)?;
     let (events, resets) = ring::open(&mut ebpf, &maps)?;
     // An object without messages has no map for them, which is an error here and the rule there.
@@ -185,15 +198,18 @@ pub fn load(lifetime: &Lifetime<'_>) -> Result<Loaded, LoadError> {
     })
 }
 
+/// The map of confined cgroups, and that of the program that follows TLS.
+const SCOPES: &str = "SCOPES";
+const FOLLOWER: &str = "FOLLOWER";
+
 /// Gives the programs for what leaves, those of an earlier load too, the program for TLS that they go on with. The kernel takes it away
-/// from them with the last descriptor of the map, or pin.
+/// from them with the last descriptor of the map, or pin. It takes no compiled program beside one that is not, so there is none of those here.
 fn set_follower(ebpf: &mut Ebpf) -> Result<ProgramArray<MapData>, LoadError> {
-    const NAME: &str = "FOLLOWER";
-    let mut follower: ProgramArray<MapData> = maps::take(ebpf, NAME)?;
+    let mut follower: ProgramArray<MapData> = maps::take(ebpf, FOLLOWER)?;
     let program = ebpf.program(Hook::Tls.name()).ok_or(LoadError::MissingProgram(Hook::Tls))?;
     let refused = |source| LoadError::Program { hook: Hook::Tls, source: Box::new(source) };
     let set = follower.set(0, program.fd().map_err(refused)?, 0);
-    let error = |source| MapsError::Operation { action: "write", name: NAME, source: Box::new(source) };
+    let error = |source| MapsError::Operation { action: "write", name: FOLLOWER, source: Box::new(source) };
     set.map_err(error)?;
     Ok(follower)
 }

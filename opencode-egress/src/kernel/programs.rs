@@ -52,7 +52,7 @@ pub struct Programs {
     pub(super) ids: BTreeMap<Hook, u32>,
     pub(super) features: Features,
     /// What the program for what leaves finds that for TLS in.
-    pub(super) _follower: ProgramArray<MapData>,
+    pub(super) _follower: Option<ProgramArray<MapData>>,
 }
 
 impl Programs {

@@ -20,7 +20,11 @@ const BPF_PROG_TYPE_CGROUP_SKB: u32 = 8;
 
 /// Whether this kernel takes such a program. One that this process may not load is one that it does not take.
 pub(super) fn are_possible() -> bool {
-    program_array().and_then(|programs| load(programs.as_fd())).is_ok()
+    let load = || program_array().and_then(|programs| load(programs.as_fd()));
+    // The kernel gives up where there is a signal for the thread, as in `programs::load_program`.
+    let mut tries = std::iter::repeat_with(load).take(5);
+    let tried = tries.find(|tried| !matches!(tried, Err(error) if error.kind() == io::ErrorKind::WouldBlock));
+    tried.is_some_and(|tried| tried.is_ok())
 }
 
 fn program_array() -> io::Result<OwnedFd> {

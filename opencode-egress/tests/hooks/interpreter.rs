@@ -5,42 +5,50 @@ use std::{fs, sync::PoisonError};
 use opencode_egress::{
     kernel::{
         features::Features,
-        loader::{Lifetime, load},
+        loader::{Lifetime, load, load_for},
     },
     policy::Policy,
 };
 
 use crate::{
+    bpffs::Bpffs,
+    leases::{FAR_AHEAD, leases},
     names::names,
-    network::{PAIRS, PORT},
+    network::{ALLOWED, DENIED, PAIRS, PORT},
     sys::send_to,
     tcp::tcp,
     udp::udp,
     world::{COMPILER, World, base_policy},
 };
 
-/// Everything is judged there but TLS, and a policy that asks for that is refused.
+/// Everything is judged there but TLS, and a policy that asks for that is refused. On a machine of its own the compiler is turned off; elsewhere
+/// the programs are those for such a kernel.
 #[test]
 fn without_the_compiler_a_policy_with_tls_is_refused_and_others_are_enforced() {
     const ENABLED: &str = "/proc/sys/net/core/bpf_jit_enable";
-    if std::env::var_os("OPENCODE_EGRESS_TEST_OWNS_MACHINE").is_none() {
-        return eprintln!(
-            "skipped: no machine whose compiler may be turned off (cargo xtask vm-test --kernel 5.10 interpreter)"
-        );
-    }
-    let (mut world, features) = {
-        let _alone = COMPILER.write().unwrap_or_else(PoisonError::into_inner);
-        fs::write(ENABLED, "0").expect("the compiler is turned off");
-        let loaded = load(&Lifetime::Process);
-        let features = Features::of_this_kernel();
-        fs::write(ENABLED, "1").expect("the compiler is turned on again");
-        (World::of(loaded.expect("the kernel side loads")), features)
+    let (mut world, features) = match std::env::var_os("OPENCODE_EGRESS_TEST_OWNS_MACHINE") {
+        Some(_) => {
+            let _alone = COMPILER.write().unwrap_or_else(PoisonError::into_inner);
+            fs::write(ENABLED, "0").expect("the compiler is turned off");
+            let features = Features::ask();
+            let loaded = load_for(&Lifetime::Process, features);
+            fs::write(ENABLED, "1").expect("the compiler is turned on again");
+            (World::of(loaded.expect("the kernel side loads")), features)
+        }
+        None => {
+            let features = Features { egress_calls_tls: false, ..Features::of_this_kernel() };
+            let loaded = load_for(&Lifetime::Process, features).expect("the kernel side loads");
+            (World::of(loaded), features)
+        }
     };
-    let error = features.check(&names(&["listed.example"])).expect_err("rules with `tls` are refused");
-    let said = error.to_string();
-    assert!(said.contains("listed.example") && said.contains("/notls"), "{said}");
-    features.check(&names(&["listed.example/notls"])).expect("others are not");
+    let refused = names(&["listed.example"]);
+    for policy in [&refused, &base_policy().leased(leases(&["listed.example"], FAR_AHEAD, &[]))] {
+        let error = features.check(policy).expect_err("rules with `tls` are refused");
+        let said = error.to_string();
+        assert!(said.contains("listed.example") && said.contains("/notls"), "{said}");
+    }
     let policy = Policy { names: names(&["listed.example/notls"]).names, ..base_policy() };
+    features.check(&policy).expect("others are not");
     world.install(&policy);
     world.confine();
     for (allowed, denied) in PAIRS {
@@ -49,4 +57,31 @@ fn without_the_compiler_a_policy_with_tls_is_refused_and_others_are_enforced() {
         world.passes("UDP", (allowed, PORT), |to| send_to(&udp(to)?, b"data", 0, to).map(drop));
         world.denies("UDP", (denied, PORT), |to| send_to(&udp(to)?, b"data", 0, to).map(drop));
     }
+}
+
+/// Who turns the compiler on or off between two daemons has the programs of each.
+#[test]
+fn pins_are_good_with_the_compiler_and_without() {
+    let pins = Bpffs::mounted();
+    let maps = pins.0.path().join("maps");
+    let with = Features::of_this_kernel();
+    let without = Features { egress_calls_tls: false, ..with };
+    for features in [without, with, without, with] {
+        let loaded = load_for(&Lifetime::Pinned(&maps), features).expect("the kernel side loads");
+        let mut world = World::of(loaded);
+        world.install(&base_policy());
+        world.confine();
+        world.passes("TCP", (ALLOWED, PORT), |to| tcp(to).map(drop));
+        world.denies("TCP", (DENIED, PORT), |to| tcp(to).map(drop));
+    }
+}
+
+/// The kernel takes no program for a map of cgroups beside one for another.
+#[test]
+fn the_map_of_cgroups_may_be_gone() {
+    let pins = Bpffs::mounted();
+    let maps = pins.0.path().join("maps");
+    drop(load(&Lifetime::Pinned(&maps)).expect("the kernel side loads"));
+    fs::remove_file(maps.join("SCOPES")).expect("it is pinned");
+    load(&Lifetime::Pinned(&maps)).expect("the kernel side loads again");
 }

@@ -14,7 +14,10 @@ use super::{
 };
 use crate::{
     daemon::{error::DaemonError, policies::ChangedPolicy, state::Daemon},
-    kernel::maps::{boottime, since_boot},
+    kernel::{
+        features::Features,
+        maps::{boottime, since_boot},
+    },
     policy::{
         AnyRule, InstanceName, Mode, Policy,
         compile::compile,
@@ -66,6 +69,8 @@ impl LeaseTask {
     /// Compiles the policy with the leases, and brings its rules into the kernel.
     pub(in crate::daemon) fn run(self) -> Result<LeaseChange, DaemonError> {
         let policy = Policy::clone(&self.policy).leased(Leased::of(&self.leases.active, &self.leases.ended));
+        let possible = Features::of_this_kernel().check(&policy);
+        possible.map_err(|source| DaemonError::Kernel { name: self.name.clone(), source })?;
         let compiled =
             compile(&policy).map_err(|source| DaemonError::Compile { name: self.name.clone(), source })?;
         Ok(LeaseChange { changed: ChangedPolicy::load(compiled)?, policy: Arc::new(policy), task: self })

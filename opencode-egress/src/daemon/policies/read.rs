@@ -47,9 +47,9 @@ pub(in crate::daemon) fn read(
     let features = Features::of_this_kernel();
     let (mut policies, mut compiled) = (BTreeMap::new(), BTreeMap::new());
     for (name, policy) in set.instances {
+        let policy = policy.leased(leased.get(&name).cloned().unwrap_or_default());
         let possible = features.check(&policy);
         possible.map_err(|source| DaemonError::Kernel { name: name.clone(), source })?;
-        let policy = policy.leased(leased.get(&name).cloned().unwrap_or_default());
         // Sockets of flows by name, or by a lease, are marked as the policy says.
         let marked = (policy.names.is_empty() && policy.leased.is_empty()) || mark == set.resolver.mark;
         if let Some(same) = in_force.get(&name).filter(|in_force| marked && ***in_force == policy) {

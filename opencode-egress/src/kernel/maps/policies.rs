@@ -170,7 +170,8 @@ impl Maps {
     pub fn retire(&mut self, instances: &[InstanceIndex]) -> Result<(), MapsError> {
         for instance in instances {
             let before = self.current.load(*instance);
-            self.current.store(*instance, Current::new(before.generation(), 0));
+            let retired = Current::new(before.generation(), 0).with_names(before.has_names());
+            self.current.store(*instance, retired);
             self.in_force.remove(instance);
         }
         let given_back = self.listed.settle(instances.iter().map(|instance| (*instance, None)));

@@ -176,7 +176,7 @@ impl LinkDirectory {
         for hook in ATTACH_ORDER.iter().rev() {
             self.unpin(*hook)?;
         }
-        // What is left are marks, and links of hooks that only a newer version has.
+        // What is left are marks, and links of hooks that another version has.
         let entries = fs::read_dir(&self.path).map_err(io_error("list", &self.path))?;
         for path in entries.flatten().map(|entry| entry.path()).collect::<Vec<_>>() {
             let removed = if path.is_dir() { fs::remove_dir(&path) } else { fs::remove_file(&path) };

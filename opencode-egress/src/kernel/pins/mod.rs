@@ -239,6 +239,15 @@ impl MapPins {
     }
 }
 
+/// Removes the pin of a map from a directory of maps, if it is there.
+pub(crate) fn remove_map(directory: &Path, name: &str) -> Result<(), PinError> {
+    let path = directory.join(name);
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error("remove", &path)(error)),
+        _ => Ok(()),
+    }
+}
+
 /// What is in a directory; nothing if it is not there.
 fn names(directory: &Path) -> Result<Vec<String>, PinError> {
     let entries = match fs::read_dir(directory) {

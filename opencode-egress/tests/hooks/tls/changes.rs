@@ -7,7 +7,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use opencode_egress::{kernel::loader::Lifetime, policy::Policy};
+use opencode_egress::{
+    kernel::{instance::InstanceIndex, loader::Lifetime},
+    policy::{Policy, compile::compile},
+};
 use opencode_egress_common::{abi::Mode, reason::DropReason};
 
 use super::{RESET, SERVED, Server, conclude, finish, hello_to, learn, with_policy, world};
@@ -278,26 +281,53 @@ fn what_audit_lets_open_ends_with_it() {
     assert_eq!(outcome, Outcome::Done(RESET));
 }
 
-/// A socket whose connection brought a hello is connected again while a network is listed and no name is: that brought none.
+/// A socket whose connection brought a hello is connected again while a network is listed and no name is: that brought none. Also of an instance that
+/// was gone meanwhile.
 #[test]
 fn a_socket_that_a_network_connects_again_brought_no_hello() {
-    let mut named = world();
-    let server = Server::start(named.world.server());
     // With what follows a hello that the server has answered: nobody follows the connection any more.
     let good = [&hello_to("listed.example")[..], &[23, 3, 3, 0, 4, 1, 2, 3, 4]].concat();
-    let open = |steps: &mut Steps| {
-        let socket = tcp((DENIED, PORT).into())?;
-        send(&socket, &good, 0)?;
-        conclude(&socket, Instant::now())?;
-        disconnect(&socket)?;
-        steps.wait()?;
-        connect(&socket, SocketAddr::from((DENIED, PORT)))?;
-        Ok(socket)
-    };
     let listed = Policy { allow: vec![any("192.0.2.0/24")], ..names(&[]) };
-    let outcome = opened_under(&mut named, open, |named| named.install(&listed, &[]));
-    assert_eq!(outcome, Outcome::Done(RESET));
-    assert_eq!(server.end(), good, "of the first connection");
+    for gone in [false, true] {
+        let mut named = world();
+        let server = Server::start(named.world.server());
+        let open = |steps: &mut Steps| {
+            let socket = tcp((DENIED, PORT).into())?;
+            send(&socket, &good, 0)?;
+            conclude(&socket, Instant::now())?;
+            disconnect(&socket)?;
+            steps.wait()?;
+            connect(&socket, SocketAddr::from((DENIED, PORT)))?;
+            Ok(socket)
+        };
+        let outcome = opened_under(&mut named, open, |named| {
+            if gone {
+                named.world.loaded.maps.retire(&[InstanceIndex::FIRST]).expect("the policy goes");
+            }
+            named.install(&listed, &[]);
+        });
+        assert_eq!(outcome, Outcome::Done(RESET), "gone: {gone}");
+        assert_eq!(server.end(), good, "of the first connection");
+    }
+}
+
+/// What a socket remembers is its instance's: another one, which takes over its cgroup, has generations of the same numbers.
+#[test]
+fn what_an_instance_let_begin_is_not_anothers() {
+    let pins = Bpffs::mounted();
+    let maps = pins.0.path().join("maps");
+    let mut named = Named::with(&Lifetime::Pinned(&maps), &names(&["listed.example/notls"]));
+    named.learn("listed.example/notls", DENIED, 1000);
+    let other = InstanceIndex::new(2).expect("a number");
+    let (outcome, arrived) = between(&mut named, &[7; 100], |named| {
+        let maps = &mut named.world.loaded.maps;
+        let others = compile(&names(&["other.example"])).expect("it compiles");
+        while maps.current(other).generation() < maps.current(InstanceIndex::FIRST).generation() {
+            maps.install(other, &others).expect("it is in force");
+        }
+        maps.set_instance_of(named.world.cgroup.0.id(), other).expect("the cgroup is another's");
+    });
+    assert_eq!((outcome, &arrived[..]), (Outcome::Done(RESET), &[7; 60][..]));
 }
 
 /// What brought a hello goes on where another rule has its name and address in place of the one by which it began.
