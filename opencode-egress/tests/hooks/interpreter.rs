@@ -5,7 +5,7 @@ use std::{fs, sync::PoisonError};
 use opencode_egress::{
     kernel::{
         features::Features,
-        loader::{Lifetime, load, load_for},
+        loader::{Lifetime, Loaded, load_for},
     },
     policy::Policy,
 };
@@ -20,6 +20,12 @@ use crate::{
     udp::udp,
     world::{COMPILER, World, base_policy},
 };
+
+/// The kernel side, while nobody turns off the compiler.
+fn compiled(lifetime: &Lifetime<'_>, features: Features) -> Loaded {
+    let _on = COMPILER.read().unwrap_or_else(PoisonError::into_inner);
+    load_for(lifetime, features).expect("the kernel side loads")
+}
 
 /// Everything is judged there but TLS, and a policy that asks for that is refused. On a machine of its own the compiler is turned off; elsewhere
 /// the programs are those for such a kernel.
@@ -37,8 +43,7 @@ fn without_the_compiler_a_policy_with_tls_is_refused_and_others_are_enforced() {
         }
         None => {
             let features = Features { egress_calls_tls: false, ..Features::of_this_kernel() };
-            let loaded = load_for(&Lifetime::Process, features).expect("the kernel side loads");
-            (World::of(loaded), features)
+            (World::of(compiled(&Lifetime::Process, features)), features)
         }
     };
     let refused = names(&["listed.example"]);
@@ -67,8 +72,7 @@ fn pins_are_good_with_the_compiler_and_without() {
     let with = Features::of_this_kernel();
     let without = Features { egress_calls_tls: false, ..with };
     for features in [without, with, without, with] {
-        let loaded = load_for(&Lifetime::Pinned(&maps), features).expect("the kernel side loads");
-        let mut world = World::of(loaded);
+        let mut world = World::of(compiled(&Lifetime::Pinned(&maps), features));
         world.install(&base_policy());
         world.confine();
         world.passes("TCP", (ALLOWED, PORT), |to| tcp(to).map(drop));
@@ -81,7 +85,8 @@ fn pins_are_good_with_the_compiler_and_without() {
 fn the_map_of_cgroups_may_be_gone() {
     let pins = Bpffs::mounted();
     let maps = pins.0.path().join("maps");
-    drop(load(&Lifetime::Pinned(&maps)).expect("the kernel side loads"));
+    let load = || compiled(&Lifetime::Pinned(&maps), Features::of_this_kernel());
+    drop(load());
     fs::remove_file(maps.join("SCOPES")).expect("it is pinned");
-    load(&Lifetime::Pinned(&maps)).expect("the kernel side loads again");
+    drop(load());
 }
