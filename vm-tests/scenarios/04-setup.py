@@ -142,7 +142,7 @@ with subtest("its shell is one, and what opencode needs is in its path"):
 with subtest("it takes every flag, and they act"):
     asks = f"curl -sf -m 10 -o /dev/null -D - -H 'Origin: {{}}' http://{address('a')}/global/health"
     for origin in "https://one.example", "https://two.example":
-        machine.succeed(f"{asks.format(origin)} | grep -qix 'access-control-allow-origin: {origin}.'")
+        machine.succeed(f"{asks.format(origin)} | grep -ix 'access-control-allow-origin: {origin}.'")
     machine.fail(f"{asks.format('https://three.example')} | grep -qi access-control-allow-origin")
     machine.succeed(f"ss -Hulnp 'sport = 5353' | grep -q pid={main_pid('opencode-a')},")
     says("a", "tr '\\0' ' ' < /proc/$(pgrep -o -f 'opencode serve')/cmdline", "--mdns --mdns-domain project.local --pure")

@@ -358,6 +358,8 @@ with subtest("without a token the server does not start, and says whose fault it
     override("opencode-keys", "[Service]\nExecStartPre=\nExecStartPre=/bin/false\n")
     machine.fail("systemctl start opencode-a")
     assert "opencode-keys.service has made no token" in machine.succeed("journalctl -q -o cat --no-pager -u opencode-a-paths"), printed("a")
+    # Otherwise it may be about to start again as it was.
+    machine.succeed("systemctl stop opencode-keys")
     override("opencode-keys", "")
     machine.succeed("systemctl reset-failed 'opencode-*'", "systemctl start opencode-keys")
     start("a")
