@@ -89,9 +89,9 @@ fn serve(listener: &TcpListener) -> io::Result<u64> {
         let (mut client, _) = listener.accept()?;
         let mut byte = [0];
         // A client that dissolves its connection ends it for itself alone.
-        while client.read(&mut byte).is_ok_and(|count| count == 1) {
-            client.write_all(&[byte[0] + 1])?;
-        }
+        while client.read(&mut byte).is_ok_and(|count| count == 1)
+            && client.write_all(&[byte[0].wrapping_add(1)]).is_ok()
+        {}
     }
 }
 
