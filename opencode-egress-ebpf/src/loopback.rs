@@ -17,9 +17,9 @@ use aya_ebpf::{EbpfContext as _, programs::SockAddrContext};
 use opencode_egress_common::{
     abi::PolicyHeader,
     decide::{Decision, Verdict},
-    flow::{Address, Flow, Protocol},
+    flow::{Flow, Protocol},
     loopback::{VOUCHED, may_be_own},
-    packet::{Bytes as _, Packet},
+    packet::Packet,
     reason::DropReason,
 };
 
@@ -30,8 +30,8 @@ use crate::{
     own::{self, IN_GROUP, LISTENS, NOBODY, OTHER, OWN, OfCall, OfPacket},
     peer::{forget, is_known, remember},
     sk::FullSk,
-    skb::{Linear, Skb},
-    uapi::{ETH_P_IP, LOOPBACK_IFINDEX, SOCK_DGRAM, SOCK_STREAM, TCP_ESTABLISHED, TCP_NEW_SYN_RECV},
+    skb::{Skb, carries},
+    uapi::{LOOPBACK_IFINDEX, SOCK_DGRAM, SOCK_STREAM, TCP_ESTABLISHED, TCP_NEW_SYN_RECV},
 };
 
 /// The verdict on a call, of which the rules have said this. Where nobody is found, its packets are judged when they are there.
@@ -109,7 +109,7 @@ pub(crate) fn binds(
 /// packet is judged, and says no more than this one number, so that the verifier has little to keep apart.
 #[inline(never)]
 pub(crate) fn leaves(skb: &Skb) -> u32 {
-    let mut packet = own::probe(Address::v4(0), Protocol(0), 0);
+    let mut packet = Packet::UNKNOWN;
     let passes = read(skb, &mut packet) != 0
         && match packet.protocol {
             Protocol::TCP => segment(skb, &packet) != 0,
@@ -238,10 +238,11 @@ fn segment(skb: &Skb, packet: &Packet) -> u32 {
         return 0;
     }
     let instance = Instance::get();
-    // A server's first answer: what it answers was judged.
-    let answers =
-        skb.full_socket().is_none() && instance.head().is_some_and(|header| header.own_loopback != 0);
-    let left = if answers { TO_OWN } else { is_left(&instance, &packet.outbound()) };
+    // A server's first answer, which carries nothing. What it answers was judged when it came in, and what follows it is asked for.
+    if skb.full_socket().is_none() && instance.head().is_some_and(|header| header.own_loopback != 0) {
+        return 1;
+    }
+    let left = is_left(&instance, &packet.outbound());
     if left == SETTLED {
         return 0;
     }
@@ -257,10 +258,10 @@ fn segment(skb: &Skb, packet: &Packet) -> u32 {
             return 1;
         }
         OWN | LISTENS => {}
-        IN_GROUP if packet.opens && carries_data(skb) == 0 => {}
+        IN_GROUP if packet.opens && carries::<0>(skb) == 0 => {}
         // SAFETY: as above.
         IN_GROUP if unsafe { own::is_being_opened(skb.raw().cast(), packet) } != 0 => {}
-        NOBODY if left == UNSPOKEN && carries_data(skb) == 0 => {}
+        NOBODY if left == UNSPOKEN && carries::<0>(skb) == 0 => {}
         _ => return 0,
     }
     if packet.opens {
@@ -286,26 +287,6 @@ fn datagram(skb: &Skb, packet: &Packet) -> u32 {
     }
     vouch(skb, &instance);
     1
-}
-
-/// Whether a segment carries more than headers, or may.
-#[inline(never)]
-fn carries_data(skb: &Skb) -> u32 {
-    let bytes = Linear(skb);
-    let (header, word) = match skb.ethertype() {
-        ETH_P_IP => match bytes.near::<0, 1>() {
-            Some([first]) if u32::from_be(first) >> 24 == 0x45 => (20, bytes.near::<32, 1>()),
-            _ => return 1,
-        },
-        _ => match bytes.near::<4, 1>() {
-            Some([second]) if u32::from_be(second) >> 8 & 0xff == 6 => (40, bytes.near::<52, 1>()),
-            _ => return 1,
-        },
-    };
-    match word {
-        Some([word]) => opaque(u32::from(skb.0.len() > header + (u32::from_be(word) >> 28) * 4), word),
-        None => 1,
-    }
 }
 
 /// Tells the program of the socket that takes it that this is the instance's own, in what no other process can write.

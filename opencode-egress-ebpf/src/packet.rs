@@ -14,6 +14,7 @@ use opencode_egress_common::{
     names::may_be_allowed_by_name,
     packet::Packet,
     reason::{DropReason, Hook},
+    segment::{SYN, URG},
 };
 
 use crate::{
@@ -23,7 +24,7 @@ use crate::{
     report::{Denial, Details, denied},
     reset::{self, Target},
     shortcut::{EXPIRED, GOES_ON, IS_FOLLOWED, In, Out, PASSES, by_name, remembered},
-    skb::Skb,
+    skb::{Skb, carries},
     uapi::{
         ETH_P_IP, LOOPBACK_IFINDEX, SOCK_DGRAM, SOCK_RAW, SOCK_STREAM, TCP_CLOSE, TCP_ESTABLISHED, TCP_LISTEN,
     },
@@ -34,6 +35,10 @@ pub(crate) fn egress(ctx: SkBuffContext) -> i32 {
     let skb = Skb(ctx);
     let said = leave(&skb);
     if said == FOLLOWED {
+        // The program that follows TLS lets every segment pass that has nothing of the stream.
+        if carries::<{ SYN | URG }>(&skb) == 0 {
+            return 1;
+        }
         maps::follow(&skb.0);
         // It is not there: somebody took away the map's pin, and no daemon runs.
         return skb.end_connection(&Instance::get());

@@ -3,7 +3,7 @@
 use opencode_egress_common::{
     abi::{NameRuleId, PolicyHeader},
     decide::Verdict,
-    flow::{Address, Flow, Protocol},
+    flow::{Flow, Protocol},
     names::may_be_allowed_by_name,
     packet::{Packet, ipv4, ipv6},
 };
@@ -49,7 +49,7 @@ pub(crate) const EXPIRED: u32 = 2;
 /// judged, and says no more than this one number, so that the verifier has little to keep apart.
 #[inline(never)]
 pub(crate) fn by_name<S: Shortcut>(skb: &Skb) -> u32 {
-    let mut flow = Flow { address: Address::v4(0), protocol: Protocol(0), port: 0 };
+    let mut flow = Flow::UNKNOWN;
     if !flow_that_may_be_named::<S>(skb, &mut flow) {
         return NOTHING;
     }

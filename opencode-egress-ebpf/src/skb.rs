@@ -1,5 +1,7 @@
 //! A packet's bytes and its socket.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::{
     EbpfContext as _,
     bindings::__sk_buff,
@@ -12,6 +14,7 @@ use opencode_egress_common::{
 };
 
 use crate::{
+    opaque::opaque,
     sk::{FullSk, Sk},
     uapi::{ETH_P_IP, ETH_P_IPV6, SOCK_STREAM},
 };
@@ -117,16 +120,35 @@ impl Bytes for Skb {
 
     #[inline(always)]
     fn far<const N: usize>(&self, offset: usize) -> Option<[u32; N]> {
-        let mut words = [0; N];
-        // SAFETY: the destination is on the stack and N words long.
-        let result = unsafe {
-            bpf_skb_load_bytes(
-                self.raw().cast(),
-                offset as u32,
-                (&raw mut words).cast(),
-                size_of::<[u32; N]>() as u32,
-            )
-        };
-        (result == 0).then_some(words)
+        // Not zeros: the compiler would make a loop of that, a turn for each byte.
+        let mut words = MaybeUninit::<[u32; N]>::uninit();
+        // SAFETY: the destination is on the stack and N words long, and the helper writes all of it.
+        unsafe {
+            let size = size_of::<[u32; N]>() as u32;
+            let result =
+                bpf_skb_load_bytes(self.raw().cast(), offset as u32, words.as_mut_ptr().cast(), size);
+            (result == 0).then(|| words.assume_init())
+        }
     }
+}
+
+/// Whether a TCP segment carries more than headers, or may, or has one of these flags. (A function of its own, for the verifier has less to keep
+/// apart.)
+#[inline(never)]
+pub(crate) fn carries<const FLAGS: u8>(skb: &Skb) -> u32 {
+    let bytes = Linear(skb);
+    let (header, word) = match skb.ethertype() {
+        ETH_P_IP => match bytes.near::<0, 1>() {
+            Some([first]) if u32::from_be(first) >> 24 == 0x45 => (20, bytes.near::<32, 1>()),
+            _ => return 1,
+        },
+        _ => match bytes.near::<4, 1>() {
+            Some([second]) if u32::from_be(second) >> 8 & 0xff == 6 => (40, bytes.near::<52, 1>()),
+            _ => return 1,
+        },
+    };
+    let Some([word]) = word else { return 1 };
+    let [length, flags, ..] = word.to_ne_bytes();
+    let empty = skb.0.len() == header + u32::from(length >> 4) * 4 && flags & FLAGS == 0;
+    opaque(u32::from(!empty), word)
 }

@@ -257,6 +257,11 @@ fn extensions_may_be_many_and_long() {
     assert_eq!(once(&many(45)), Open);
     assert_eq!(follow([&many(1000)[..]]), NotTls);
     assert_eq!(follow(many(1000).chunks(100)), Open);
+    // The longest name among others.
+    let long = format!("{}.example.net", "b".repeat(241));
+    let mut around = vec![extension(0x5a5a, &[1; 8]); 40];
+    around.insert(20, sni(&long));
+    assert_eq!(once(&hello(&around)), other(&long));
     // With shares of a key exchange that is large, in two records.
     let large = message(&body(&[extension(51, &[5; 16_000]), sni("registry.example.org"), filler()]));
     let stream: Vec<u8> = large.chunks(16_384).flat_map(|part| record(22, part)).collect();
@@ -354,6 +359,30 @@ proptest! {
                 prop_assert_eq!(pieces, whole);
             }
         }
+    }
+
+    /// Extensions that say another length than they have are the same to a reader that has them all at once as to one that gets them
+    /// byte by byte.
+    #[test]
+    fn extensions_are_bounded(
+        lengths in proptest::collection::vec((0..16_usize, 0..4_usize), 1..12),
+        place in any::<prop::sample::Index>(),
+        cut in 0..8_usize,
+    ) {
+        let mut extensions: Vec<_> = lengths
+            .iter()
+            .map(|(length, more)| {
+                let mut bytes = extension(0x5a5a, &vec![0; *length]);
+                // One in four says that it has one more or less.
+                bytes[3] = bytes[3].wrapping_add([0, 0, 1, 0xff][*more]);
+                bytes
+            })
+            .collect();
+        extensions.insert(place.index(extensions.len() + 1), sni("registry.example.org"));
+        let last = extensions.last_mut().expect("there is one");
+        last.truncate(last.len().saturating_sub(cut.saturating_sub(3)));
+        let stream = hello(&extensions);
+        prop_assert_eq!(follow([&stream[..]]), follow(stream.chunks(1)));
     }
 
     /// A hello with any extensions in any order is what its name is, however its message is cut into records and these into pieces.

@@ -38,8 +38,7 @@ impl Window {
     #[inline(always)]
     pub(super) fn reach(&self, source: &impl Source, offset: u32, end: u32) -> bool {
         let left = end.wrapping_sub(offset);
-        let within = u64::from(offset.wrapping_sub(self.from.get()));
-        if within + u64::from(least(left, 8)) > u64::from(self.len.get()) {
+        if !self.has(offset, least(left, 8)) {
             #[expect(clippy::cast_possible_truncation, reason = "a small one")]
             let len = least(left, WINDOW as u32);
             if !source.copy(offset, len, &self.bytes) {
@@ -49,6 +48,13 @@ impl Window {
             self.len.set(len);
         }
         true
+    }
+
+    /// Whether the `count` bytes from `offset` on are here.
+    #[inline(always)]
+    pub(super) fn has(&self, offset: u32, count: u32) -> bool {
+        let within = u64::from(offset.wrapping_sub(self.from.get()));
+        within + u64::from(count) <= u64::from(self.len.get())
     }
 
     /// The `count` bytes from `offset` on, 1 to 8 that are here, as one number, the first byte in its upper end.
