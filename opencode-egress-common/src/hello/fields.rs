@@ -216,7 +216,7 @@ impl Hello {
                 }
             };
         }
-        extensions!(0 0 0 0);
+        extensions!(0 0 0);
         self.advance(at.wrapping_sub(first));
     }
 
