@@ -31,7 +31,10 @@ use crate::{
     peer::{forget, is_known, remember},
     sk::FullSk,
     skb::{Skb, carries},
-    uapi::{LOOPBACK_IFINDEX, SOCK_DGRAM, SOCK_STREAM, TCP_ESTABLISHED, TCP_NEW_SYN_RECV},
+    uapi::{
+        LOOPBACK_IFINDEX, SOCK_DGRAM, SOCK_STREAM, TCP_CLOSE_WAIT, TCP_ESTABLISHED, TCP_LAST_ACK,
+        TCP_NEW_SYN_RECV,
+    },
 };
 
 /// The verdict on a call, of which the rules have said this. Where nobody is found, its packets are judged when they are there.
@@ -110,22 +113,25 @@ pub(crate) fn binds(
 #[inline(never)]
 pub(crate) fn leaves(skb: &Skb) -> u32 {
     let mut packet = Packet::UNKNOWN;
-    let passes = read(skb, &mut packet) != 0
-        && match packet.protocol {
-            Protocol::TCP => segment(skb, &packet) != 0,
-            _ => datagram(skb, &packet) != 0,
+    let (instance, sk) = (Instance::get(), skb.full_socket());
+    let passes = read(skb, sk, &mut packet) != 0
+        && match (packet.protocol, sk) {
+            (Protocol::TCP, Some(sk)) => segment(skb, sk, &instance, &packet) != 0,
+            (Protocol::TCP, None) => answer(skb, &instance) != 0,
+            (_, Some(sk)) => datagram(skb, sk, &instance, &packet) != 0,
+            _ => false,
         };
     if passes {
-        Instance::get().count_allowed(skb.0.len());
+        instance.count_allowed(skb.0.len());
     }
     opaque(u32::from(passes), skb.0.len())
 }
 
 /// Reads a plain packet of TCP or UDP, of a socket that makes such ones.
 #[inline(never)]
-fn read(skb: &Skb, packet: &mut Packet) -> u32 {
+fn read(skb: &Skb, sk: Option<FullSk>, packet: &mut Packet) -> u32 {
     let Some(plain) = skb.read_plain() else { return 0 };
-    let of_its_socket = match (skb.full_socket(), plain.protocol) {
+    let of_its_socket = match (sk, plain.protocol) {
         // A request for a connection, which only TCP has.
         (None, Protocol::TCP) => !plain.opens,
         // What a raw socket sends is of no socket that could have an answer. (The kernel's test run of a program has a socket without
@@ -193,67 +199,47 @@ fn is_left(instance: &Instance, flow: &Flow) -> u32 {
     opaque(left, instance.current.generation())
 }
 
-/// Whether a segment is of a listener's: it would open a connection from its port, which nothing does, or is of one that it accepted,
-/// which the rules need not let pass.
-#[inline(never)]
-fn is_listeners(skb: &Skb, packet: &Packet) -> u32 {
-    let Some(header) = Instance::get().head() else { return 1 };
-    let port = if packet.opens { packet.source_port } else { accepted_at(skb) };
-    let port = opaque(u32::from(port), skb.0.len()) as u16;
-    opaque(u32::from(header.listens_on(port)), skb.0.len())
-}
-
-/// The port at which a TCP socket was accepted, if it was: what [`Skb::was_accepted`] asks of. 0 is nobody's.
+/// A server's first answer to who opens a connection, which carries nothing. What it answers was judged when it came in, and what follows
+/// it is asked for. That of a listener's is judged by its port, as all of it is.
 #[inline(always)]
-fn accepted_at(skb: &Skb) -> u16 {
-    let Some(sk) = skb.socket() else { return 0 };
-    if sk.state() == TCP_NEW_SYN_RECV {
-        return sk.port();
-    }
-    match skb.full_socket() {
-        Some(sk) if sk.kind() == SOCK_STREAM => opaque(u32::from(sk.port()), 0) as u16,
-        _ => 0,
-    }
-}
-
-/// What is known of a segment's connection from earlier ones: 1, where its other end was found. One that opens another connection begins
-/// with nothing.
-#[inline(never)]
-fn is_of_known(skb: &Skb, packet: &Packet) -> u32 {
-    let Some(sk) = skb.full_socket() else { return 0 };
-    if packet.opens {
-        forget(sk);
-        return 0;
-    }
-    opaque(u32::from(is_known(sk, &Instance::get(), packet)), skb.0.len())
+fn answer(skb: &Skb, instance: &Instance) -> u32 {
+    let (Some(request), Some(header)) = (skb.socket(), instance.head()) else { return 0 };
+    let passes = request.state() == TCP_NEW_SYN_RECV
+        && header.own_loopback != 0
+        && !header.listens_on(opaque(u32::from(request.port()), skb.0.len()) as u16);
+    opaque(u32::from(passes), skb.0.len())
 }
 
 /// A segment of a connection to the instance itself.
-#[inline(never)]
-fn segment(skb: &Skb, packet: &Packet) -> u32 {
-    if is_of_known(skb, packet) != 0 {
+#[inline(always)]
+fn segment(skb: &Skb, sk: FullSk, instance: &Instance, packet: &Packet) -> u32 {
+    if packet.opens {
+        // One that opens another connection begins with nothing.
+        forget(sk);
+    } else if is_known(sk, instance, packet) {
         return 1;
     }
-    if is_listeners(skb, packet) != 0 {
+    // It would open a connection from a listener's port, which nothing does, or is of one that a listener accepted, which the rules need not let
+    // pass.
+    let port = if packet.opens { packet.source_port } else { sk.port() };
+    let port = opaque(u32::from(port), skb.0.len()) as u16;
+    if instance.head().is_none_or(|header| header.listens_on(port)) {
         return 0;
     }
-    let instance = Instance::get();
-    // A server's first answer, which carries nothing. What it answers was judged when it came in, and what follows it is asked for.
-    if skb.full_socket().is_none() && instance.head().is_some_and(|header| header.own_loopback != 0) {
-        return 1;
-    }
-    let left = is_left(&instance, &packet.outbound());
+    let left = is_left(instance, &packet.outbound());
     if left == SETTLED {
         return 0;
     }
+    // The other end has closed a connection that was open, and this has nothing for it.
+    if matches!(sk.state(), TCP_CLOSE_WAIT | TCP_LAST_ACK) && carries::<0>(skb) == 0 {
+        return 1;
+    }
     // SAFETY: the programs of this hook may search sockets.
-    match unsafe { own::taker::<OfPacket>(skb.raw().cast(), &instance, packet) } {
+    match unsafe { own::taker::<OfPacket>(skb.raw().cast(), instance, packet) } {
         OWN if !packet.opens => {
             // One that is being closed has little more to say, and what is remembered has to be made.
-            if let Some(sk) = skb.full_socket()
-                && sk.state() == TCP_ESTABLISHED
-            {
-                remember(sk, &instance, packet);
+            if sk.state() == TCP_ESTABLISHED {
+                remember(sk, instance, packet);
             }
             return 1;
         }
@@ -265,27 +251,25 @@ fn segment(skb: &Skb, packet: &Packet) -> u32 {
         _ => return 0,
     }
     if packet.opens {
-        vouch(skb, &instance);
+        vouch(skb, instance);
     }
     1
 }
 
 /// A datagram to the instance itself. That the rules leave its flow to who takes it is remembered, and not who does.
-#[inline(never)]
-fn datagram(skb: &Skb, packet: &Packet) -> u32 {
-    let instance = Instance::get();
-    let Some(sk) = skb.full_socket() else { return 0 };
-    if !is_known(sk, &instance, packet) {
-        if is_left(&instance, &packet.outbound()) == SETTLED {
+#[inline(always)]
+fn datagram(skb: &Skb, sk: FullSk, instance: &Instance, packet: &Packet) -> u32 {
+    if !is_known(sk, instance, packet) {
+        if is_left(instance, &packet.outbound()) == SETTLED {
             return 0;
         }
-        remember(sk, &instance, packet);
+        remember(sk, instance, packet);
     }
     // SAFETY: the programs of this hook may search sockets.
-    if unsafe { own::taker::<OfPacket>(skb.raw().cast(), &instance, packet) } != OWN {
+    if unsafe { own::taker::<OfPacket>(skb.raw().cast(), instance, packet) } != OWN {
         return 0;
     }
-    vouch(skb, &instance);
+    vouch(skb, instance);
     1
 }
 

@@ -23,6 +23,9 @@ pub(crate) const TCP_ESTABLISHED: u32 = 1;
 /// It has sent what opens a connection, and no answer came yet.
 pub(crate) const TCP_SYN_SENT: u32 = 2;
 pub(crate) const TCP_CLOSE: u32 = 7;
+/// The other end has closed, and this one has not; then it has, too.
+pub(crate) const TCP_CLOSE_WAIT: u32 = 8;
+pub(crate) const TCP_LAST_ACK: u32 = 9;
 pub(crate) const TCP_LISTEN: u32 = 10;
 /// A request socket, which only an inbound SYN makes.
 pub(crate) const TCP_NEW_SYN_RECV: u32 = 12;
