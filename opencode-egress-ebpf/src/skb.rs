@@ -149,6 +149,6 @@ pub(crate) fn carries<const FLAGS: u8>(skb: &Skb) -> u32 {
     };
     let Some([word]) = word else { return 1 };
     let [length, flags, ..] = word.to_ne_bytes();
-    let empty = skb.0.len() == header + u32::from(length >> 4) * 4 && flags & FLAGS == 0;
+    let empty = skb.0.len() <= header + u32::from(length >> 4) * 4 && flags & FLAGS == 0;
     opaque(u32::from(!empty), word)
 }
