@@ -275,11 +275,11 @@ impl Hello {
         }
     }
 
-    /// A step, and what behind it takes none. (One function: where processors mistrust returns, each call takes longer than a step.)
+    /// A step, and what behind it takes none. (One function: where processors mistrust returns, a call takes as long as a step.)
     #[inline(never)]
     fn turn(&self, source: &impl Source) {
         self.step(source);
-        if self.said.get() == GO_ON {
+        if self.said.get() == GO_ON && self.is_before_extension() {
             self.pass_extensions();
         }
     }
