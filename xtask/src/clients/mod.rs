@@ -254,7 +254,11 @@ impl Place {
         none_leaked(&outcome.seen)?;
         ensure!(outcome.seen.reached.is_empty(), "LEAK: {:?} reached the second host", outcome.seen.reached);
         ensure!(outcome.said.contains(client.words), "its words are not `{}`", client.words);
-        ensure!(outcome.refused.iter().any(|name| name == UNLISTED), "no line says that it was refused");
+        ensure!(
+            outcome.refused.iter().any(|name| name == UNLISTED),
+            "no line says that it was refused, of those of {:?}",
+            outcome.refused
+        );
         if let Some(listed) = listed {
             ensure!(
                 outcome.took <= listed + LIMIT,
