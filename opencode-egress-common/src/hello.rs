@@ -9,7 +9,7 @@
 //! it. Parsers differ on everything else, and another one may be at the other end. Where a server asks for a second hello (RFC 8446,
 //! section 4.1.4), that has to name a server, too. What follows otherwise is nobody's concern here.
 
-use core::{cell::Cell, hint::black_box};
+use core::cell::Cell;
 
 mod fields;
 mod name;
@@ -207,19 +207,10 @@ impl Hello {
         self.message_left.set(self.message_left.get().wrapping_sub(count));
     }
 
-    /// One step, of which [`Hello::said`] has what came of it.
+    /// Reads the next field, or a record's header, as far as it is here, and a name as far as a turn may. Something is here.
     #[inline(always)]
-    fn step(&self, source: &impl Source) {
-        self.pass_over();
-        if self.message_left.get() == 0 && self.phase.get() != AFTER {
-            self.said.set(self.end_hello());
-            return;
-        }
+    fn read(&self, source: &impl Source) {
         let (at, end) = (self.at.get(), self.end.get());
-        if at == end {
-            self.said.set(MORE);
-            return;
-        }
         if !self.window.reach(source, at, end) {
             self.said.set(NOT_TLS);
             return;
@@ -227,7 +218,23 @@ impl Hello {
         let here = end.wrapping_sub(at);
         match self.record_left.get() {
             0 => self.read_header(here),
+            _ if self.is_in_name() => self.read_name(),
             in_record => self.read_field(least(least(here, in_record), self.message_left.get())),
+        }
+    }
+
+    /// Goes on to where something is to be read next, or says that there is nothing, and ends a hello of which nothing is left.
+    #[inline(always)]
+    fn go_on(&self) {
+        self.pass_over();
+        if self.is_before_extension() {
+            self.pass_extensions();
+        }
+        if self.message_left.get() == 0 && self.phase.get() != AFTER {
+            self.said.set(self.end_hello());
+        }
+        if self.said.get() == GO_ON && self.at.get() == self.end.get() {
+            self.said.set(MORE);
         }
     }
 
@@ -275,16 +282,17 @@ impl Hello {
         }
     }
 
-    /// A step, and what behind it takes none. (One function: where processors mistrust returns, a call takes as long as a step.)
+    /// Reads something, and goes on, of which [`Hello::said`] has what came of it. (One function: where processors mistrust returns, a
+    /// call takes as long as all that is in it.)
     #[inline(never)]
     fn turn(&self, source: &impl Source) {
-        self.step(source);
-        if self.said.get() == GO_ON && self.is_before_extension() {
-            self.pass_extensions();
+        self.read(source);
+        if self.said.get() == GO_ON {
+            self.go_on();
         }
     }
 
-    /// Takes turns until a step says something else than [`GO_ON`]. Written out, for the kernel's verifier forgets too soon what it saw of
+    /// Takes turns until one says something else than [`GO_ON`]. Written out, for the kernel's verifier forgets too soon what it saw of
     /// earlier turns of a loop, and looks at the rest of it again for each branch in it.
     #[inline(always)]
     fn turns(&self, source: &impl Source) {
@@ -300,10 +308,14 @@ impl Hello {
             };
         }
         self.said.set(GO_ON);
-        turns!(
-            0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0
-            0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0
-        );
+        self.go_on();
+        if self.said.get() != GO_ON {
+            return;
+        }
+        // The headers of the record and the message.
+        turns!(0 0);
+        self.pass_beginning();
+        turns!(0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0);
         self.said.set(NOT_TLS);
     }
 }
@@ -312,11 +324,23 @@ impl Hello {
 #[inline(always)]
 fn least(one: u32, other: u32) -> u32 {
     let difference = i64::from(one) - i64::from(other);
-    // All ones where it is negative. The compiler, if it saw that, would make a branch of it.
-    let negative = black_box(difference >> 63);
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "one of the two")]
-    let least = (i64::from(other) + (difference & negative)) as u32;
+    let least = (i64::from(other) + (difference & sign(difference))) as u32;
     least
+}
+
+/// All ones for what is negative, and zeros for the rest. A compiler that saw what this does would make a branch of it.
+#[inline(always)]
+#[cfg(target_arch = "bpf")]
+fn sign(mut number: i64) -> i64 {
+    // SAFETY: one instruction on the named register.
+    unsafe { core::arch::asm!("{number} s>>= 63", number = inout(reg) number) };
+    number
+}
+
+#[cfg(not(target_arch = "bpf"))]
+const fn sign(number: i64) -> i64 {
+    number >> 63
 }
 
 /// What has come of a field, and what came now.
@@ -331,7 +355,7 @@ fn join(before: u64, number: u64, count: u32) -> u64 {
 #[inline(always)]
 pub fn judge(hello: &Hello, source: &impl Source, is_listed: impl FnOnce(&ServerName) -> bool) -> Followed {
     hello.turns(source);
-    if hello.said.get() == MORE && !hello.is_good_beginning() {
+    if hello.said.get() == MORE && hello.has_part() && !hello.is_good_beginning() {
         hello.said.set(NOT_TLS);
     }
     if hello.flags.get() & WAITING != 0 {

@@ -12,6 +12,7 @@
 //! Nothing here touches the kernel: all of it is tested on the host.
 
 #![no_std]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 pub mod abi;
 pub mod cache;

@@ -152,18 +152,8 @@ impl Hello {
                 }
                 self.name.begin(number);
                 self.name_left.set(number);
-                self.expect_name(number)
-            }
-            NAME => {
-                let (left, count) = (self.name_left.get(), self.needed.get());
-                self.name.write(left, field, count);
-                let left = left.wrapping_sub(count);
-                self.name_left.set(left);
-                if left != 0 {
-                    return self.expect_name(left);
-                }
-                self.flags.set(self.flags.get() | WAITING);
-                self.expect_extension(0)
+                // It is in its extension, and so in the message.
+                self.expect(NAME, 0, 0)
             }
             _ => NOT_TLS,
         }
@@ -189,20 +179,85 @@ impl Hello {
         self.expect_extension(length)
     }
 
+    /// Whether the name is read next.
+    #[inline(always)]
+    pub(super) fn is_in_name(&self) -> bool {
+        self.phase.get() == NAME
+    }
+
+    /// Reads the name on, as far as it is here and a turn may. It has no field: its bytes are written where they belong, as many as come.
+    #[inline(always)]
+    pub(super) fn read_name(&self) {
+        self.read_word();
+        self.read_word();
+        if self.name_left.get() == 0 {
+            self.flags.set(self.flags.get() | WAITING);
+            self.said.set(self.expect_extension(0));
+        }
+    }
+
+    /// Reads the next eight bytes of the name, or as many as there are: what it writes for those that are to come, they write over.
+    #[inline(always)]
+    fn read_word(&self) {
+        let (at, left) = (self.at.get(), self.name_left.get());
+        let here = least(self.end.get().wrapping_sub(at), self.record_left.get());
+        self.count.set(least(least(left, 8), least(here, self.window.left_from(at))));
+        let count = self.count.get();
+        self.name.write(left, self.window.number(at, count), count);
+        self.name_left.set(left.wrapping_sub(count));
+        self.advance(count);
+    }
+
+    /// Passes over all that is before the extensions, where it is next and here, and good. The rest is left to the turns, which say what is
+    /// wrong: they take one for each field, and several times as long.
+    #[inline(never)]
+    pub(super) fn pass_beginning(&self) {
+        let at = self.at.get();
+        let number = |offset, count| part(self.window.number(offset, count), 0, 0xffff);
+        // Of what is not here it is any number, and then the next one's place is not here either.
+        let version = number(at, 2);
+        let session = number(at.wrapping_add(34), 1);
+        let behind_session = at.wrapping_add(35).wrapping_add(session);
+        let suites = number(behind_session, 2);
+        let behind_suites = behind_session.wrapping_add(2).wrapping_add(suites);
+        let compression = number(behind_suites, 1);
+        let behind_compression = behind_suites.wrapping_add(1).wrapping_add(compression);
+        let extensions = number(behind_compression, 2);
+        let passed = behind_compression.wrapping_add(2).wrapping_sub(at);
+        // Each is negative where it is so, and one branch asks for all: the verifier would follow each of them both ways.
+        let is_less = |one: u32, other: u32| i64::from(one) - i64::from(other);
+        let is_not_here = is_less(self.window.left_from(at.wrapping_add(passed)), 1)
+            | is_less(self.record_left.get(), passed);
+        let is_elsewhere = is_less(0, self.phase.get() ^ VERSION | self.had.get());
+        let is_bad = is_less(version, 0x0301)
+            | is_less(0x0304, version)
+            | is_less(32, session)
+            | is_less(suites, 1)
+            | is_less(0, suites & 1)
+            | is_less(compression, 1)
+            | is_less(extensions, 4)
+            | is_less(0, extensions ^ self.message_left.get().wrapping_sub(passed));
+        if is_not_here | is_elsewhere | is_bad >= 0 {
+            self.advance(passed);
+            self.expect(EXTENSION, 0, 4);
+        }
+    }
+
     /// Whether an extension comes next, of which nothing has come.
     #[inline(always)]
     pub(super) fn is_before_extension(&self) -> bool {
         self.phase.get() == EXTENSION && self.had.get() == 0
     }
 
-    /// Passes over extensions that say nothing here, as far as their headers were copied: a step for each takes several times as long.
-    /// Those behind which no other header is left in the record, the message and the piece are left to the steps.
+    /// Passes over extensions that say nothing here, as far as their headers were copied: a turn for each takes several times as long.
+    /// One that is not all here is left to the turns, and one behind which no other header is in this record and this piece, unless the message
+    /// ends with it.
     #[inline(never)]
     pub(super) fn pass_extensions(&self) {
-        self.pass_over();
         let first = self.at.get();
         let left = least(self.end.get().wrapping_sub(first), self.record_left.get());
         let end = first.wrapping_add(least(left, self.message_left.get()));
+        let last = first.wrapping_add(self.message_left.get());
         let mut at = first;
         // Written out, as the turns are.
         macro_rules! extensions {
@@ -210,7 +265,7 @@ impl Hello {
                 'run: {
                     $(
                         let _ = $extension;
-                        let next = self.behind_extension(at, end);
+                        let next = self.behind_extension(at, end, last);
                         if next == at {
                             break 'run;
                         }
@@ -219,23 +274,24 @@ impl Hello {
                 }
             };
         }
-        extensions!(0 0 0);
+        extensions!(0 0 0 0 0 0);
         self.advance(at.wrapping_sub(first));
     }
 
-    /// Where the next extension begins, if that at `at` says nothing here, and there is one before `end`; else `at`.
+    /// Where the next extension begins, if that at `at` says nothing here, and there is one before `end`, or the message ends there, which it
+    /// does at `last`; else `at`.
     #[inline(always)]
-    fn behind_extension(&self, at: u32, end: u32) -> u32 {
-        if !self.window.has(at, 4) {
-            return at;
-        }
+    fn behind_extension(&self, at: u32, end: u32, last: u32) -> u32 {
         let header = self.window.number(at, 4);
         let kind = part(header, 16, 0xffff);
         let next = at.wrapping_add(4).wrapping_add(part(header, 0, 0xffff));
-        if next.wrapping_add(4) > end || kind == SERVER_NAME || kind == EARLY_DATA_EXTENSION {
-            return at;
-        }
-        next
+        // Each is negative where it is so, and one branch asks for all: the verifier would follow each of them both ways.
+        let is_zero = |number: u32| i64::from(number) - 1;
+        let is_not_here = i64::from(self.window.left_from(at)) - 4;
+        let is_the_last_here = i64::from(end) - i64::from(next) - 4;
+        let ends_the_message = is_zero(end ^ next | end ^ last);
+        let says_something = is_zero(kind ^ SERVER_NAME) | is_zero(kind ^ EARLY_DATA_EXTENSION);
+        if is_not_here | is_the_last_here & !ends_the_message | says_something < 0 { at } else { next }
     }
 
     /// Goes on with the next extension, if there is one.
@@ -243,11 +299,6 @@ impl Hello {
     fn expect_extension(&self, skip: u32) -> u32 {
         let said = self.expect(EXTENSION, skip, 4);
         if skip == self.message_left.get() { GO_ON } else { said }
-    }
-
-    #[inline(always)]
-    fn expect_name(&self, left: u32) -> u32 {
-        self.expect(NAME, 0, if left < 8 { left } else { 8 })
     }
 
     /// Ends the hello, of which nothing is left. Its fields were checked to be in it, so none is cut.
@@ -266,6 +317,12 @@ impl Hello {
         GO_ON
     }
 
+    /// Whether some of a record's header or of a field has come, and not all.
+    #[inline(always)]
+    pub(super) fn has_part(&self) -> bool {
+        self.header_had.get() | self.had.get() != 0
+    }
+
     /// Whether what has come of a record's header and of a field, where the rest is to come, can become a good one.
     #[inline(never)]
     pub(super) fn is_good_beginning(&self) -> bool {
@@ -278,11 +335,7 @@ impl Hello {
                 || had > 2 && part(header, 16, 0xff) > 4
                 || hello && part(header, 0, 0xffff) > LONGEST_RECORD);
         }
-        let had = self.had.get();
-        if had == 0 {
-            return true;
-        }
-        let missing = self.needed.get().wrapping_sub(had);
+        let missing = self.needed.get().wrapping_sub(self.had.get());
         let bits = (missing & 7) * 8;
         // The field is one of those from the lowest to the highest.
         let lowest = self.field.get() << bits;

@@ -96,7 +96,8 @@ impl ServerName {
         let mut index = 0;
         while index < 8 {
             let place = left.wrapping_sub(1 + index);
-            // What is before the first place is masked to the last ones, where no name is.
+            // What would be before the first place is put into the last one, where no name is.
+            let place = place | place.cast_signed().wrapping_shr(31).cast_unsigned();
             #[expect(clippy::cast_possible_truncation, reason = "one byte of it")]
             self.at(place).set((bytes >> (56 - 8 * index)) as u8);
             index += 1;

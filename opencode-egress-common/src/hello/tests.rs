@@ -2,13 +2,12 @@ extern crate std;
 
 use std::{format, string::String, string::ToString as _, vec, vec::Vec};
 
-use proptest::prelude::*;
-
 use super::*;
 
 mod compared;
 mod made;
 mod programs;
+mod random;
 mod real;
 
 use made::*;
@@ -223,6 +222,34 @@ fn what_is_no_hello_is_denied_at_its_first_wrong_byte() {
     }
 }
 
+/// What is before the extensions is read at once, where it is there.
+#[test]
+fn a_beginning_is_read_where_it_is() {
+    let (good, evil) = (sni("registry.example.org"), sni("evil.example"));
+    let length = |length: usize| u16::try_from(length).expect("a short one").to_be_bytes();
+    // Too little for an extension.
+    for extensions in [&[0][..], &[0, 0], &[0, 0, 0]] {
+        assert_eq!(once(&hello(&[extensions.to_vec()])), NotTls);
+    }
+    // With a record's header among its random bytes it is a hello without extensions, and as if that was none of them one whose suites are
+    // extensions.
+    let suites = [&good[..], &extension(0x5a5a, &[0])].concat();
+    let random = [&[7; 27][..], &[0, 0, 2, 1, 1]].concat();
+    let body = [&[3, 3][..], &random, &[1, 1], &length(suites.len()), &suites, &[2, 0, 0], &[0, 0]].concat();
+    let message = message(&body);
+    let (first, rest) = message.split_at(4 + 2 + 10);
+    assert_eq!(once(&[record(22, first), record(22, rest)].concat()), NoName);
+    // An extension that would be one.
+    let inner = [&good[..], &[0x5a, 0x5a], &length(evil.len())].concat();
+    let looks_so = [&[7; 30][..], &[0, 0, 2, 1, 1, 1, 0], &length(inner.len() + evil.len()), &inner].concat();
+    let early = extension(42, &[]);
+    let stream = hello(&[early.clone(), early, extension(0x0303, &looks_so), evil.clone()]);
+    let (first, rest) = stream.split_at(stream.len() - evil.len() - looks_so.len() - 12);
+    let (second, third) = rest.split_at(rest.len() - evil.len() - 1);
+    assert_eq!(follow([first, second, third]), other("evil.example"));
+    assert_eq!(once(&stream), other("evil.example"));
+}
+
 #[test]
 fn a_hello_may_come_in_several_records() {
     let message = message(&body(&[filler(), sni("registry.example.org"), filler()]));
@@ -340,68 +367,4 @@ fn keys_list_one_name_or_those_below_it() {
     }
     // The kernel's tries take no longer key.
     assert_eq!(size_of::<ServerNameKey>(), 4 + 256);
-}
-
-proptest! {
-    /// No bytes make it panic, wherever they are cut, and what a hello has is not changed by how it is cut.
-    #[test]
-    fn any_bytes_are_followed(bytes in proptest::collection::vec(any::<u8>(), 0..300), cut in 1..40_usize) {
-        let _ = follow([&bytes[..]]);
-        let _ = follow(bytes.chunks(cut));
-        // Behind a good beginning.
-        let good = hello(&[filler(), sni("registry.example.org"), filler()]);
-        for length in [5, 9, 43, 80, 100, 200, good.len()] {
-            let stream = [&good[..length.min(good.len())], &bytes].concat();
-            let whole = follow([&stream[..]]);
-            let pieces = follow(stream.chunks(cut));
-            // In pieces a second hello may come, which may not with the first.
-            if whole != NotTls {
-                prop_assert_eq!(pieces, whole);
-            }
-        }
-    }
-
-    /// Extensions that say another length than they have are the same to a reader that has them all at once as to one that gets them
-    /// byte by byte.
-    #[test]
-    fn extensions_are_bounded(
-        lengths in proptest::collection::vec((0..16_usize, 0..4_usize), 1..12),
-        place in any::<prop::sample::Index>(),
-        cut in 0..8_usize,
-    ) {
-        let mut extensions: Vec<_> = lengths
-            .iter()
-            .map(|(length, more)| {
-                let mut bytes = extension(0x5a5a, &vec![0; *length]);
-                // One in four says that it has one more or less.
-                bytes[3] = bytes[3].wrapping_add([0, 0, 1, 0xff][*more]);
-                bytes
-            })
-            .collect();
-        extensions.insert(place.index(extensions.len() + 1), sni("registry.example.org"));
-        let last = extensions.last_mut().expect("there is one");
-        last.truncate(last.len().saturating_sub(cut.saturating_sub(3)));
-        let stream = hello(&extensions);
-        prop_assert_eq!(follow([&stream[..]]), follow(stream.chunks(1)));
-    }
-
-    /// A hello with any extensions in any order is what its name is, however its message is cut into records and these into pieces.
-    #[test]
-    fn hellos_are_followed(
-        kinds in proptest::collection::vec((1..60_000_u16, 0..200_usize), 0..25),
-        place in any::<prop::sample::Index>(),
-        name in prop::sample::select(vec!["registry.example.org", "evil.example", "A.example", "x.below.example.net"]),
-        in_record in 20..3000_usize,
-        in_piece in 1..3000_usize,
-    ) {
-        let mut extensions: Vec<_> = kinds.iter().map(|(kind, length)| extension(*kind, &vec![3; *length])).collect();
-        extensions.insert(place.index(extensions.len() + 1), sni(name));
-        let message = message(&body(&extensions));
-        let stream: Vec<u8> = message.chunks(in_record).flat_map(|part| record(22, part)).collect();
-        let expected = if name == "evil.example" { other(name) } else { Open };
-        if stream.len() / in_record < 10 {
-            prop_assert_eq!(follow([&stream[..]]), expected.clone());
-        }
-        prop_assert_eq!(follow(stream.chunks(in_piece.min(500))), expected);
-    }
 }

@@ -38,7 +38,7 @@ impl Window {
     #[inline(always)]
     pub(super) fn reach(&self, source: &impl Source, offset: u32, end: u32) -> bool {
         let left = end.wrapping_sub(offset);
-        if !self.has(offset, least(left, 8)) {
+        if self.left_from(offset) < least(left, 8) {
             #[expect(clippy::cast_possible_truncation, reason = "a small one")]
             let len = least(left, WINDOW as u32);
             if !source.copy(offset, len, &self.bytes) {
@@ -50,18 +50,18 @@ impl Window {
         true
     }
 
-    /// Whether the `count` bytes from `offset` on are here.
+    /// How many bytes from `offset` on are here, which is not before them; 0 where that is behind them.
     #[inline(always)]
-    pub(super) fn has(&self, offset: u32, count: u32) -> bool {
-        let within = u64::from(offset.wrapping_sub(self.from.get()));
-        within + u64::from(count) <= u64::from(self.len.get())
+    pub(super) fn left_from(&self, offset: u32) -> u32 {
+        let within = offset.wrapping_sub(self.from.get());
+        let len = self.len.get();
+        len.wrapping_sub(least(within, len))
     }
 
-    /// The `count` bytes from `offset` on, 1 to 8 that are here, as one number, the first byte in its upper end.
+    /// The `count` bytes from `offset` on, as one number, the first byte in its upper end: 1 to 8 that are here. Of others it is any number.
     #[inline(always)]
     pub(super) fn number(&self, offset: u32, count: u32) -> u64 {
         let within = offset.wrapping_sub(self.from.get());
-        debug_assert!(within + count <= self.len.get(), "{within} and {count} of what is here");
         let (word, bits) = ((within >> 3) as usize & (WINDOW / 8 - 1), (within & 7) * 8);
         // Two words that are aligned, as every architecture takes them.
         let bytes = self.word(word) << bits | self.word(word + 1) >> 1 >> (63 - bits);
