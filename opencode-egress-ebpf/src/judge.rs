@@ -13,6 +13,7 @@ use opencode_egress_common::{
 use crate::{maps, opaque::opaque};
 
 /// The instance that the running program confines, with the policy that is in force for it now.
+#[derive(Clone, Copy)]
 pub(crate) struct Instance {
     pub(crate) index: u32,
     pub(crate) current: Current,

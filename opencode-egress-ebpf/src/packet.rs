@@ -23,7 +23,7 @@ use crate::{
     loopback, maps, opaque,
     report::{Denial, Details, denied},
     reset::{self, Target},
-    shortcut::{EXPIRED, GOES_ON, IS_FOLLOWED, In, Out, PASSES, by_name, remembered},
+    shortcut::{EXPIRED, GOES_ON, IS_FOLLOWED, In, OPENS_TLS, Out, PASSES, by_name, remembered},
     skb::{Skb, carries},
     uapi::{
         ETH_P_IP, LOOPBACK_IFINDEX, SOCK_DGRAM, SOCK_RAW, SOCK_STREAM, TCP_CLOSE, TCP_ESTABLISHED, TCP_LISTEN,
@@ -65,7 +65,7 @@ fn leave(skb: &Skb) -> i32 {
     // What goes on by name is not in the cache, so an instance with names looks for that first.
     let mut known = if instance.current.has_names() { remembered::<Out>(skb) } else { 0 };
     let passes = known & GOES_ON != 0
-        || skb.passes::<Out>(&instance)
+        || skb.passes::<Out>(|| instance)
         || skb.interface() == LOOPBACK_IFINDEX && loopback::leaves(skb) != 0;
     if !passes {
         match by_name::<Out>(skb) {
@@ -75,6 +75,9 @@ fn leave(skb: &Skb) -> i32 {
             said if judge_egress(skb, said) == 0 => return 0,
             _ => {}
         }
+    }
+    if known & OPENS_TLS != 0 {
+        skb.opens_tls_under(instance.current.generation());
     }
     if known & IS_FOLLOWED == 0 { 1 } else { FOLLOWED }
 }
@@ -190,11 +193,10 @@ fn outbound(skb: &Skb, instance: &Instance, packet: &Packet) -> Verdict {
 #[cgroup_skb(ingress)]
 pub(crate) fn ingress(ctx: SkBuffContext) -> i32 {
     let skb = Skb(ctx);
-    let instance = Instance::get();
     // Most of what comes in by TCP passes whatever it is, so names are asked after that.
     if loopback::arrives(&skb)
-        || skb.passes::<In>(&instance)
-        || instance.current.has_names() && remembered::<In>(&skb) & GOES_ON != 0
+        || skb.passes::<In>(Instance::get)
+        || Instance::get().current.has_names() && remembered::<In>(&skb) & GOES_ON != 0
         || by_name::<In>(&skb) == PASSES
     {
         1

@@ -21,8 +21,8 @@ use crate::{
 /// What lets a plain packet pass without judging it: nearly every packet. Apart from the rest it is short
 /// code that hardly needs the stack.
 pub(crate) trait Shortcut {
-    /// Whether the cache has what lets the packet pass.
-    fn passes(skb: &Skb, instance: &Instance, packet: &Packet) -> bool;
+    /// Whether the cache has what lets the packet pass, or it needs nothing of the instance's.
+    fn passes(skb: &Skb, instance: impl FnOnce() -> Instance, packet: &Packet) -> bool;
 
     /// Whether a packet that is plain otherwise may be of a flow by name.
     fn may_be_named(skb: &Skb, header: &PolicyHeader, packet: &Packet) -> bool;
@@ -94,6 +94,8 @@ fn flow_that_may_be_named<S: Shortcut>(skb: &Skb, flow: &mut Flow) -> bool {
 pub(crate) const GOES_ON: u32 = 1;
 /// Where it passes, the program that follows TLS is to see it.
 pub(crate) const IS_FOLLOWED: u32 = 2;
+/// It opens a connection, by a rule with `tls`.
+pub(crate) const OPENS_TLS: u32 = 4;
 
 /// What its socket's memory says of a packet: bits of the above. (A function of its own, for what it takes of the stack.)
 #[inline(never)]
@@ -107,18 +109,19 @@ pub(crate) fn remembered<S: Shortcut>(skb: &Skb) -> u32 {
     // SAFETY: not null, and the socket's for as long as the program runs.
     let followed = unsafe { (*socket).tls.hello.is_followed() } << 1;
     // What opens a connection begins to be followed; or is not, where something else than the socket remembers lets it pass.
-    let opens = followed | u32::from(sk.state() == TCP_SYN_SENT) << 1;
-    let Some(packet) = skb.read_plain() else { return opens };
+    let opens = u32::from(sk.state() == TCP_SYN_SENT);
+    let unknown = followed | opens * IS_FOLLOWED;
+    let Some(packet) = skb.read_plain() else { return unknown };
     // Only a socket's own flows are in its storage, of TCP and UDP, and none from a listener's port.
     if !S::is_of_socket(skb, &packet) {
-        return opens;
+        return unknown;
     }
     let rule = named::goes_on_by(socket, &instance, &S::flow(&packet));
     if rule == 0 {
-        return opens;
+        return unknown;
     }
     S::count(skb, &instance);
-    GOES_ON | if NameRuleId(rule).opens_tls() { opens } else { followed }
+    GOES_ON | if NameRuleId(rule).opens_tls() { unknown | opens * OPENS_TLS } else { followed }
 }
 
 /// What names say now of a flow, where no rule for networks says that it passes or does not.
@@ -143,7 +146,8 @@ impl Shortcut for Out {
     /// What the cache has, of a flow that the packet itself names: a TCP segment, unless it opens a connection from a
     /// listener's port, and a datagram from its socket's own port.
     #[inline(always)]
-    fn passes(skb: &Skb, instance: &Instance, packet: &Packet) -> bool {
+    fn passes(skb: &Skb, instance: impl FnOnce() -> Instance, packet: &Packet) -> bool {
+        let instance = instance();
         let plain = match packet.protocol {
             Protocol::TCP if packet.opens => {
                 instance.head().is_some_and(|header| !header.listens_on(packet.source_port))
@@ -157,7 +161,7 @@ impl Shortcut for Out {
         }
         let remembered = instance.remembers(&packet.outbound());
         if remembered {
-            Self::count(skb, instance);
+            Self::count(skb, &instance);
         }
         remembered
     }
@@ -200,10 +204,10 @@ impl Shortcut for In {
     /// A packet passes that is of a connection that was judged when it was opened, from here or from there; or from a peer that the
     /// instance may send to.
     #[inline(always)]
-    fn passes(_: &Skb, instance: &Instance, packet: &Packet) -> bool {
+    fn passes(_: &Skb, instance: impl FnOnce() -> Instance, packet: &Packet) -> bool {
         match packet.protocol {
             Protocol::TCP => !packet.opens,
-            _ => instance.remembers(&packet.back()),
+            _ => instance().remembers(&packet.back()),
         }
     }
 
@@ -235,9 +239,10 @@ impl Shortcut for In {
 }
 
 impl Skb {
-    /// Whether the packet is plain, without options and extension headers, and a shortcut lets it pass.
+    /// Whether the packet is plain, without options and extension headers, and a shortcut lets it pass. The instance is asked for where it is
+    /// needed: that takes as long as all the rest of what most of the packets that come in take.
     #[inline(always)]
-    pub(crate) fn passes<S: Shortcut>(&self, instance: &Instance) -> bool {
+    pub(crate) fn passes<S: Shortcut>(&self, instance: impl FnOnce() -> Instance) -> bool {
         let packet = match self.ethertype() {
             ETH_P_IP => ipv4(&Linear(self)),
             // One after the other, so that neither is slowed by what the other needs.

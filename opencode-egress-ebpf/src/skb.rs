@@ -40,6 +40,22 @@ impl Skb {
         u16::from_be(unsafe { (*self.raw()).protocol } as u16)
     }
 
+    /// Tells the program that goes on with this packet under which generation its flow was found to open TLS, in what only the programs of this
+    /// hook write. The kernel keeps what others have there, and begins with zeros (`__bpf_prog_run_save_cb`,
+    /// <https://github.com/torvalds/linux/blob/v6.12/include/linux/filter.h>).
+    #[inline(always)]
+    pub(crate) fn opens_tls_under(&self, generation: u32) {
+        // SAFETY: the kernel's context, valid while the program runs, whose control block it may write.
+        unsafe { (&raw mut (*self.raw()).cb[0]).write_volatile(generation) };
+    }
+
+    /// What [`Skb::opens_tls_under`] was told; 0 for nothing, which is no policy's generation.
+    #[inline(always)]
+    pub(crate) fn tls_generation(&self) -> u32 {
+        // SAFETY: the kernel's context, valid while the program runs.
+        unsafe { (&raw const (*self.raw()).cb[0]).read_volatile() }
+    }
+
     /// Reads the headers. A packet whose version is not what its socket family says is unreadable.
     #[inline(always)]
     pub(crate) fn read(&self) -> Result<Packet, DropReason> {

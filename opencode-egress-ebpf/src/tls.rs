@@ -7,7 +7,7 @@
 //! meanwhile nobody reads. What comes before what is missing does not pass.
 
 use aya_ebpf::{
-    bindings::{__sk_buff, bpf_sock},
+    bindings::__sk_buff,
     helpers::{bpf_ktime_get_boot_ns, bpf_skb_load_bytes, bpf_tcp_sock},
     macros::cgroup_skb,
     programs::SkBuffContext,
@@ -30,7 +30,7 @@ use crate::{
     report::{Denial, Details, denied},
     sk::FullSk,
     skb::Skb,
-    storage::TlsFlow,
+    storage::{NamedSocket, TlsFlow},
     uapi::{SOCK_STREAM, TCP_SYN_SENT},
 };
 
@@ -48,47 +48,45 @@ pub(crate) fn tls(ctx: SkBuffContext) -> i32 {
     if sk.kind() != SOCK_STREAM {
         return 1;
     }
+    let socket = named::socket_of(sk.as_ptr(), 0);
     // Without a flow by name there is none that must open TLS.
-    let Some(flow) = flow_of(sk.as_ptr()) else { return 1 };
+    // SAFETY: it is null, or the socket's for as long as the program runs. All of it may be zeros.
+    let Some(NamedSocket { tls: flow, .. }) = (unsafe { socket.as_ref() }) else { return 1 };
     let opens = sk.state() == TCP_SYN_SENT;
     if !opens && flow.hello.is_followed() == 0 {
         return 1;
     }
-    if opens || flow.generation.get() != Instance::get().current.generation() {
-        let said = opaque(must_open_tls(&skb, sk), skb.0.len());
-        match prepare(&skb, sk, flow, said) {
-            READ => {}
-            said => return i32::from(said == PASSES),
+    let generation = Instance::get().current.generation();
+    if opens || flow.generation.get() != generation {
+        // Nearly every SYN was found to open TLS just now, by the program before this one; unless another policy is in force since.
+        let goes_on = match skb.tls_generation() == generation {
+            true => GoesOn::AsTls as u32,
+            false => must_open_tls(&skb, socket),
+        };
+        let goes_on = opaque(goes_on, skb.0.len());
+        let said = prepare(&skb, sk, flow, goes_on);
+        flow.generation.set(generation);
+        if said != READ {
+            return i32::from(said == PASSES);
         }
     }
     if flow.hello.is_followed() == 0 { 1 } else { go_on(&skb, flow) }
 }
 
-/// What is remembered of a full socket's connection.
-#[inline(always)]
-fn flow_of(sk: *mut bpf_sock) -> Option<&'static TlsFlow> {
-    // SAFETY: it is null, or the socket's for as long as the program runs. All of it may be zeros.
-    unsafe { named::socket_of(sk, 0).as_ref() }.map(|socket| &socket.tls)
-}
-
 /// Begins to follow a connection that is opened, where it must open TLS, and ends that where it need not any more, under another
-/// policy. `said` is a [`GoesOn`].
+/// policy. `goes_on` is a [`GoesOn`].
 #[inline(never)]
-fn prepare(skb: &Skb, sk: FullSk, flow: &TlsFlow, said: u32) -> u32 {
+fn prepare(skb: &Skb, sk: FullSk, flow: &TlsFlow, goes_on: u32) -> u32 {
     let opens = sk.state() == TCP_SYN_SENT;
-    if opens && said == GoesOn::AsTls as u32 {
-        return match is_sent_again(skb, sk, flow) {
+    if opens && goes_on == GoesOn::AsTls as u32 {
+        return match flow.hello.standing() == Standing::Followed && is_sent_again(skb, sk, flow) {
             true => PASSES,
             false => opaque(begin(skb, flow), skb.0.len()),
         };
     }
-    let ends = opens || said == GoesOn::Freely as u32;
     // It does not go on by that rule when what frees it ends. Also where nothing is followed: it may have sent nothing under the rule.
-    if ends {
+    if opens || goes_on == GoesOn::Freely as u32 {
         named::forget_tls(sk.as_ptr());
-    }
-    flow.generation.set(Instance::get().current.generation());
-    if ends {
         flow.hello.end();
     }
     READ
@@ -99,9 +97,6 @@ fn prepare(skb: &Skb, sk: FullSk, flow: &TlsFlow, said: u32) -> u32 {
 /// <https://github.com/torvalds/linux/blob/v6.12/net/ipv4/tcp_output.c> sets `snd_nxt` when the first SYN has left).
 #[inline(never)]
 fn is_sent_again(skb: &Skb, sk: FullSk, flow: &TlsFlow) -> bool {
-    if flow.hello.standing() != Standing::Followed {
-        return false;
-    }
     let Some(segment) = Segment::read(skb) else { return false };
     // SAFETY: the helper takes a full socket; what it returns is null or the socket's for as long as the program runs.
     let sent = unsafe {
@@ -123,7 +118,6 @@ fn begin(skb: &Skb, flow: &TlsFlow) -> u32 {
     // sent twice by MPTCP itself, which the other end knows and nobody here, so what opens TLS must be one piece.
     flow.hello.begin(mptcp == Mptcp::Capable as u32);
     flow.next.set(segment.sequence.wrapping_add(1));
-    flow.generation.set(Instance::get().current.generation());
     if mptcp == Mptcp::Joins as u32 {
         flow.hello.deny(Followed::NotTls);
         return READ;
@@ -136,9 +130,9 @@ fn begin(skb: &Skb, flow: &TlsFlow) -> u32 {
 /// Either question reads the packet anew, for the verifier keeps what a caller has read, and each way in which it can be read,
 /// apart while it looks at what is called.
 #[inline(never)]
-fn must_open_tls(skb: &Skb, sk: FullSk) -> u32 {
+fn must_open_tls(skb: &Skb, socket: *mut NamedSocket) -> u32 {
     let instance = Instance::get();
-    match begun_by(skb, sk, &instance) {
+    match begun_by(skb, socket, &instance) {
         0 => {}
         rule if NameRuleId(rule).opens_tls() => return GoesOn::AsTls as u32,
         _ => return GoesOn::Freely as u32,
@@ -152,9 +146,9 @@ fn must_open_tls(skb: &Skb, sk: FullSk) -> u32 {
 /// The rule by which the flow of a packet began at its call, under the policy in force: 0 where it did not, or nobody remembers. It
 /// says how the flow must go on, for it is the one that leaves it most freedom.
 #[inline(never)]
-fn begun_by(skb: &Skb, sk: FullSk, instance: &Instance) -> u64 {
+fn begun_by(skb: &Skb, socket: *mut NamedSocket, instance: &Instance) -> u64 {
     let Some(segment) = Segment::read(skb) else { return 0 };
-    named::goes_on_by(named::socket_of(sk.as_ptr(), 0), instance, &segment.flow())
+    named::goes_on_by(socket, instance, &segment.flow())
 }
 
 /// Whether a rule for networks allows the flow of a packet.
