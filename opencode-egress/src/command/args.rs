@@ -203,7 +203,7 @@ pub struct ExecArgs {
     /// What the command may say to itself over loopback: `own`, whatever its own sockets take, or `listed`, what rules list
     #[arg(long, value_name = "WHAT", default_value = "own", conflicts_with = "policy")]
     pub loopback: Loopback,
-    /// Take the policy of an instance from this file
+    /// Take the policy of an instance from this file, and with it the file's `log` limits and resolver
     #[arg(long, value_name = "FILE", requires = "instance")]
     pub policy: Option<PathBuf>,
     /// The instance whose policy to take

@@ -142,9 +142,23 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 struct Place {
     hosts: Hosts,
     egress: PathBuf,
+    /// The file of their policy.
+    policy: PathBuf,
     opencode: Option<PathBuf>,
     /// How many home directories there were.
     homes: usize,
+}
+
+/// The instance that a client is.
+const INSTANCE: &str = "client";
+
+/// What a client may reach. Every refusal has a line: some ask for a score of names of their own at once.
+fn policy() -> serde_json::Value {
+    serde_json::json!({
+        "version": 1,
+        "log": { "burst": 1000, "per_sec": 1000 },
+        "instances": { INSTANCE: { "units": ["client.service"], "allow": [format!("{LISTED}:22,80,443")] } },
+    })
 }
 
 /// How a client's runs went.
@@ -164,7 +178,9 @@ impl Place {
         let directory = root().join("target/clients");
         fs::create_dir_all(directory.join("built"))?;
         let hosts = Hosts::make(directory.join("hosts"))?;
-        Ok(Self { hosts, egress, opencode: None, homes: 0 })
+        let policy = directory.join("policy.json");
+        fs::write(&policy, self::policy().to_string())?;
+        Ok(Self { hosts, egress, policy, opencode: None, homes: 0 })
     }
 
     fn built(&self) -> PathBuf {
@@ -282,10 +298,10 @@ impl Place {
         let home = self.hosts.directory().join(format!("home-{}", self.homes));
         fs::create_dir(&home)?;
         let script = self.filled(client.command, name);
-        let (egress, rule) = (self.egress.display().to_string(), format!("{LISTED}:22,80,443"));
+        let (egress, policy) = (self.egress.display().to_string(), self.policy.display().to_string());
         let (homes, count) = (home.display().to_string(), runs.to_string());
-        let confined =
-            [&egress, "exec", "--allow", &rule, "--", "bash", "-c", TIMED, "bash", &script, &homes, &count];
+        let exec = [&egress, "exec", "--policy", &policy, "--instance", INSTANCE, "--"];
+        let confined = [&exec[..], &["bash", "-c", TIMED, "bash", &script, &homes, &count]].concat();
         let mut command = self.hosts.command(resolv_conf, &confined);
         for variable in AUTHORITIES {
             command.env(variable, self.hosts.directory().join("ca.pem"));

@@ -242,9 +242,8 @@ pub(super) const CLIENTS: &[Client] = &[
         install: &[("chromium", "chromium")],
         prepare: "",
         version: "chromium --version",
-        // Its own sandbox is not for root. What it asks of its maker, with search domains a score of questions at once, takes all the lines that
-        // there are, and so it is to ask nothing.
-        command: "chromium --headless --no-sandbox --disable-gpu --host-resolver-rules='MAP *.google.com ^NOTFOUND, MAP *.googleapis.com ^NOTFOUND, MAP *.gvt1.com ^NOTFOUND' --disable-background-networking --dump-dom http://{NAME}/ 2>&1 | grep -e reached -e net::",
+        // Its own sandbox is not for root.
+        command: "chromium --headless --no-sandbox --disable-gpu --disable-background-networking --dump-dom http://{NAME}/ 2>&1 | grep -e reached -e net::",
         words: "net::ERR_NAME_NOT_RESOLVED",
         proof: Proof::Request(80),
         ..CURL

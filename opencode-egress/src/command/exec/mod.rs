@@ -70,15 +70,15 @@ const MOST_LEFT: u32 = 64;
 ///
 /// When it could not be confined or started; nothing ran then.
 pub(super) fn exec(args: &ExecArgs) -> Result<ExitCode> {
-    let (policy, resolver) = policy(args)?;
+    let (policy, log, resolver) = policy(args)?;
     Features::of_this_kernel().check(&policy)?;
     let compiled = compile(&policy)?;
     let mut loaded = load(&Lifetime::Process)?;
-    loaded.maps.set_limits(&LogLimits::default())?;
+    loaded.maps.set_limits(&log)?;
     let mut loaded_policy = LoadedPolicy::load(&compiled)?;
     let mut names = match compiled.names.is_empty() {
         true => None,
-        false => Some(Names::start(compiled.names, policy.mode, &resolver, &mut loaded_policy)?),
+        false => Some(Names::start(compiled.names, policy.mode, (log, &resolver), &mut loaded_policy)?),
     };
     let needs = loaded_policy.needs();
     loaded.maps.put_in_force(vec![(InstanceIndex::FIRST, loaded_policy)])?;
@@ -103,19 +103,20 @@ pub(super) fn exec(args: &ExecArgs) -> Result<ExitCode> {
     Ok(exit_code(status))
 }
 
-fn policy(args: &ExecArgs) -> Result<(Policy, Resolver)> {
-    let (mut policy, resolver) = match (&args.policy, &args.instance) {
+/// The policy, and what its file says for all instances.
+fn policy(args: &ExecArgs) -> Result<(Policy, LogLimits, Resolver)> {
+    let (mut policy, log, resolver) = match (&args.policy, &args.instance) {
         (Some(file), Some(name)) => {
             let set = file::load(file)?;
-            (set.instance(name, file)?.clone(), set.resolver)
+            (set.instance(name, file)?.clone(), set.log, set.resolver)
         }
-        _ => (listed(args), Resolver::default()),
+        _ => (listed(args), LogLimits::default(), Resolver::default()),
     };
     if args.audit {
         policy.mode = Mode::Audit;
     }
     policy.errno = args.errno.unwrap_or(policy.errno);
-    Ok((policy, resolver))
+    Ok((policy, log, resolver))
 }
 
 /// The policy that the arguments list.

@@ -35,6 +35,7 @@ use crate::{
 pub(super) struct Names {
     rules: Vec<CompiledName>,
     mode: Mode,
+    log: LogLimits,
     known: KnownNames,
     questions: Questions,
     resolver: Child,
@@ -49,7 +50,7 @@ impl Names {
     pub(super) fn start(
         rules: Vec<CompiledName>,
         mode: Mode,
-        settings: &Resolver,
+        (log, settings): (LogLimits, &Resolver),
         policy: &mut LoadedPolicy,
     ) -> Result<Self> {
         let sockets = ResolverSockets::bind(std::process::id())
@@ -68,7 +69,7 @@ impl Names {
         send(&stream, &ToResolver::AllTold, &[]).context(told)?;
         stream.set_nonblocking(true)?;
         let (known, questions) = (KnownNames::default(), Questions::default());
-        Ok(Self { rules, mode, known, questions, resolver, stream: Some(stream), read: vec![] })
+        Ok(Self { rules, mode, log, known, questions, resolver, stream: Some(stream), read: vec![] })
     }
 
     /// What is to be waited for.
@@ -141,7 +142,7 @@ impl Names {
 
     /// Takes note of a refused question, and says so where it is to have a line.
     fn refuse(&mut self, loaded: &Loaded, question: Question, source: SocketAddr, output: &mut Output) {
-        let limits = (&LogLimits::default(), self.mode, Instant::now());
+        let limits = (&self.log, self.mode, Instant::now());
         let asker = || {
             let asker = loaded.maps.asker(InstanceIndex::FIRST, source)?;
             Some(Asker::of(&asker, scratch::caller))

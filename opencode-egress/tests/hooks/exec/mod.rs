@@ -6,7 +6,7 @@ mod signals;
 mod syscalls;
 
 use std::{
-    io,
+    fs, io,
     net::{Ipv4Addr, TcpListener},
     os::{fd::AsRawFd as _, unix::process::CommandExt as _},
     process::{Command, Output},
@@ -79,6 +79,39 @@ fn exec_confines_its_command() {
     );
     let stderr = said(&refused.stderr);
     assert!(stderr.lines().any(|line| line.starts_with(&told) && line.contains("comm=bash")), "{stderr}");
+}
+
+/// More denials than have lines by default.
+#[test]
+fn exec_keeps_to_the_log_limits_of_its_policy_file() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("policy.json");
+    let tell = |log: &str| {
+        let text = format!(
+            r#"{{"version":1,"log":{log},"instances":{{"client":{{"units":["client.service"],"allow":["api.example.org"]}}}}}}"#
+        );
+        fs::write(&file, text).expect("a policy file");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_opencode-egress"));
+        command.arg("exec").arg("--policy").arg(&file).args(["--instance", "client", "--", "bash", "-c"]);
+        // Flows, and questions.
+        command.arg(
+            "for n in {1..40}; do : > /dev/tcp/192.0.2.$n/80; getent hosts $n.example.net; done 2> /dev/null",
+        );
+        let output = command.output().expect("opencode-egress runs");
+        let stderr = said(&output.stderr);
+        let lines = |what: &str| {
+            stderr
+                .lines()
+                .filter(|line| line.starts_with("opencode-egress: denied: ") && line.contains(what))
+                .count()
+        };
+        [lines(" dst=192.0.2."), lines("query=")]
+    };
+    let [flows, questions] = tell(r#"{"burst":1000,"per_sec":1000}"#);
+    assert_eq!(flows, 40);
+    assert!(questions >= 40, "{questions}");
+    let [flows, questions] = tell(r#"{"burst":2,"per_sec":1}"#);
+    assert!((1..20).contains(&flows) && (1..20).contains(&questions), "{flows} {questions}");
 }
 
 /// A socket that this process was given is judged as its maker's, so the command must not have it.
