@@ -53,6 +53,13 @@ pub enum LoadError {
     /// A map is not in the object, or is another one.
     #[error(transparent)]
     Maps(#[from] MapsError),
+    /// The program that follows TLS cannot be called.
+    #[error(
+        "the program for {} cannot go on with that for {}, which the kernel refuses where it compiled one of the two and not the other; report it with the version of this kernel, and use another one meanwhile",
+        Hook::Egress.name(),
+        Hook::Tls.name()
+    )]
+    Follower(#[source] Box<aya::maps::MapError>),
     /// Something else is pinned under a map's name.
     #[error(
         "{path} is pinned already and is not the map that this version of opencode-egress makes; find out who made it, then remove it"
@@ -208,9 +215,8 @@ fn set_follower(ebpf: &mut Ebpf) -> Result<ProgramArray<MapData>, LoadError> {
     let mut follower: ProgramArray<MapData> = maps::take(ebpf, FOLLOWER)?;
     let program = ebpf.program(Hook::Tls.name()).ok_or(LoadError::MissingProgram(Hook::Tls))?;
     let refused = |source| LoadError::Program { hook: Hook::Tls, source: Box::new(source) };
-    let set = follower.set(0, program.fd().map_err(refused)?, 0);
-    let error = |source| MapsError::Operation { action: "write", name: FOLLOWER, source: Box::new(source) };
-    set.map_err(error)?;
+    let program = program.fd().map_err(refused)?;
+    follower.set(0, program, 0).map_err(|error| LoadError::Follower(Box::new(error)))?;
     Ok(follower)
 }
 
