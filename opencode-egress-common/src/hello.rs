@@ -39,7 +39,7 @@ pub enum Followed {
 }
 
 /// A number of the state. Each use of it is a load or a store: the kernel's verifier follows every value that a register may have,
-/// and knows nothing of what is in memory, which makes the steps of [`judge`] the same to it.
+/// and knows nothing of what is in memory, which makes the turns of [`judge`] the same to it.
 #[derive(Debug, Default)]
 #[repr(transparent)]
 pub struct Number<T: Copy>(Cell<T>);
@@ -78,7 +78,7 @@ pub struct Hello {
     phase: Number<u32>,
     /// Bytes to pass over before that.
     skip: Number<u32>,
-    /// How many bytes the field has.
+    /// How many bytes the field has; 0 for a name, which is read as it comes.
     needed: Number<u32>,
     /// How many of them have come.
     had: Number<u32>,
@@ -99,7 +99,7 @@ pub struct Hello {
     end: Number<u32>,
     /// How many bytes are read next. Whoever looks at the program forgets what it knew of that number.
     count: Number<u32>,
-    /// What the last step said.
+    /// What the last turn said.
     said: Number<u32>,
     /// Keeps the layout free of padding.
     reserved: u32,
@@ -134,7 +134,7 @@ const SECOND: u32 = 4;
 /// The hello must come in one piece.
 const WHOLE: u32 = 8;
 
-// What a step says.
+// What a turn says.
 const GO_ON: u32 = 0;
 const MORE: u32 = 1;
 const OVER: u32 = 2;
@@ -323,10 +323,25 @@ impl Hello {
 /// The lesser number, not by a branch, which the verifier would follow both ways.
 #[inline(always)]
 fn least(one: u32, other: u32) -> u32 {
-    let difference = i64::from(one) - i64::from(other);
+    let difference = is_less(one, other);
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "one of the two")]
     let least = (i64::from(other) + (difference & sign(difference))) as u32;
     least
+}
+
+// What is negative where something is so. Of several that are put together, one branch asks for all: the verifier would follow each of them
+// both ways.
+
+/// Negative where one number is less than the other.
+#[inline(always)]
+fn is_less(one: u32, other: u32) -> i64 {
+    i64::from(one) - i64::from(other)
+}
+
+/// Negative where a number is 0.
+#[inline(always)]
+fn is_zero(number: u32) -> i64 {
+    is_less(number, 1)
 }
 
 /// All ones for what is negative, and zeros for the rest. A compiler that saw what this does would make a branch of it.

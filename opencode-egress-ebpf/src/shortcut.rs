@@ -94,7 +94,7 @@ fn flow_that_may_be_named<S: Shortcut>(skb: &Skb, flow: &mut Flow) -> bool {
 pub(crate) const GOES_ON: u32 = 1;
 /// Where it passes, the program that follows TLS is to see it.
 pub(crate) const IS_FOLLOWED: u32 = 2;
-/// It opens a connection, by a rule with `tls`.
+/// It is of a socket that opens a connection, by a rule with `tls`.
 pub(crate) const OPENS_TLS: u32 = 4;
 
 /// What its socket's memory says of a packet: bits of the above. (A function of its own, for what it takes of the stack.)
@@ -110,18 +110,18 @@ pub(crate) fn remembered<S: Shortcut>(skb: &Skb) -> u32 {
     let followed = unsafe { (*socket).tls.hello.is_followed() } << 1;
     // What opens a connection begins to be followed; or is not, where something else than the socket remembers lets it pass.
     let opens = u32::from(sk.state() == TCP_SYN_SENT);
-    let unknown = followed | opens * IS_FOLLOWED;
-    let Some(packet) = skb.read_plain() else { return unknown };
+    let looked_at = followed | opens * IS_FOLLOWED;
+    let Some(packet) = skb.read_plain() else { return looked_at };
     // Only a socket's own flows are in its storage, of TCP and UDP, and none from a listener's port.
     if !S::is_of_socket(skb, &packet) {
-        return unknown;
+        return looked_at;
     }
     let rule = named::goes_on_by(socket, &instance, &S::flow(&packet));
     if rule == 0 {
-        return unknown;
+        return looked_at;
     }
     S::count(skb, &instance);
-    GOES_ON | if NameRuleId(rule).opens_tls() { unknown | opens * OPENS_TLS } else { followed }
+    GOES_ON | if NameRuleId(rule).opens_tls() { looked_at | opens * OPENS_TLS } else { followed }
 }
 
 /// What names say now of a flow, where no rule for networks says that it passes or does not.

@@ -40,9 +40,9 @@ impl Skb {
         u16::from_be(unsafe { (*self.raw()).protocol } as u16)
     }
 
-    /// Tells the program that goes on with this packet under which generation its flow was found to open TLS, in what only the programs of this
-    /// hook write. The kernel keeps what others have there, and begins with zeros (`__bpf_prog_run_save_cb`,
-    /// <https://github.com/torvalds/linux/blob/v6.12/include/linux/filter.h>).
+    /// Tells the program that goes on with this packet under which generation its flow was found to open TLS. The kernel keeps what others
+    /// have in this place and gives each program zeros, where that program itself writes there (`__bpf_prog_run_save_cb`,
+    /// <https://github.com/torvalds/linux/blob/v6.12/include/linux/filter.h>): so nobody else can have said it.
     #[inline(always)]
     pub(crate) fn opens_tls_under(&self, generation: u32) {
         // SAFETY: the kernel's context, valid while the program runs, whose control block it may write.

@@ -1,7 +1,8 @@
 //! What a record's header and each field of a hello may say.
 
 use crate::hello::{
-    AFTER, GO_ON, Hello, LONGEST_NAME, MESSAGE, NAMED, NO_NAME, NOT_TLS, OVER, SECOND, WAITING, WHOLE, least,
+    AFTER, GO_ON, Hello, LONGEST_NAME, MESSAGE, NAMED, NO_NAME, NOT_TLS, OVER, SECOND, WAITING, WHOLE,
+    is_less, is_zero, least,
 };
 
 // What is read next, as `Hello::phase` has it, between `MESSAGE` and `AFTER`.
@@ -224,17 +225,15 @@ impl Hello {
         let behind_compression = behind_suites.wrapping_add(1).wrapping_add(compression);
         let extensions = number(behind_compression, 2);
         let passed = behind_compression.wrapping_add(2).wrapping_sub(at);
-        // Each is negative where it is so, and one branch asks for all: the verifier would follow each of them both ways.
-        let is_less = |one: u32, other: u32| i64::from(one) - i64::from(other);
-        let is_not_here = is_less(self.window.left_from(at.wrapping_add(passed)), 1)
-            | is_less(self.record_left.get(), passed);
+        let is_not_here =
+            is_zero(self.window.left_from(at.wrapping_add(passed))) | is_less(self.record_left.get(), passed);
         let is_elsewhere = is_less(0, self.phase.get() ^ VERSION | self.had.get());
         let is_bad = is_less(version, 0x0301)
             | is_less(0x0304, version)
             | is_less(32, session)
-            | is_less(suites, 1)
+            | is_zero(suites)
             | is_less(0, suites & 1)
-            | is_less(compression, 1)
+            | is_zero(compression)
             | is_less(extensions, 4)
             | is_less(0, extensions ^ self.message_left.get().wrapping_sub(passed));
         if is_not_here | is_elsewhere | is_bad >= 0 {
@@ -278,17 +277,15 @@ impl Hello {
         self.advance(at.wrapping_sub(first));
     }
 
-    /// Where the next extension begins, if that at `at` says nothing here, and there is one before `end`, or the message ends there, which it
-    /// does at `last`; else `at`.
+    /// Where the next extension begins, if that at `at` says nothing here, and there is one before `end`, or the message ends there, which
+    /// it does at `last`; else `at`.
     #[inline(always)]
     fn behind_extension(&self, at: u32, end: u32, last: u32) -> u32 {
         let header = self.window.number(at, 4);
         let kind = part(header, 16, 0xffff);
         let next = at.wrapping_add(4).wrapping_add(part(header, 0, 0xffff));
-        // Each is negative where it is so, and one branch asks for all: the verifier would follow each of them both ways.
-        let is_zero = |number: u32| i64::from(number) - 1;
-        let is_not_here = i64::from(self.window.left_from(at)) - 4;
-        let is_the_last_here = i64::from(end) - i64::from(next) - 4;
+        let is_not_here = is_less(self.window.left_from(at), 4);
+        let is_the_last_here = is_less(end, next.wrapping_add(4));
         let ends_the_message = is_zero(end ^ next | end ^ last);
         let says_something = is_zero(kind ^ SERVER_NAME) | is_zero(kind ^ EARLY_DATA_EXTENSION);
         if is_not_here | is_the_last_here & !ends_the_message | says_something < 0 { at } else { next }

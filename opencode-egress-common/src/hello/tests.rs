@@ -231,8 +231,8 @@ fn a_beginning_is_read_where_it_is() {
     for extensions in [&[0][..], &[0, 0], &[0, 0, 0]] {
         assert_eq!(once(&hello(&[extensions.to_vec()])), NotTls);
     }
-    // With a record's header among its random bytes it is a hello without extensions, and as if that was none of them one whose suites are
-    // extensions.
+    // A hello without extensions, with a record's header among its random bytes. Who takes that for random bytes, too, finds extensions where the
+    // suites are.
     let suites = [&good[..], &extension(0x5a5a, &[0])].concat();
     let random = [&[7; 27][..], &[0, 0, 2, 1, 1]].concat();
     let body = [&[3, 3][..], &random, &[1, 1], &length(suites.len()), &suites, &[2, 0, 0], &[0, 0]].concat();
@@ -260,7 +260,7 @@ fn a_hello_may_come_in_several_records() {
         assert_eq!(once(&cut(&message, length)), Open, "{length}");
         assert_eq!(once(&cut(&evil, length)), other("evil.example"), "{length}");
     }
-    // More steps than are taken at once, and as many as one likes in pieces.
+    // More turns than are taken at once, and as many as one likes in pieces.
     assert_eq!(follow([&cut(&message, 1)[..]]), NotTls);
     for length in 1..16 {
         assert_eq!(follow(cut(&message, length).chunks(50)), Open, "{length}");
@@ -282,6 +282,10 @@ fn extensions_may_be_many_and_long() {
         hello(&extensions)
     };
     assert_eq!(once(&many(45)), Open);
+    assert_eq!(follow([&many(100)[..]]), Open);
+    let mut long = vec![extension(0x5a5a, &[1; 300]); 24];
+    long.push(sni("registry.example.org"));
+    assert_eq!(follow([&hello(&long)[..]]), Open);
     assert_eq!(follow([&many(1000)[..]]), NotTls);
     assert_eq!(follow(many(1000).chunks(100)), Open);
     // The longest name among others.
@@ -329,8 +333,9 @@ fn following_ends_behind_the_hello() {
     let with_data = [early, record(20, &[1]), data.clone(), data.clone()].concat();
     assert_eq!(once(&with_data), Open);
     assert_eq!(pieces(&[&with_data, &data, &evil]), other("evil.example"));
-    let small = record(23, &[0; 100]).repeat(100);
-    assert_eq!(pieces(&[&with_data, &small]), NotTls, "so many records at once");
+    let small = |count| record(23, &[0; 17]).repeat(count);
+    assert_eq!(pieces(&[&with_data, &small(32), &evil]), other("evil.example"));
+    assert_eq!(pieces(&[&with_data, &small(100)]), NotTls, "so many records at once");
     let endless = record(23, &[0; 16_384]).repeat(70);
     assert_eq!(follow([&with_data[..]].into_iter().chain(endless.chunks(60_000))), Over);
 }

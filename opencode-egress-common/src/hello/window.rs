@@ -50,7 +50,7 @@ impl Window {
         true
     }
 
-    /// How many bytes from `offset` on are here, which is not before them; 0 where that is behind them.
+    /// How many bytes from `offset` on are here; 0 where none is.
     #[inline(always)]
     pub(super) fn left_from(&self, offset: u32) -> u32 {
         let within = offset.wrapping_sub(self.from.get());
@@ -58,7 +58,8 @@ impl Window {
         len.wrapping_sub(least(within, len))
     }
 
-    /// The `count` bytes from `offset` on, as one number, the first byte in its upper end: 1 to 8 that are here. Of others it is any number.
+    /// The `count` bytes from `offset` on, as one number, the first byte in its upper end: 1 to 8 that are here. Of others, and of none, it is
+    /// any number.
     #[inline(always)]
     pub(super) fn number(&self, offset: u32, count: u32) -> u64 {
         let within = offset.wrapping_sub(self.from.get());
